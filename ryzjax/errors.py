@@ -1,0 +1,88 @@
+"""Every exception RyzJAX raises on bad input.
+
+    RyzJAXError
+    ├── ConfigError             an option or config value is wrong
+    │   ├── UnsupportedModelError   the architecture, or a field that changes its maths, is not supported
+    │   └── LayoutError             a sharding layout does not fit the mesh or the model
+    ├── CheckpointError         a checkpoint file is missing, truncated or of the wrong shape
+    ├── CapacityError           nothing fits the memory that was given
+    ├── RequestError            one request is bad (HTTP 400); carries `param` and `code`
+    │   └── ContextLengthError      prompt longer than the context (`context_length_exceeded`)
+    ├── QueueFullError          too many requests waiting (HTTP 429); carries `retry_after_s`
+    └── EngineStoppedError      the engine is draining, stopped or failed (HTTP 503)
+
+A message names the thing, its value, what was expected, and the remedy.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "CapacityError",
+    "CheckpointError",
+    "ConfigError",
+    "ContextLengthError",
+    "EngineStoppedError",
+    "LayoutError",
+    "QueueFullError",
+    "RequestError",
+    "RyzJAXError",
+    "UnsupportedModelError",
+]
+
+
+class RyzJAXError(Exception):
+    """Base of every error RyzJAX raises on purpose."""
+
+
+class ConfigError(RyzJAXError, ValueError):
+    """An option or config value is wrong."""
+
+
+class UnsupportedModelError(ConfigError):
+    """The architecture, or a config field that changes its maths, is not supported."""
+
+
+class LayoutError(ConfigError):
+    """A sharding layout does not fit the mesh or the model."""
+
+
+class CheckpointError(RyzJAXError):
+    """A checkpoint file is missing, truncated, or does not match the model."""
+
+
+class CapacityError(RyzJAXError):
+    """Nothing fits the memory that was given."""
+
+
+class RequestError(RyzJAXError, ValueError):
+    """One request is bad; the engine and its neighbours are untouched.
+
+    Args:
+      message: what is wrong, with value, expectation and remedy.
+      param: name of the offending request field, as the OpenAI API spells it.
+      code: machine-readable code of the OpenAI error object.
+    """
+
+    def __init__(self, message: str, *, param: str | None = None, code: str | None = None):
+        super().__init__(message)
+        self.param = param
+        self.code = code
+
+
+class ContextLengthError(RequestError):
+    """The prompt (plus what must be generated) does not fit the context."""
+
+    def __init__(self, message: str, *, param: str = "messages"):
+        super().__init__(message, param=param, code="context_length_exceeded")
+
+
+class QueueFullError(RyzJAXError):
+    """The waiting queue is full; try again after `retry_after_s` seconds."""
+
+    def __init__(self, message: str, *, retry_after_s: int):
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class EngineStoppedError(RyzJAXError):
+    """The engine is draining, stopped or failed and takes no request."""
