@@ -1,0 +1,1 @@
+"""RoPE, attention, MLP and linear layers shared by the model families."""

@@ -1,0 +1,83 @@
+"""Model families by name, built abstractly: shapes and shardings first, weights later."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import jax
+from flax import nnx
+
+from ryzjax.errors import UnsupportedModelError
+from ryzjax.models.config import ModelConfig
+from ryzjax.models.llama import Llama
+from ryzjax.sharding import Placement
+
+__all__ = ["FAMILIES", "AbstractModel", "WeightShape", "abstract_model"]
+
+FAMILIES = {"llama": Llama}
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightShape:
+    """A weight that is still to be filled: shape, dtype and where its shards go."""
+
+    shape: tuple[int, ...]
+    dtype: jax.typing.DTypeLike
+    sharding: jax.sharding.NamedSharding
+
+
+@dataclass(frozen=True, kw_only=True)
+class AbstractModel:
+    """A model without weights.
+
+    Attributes:
+      config, placement: what it was built from.
+      graphdef: the NNX structure.
+      weights: dotted name -> shape, dtype, sharding, in the order of the leaves.
+      treedef: rebuilds the NNX state from the leaves.
+    """
+
+    config: ModelConfig
+    placement: Placement
+    graphdef: nnx.GraphDef
+    weights: dict[str, WeightShape]
+    treedef: jax.tree_util.PyTreeDef
+
+    def merge(self, leaves: tuple[jax.Array, ...]) -> Llama:
+        """The model over `leaves`; cheap inside jit, where it runs once per trace."""
+        return nnx.merge(self.graphdef, jax.tree.unflatten(self.treedef, leaves))
+
+    @property
+    def num_parameters(self) -> int:
+        """Parameters, a tied head counted once."""
+        return sum(_size(w.shape) for w in self.weights.values())
+
+
+def abstract_model(config: ModelConfig, placement: Placement) -> AbstractModel:
+    """Builds a family's model without allocating a weight.
+
+    Raises:
+      UnsupportedModelError: no such family.
+      LayoutError: a weight does not divide over the layout's mesh.
+    """
+    if config.family not in FAMILIES:
+        raise UnsupportedModelError(f"model family {config.family!r} is not supported; expected one of {list(FAMILIES)}")
+    model = nnx.eval_shape(lambda: FAMILIES[config.family](config, placement))
+    graphdef, state = nnx.split(model)
+    leaves, treedef = jax.tree.flatten(state)
+    weights = {}
+    for (path, variable), leaf in zip(nnx.to_flat_state(state), leaves, strict=True):
+        metadata = variable.get_metadata()
+        weights[".".join(map(str, path))] = WeightShape(
+            shape=leaf.shape,
+            dtype=leaf.dtype,
+            sharding=placement.sharding(metadata["axes"], leaf.shape, metadata["units"]),
+        )
+    return AbstractModel(config=config, placement=placement, graphdef=graphdef, weights=weights, treedef=treedef)
+
+
+def _size(shape: tuple[int, ...]) -> int:
+    count = 1
+    for dim in shape:
+        count *= dim
+    return count

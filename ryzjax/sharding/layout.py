@@ -1,0 +1,86 @@
+"""Layout: mesh axes and the logical-to-mesh rules, as data (`configs/sharding/*.toml` or this dataclass)."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ryzjax.errors import LayoutError
+from ryzjax.shipped import shipped_path
+
+__all__ = ["LOGICAL_AXES", "Layout"]
+
+LOGICAL_AXES = {
+    "vocab": "rows of the embedding table and of the head; logits",
+    "embed": "the hidden dimension of weights",
+    "heads": "query heads",
+    "kv_heads": "key/value heads, of weights and of the KV cache",
+    "ffn": "the inner dimension of the MLP",
+    "tokens": "tokens of a step, in activations",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """How a model is laid over devices.
+
+    Attributes:
+      name: shown in messages and by `ryzjax info`.
+      mesh: mesh axis -> number of devices along it; at most one may be -1, "all that are left".
+      rules: logical axis -> mesh axis. A logical axis without a rule is replicated.
+    """
+
+    name: str
+    mesh: Mapping[str, int]
+    rules: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for axis, size in self.mesh.items():
+            if not isinstance(size, int) or isinstance(size, bool) or (size < 1 and size != -1):
+                raise LayoutError(f"layout {self.name!r}: mesh axis {axis}={size!r}; expected a positive size or -1")
+        if not self.mesh:
+            raise LayoutError(f"layout {self.name!r} has no mesh axes; name at least one in [mesh]")
+        if sum(size == -1 for size in self.mesh.values()) > 1:
+            raise LayoutError(f"layout {self.name!r}: only one mesh axis may be -1, got {dict(self.mesh)}")
+        for logical, axis in self.rules.items():
+            if logical not in LOGICAL_AXES:
+                known = ", ".join(sorted(LOGICAL_AXES))
+                raise LayoutError(f"layout {self.name!r}: unknown logical axis {logical!r} in [rules]; known: {known}")
+            if axis not in self.mesh:
+                raise LayoutError(
+                    f"layout {self.name!r}: rule {logical} = {axis!r} names no mesh axis; [mesh] has {sorted(self.mesh)}"
+                )
+
+    @classmethod
+    def load(cls, name_or_path: str) -> Layout:
+        """A shipped layout by name ("tp"), or one's own TOML file by path."""
+        path = Path(name_or_path)
+        if path.suffix != ".toml":
+            path = shipped_path(f"sharding/{name_or_path}.toml")
+        if not path.is_file():
+            names = sorted(p.stem for p in shipped_path("sharding").glob("*.toml"))
+            raise LayoutError(f"layout {name_or_path!r} not found; expected one of {names} or the path of a TOML file")
+        try:
+            raw = tomllib.loads(path.read_text(encoding="utf-8"))
+        except tomllib.TOMLDecodeError as error:
+            raise LayoutError(f"layout file {path} is not valid TOML: {error}") from error
+        unknown = sorted(set(raw) - {"mesh", "rules"})
+        if unknown:
+            raise LayoutError(f"layout file {path}: unknown tables {unknown}; expected [mesh] and [rules]")
+        return cls(name=path.stem, mesh=raw.get("mesh", {}), rules=raw.get("rules", {}))
+
+    def resolve(self, num_devices: int) -> Layout:
+        """The layout with -1 replaced, for a machine with `num_devices` devices."""
+        fixed = 1
+        for size in self.mesh.values():
+            fixed *= size if size != -1 else 1
+        wild = [axis for axis, size in self.mesh.items() if size == -1]
+        if num_devices < fixed or (wild and num_devices % fixed):
+            raise LayoutError(
+                f"layout {self.name!r} needs {'a multiple of ' if wild else ''}{fixed} devices, there are {num_devices}; "
+                f"change [mesh] {dict(self.mesh)} or the number of devices"
+            )
+        sizes = {axis: (num_devices // fixed if size == -1 else size) for axis, size in self.mesh.items()}
+        return Layout(name=self.name, mesh=sizes, rules=self.rules)
