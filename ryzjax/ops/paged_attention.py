@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from ryzjax.batch import KVCache, TokenBatch
 
@@ -96,9 +96,9 @@ def _attend_rows(
 
     def body(i: Int[Array, ""], state: _Softmax) -> _Softmax:
         pages = lax.dynamic_slice_in_dim(table, i * block_pages, block_pages, axis=1)
-        keys, values = (_load_pages(a, layer, pages) for a in cache)
-        scores = jnp.einsum("RHGD,RHBD->RHGB", q, keys, preferred_element_type=jnp.float32)
         visible = i * block + jnp.arange(block) < lengths[:, None]
+        keys, values = _load_pages(cache.k, layer, pages), _load_values(cache, layer, pages, visible)
+        scores = jnp.einsum("RHGD,RHBD->RHGB", q, keys, preferred_element_type=jnp.float32)
         return _accumulate(state, scores, visible[:, None, None, :], values, "RHGB,RHBD->RHGD")
 
     return _finish(lax.fori_loop(0, (jnp.max(lengths) + block - 1) // block, body, _start(q)))
@@ -150,9 +150,12 @@ def _attend_tile(
 
     def body(i: Int[Array, ""], state: _Softmax) -> _Softmax:
         here = lax.dynamic_slice_in_dim(pages, i * block_pages, block_pages)
-        keys, values = (_load_pages(a, layer, here[None])[0] for a in cache)
+        at = i * block + jnp.arange(block)
+        written = at < context_len
+        keys = _load_pages(cache.k, layer, here[None])[0]
+        values = _load_values(cache, layer, here[None], written[None])[0]
         scores = jnp.einsum("HQD,HBD->HQB", queries, keys, preferred_element_type=jnp.float32)
-        visible = i * block + jnp.arange(block) <= positions[:, None]
+        visible = (at <= positions[:, None]) & written
         return _accumulate(state, scores, visible, values, "HQB,HBD->HQD")
 
     done = _finish(lax.fori_loop(0, (end + block - 1) // block, body, _start(queries)))
@@ -167,6 +170,16 @@ def _load_pages(pages_array: Array, layer: int, pages: Int[Array, "R P"]) -> Flo
     if loaded.dtype == jnp.uint16:  # bfloat16 bits are the upper half of a float32
         return lax.bitcast_convert_type(loaded.astype(jnp.uint32) << 16, jnp.float32)
     return loaded.astype(jnp.float32)
+
+
+def _load_values(
+    cache: KVCache, layer: int, pages: Int[Array, "R P"], written: Bool[Array, "R B"]
+) -> Float[Array, "R H B D"]:
+    """Values of one block of pages, zero where the row has written none.
+
+    A page's unused slots hold what an earlier sequence left there; were that NaN, a weight of 0 would not hide it.
+    """
+    return jnp.where(written[:, None, :, None], _load_pages(cache.v, layer, pages), 0.0)
 
 
 def _start(q: Float[Array, "... D"]) -> _Softmax:

@@ -76,19 +76,23 @@ class Sampled(NamedTuple):
 
 
 def sample(
-    logits: Float[Array, "S V"], inputs: SamplingInputs, history: Int[Array, "S V"], bias: Float[Array, "S V"]
+    logits: Float[Array, "S V"],
+    inputs: SamplingInputs,
+    history: Int[Array, "slots V"],
+    bias: Float[Array, "slots V"],
+    slots: Int[Array, " S"],
 ) -> Sampled:
     """Chooses a token per row.
 
     Args:
       logits: float32.
       inputs: settings.
-      history: per row and token, how often it was generated, with PROMPT_BIT and STOP_BIT; read where
-        `use_history` says so.
-      bias: added to the logits, likewise.
+      history: per slot and token, how often it was generated, with PROMPT_BIT and STOP_BIT.
+      bias: per slot, added to the logits.
+      slots: the rows' slots; history and bias are read where `use_history` says so.
     """
     shifted = lax.cond(
-        jnp.any(inputs.use_history), lambda: _shape_by_history(logits, inputs, history, bias), lambda: logits
+        jnp.any(inputs.use_history), lambda: _shape_by_history(logits, inputs, history[slots], bias[slots]), lambda: logits
     )
     greedy = jnp.argmax(shifted, axis=-1).astype(jnp.int32)
     draws = inputs.temperature > 0

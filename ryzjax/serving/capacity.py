@@ -1,0 +1,136 @@
+"""What fits: the KV pool's size from a memory budget, and the table that start-up prints."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, replace
+
+import jax
+import jax.numpy as jnp
+
+from ryzjax.batch import kv_storage_dtype
+from ryzjax.errors import CapacityError
+from ryzjax.models.config import ModelConfig
+from ryzjax.sharding import Placement
+
+__all__ = ["Capacity", "device_memory_bytes", "kv_page_bytes", "plan_capacity"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Capacity:
+    """What a memory budget holds. Bytes are per device.
+
+    Attributes:
+      budget_bytes: memory for weights (already there), temporaries and the pool.
+      weight_bytes, temporary_bytes: taken before the pool.
+      page_bytes: one page of all layers.
+      num_pages: pages of the pool, page 0 (padding) included.
+      page_size_tokens: tokens a page.
+      max_context_tokens: longest sequence.
+    """
+
+    budget_bytes: int
+    weight_bytes: int
+    temporary_bytes: int
+    page_bytes: int
+    num_pages: int
+    page_size_tokens: int
+    max_context_tokens: int
+
+    @property
+    def pool_tokens(self) -> int:
+        """Tokens the pool holds over all sequences."""
+        return (self.num_pages - 1) * self.page_size_tokens
+
+    def table(self) -> str:
+        """The plan as lines of text."""
+        rows = [
+            ("memory budget", _gib(self.budget_bytes)),
+            ("weights", _gib(self.weight_bytes)),
+            ("step temporaries", _gib(self.temporary_bytes)),
+            ("KV pool", f"{_gib(self.num_pages * self.page_bytes)} = {self.num_pages} pages of {_mib(self.page_bytes)}"),
+            ("tokens in the pool", f"{self.pool_tokens:,}"),
+            ("longest context, batch 1", f"{min(self.max_context_tokens, self.pool_tokens):,} tokens"),
+        ]
+        return "\n".join(f"  {name:<26}{value}" for name, value in rows)
+
+
+def device_memory_bytes(device: jax.Device) -> tuple[int, int]:
+    """(total, in use) bytes of a device; of the machine's memory where the device is the CPU."""
+    stats = device.memory_stats() if device.platform != "cpu" else None
+    if stats:
+        return stats["bytes_limit"], stats["bytes_in_use"]
+    page = os.sysconf("SC_PAGE_SIZE")
+    total = os.sysconf("SC_PHYS_PAGES") * page
+    return total, total - os.sysconf("SC_AVPHYS_PAGES") * page
+
+
+def kv_page_bytes(config: ModelConfig, placement: Placement, page_size_tokens: int) -> int:
+    """Bytes of one page on one device, keys and values of all layers."""
+    heads = config.num_kv_heads * placement.kv_replication(config.num_kv_heads) // placement.axis_size("kv_heads")
+    itemsize = kv_storage_dtype(jnp.dtype(config.dtype)).itemsize
+    return 2 * config.num_layers * heads * page_size_tokens * config.head_dim * itemsize
+
+
+def plan_capacity(
+    config: ModelConfig,
+    placement: Placement,
+    *,
+    page_size_tokens: int,
+    max_sequences: int,
+    max_context_tokens: int | None,
+    kv_memory_bytes: int | None,
+    memory_fraction: float,
+    weight_bytes: int,
+    temporary_bytes: int,
+) -> Capacity:
+    """Sizes the pool.
+
+    Args:
+      max_context_tokens: as asked for; None takes the model's, or less where only less fits.
+      kv_memory_bytes: the pool's budget per device; None takes what `memory_fraction` leaves.
+      memory_fraction: share of the device's memory for weights, temporaries and pool.
+      weight_bytes: weights on one device, loaded already.
+      temporary_bytes: the largest step's temporaries on one device.
+
+    Raises:
+      CapacityError: no page fits, or not one sequence of `max_context_tokens`; carries the table.
+    """
+    page_bytes = kv_page_bytes(config, placement, page_size_tokens)
+    if kv_memory_bytes is None:
+        total, _ = device_memory_bytes(placement.mesh.devices.flat[0])
+        shares = placement.num_devices if placement.mesh.devices.flat[0].platform == "cpu" else 1
+        budget = int(total * memory_fraction) // shares
+        pool_bytes = budget - weight_bytes - temporary_bytes
+    else:
+        pool_bytes = kv_memory_bytes
+        budget = weight_bytes + temporary_bytes + kv_memory_bytes
+    context = max_context_tokens or config.max_position
+    # More pages than every slot at full context could use would never be touched.
+    most = max_sequences * -(-context // page_size_tokens) + 1
+    num_pages = max(min(pool_bytes // page_bytes, most), 0)
+    capacity = Capacity(
+        budget_bytes=budget,
+        weight_bytes=weight_bytes,
+        temporary_bytes=temporary_bytes,
+        page_bytes=page_bytes,
+        num_pages=num_pages,
+        page_size_tokens=page_size_tokens,
+        max_context_tokens=context,
+    )
+    remedy = "raise --kv-memory or --memory-fraction, or lower --max-context-tokens"
+    if num_pages < 2:
+        raise CapacityError(f"no KV page fits the memory; {remedy}\n{capacity.table()}")
+    if capacity.pool_tokens < context:
+        if max_context_tokens is not None:
+            raise CapacityError(f"a sequence of max_context_tokens={context:,} does not fit; {remedy}\n{capacity.table()}")
+        capacity = replace(capacity, max_context_tokens=capacity.pool_tokens)
+    return capacity
+
+
+def _gib(count: int) -> str:
+    return f"{count / 2**30:.2f} GiB" if abs(count) >= 2**30 else _mib(count)
+
+
+def _mib(count: int) -> str:
+    return f"{count / 2**20:.2f} MiB"

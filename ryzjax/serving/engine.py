@@ -1,0 +1,132 @@
+"""Engine: schedule, run, commit. One owner of the model, the KV cache and the scheduler; not thread-safe."""
+
+from __future__ import annotations
+
+import time
+
+from ryzjax.errors import RyzJAXError
+from ryzjax.obs.metrics import EngineMetrics, RequestStats
+from ryzjax.serving.host.schedule import StepPlan
+from ryzjax.serving.host.scheduler import Scheduler
+from ryzjax.serving.host.sequence import Sequence
+from ryzjax.serving.request import EngineRequest, FinishReason, TokenEvent, TokenLogprobs
+from ryzjax.serving.runner import InFlightStep, ModelRunner
+from ryzjax.serving.step import StepResult
+
+__all__ = ["Engine"]
+
+
+class Engine:
+    """Continuous batching: sequences join and leave at any step.
+
+    Args:
+      runner: compiled and allocated.
+      scheduler: over the runner's page pool.
+      metrics: counts what happens.
+      overlap: dispatch step n+1 before reading the tokens of step n. The tokens are the same either way.
+    """
+
+    def __init__(self, runner: ModelRunner, scheduler: Scheduler, metrics: EngineMetrics, *, overlap: bool = True):
+        self.runner = runner
+        self.scheduler = scheduler
+        self.metrics = metrics
+        self.overlap = overlap
+        self._in_flight: InFlightStep | None = None
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a step would do something."""
+        return self._in_flight is not None or self.scheduler.has_work
+
+    def add(self, request: EngineRequest) -> TokenEvent | None:
+        """Queues a request; a refusal comes back as its error event."""
+        try:
+            self.scheduler.add(request)
+        except RyzJAXError as error:
+            return TokenEvent(request_id=request.request_id, finish_reason="error", error=str(error))
+        return None
+
+    def abort(self, request_id: str) -> None:
+        """Ends a request, wherever it is; its pages are free at once. Unknown ids are ignored."""
+        sequence = self.scheduler.abort(request_id)
+        if sequence is not None:
+            self._record_done(sequence, "abort")
+
+    def step(self) -> list[TokenEvent]:
+        """One turn of the loop; the events of the step that was read."""
+        if self.overlap:
+            return self._step_overlapped()
+        plan = self.scheduler.schedule()
+        return [] if plan is None else self._commit(self.runner.dispatch(plan))
+
+    def _step_overlapped(self) -> list[TokenEvent]:
+        previous = self._in_flight
+        plan = self.scheduler.schedule()
+        self._in_flight = None if plan is None else self.runner.dispatch(plan)
+        return [] if previous is None else self._commit(previous)
+
+    def check_integrity(self) -> None:
+        """Raises AssertionError where pages or slots are lost; call when idle."""
+        self.scheduler.check_integrity()
+
+    def _commit(self, step: InFlightStep) -> list[TokenEvent]:
+        result = self.runner.read(step)
+        now = time.monotonic()
+        sampling = [row.sequence for row in step.plan.rows if row.samples]
+        row_of = {id(sequence): i for i, sequence in enumerate(sampling)}
+        events = []
+        for sequence, token, reason in self.scheduler.commit(step.plan, result.tokens[: len(sampling)]):
+            events.append(self._event(sequence, token, reason, result, row_of[id(sequence)]))
+            self._record_token(sequence, now)
+            if reason is not None:
+                self._record_done(sequence, reason)
+        self._record_step(step.plan, step.padded_tokens)
+        return events
+
+    def _event(
+        self, sequence: Sequence, token: int, reason: FinishReason | None, result: StepResult, row: int
+    ) -> TokenEvent:
+        request = sequence.request
+        logprobs = None
+        if request.params.logprobs is not None:
+            logprob, rank, top = result.logprobs(row, request.params.logprobs)
+            logprobs = (TokenLogprobs(token_id=token, logprob=logprob, rank=rank, top=top),)
+        return TokenEvent(
+            request_id=request.request_id,
+            token_ids=(token,),
+            logprobs=logprobs,
+            finish_reason=reason,
+            stop_token_id=token if reason == "stop" else None,
+        )
+
+    def _record_token(self, sequence: Sequence, now: float) -> None:
+        if sequence.first_token_s is None:
+            sequence.first_token_s = now
+            self.metrics.first_token(now - sequence.request.arrival_s)
+        else:
+            self.metrics.inter_token(now - sequence.last_token_s)
+        sequence.last_token_s = now
+
+    def _record_done(self, sequence: Sequence, reason: FinishReason) -> None:
+        request = sequence.request
+        self.metrics.request_done(
+            RequestStats(
+                prompt_tokens=len(request.prompt_token_ids),
+                generation_tokens=sequence.output_len,
+                finish_reason=reason,
+                arrival_s=request.arrival_s,
+                first_scheduled_s=sequence.first_scheduled_s,
+                first_token_s=sequence.first_token_s,
+                finished_s=time.monotonic(),
+            )
+        )
+
+    def _record_step(self, plan: StepPlan, padded_tokens: int) -> None:
+        scheduler = self.scheduler
+        self.metrics.step_done(
+            tokens=plan.num_tokens,
+            padded_tokens=padded_tokens,
+            running=scheduler.num_running,
+            waiting=scheduler.num_waiting,
+            kv_usage=scheduler.pool.num_used / scheduler.pool.num_usable,
+        )

@@ -1,0 +1,271 @@
+"""AsyncEngine: the caller's side of the engine. Text, validation, `n`, stop strings, streams, drain."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import threading
+import time
+import uuid
+from collections import defaultdict
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass
+
+from ryzjax.data.tokenizer import Tokenizer
+from ryzjax.errors import ContextLengthError, EngineStoppedError, QueueFullError, RequestError
+from ryzjax.models.config import ModelConfig
+from ryzjax.obs.metrics import EngineMetrics
+from ryzjax.serving.completion import CompletionStream
+from ryzjax.serving.engine import Engine
+from ryzjax.serving.engine_thread import EngineThread
+from ryzjax.serving.request import CompletionOutput, EngineRequest, RequestOutput, StreamDelta, TokenEvent
+from ryzjax.serving.sampling_params import SamplingParams
+
+__all__ = ["AsyncEngine", "Prompt"]
+
+Prompt = str | Sequence[int]
+
+_LONG_TEXT = 4096  # characters from which tokenizing would hold up the event loop
+_SEED_MASK = 2**64 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class _Listener:
+    """Where a sequence's events go: a queue, and the event loop that owns it."""
+
+    loop: asyncio.AbstractEventLoop
+    events: asyncio.Queue[TokenEvent]
+
+
+class AsyncEngine:
+    """Streams completions from an engine on its own thread. Callers may be on any number of event loops.
+
+    Args:
+      engine: ready to step.
+      tokenizer: the model's.
+      config: the model's.
+      model_name: what callers call it.
+      max_context_tokens: longest prompt plus output.
+      max_queue: requests that may wait beside the running ones.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        tokenizer: Tokenizer,
+        config: ModelConfig,
+        *,
+        model_name: str,
+        max_context_tokens: int,
+        max_queue: int,
+    ):
+        self.tokenizer = tokenizer
+        self.model_config = config
+        self.model_name = model_name
+        self.max_context_tokens = max_context_tokens
+        self.metrics: EngineMetrics = engine.metrics
+        self.engine = engine
+        self._max_open = max_queue + engine.runner.max_sequences
+        self._thread = EngineThread(engine, self._deliver, self._fail)
+        self._listeners: dict[str, _Listener] = {}
+        self._lock = threading.Lock()
+        self._failure: BaseException | None = None
+        self._is_started = False
+        self._is_draining = False
+
+    def start(self) -> None:
+        """Starts the engine's thread."""
+        self._thread.start()
+        self._is_started = True
+        self.metrics.set_healthy(True)
+
+    def stop(self) -> None:
+        """Stops the thread; what is still open ends with an error."""
+        self._is_draining = True
+        self._thread.stop()
+        self._end_all("the engine was stopped")
+
+    async def drain(self, timeout_s: float) -> None:
+        """Refuses new requests, waits for the open ones at most `timeout_s` seconds, then aborts the rest."""
+        self._is_draining = True
+        deadline = time.monotonic() + timeout_s
+        while self._listeners and time.monotonic() < deadline:
+            await asyncio.sleep(0.02)
+        for request_id in list(self._listeners):
+            self._thread.abort(request_id)
+        self._end_all(f"the server shut down before the request was finished (drain timeout {timeout_s:g} s)")
+
+    @property
+    def is_healthy(self) -> bool:
+        """Whether the engine's thread is alive and has not failed."""
+        return self._failure is None and self._thread.is_alive
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether new requests are taken."""
+        return self._is_started and self.is_healthy and not self._is_draining
+
+    @property
+    def num_open(self) -> int:
+        """Sequences that wait or run."""
+        return len(self._listeners)
+
+    def encode(self, prompt: str) -> list[int]:
+        """Token ids of a prompt, special tokens added as the model wants them."""
+        return self.tokenizer.encode(prompt)
+
+    async def generate(self, prompt: Prompt, params: SamplingParams, *, request_id: str | None = None) -> RequestOutput:
+        """The finished completions of one prompt; errors as for `stream`."""
+        request_id = request_id or uuid.uuid4().hex
+        token_ids = await self._token_ids(prompt)
+        outputs = [CompletionOutput(index=i) for i in range(params.n)]
+        async for delta in self.stream(token_ids, params, request_id=request_id):
+            output = outputs[delta.index]
+            output.text += delta.text
+            output.token_ids.extend(delta.token_ids)
+            if delta.logprobs is not None:
+                output.logprobs = [*(output.logprobs or ()), *delta.logprobs]
+            if delta.finish_reason is not None:
+                output.finish_reason, output.stop_reason = delta.finish_reason, delta.stop_reason
+        return RequestOutput(
+            request_id=request_id,
+            prompt=prompt if isinstance(prompt, str) else None,
+            prompt_token_ids=list(token_ids),
+            outputs=outputs,
+        )
+
+    async def stream(
+        self, prompt: Prompt, params: SamplingParams, *, request_id: str | None = None
+    ) -> AsyncGenerator[StreamDelta, None]:
+        """Deltas of the `n` completions as they grow. Closing the iterator aborts what is left.
+
+        Raises:
+          RequestError: the request is bad (ContextLengthError: too long); before the first delta.
+          QueueFullError: too many requests are waiting; before the first delta.
+          EngineStoppedError: the engine drains, is stopped or failed.
+        """
+        token_ids = tuple(await self._token_ids(prompt))
+        requests = self._requests(token_ids, params, request_id or uuid.uuid4().hex)
+        streams = {
+            request.request_id: CompletionStream(i, self.tokenizer, params, token_ids)
+            for i, request in enumerate(requests)
+        }
+        events: asyncio.Queue[TokenEvent] = asyncio.Queue()
+        self._open(requests, _Listener(asyncio.get_running_loop(), events))
+        try:
+            while streams:
+                event = await events.get()
+                stream = streams.get(event.request_id)
+                if stream is None:
+                    continue  # ended by a stop string while this event was on its way
+                if event.finish_reason == "error":
+                    raise EngineStoppedError(event.error or "the engine failed")
+                delta = stream.push(event)
+                if stream.is_finished:
+                    del streams[event.request_id]
+                    self._close(event.request_id, abort=event.finish_reason is None)
+                yield delta
+        finally:
+            for left in streams:
+                self._close(left, abort=True)
+
+    async def _token_ids(self, prompt: Prompt) -> Sequence[int]:
+        if not isinstance(prompt, str):
+            return prompt
+        if len(prompt) > _LONG_TEXT:
+            return await asyncio.to_thread(self.encode, prompt)
+        return self.encode(prompt)
+
+    def _requests(self, token_ids: tuple[int, ...], params: SamplingParams, request_id: str) -> list[EngineRequest]:
+        vocab = self.model_config.vocab_size
+        if not token_ids:
+            raise RequestError("the prompt is empty; expected at least one token", param="prompt")
+        for name, ids in (
+            ("prompt", token_ids),
+            ("logit_bias", params.logit_bias),
+            ("stop_token_ids", params.stop_token_ids),
+        ):
+            bad = [token for token in ids if not 0 <= token < vocab]
+            if bad:
+                raise RequestError(
+                    f"{name} contains token id {bad[0]}; expected 0 to {vocab - 1}, the model's vocabulary", param=name
+                )
+        room = self.max_context_tokens - len(token_ids)
+        if room < 1 or params.min_tokens > room:
+            raise ContextLengthError(
+                f"the prompt has {len(token_ids)} tokens and at least {max(params.min_tokens, 1)} must be generated, but "
+                f"the context is {self.max_context_tokens} tokens; shorten the prompt",
+                param="prompt",
+            )
+        eos = () if params.ignore_eos else self.model_config.eos_token_ids
+        first_seed = secrets.randbits(64) if params.seed is None else params.seed
+        return [
+            EngineRequest(
+                request_id=f"{request_id}-{i}",
+                prompt_token_ids=token_ids,
+                params=params,
+                stop_token_ids=frozenset((*eos, *params.stop_token_ids)),
+                max_new_tokens=min(params.max_tokens or room, room),
+                seed=(first_seed + i) & _SEED_MASK,
+                arrival_s=time.monotonic(),
+            )
+            for i in range(params.n)
+        ]
+
+    def _open(self, requests: list[EngineRequest], listener: _Listener) -> None:
+        with self._lock:
+            if self._failure is not None:
+                raise EngineStoppedError(f"the engine failed: {self._failure}; restart the server")
+            if not self.is_ready:
+                raise EngineStoppedError("the engine is shutting down; send the request to another server")
+            if len(self._listeners) + len(requests) > self._max_open:
+                raise QueueFullError(
+                    f"{len(self._listeners)} requests are open, at most {self._max_open} fit; try again later",
+                    retry_after_s=1,
+                )
+            taken = [request.request_id for request in requests if request.request_id in self._listeners]
+            if taken:
+                raise RequestError(f"request id {taken[0]!r} is in use; expected a new one", param="request_id")
+            for request in requests:
+                self._listeners[request.request_id] = listener
+        for request in requests:
+            self._thread.submit(request)
+
+    def _close(self, request_id: str, *, abort: bool) -> None:
+        with self._lock:
+            known = self._listeners.pop(request_id, None)
+        if abort and known is not None:
+            self._thread.abort(request_id)
+
+    def _deliver(self, events: list[TokenEvent]) -> None:
+        """On the engine's thread: hands each event loop its events in one call."""
+        by_loop: dict[asyncio.AbstractEventLoop, list[tuple[asyncio.Queue[TokenEvent], TokenEvent]]] = defaultdict(list)
+        for event in events:
+            listener = self._listeners.get(event.request_id)
+            if listener is not None:
+                by_loop[listener.loop].append((listener.events, event))
+        for loop, pairs in by_loop.items():
+            _call_in_loop(loop, pairs)
+
+    def _fail(self, error: BaseException) -> None:
+        self._failure = error
+        self._end_all(f"the engine failed: {error}; restart the server")
+
+    def _end_all(self, message: str) -> None:
+        with self._lock:
+            left = dict(self._listeners)
+            self._listeners.clear()
+        for request_id, listener in left.items():
+            event = TokenEvent(request_id=request_id, finish_reason="error", error=message)
+            _call_in_loop(listener.loop, [(listener.events, event)])
+
+
+def _call_in_loop(
+    loop: asyncio.AbstractEventLoop, pairs: list[tuple[asyncio.Queue[TokenEvent], TokenEvent]]
+) -> None:
+    def put() -> None:
+        for events, event in pairs:
+            events.put_nowait(event)
+
+    if not loop.is_closed():  # a caller whose loop is gone listens no more
+        loop.call_soon_threadsafe(put)

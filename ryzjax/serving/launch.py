@@ -1,0 +1,171 @@
+"""launch_engine: from an EngineConfig to a running AsyncEngine, phase by phase, each timed."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import jax
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from ryzjax.checkpoint.dummy import dummy_weights
+from ryzjax.checkpoint.hf_config import model_config_from_hf
+from ryzjax.checkpoint.load import load_weights
+from ryzjax.checkpoint.source import CheckpointSource, resolve_source
+from ryzjax.data.tokenizer import Tokenizer
+from ryzjax.errors import ConfigError
+from ryzjax.models.config import ModelConfig
+from ryzjax.models.registry import AbstractModel, abstract_model
+from ryzjax.obs.metrics import EngineMetrics
+from ryzjax.serving.buckets import Buckets
+from ryzjax.serving.capacity import Capacity, plan_capacity
+from ryzjax.serving.compiler import default_cache_dir, use_compile_cache
+from ryzjax.serving.config import EngineConfig, parse_bytes
+from ryzjax.serving.engine import Engine
+from ryzjax.serving.frontend import AsyncEngine
+from ryzjax.serving.host.pages import PagePool
+from ryzjax.serving.host.scheduler import Scheduler
+from ryzjax.serving.runner import ModelRunner
+from ryzjax.sharding import Layout, Placement
+
+__all__ = ["launch_engine"]
+
+_log = logging.getLogger(__name__)
+
+
+def launch_engine(config: EngineConfig, *, model_name: str | None = None, show_progress: bool = True) -> AsyncEngine:
+    """Loads, sizes, compiles and starts an engine.
+
+    Args:
+      config: what to serve and how.
+      model_name: what callers call the model; by default its directory's or repository's name.
+      show_progress: bars on stderr.
+
+    Raises:
+      ConfigError, UnsupportedModelError, LayoutError, CheckpointError, CapacityError: before anything is served.
+    """
+    with _phase("config"):
+        source = resolve_source(config.model, revision=config.model_revision, load_format=config.load_format)
+        model_config = model_config_from_hf(
+            source.config, source.generation, dtype=config.dtype, source=source.config_name
+        )
+        placement = Placement(Layout.load(config.layout))
+        model = abstract_model(model_config, placement)
+        _set_compile_cache(config.compile_cache)
+    with _phase("tokenizer"):
+        tokenizer = Tokenizer.load(source.path, chat_template=config.chat_template)
+        _check_vocabulary(tokenizer, model_config, source)
+    with _phase("weights"):
+        weights = _weights(model, source, config, show_progress)
+    with _phase("plan"):
+        runner, capacity = _sized_runner(model, weights, config)
+        del weights
+        runner.allocate(capacity.num_pages)
+    _log.info(
+        "%s: %s parameters, %s, layout %s over %d device(s)\n%s",
+        source.name,
+        f"{model.num_parameters:,}",
+        model_config.dtype,
+        placement.layout.name,
+        placement.num_devices,
+        capacity.table(),
+    )
+    with _phase("compile"):
+        _compile(runner, show_progress)
+    pool = PagePool(num_pages=capacity.num_pages, page_size_tokens=capacity.page_size_tokens)
+    scheduler = Scheduler(
+        pool=pool,
+        max_sequences=config.max_sequences,
+        max_batch_tokens=config.max_batch_tokens,
+        max_context_tokens=capacity.max_context_tokens,
+        max_queue=config.max_queue,
+    )
+    name = model_name or Path(source.name).name
+    metrics = EngineMetrics(model_name=name)
+    metrics.set_cache_config({"num_pages": capacity.num_pages, "page_size_tokens": capacity.page_size_tokens})
+    engine = AsyncEngine(
+        Engine(runner, scheduler, metrics, overlap=config.overlap),
+        tokenizer,
+        model_config,
+        model_name=name,
+        max_context_tokens=capacity.max_context_tokens,
+        max_queue=config.max_queue,
+    )
+    engine.start()
+    return engine
+
+
+@contextmanager
+def _phase(name: str) -> Iterator[None]:
+    started = time.perf_counter()
+    yield
+    _log.info("phase %s %.3f", name, time.perf_counter() - started)
+
+
+def _set_compile_cache(setting: str | None) -> None:
+    if setting == "off":
+        use_compile_cache(None)
+    else:
+        use_compile_cache(Path(setting) if setting else default_cache_dir())
+
+
+def _check_vocabulary(tokenizer: Tokenizer, model: ModelConfig, source: CheckpointSource) -> None:
+    if tokenizer.vocab_size > model.vocab_size:
+        raise ConfigError(
+            f"the tokenizer of {source.path} has {tokenizer.vocab_size} tokens but the model's vocab_size is "
+            f"{model.vocab_size}; they belong to different models"
+        )
+
+
+def _weights(
+    model: AbstractModel, source: CheckpointSource, config: EngineConfig, show_progress: bool
+) -> dict[str, jax.Array]:
+    if config.load_format == "dummy":
+        return dummy_weights(model.weights, config.seed)
+    return load_weights(source, model.weights, family=model.config.family, show_progress=show_progress)
+
+
+def _sized_runner(
+    model: AbstractModel, weights: dict[str, jax.Array], config: EngineConfig
+) -> tuple[ModelRunner, Capacity]:
+    """The runner, and what fits: the pool takes what weights and the largest step's temporaries leave."""
+
+    def runner(max_context_tokens: int) -> ModelRunner:
+        return ModelRunner(
+            model,
+            weights,
+            buckets=Buckets.make(
+                max_sequences=config.max_sequences,
+                max_batch_tokens=config.max_batch_tokens,
+                multiple=model.placement.axis_size("tokens"),
+            ),
+            max_sequences=config.max_sequences,
+            max_context_tokens=max_context_tokens,
+            page_size_tokens=config.page_size_tokens,
+        )
+
+    wanted = config.max_context_tokens or model.config.max_position
+    first = runner(wanted)
+    capacity = plan_capacity(
+        model.config,
+        model.placement,
+        page_size_tokens=config.page_size_tokens,
+        max_sequences=config.max_sequences,
+        max_context_tokens=config.max_context_tokens,
+        kv_memory_bytes=None if config.kv_memory is None else parse_bytes(config.kv_memory),
+        memory_fraction=config.memory_fraction,
+        weight_bytes=first.weight_bytes,
+        temporary_bytes=first.temporary_bytes(),
+    )
+    return (first if capacity.max_context_tokens == wanted else runner(capacity.max_context_tokens)), capacity
+
+
+def _compile(runner: ModelRunner, show_progress: bool) -> None:
+    columns = TextColumn("Compiling step shapes"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not show_progress) as progress:
+        task = progress.add_task("compile", total=runner.num_programs)
+        runner.compile(on_done=lambda key: progress.advance(task))

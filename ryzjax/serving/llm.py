@@ -1,0 +1,178 @@
+"""LLM: the offline API, with the names people know from vLLM. Works in scripts and in notebooks."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
+from types import TracebackType
+from typing import TypedDict, Unpack
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from ryzjax.errors import RequestError
+from ryzjax.serving.config import EngineConfig, EngineOptions
+from ryzjax.serving.frontend import AsyncEngine
+from ryzjax.serving.launch import launch_engine
+from ryzjax.serving.request import RequestOutput, StreamDelta
+from ryzjax.serving.sampling_params import SamplingParams
+
+__all__ = ["LLM", "TokenPrompt"]
+
+
+class TokenPrompt(TypedDict):
+    """A prompt given as token ids."""
+
+    prompt_token_ids: list[int]
+
+
+PromptLike = str | TokenPrompt
+Message = Mapping[str, object]
+
+
+class LLM:
+    """A model in this process.
+
+    Args:
+      model: local directory or Hugging Face id.
+      options: fields of `EngineConfig` (dtype, layout, max_context_tokens, ...).
+
+    Raises:
+      RyzJAXError: the model cannot be loaded or does not fit.
+
+    Example:
+      >>> llm = LLM("path/to/model", dtype="float32")
+      >>> llm.generate(["Once upon a time"], SamplingParams(temperature=0))[0].outputs[0].text
+    """
+
+    def __init__(self, model: str, **options: Unpack[EngineOptions]):
+        self.engine: AsyncEngine = launch_engine(EngineConfig(model=model, **options))
+
+    def __enter__(self) -> LLM:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stops the engine's thread; what is open ends with an error."""
+        self.engine.stop()
+
+    def generate(
+        self,
+        prompts: PromptLike | Sequence[PromptLike],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        use_tqdm: bool = True,
+    ) -> list[RequestOutput]:
+        """Completes prompts, batched; outputs are in the order of the prompts.
+
+        Args:
+          prompts: a string, {"prompt_token_ids": [...]}, or a list of them.
+          sampling_params: for all, or one a prompt.
+          use_tqdm: a progress bar on stderr.
+
+        Raises:
+          RequestError: a prompt or its settings are bad; nothing is generated then.
+        """
+        many = [prompts] if isinstance(prompts, (str, dict)) else list(prompts)
+        return self._run([_prompt(prompt) for prompt in many], sampling_params, use_tqdm)
+
+    def chat(
+        self,
+        messages: Sequence[Message] | Sequence[Sequence[Message]],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        use_tqdm: bool = True,
+    ) -> list[RequestOutput]:
+        """Answers one conversation, or several, through the model's chat template.
+
+        Raises:
+          RequestError: the model has no chat template, or it refuses the messages.
+        """
+        conversations = [messages] if messages and isinstance(messages[0], Mapping) else messages
+        prompts = [self.engine.tokenizer.apply_chat_template([dict(m) for m in c]) for c in conversations]
+        return self._run(prompts, sampling_params, use_tqdm)
+
+    async def stream(
+        self, prompt: PromptLike, sampling_params: SamplingParams | None = None
+    ) -> AsyncGenerator[StreamDelta, None]:
+        """Deltas of one prompt's completions as they grow; closing the iterator aborts the request."""
+        async for delta in self.engine.stream(_prompt(prompt), sampling_params or SamplingParams()):
+            yield delta
+
+    def _run(
+        self,
+        prompts: Sequence[str | list[int]],
+        params: SamplingParams | Sequence[SamplingParams] | None,
+        show_progress: bool,
+    ) -> list[RequestOutput]:
+        if params is None or isinstance(params, SamplingParams):
+            params = [params or SamplingParams()] * len(prompts)
+        if len(params) != len(prompts):
+            raise RequestError(
+                f"{len(params)} sampling_params for {len(prompts)} prompts; give one, or one a prompt",
+                param="sampling_params",
+            )
+        columns = (
+            TextColumn("Generating"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[tokens]} tokens"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+        )
+        with Progress(*columns, console=Console(stderr=True), disable=not show_progress) as progress:
+            task = progress.add_task("generate", total=len(prompts), tokens=0)
+            tokens = 0
+
+            async def one(
+                prompt: str | list[int], params: SamplingParams, slots: asyncio.Semaphore
+            ) -> RequestOutput:
+                nonlocal tokens
+                async with slots:
+                    output = await self.engine.generate(prompt, params)
+                tokens += sum(len(completion.token_ids) for completion in output.outputs)
+                progress.update(task, advance=1, tokens=tokens)
+                return output
+
+            async def every() -> list[RequestOutput]:
+                # Twice what runs at once keeps the engine busy without filling its queue.
+                slots = asyncio.Semaphore(2 * self.engine.engine.runner.max_sequences)
+                async with asyncio.TaskGroup() as group:
+                    tasks = [group.create_task(one(p, s, slots)) for p, s in zip(prompts, params, strict=True)]
+                return [task.result() for task in tasks]
+
+            return _run_anywhere(every)
+
+
+def _prompt(prompt: PromptLike) -> str | list[int]:
+    if isinstance(prompt, str):
+        return prompt
+    if isinstance(prompt, Mapping) and isinstance(prompt.get("prompt_token_ids"), (list, tuple)):
+        return list(prompt["prompt_token_ids"])
+    raise RequestError(f"prompt={prompt!r}; expected a string or {{'prompt_token_ids': [...]}}", param="prompt")
+
+
+def _run_anywhere(make: Callable[[], Coroutine[None, None, list[RequestOutput]]]) -> list[RequestOutput]:
+    """Runs a coroutine to its end on a thread of its own: a notebook's own thread runs an event loop already."""
+    outcome: list[list[RequestOutput]] = []
+    failure: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            outcome.append(asyncio.run(make()))
+        except BaseExceptionGroup as group:
+            failure.append(group.exceptions[0])
+        except BaseException as error:  # handed to the caller's thread, whatever it is
+            failure.append(error)
+
+    thread = threading.Thread(target=run, name="generate")
+    thread.start()
+    thread.join()
+    if failure:
+        raise failure[0]
+    return outcome[0]

@@ -1,0 +1,236 @@
+"""ModelRunner: weights, KV cache and executables; turns a step plan into chosen tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ryzjax.batch import KVCache, kv_storage_dtype
+from ryzjax.dims import Int32Array
+from ryzjax.models.registry import AbstractModel
+from ryzjax.ops.sampling import PROMPT_BIT, STOP_BIT
+from ryzjax.serving.buckets import Buckets
+from ryzjax.serving.compiler import compile_all
+from ryzjax.serving.host.packing import SAMPLE_FIELDS, StepPacker, uses_history
+from ryzjax.serving.host.schedule import StepPlan
+from ryzjax.serving.host.sequence import Sequence
+from ryzjax.serving.step import SamplerState, StepResult, make_backbone, make_head, set_slot
+
+__all__ = ["InFlightStep", "ModelRunner", "ProgramKey"]
+
+ProgramKey = tuple[Literal["decode", "mixed", "head", "set_slot"], int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class InFlightStep:
+    """A step the device works on.
+
+    Attributes:
+      plan: what it does.
+      padded_tokens: tokens of its bucket.
+      result: int32 [rows, RESULT_FIELDS] on the device; None where no row samples.
+    """
+
+    plan: StepPlan
+    padded_tokens: int
+    result: jax.Array | None
+
+
+class ModelRunner:
+    """Runs steps of one model on one mesh. Not thread-safe: the engine's thread owns it.
+
+    Args:
+      model: the abstract model.
+      weights: name -> array, as `model.weights` lists them.
+      buckets: step shapes.
+      max_sequences: rows of a step and slots.
+      max_context_tokens: longest sequence.
+      page_size_tokens: tokens a page.
+    """
+
+    def __init__(
+        self,
+        model: AbstractModel,
+        weights: dict[str, jax.Array],
+        *,
+        buckets: Buckets,
+        max_sequences: int,
+        max_context_tokens: int,
+        page_size_tokens: int,
+    ):
+        self.model = model
+        self.buckets = buckets
+        self.max_sequences = max_sequences
+        self.page_size_tokens = page_size_tokens
+        self._leaves = tuple(weights[name] for name in model.weights)
+        self._packer = StepPacker(
+            max_sequences=max_sequences, max_pages=-(-max_context_tokens // page_size_tokens)
+        )
+        self._programs: dict[ProgramKey, jax.stages.Compiled] = {}
+        self._cache: KVCache | None = None
+        self._state: SamplerState | None = None
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of the weights on one device."""
+        return sum(int(np.prod(a.sharding.shard_shape(a.shape))) * a.dtype.itemsize for a in self._leaves)
+
+    def temporary_bytes(self) -> int:
+        """Temporaries of the largest step on one device, as XLA plans them, with a pool of two pages.
+
+        They do not grow with the pool (tested), so this may run before the pool's size is known.
+        """
+        largest: list[Callable[[], jax.stages.Lowered]] = [
+            self._lower_backbone("mixed", self.buckets.mixed[-1], num_pages=2),
+            self._lower_head(self.buckets.sample[-1]),
+        ]
+        compiled = compile_all(dict(enumerate(largest)))
+        return max(_temporaries(program) for program in compiled.values())
+
+    def allocate(self, num_pages: int) -> None:
+        """Makes the KV cache and the sampling state."""
+        shapes = self._cache_shape(num_pages), self._state_shape()
+        self._cache, self._state = jax.tree.map(
+            lambda s: jnp.zeros(s.shape, s.dtype, device=s.sharding), shapes
+        )
+
+    def compile(self, on_done: Callable[[ProgramKey], None] = lambda key: None) -> None:
+        """Compiles every step shape; after this, running steps compiles nothing."""
+        pages = self.cache.k.shape[1]
+        lower: dict[ProgramKey, Callable[[], jax.stages.Lowered]] = {}
+        for tokens in reversed(self.buckets.mixed):
+            lower["mixed", tokens] = self._lower_backbone("mixed", tokens, num_pages=pages)
+        for tokens in reversed(self.buckets.decode):
+            lower["decode", tokens] = self._lower_backbone("decode", tokens, num_pages=pages)
+        for rows in self.buckets.sample:
+            lower["head", rows] = self._lower_head(rows)
+        lower["set_slot", 0] = self._lower_set_slot()
+        self._programs = compile_all(lower, on_done)
+
+    @property
+    def num_programs(self) -> int:
+        """Programs `compile` makes."""
+        return len(self.buckets.mixed) + len(self.buckets.decode) + len(self.buckets.sample) + 1
+
+    @property
+    def programs(self) -> dict[ProgramKey, jax.stages.Compiled]:
+        """The compiled programs, for inspection (memory analysis, collectives)."""
+        return self._programs
+
+    @property
+    def cache(self) -> KVCache:
+        """The KV cache as the last dispatched step leaves it."""
+        if self._cache is None:
+            raise RuntimeError("ModelRunner.allocate() must run before the cache is used")
+        return self._cache
+
+    def dispatch(self, plan: StepPlan) -> InFlightStep:
+        """Starts a step and returns at once; steps run on the device in the order of dispatch."""
+        assert self._state is not None, "allocate() before dispatch()"
+        for row in plan.rows:
+            if row.admits and uses_history(row.sequence):
+                self._load_slot(row.sequence, row.slot)
+        decodes = plan.num_decode_rows == len(plan.rows)
+        kind: Literal["decode", "mixed"] = "decode" if decodes else "mixed"
+        tokens = self.buckets.decode_tokens(plan.num_tokens) if decodes else self.buckets.mixed_tokens(plan.num_tokens)
+        packed = self._packer.pack(plan, tokens)
+        state = self._state
+        self._cache, hidden, samples = self._programs[kind, tokens](self._leaves, self.cache, state.tokens, packed)
+        num_samples = plan.num_samples
+        if not num_samples:
+            return InFlightStep(plan=plan, padded_tokens=tokens, result=None)
+        rows = self.buckets.sample_rows(num_samples)
+        history, chosen, result = self._programs["head", rows](
+            self._leaves, state.history, state.bias, state.tokens, hidden, samples
+        )
+        self._state = SamplerState(history=history, bias=state.bias, tokens=chosen)
+        result.copy_to_host_async()
+        return InFlightStep(plan=plan, padded_tokens=tokens, result=result)
+
+    def read(self, step: InFlightStep) -> StepResult:
+        """Waits for a step and brings its tokens to the host."""
+        if step.result is None:
+            return StepResult(np.zeros((0, 1), np.int32))
+        return StepResult(np.asarray(step.result))
+
+    def _load_slot(self, sequence: Sequence, slot: int) -> None:
+        state = self._state
+        assert state is not None
+        history, bias = history_rows(sequence, self.model.config.vocab_size)
+        new_history, new_bias = self._programs["set_slot", 0](state.history, state.bias, np.int32(slot), history, bias)
+        self._state = SamplerState(history=new_history, bias=new_bias, tokens=state.tokens)
+
+    def _cache_shape(self, num_pages: int) -> KVCache:
+        config, placement = self.model.config, self.model.placement
+        heads = config.num_kv_heads * placement.kv_replication(config.num_kv_heads)
+        shape = (config.num_layers, num_pages, heads, self.page_size_tokens, config.head_dim)
+        sharding = placement.sharding((None, None, "kv_heads", None, None), shape)
+        pages = jax.ShapeDtypeStruct(shape, kv_storage_dtype(jnp.dtype(config.dtype)), sharding=sharding)
+        return KVCache(k=pages, v=pages)
+
+    def _state_shape(self) -> SamplerState:
+        vocab, slots = self.model.config.vocab_size, self.max_sequences
+        return SamplerState(
+            history=self._replicated((slots, vocab), jnp.int32),
+            bias=self._replicated((slots, vocab), jnp.float32),
+            tokens=self._replicated((slots,), jnp.int32),
+        )
+
+    def _replicated(self, shape: tuple[int, ...], dtype: jax.typing.DTypeLike) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=self.model.placement.replicated)
+
+    def _lower_backbone(
+        self, kind: Literal["decode", "mixed"], tokens: int, *, num_pages: int
+    ) -> Callable[[], jax.stages.Lowered]:
+        layout = self._packer.layout(tokens)
+        step = make_backbone(self.model, layout, max_query_len=1 if kind == "decode" else tokens)
+        cache = self._cache_shape(num_pages)
+        replicated = self.model.placement.replicated
+        out = (KVCache(k=cache.k.sharding, v=cache.v.sharding), replicated, replicated)
+        return lambda: jax.jit(step, donate_argnums=1, out_shardings=out).lower(
+            self._leaves, cache, self._state_shape().tokens, self._replicated((layout.size,), jnp.int32)
+        )
+
+    def _lower_head(self, rows: int) -> Callable[[], jax.stages.Lowered]:
+        state = self._state_shape()
+        config = self.model.config
+        hidden = self._replicated((self.max_sequences, config.hidden_size), jnp.dtype(config.dtype))
+        samples = self._replicated((self.max_sequences, len(SAMPLE_FIELDS)), jnp.int32)
+        head = make_head(self.model, rows)
+        out = self.model.placement.replicated
+        return lambda: jax.jit(head, donate_argnums=1, out_shardings=out).lower(
+            self._leaves, state.history, state.bias, state.tokens, hidden, samples
+        )
+
+    def _lower_set_slot(self) -> Callable[[], jax.stages.Lowered]:
+        state = self._state_shape()
+        vocab = self.model.config.vocab_size
+        rows = self._replicated((vocab,), jnp.int32), self._replicated((vocab,), jnp.float32)
+        out = self.model.placement.replicated
+        return lambda: jax.jit(set_slot, donate_argnums=(0, 1), out_shardings=out).lower(
+            state.history, state.bias, self._replicated((), jnp.int32), *rows
+        )
+
+
+def history_rows(sequence: Sequence, vocab_size: int) -> tuple[Int32Array, np.ndarray]:
+    """A slot's history and bias rows from what the sequence has seen (again, after a preemption)."""
+    request = sequence.request
+    prompt_len = len(request.prompt_token_ids)
+    generated = np.asarray(sequence.token_ids[prompt_len:], np.int64)
+    history = np.bincount(generated, minlength=vocab_size).astype(np.int32)
+    history[np.unique(np.asarray(request.prompt_token_ids))] |= PROMPT_BIT
+    history[list(request.stop_token_ids)] |= STOP_BIT
+    bias = np.zeros(vocab_size, np.float32)
+    for token, value in request.params.logit_bias.items():
+        bias[token] = value
+    return history, bias
+
+
+def _temporaries(program: jax.stages.Compiled) -> int:
+    analysis = program.memory_analysis()
+    return 0 if analysis is None else analysis.temp_size_in_bytes

@@ -1,0 +1,166 @@
+"""The compiled step: a backbone by token bucket and a head by sampling rows, both pure.
+
+    backbone(leaves, cache, tokens, packed)            -> cache, hidden of the sampling rows, sample fields
+    head(leaves, history, bias, tokens, hidden, fields) -> history, tokens, result
+
+Two executables, because compiles then add up (T buckets + S buckets) instead of multiplying. Tokens chosen
+by a step stay on the device, by slot, where the next step reads them: it can be dispatched before the host
+has seen them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from ryzjax.batch import KVCache, TokenBatch
+from ryzjax.dims import Int32Array
+from ryzjax.models.registry import AbstractModel
+from ryzjax.ops.sampling import MAX_TOP, SamplingInputs, sample
+from ryzjax.serving.host.packing import ROW_FIELDS, SAMPLE_FIELDS, PackedLayout
+
+__all__ = ["RESULT_FIELDS", "SamplerState", "StepResult", "make_backbone", "make_head", "set_slot"]
+
+RESULT_FIELDS = 3 + 2 * MAX_TOP
+_FLOATS = ("temperature", "top_p", "min_p", "repetition", "presence", "frequency")
+
+
+class SamplerState(NamedTuple):
+    """What sampling remembers on the device, by slot.
+
+    Attributes:
+      history: int32 [slots, V], see `ops.sampling`.
+      bias: float32 [slots, V].
+      tokens: int32 [slots], the token each slot generated last.
+    """
+
+    history: jax.Array
+    bias: jax.Array
+    tokens: jax.Array
+
+
+def make_backbone(model: AbstractModel, layout: PackedLayout, *, max_query_len: int) -> Callable[..., tuple]:
+    """The backbone for one bucket; see the module docstring."""
+
+    def backbone(
+        leaves: tuple[jax.Array, ...], cache: KVCache, tokens: jax.Array, packed: jax.Array
+    ) -> tuple[KVCache, jax.Array, jax.Array]:
+        batch, samples = _unpack(packed, tokens, layout, cache.page_size)
+        hidden, cache = model.merge(leaves).forward(batch, cache, max_query_len=max_query_len)
+        rows = hidden[samples[:, SAMPLE_FIELDS.index("token_index")]]
+        return cache, lax.with_sharding_constraint(rows, model.placement.replicated), samples
+
+    return backbone
+
+
+def make_head(model: AbstractModel, rows: int) -> Callable[..., tuple]:
+    """The head for `rows` sampling rows."""
+
+    def head(
+        leaves: tuple[jax.Array, ...],
+        history: jax.Array,
+        bias: jax.Array,
+        tokens: jax.Array,
+        hidden: jax.Array,
+        samples: jax.Array,
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        fields = {name: samples[:rows, i] for i, name in enumerate(SAMPLE_FIELDS)}
+        logits = model.merge(leaves).logits(hidden[:rows])
+        logits = lax.with_sharding_constraint(logits, model.placement.replicated)
+        inputs = _sampling_inputs(fields)
+        slots = fields["slot"]
+        sampled = sample(logits, inputs, history, bias, slots)
+        # Unused rows have a slot past the end: dropped.
+        history = history.at[slots, sampled.token].add(inputs.use_history.astype(jnp.int32), mode="drop")
+        tokens = tokens.at[slots].set(sampled.token, mode="drop")
+        result = jnp.concatenate(
+            [
+                sampled.token[:, None],
+                _bits(sampled.logprob)[:, None],
+                sampled.rank[:, None],
+                sampled.top_tokens,
+                _bits(sampled.top_logprobs),
+            ],
+            axis=1,
+        )
+        return history, tokens, result
+
+    return head
+
+
+def set_slot(
+    history: jax.Array, bias: jax.Array, slot: jax.Array, history_row: jax.Array, bias_row: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """History and bias with one slot's rows replaced: run when a sequence that needs them is admitted."""
+    return (
+        lax.dynamic_update_slice(history, history_row[None], (slot, 0)),
+        lax.dynamic_update_slice(bias, bias_row[None], (slot, 0)),
+    )
+
+
+class StepResult:
+    """A step's result on the host.
+
+    Args:
+      raw: int32 [rows, RESULT_FIELDS] as the head wrote it.
+    """
+
+    def __init__(self, raw: Int32Array):
+        self.tokens: list[int] = raw[:, 0].tolist()
+        self._raw = raw
+
+    def logprobs(self, row: int, count: int) -> tuple[float, int, tuple[tuple[int, float], ...]]:
+        """(log-probability, rank, `count` likeliest alternatives) of one row."""
+        raw = self._raw[row]
+        tokens = raw[3 : 3 + count].tolist()
+        values = raw[3 + MAX_TOP : 3 + MAX_TOP + count].view("float32").tolist()
+        return float(raw[1:2].view("float32")[0]), int(raw[2]), tuple(zip(tokens, values, strict=True))
+
+
+def _unpack(
+    packed: jax.Array, tokens: jax.Array, layout: PackedLayout, page_size: int
+) -> tuple[TokenBatch, jax.Array]:
+    def part(name: str) -> jax.Array:
+        where, shape = layout.part(name)
+        return packed[where].reshape(shape)
+
+    counts, ids, token_rows = part("counts"), part("token_ids"), part("token_rows")
+    rows = {name: part("rows")[:, i] for i, name in enumerate(ROW_FIELDS)}
+    table = part("page_table")
+    real = token_rows >= 0
+    row = jnp.maximum(token_rows, 0)
+    first_position = rows["context_len"] - rows["query_len"] - rows["query_start"]
+    positions = jnp.where(real, first_position[row] + jnp.arange(layout.tokens), 0)
+    batch = TokenBatch(
+        token_ids=jnp.where(ids < 0, tokens[jnp.maximum(-1 - ids, 0)], ids),
+        positions=positions,
+        write_page=jnp.where(real, table[row, positions // page_size], 0),
+        write_offset=positions % page_size,
+        page_table=table,
+        num_decode_rows=counts[0],
+        num_rows=counts[1],
+        **rows,
+    )
+    return batch, part("samples")
+
+
+def _sampling_inputs(fields: dict[str, jax.Array]) -> SamplingInputs:
+    floats = {name: lax.bitcast_convert_type(fields[name], jnp.float32) for name in _FLOATS}
+    seed = lax.bitcast_convert_type(jnp.stack([fields["seed_high"], fields["seed_low"]], axis=1), jnp.uint32)
+    return SamplingInputs(
+        top_k=fields["top_k"],
+        seed=seed,
+        output_index=fields["output_index"],
+        use_history=fields["use_history"] != 0,
+        ban_stops=fields["ban_stops"] != 0,
+        wants_top=fields["wants_top"] != 0,
+        **floats,
+    )
+
+
+def _bits(x: jax.Array) -> jax.Array:
+    return lax.bitcast_convert_type(x.astype(jnp.float32), jnp.int32)

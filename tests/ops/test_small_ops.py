@@ -1,0 +1,63 @@
+"""linear, rms_norm, rope and embed against hand-worked numbers."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ryzjax.ops.embedding import embed
+from ryzjax.ops.linear import linear
+from ryzjax.ops.norm import rms_norm
+from ryzjax.ops.rope import apply_rope, llama3_inv_freq, plain_inv_freq, rope_cos_sin
+
+
+def test_linear_by_hand_and_for_one_row():
+    weight = jnp.array([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]])
+    out = linear(jnp.array([[1.0, 10.0]]), weight, jnp.array([0.5, 0.0, 0.0]))
+    assert out.dtype == jnp.float32
+    np.testing.assert_array_equal(out, [[21.5, 43.0, 65.0]])
+
+
+@pytest.mark.parametrize("rows", [1, 2, 5, 33])
+def test_linear_bf16_accumulates_in_f32(rows: int):
+    rng = np.random.default_rng(rows)
+    x = jnp.asarray(rng.standard_normal((rows, 300)), jnp.bfloat16)
+    w = jnp.asarray(rng.standard_normal((70, 300)), jnp.bfloat16)
+    out = linear(x, w)
+    assert out.dtype == jnp.float32 and out.shape == (rows, 70)
+    exact = np.asarray(x, np.float64) @ np.asarray(w, np.float64).T
+    np.testing.assert_allclose(out, exact, atol=1e-3)  # a bf16 accumulator would be off by 0.1
+
+
+def test_rms_norm_by_hand():
+    out = rms_norm(jnp.array([[3.0, 4.0]]), jnp.array([1.0, 2.0]), 0.0)
+    np.testing.assert_allclose(out, [[3 / np.sqrt(12.5), 8 / np.sqrt(12.5)]], rtol=1e-6)
+    assert rms_norm(jnp.zeros((1, 2)), jnp.ones(2), 1e-5).tolist() == [[0.0, 0.0]]
+
+
+def test_rope_rotates_halves_by_the_position():
+    freq = plain_inv_freq(4, 100.0)
+    np.testing.assert_allclose(freq, [1.0, 0.1], rtol=1e-6)
+    cos, sin = rope_cos_sin(jnp.array([0, 2]), freq)
+    x = jnp.array([[[1.0, 0.0, 0.0, 1.0]]] * 2)
+    out = apply_rope(x, cos, sin)
+    np.testing.assert_allclose(out[0, 0], [1.0, 0.0, 0.0, 1.0], atol=1e-6)
+    # pair (x0, x2) = (1, 0) by angle 2, pair (x1, x3) = (0, 1) by angle 0.2
+    np.testing.assert_allclose(out[1, 0], [np.cos(2), -np.sin(0.2), np.sin(2), np.cos(0.2)], atol=1e-6)
+
+
+def test_llama3_keeps_short_waves_divides_long_ones_and_blends_between():
+    freq = plain_inv_freq(128, 500_000.0)
+    scaled = llama3_inv_freq(freq, factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position=8192)
+    wavelength = 2 * np.pi / freq
+    short, long = wavelength < 8192 / 4, wavelength > 8192
+    np.testing.assert_array_equal(scaled[short], freq[short])
+    np.testing.assert_allclose(scaled[long], freq[long] / 8, rtol=1e-6)
+    between = ~short & ~long
+    assert between.any() and (scaled[between] < freq[between]).all() and (scaled[between] > freq[between] / 8).all()
+
+
+def test_embed_clamps_padding():
+    table = jnp.arange(6.0).reshape(3, 2)
+    assert embed(jnp.array([2, 0, 99]), table).tolist() == [[4.0, 5.0], [0.0, 1.0], [4.0, 5.0]]
