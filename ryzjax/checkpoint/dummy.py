@@ -1,0 +1,64 @@
+"""Random weights of a model's shape, for benchmarks and tests of anything but quality."""
+
+from __future__ import annotations
+
+import math
+import os
+import zlib
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+
+import jax
+import numpy as np
+
+from ryzjax.checkpoint.spec import WeightSpec, aligned_empty
+from ryzjax.errors import ConfigError
+
+__all__ = ["dummy_weights"]
+
+_SCALE = 0.02
+_BLOCK_ELEMENTS = 2**20
+
+
+def dummy_weights(wanted: Mapping[str, WeightSpec], seed: int) -> dict[str, jax.Array]:
+    """Normal weights with standard deviation 0.02 (norms are 1), the same for a seed whatever the sharding.
+
+    A tensor is drawn whole, in blocks that have a generator each, so neither threads nor shards change a value;
+    the host holds one tensor beside the model.
+
+    Args:
+      wanted: our weight name -> what the model wants.
+      seed: not negative.
+
+    Raises:
+      ConfigError: seed is negative.
+    """
+    if seed < 0:
+        raise ConfigError(f"seed={seed} is negative; expected 0 or more for random weights")
+    weights: dict[str, jax.Array] = {}
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for name, spec in wanted.items():
+            values = _draw(name, spec, seed, pool)
+            array = jax.make_array_from_callback(spec.shape, spec.sharding, lambda index, v=values: v[index])
+            weights[name] = array.block_until_ready()
+    return weights
+
+
+def _draw(name: str, spec: WeightSpec, seed: int, pool: ThreadPoolExecutor) -> np.ndarray:
+    values = aligned_empty(spec.shape, np.dtype(spec.dtype))
+    if name.endswith("norm.weight"):
+        values[...] = 1
+        return values
+    flat = values.reshape(-1)
+    key = zlib.crc32(name.encode())
+
+    def fill(block: int) -> None:
+        part = flat[block * _BLOCK_ELEMENTS : (block + 1) * _BLOCK_ELEMENTS]
+        generator = np.random.Generator(np.random.SFC64([seed, key, block]))
+        normal = generator.standard_normal(part.size, dtype=np.float32)
+        normal *= _SCALE
+        part[:] = normal
+
+    # list() raises what a block raised.
+    list(pool.map(fill, range(math.ceil(flat.size / _BLOCK_ELEMENTS))))
+    return values

@@ -1,0 +1,143 @@
+"""Chat templates: messages in, the model's own prompt text out, as transformers' `apply_chat_template` renders it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+
+from jinja2.exceptions import TemplateError, TemplateSyntaxError
+
+from ryzjax.data.template_budget import TemplateLimits
+from ryzjax.data.template_sandbox import TemplateSandbox
+from ryzjax.errors import ConfigError, RequestError
+
+__all__ = ["ChatTemplate"]
+
+_MAX_TEMPLATE_CHARS = 1_000_000
+_MAX_DEPTH = 64
+_RESERVED = frozenset({"messages", "tools", "documents", "add_generation_prompt"})
+
+
+class ChatTemplate:
+    """One compiled template.
+
+    Args:
+      source: Jinja text.
+      name: where it is from, for messages.
+      special_tokens: variables such as `bos_token` that templates read.
+      limits: time and size of a rendering.
+
+    Raises:
+      ConfigError: the template is not valid Jinja, or absurdly long.
+    """
+
+    def __init__(
+        self,
+        source: str,
+        *,
+        name: str = "chat template",
+        special_tokens: Mapping[str, str] | None = None,
+        limits: TemplateLimits | None = None,
+    ):
+        if len(source) > _MAX_TEMPLATE_CHARS:
+            raise ConfigError(f"{name}: {len(source)} characters; expected at most {_MAX_TEMPLATE_CHARS}")
+        self.source = source
+        self._name = name
+        self._special_tokens = dict(special_tokens or {})
+        sandbox = TemplateSandbox(limits or TemplateLimits())
+        sandbox.add_text_filter("tojson", _tojson)
+        sandbox.globals["raise_exception"] = _raise_exception
+        sandbox.globals["strftime_now"] = _strftime_now
+        try:
+            self._render = sandbox.compile_bounded(source)
+        except (TemplateSyntaxError, SyntaxError, RecursionError) as error:
+            raise ConfigError(
+                f"{name}: not a valid Jinja template ({error}); fix it, or give another with --chat-template FILE"
+            ) from error
+
+    def render(
+        self,
+        messages: Sequence[Mapping[str, object]],
+        *,
+        tools: Sequence[Mapping[str, object]] | None = None,
+        add_generation_prompt: bool = True,
+        **variables: object,
+    ) -> str:
+        """The prompt text of a conversation.
+
+        Args:
+          messages: `{"role": ..., "content": ...}`, as the template expects them; handed over unchanged.
+          tools: JSON schemas of functions the model may call.
+          add_generation_prompt: end with the start of the assistant's turn.
+          variables: anything else the template reads, such as `enable_thinking`.
+
+        Raises:
+          RequestError: the template refuses the messages, fails on them, or exceeds its limits.
+        """
+        if not messages:
+            raise RequestError("messages is empty; expected at least one message", param="messages")
+        reserved = sorted(variables.keys() & (_RESERVED | self._special_tokens.keys()))
+        if reserved:
+            raise RequestError(
+                f"template variables {reserved} are set by the server; leave them out", param="chat_template_kwargs"
+            )
+        scope: dict[str, object] = {
+            **self._special_tokens,
+            **{key: _plain(value, key) for key, value in variables.items()},
+            "messages": _plain(list(messages), "messages"),
+            "tools": None if tools is None else _plain(list(tools), "tools"),
+            "documents": None,
+            "add_generation_prompt": add_generation_prompt,
+        }
+        try:
+            return self._render(scope)
+        except TemplateError as error:
+            raise RequestError(
+                f"{self._name} refused the messages: {error.message or type(error).__name__}", param="messages"
+            ) from error
+        # A template is code of others: what its expressions may raise on odd messages cannot be narrowed further.
+        except Exception as error:
+            raise RequestError(
+                f"{self._name} failed on the messages ({type(error).__name__}: {error}); check the roles and the type "
+                "of each content against what the model's template expects",
+                param="messages",
+            ) from error
+
+
+def _plain(value: object, name: str, depth: int = 0) -> object:
+    """A copy in plain JSON types: an object with methods would be a door out of the sandbox."""
+    if depth > _MAX_DEPTH:
+        raise RequestError(f"{name} is nested deeper than {_MAX_DEPTH}; flatten it", param=name)
+    if value is None or type(value) in (str, int, float, bool):
+        return value
+    if isinstance(value, str):
+        return str.__str__(value)
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item, name, depth + 1) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item, name, depth + 1) for item in value]
+    raise RequestError(f"{name} holds a {type(value).__name__}; expected JSON types only", param=name)
+
+
+def _tojson(
+    value: object,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    # Jinja's own filter escapes HTML, which a prompt must not be.
+    if indent is not None and not 0 <= indent <= 16:
+        raise TemplateError(f"tojson(indent={indent}) is out of range; expected 0 to 16")
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+def _raise_exception(message: str) -> None:
+    raise TemplateError(str(message))
+
+
+def _strftime_now(pattern: str) -> str:
+    if len(pattern) > 200:
+        raise TemplateError("strftime_now: the pattern is longer than 200 characters")
+    return datetime.now().strftime(pattern)

@@ -1,0 +1,158 @@
+"""A Jinja sandbox with a budget of time, memory and output, for chat templates.
+
+A chat template comes with a model, from whoever uploaded it: code from the network. Jinja's sandbox keeps it from
+Python's internals; this one also keeps it from running or growing for ever. Jinja has no hook for that, so the
+template's syntax tree is rewritten before it is compiled: every loop pass and every `~` reports to the environment,
+as every call and operator does already.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from jinja2 import nodes
+from jinja2.exceptions import SecurityError
+from jinja2.ext import Extension, loopcontrols
+from jinja2.parser import Parser
+from jinja2.runtime import Context
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.utils import Namespace
+
+from ryzjax.data.template_budget import TemplateLimits, current_budget, metered
+from ryzjax.data.template_filters import bound_filters, countable, counted
+from ryzjax.data.template_meter import meter
+
+__all__ = ["TemplateSandbox"]
+
+_PADDING = frozenset({"center", "ljust", "rjust", "zfill", "expandtabs"})
+_UNBOUNDED = frozenset({"format", "format_map", "translate", "maketrans"})
+"""String methods that make any size out of a few characters, which no chat template needs."""
+_MAX_POWER = 64
+
+
+class TemplateSandbox(ImmutableSandboxedEnvironment):
+    """Compiles and runs templates within `limits`.
+
+    A rendering that exceeds them raises `jinja2.exceptions.SecurityError`.
+    """
+
+    intercepted_binops = frozenset({"+", "*", "**", "%"})
+
+    def __init__(self, limits: TemplateLimits):
+        super().__init__(
+            trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationTag, loopcontrols], finalize=countable
+        )
+        self.limits = limits
+        self.globals["namespace"] = _SafeNamespace
+        self.globals["dict"] = lambda **items: items
+        for name in ("lipsum", "joiner", "cycler"):
+            del self.globals[name]
+        bound_filters(self)
+
+    def add_text_filter(self, name: str, text_filter: Callable[..., object]) -> None:
+        """Adds a filter that makes text of its first argument, whose size is checked before."""
+        self.filters[name] = counted(text_filter)
+
+    def compile_bounded(self, source: str) -> Callable[[dict[str, object]], str]:
+        """Compiles `source`.
+
+        Returns:
+          A function from the template's variables to the rendered text.
+
+        Raises:
+          jinja2.exceptions.TemplateSyntaxError: `source` is not a template.
+        """
+        tree = self.parse(source)
+        meter(tree, self)
+        template = self.template_class.from_code(self, self.compile(tree), self.make_globals(None))
+
+        def render(variables: dict[str, object]) -> str:
+            with metered(self.limits) as budget:
+                parts: list[str] = []
+                size = 0
+                for part in template.root_render_func(template.new_context(variables)):
+                    size += len(part)
+                    budget.check_size(size)
+                    budget.check_time()
+                    parts.append(part)
+                return "".join(parts)
+
+        return render
+
+    def count_loop_pass(self) -> str:
+        """Called by the compiled template at the start of every loop pass."""
+        budget = current_budget()
+        budget.loop_passes += 1
+        if budget.loop_passes > budget.limits.max_loop_passes:
+            raise SecurityError(f"its loops ran more than {budget.limits.max_loop_passes} times")
+        budget.check_time()
+        return ""
+
+    def join_strings(self, *parts: object) -> str:
+        """What `a ~ b` means."""
+        texts = [str(countable(part)) for part in parts]
+        current_budget().check_size(sum(map(len, texts)))
+        return "".join(texts)
+
+    def call(__self, __context: Context, __obj: Callable[..., object], *args: object, **kwargs: object) -> object:
+        budget = current_budget()
+        budget.check_time()
+        owner, name = getattr(__obj, "__self__", None), getattr(__obj, "__name__", "")
+        if isinstance(owner, str):
+            if name in _UNBOUNDED:
+                raise SecurityError(f"it calls str.{name}, which is not allowed in a chat template")
+            if name in _PADDING:
+                widths = [arg for arg in (*args, *kwargs.values()) if isinstance(arg, int)]
+                budget.check_size(max(widths, default=0) * (len(owner) if name == "expandtabs" else 1))
+            if name == "join" and args and isinstance(args[0], (list, tuple)):
+                budget.check_size(len(args[0]) * len(owner) + sum(len(p) for p in args[0] if isinstance(p, str)))
+            if name == "replace":
+                texts = [arg for arg in args if isinstance(arg, str)]
+                budget.check_size(owner.count(texts[0]) * len(texts[1]) if len(texts) == 2 else 0)
+        result = super().call(__context, __obj, *args, **kwargs)
+        if isinstance(result, str):
+            budget.check_size(len(result))
+        return result
+
+    def call_binop(self, context: Context, operator: str, left: object, right: object) -> object:
+        budget = current_budget()
+        if operator == "*":
+            for value, times in ((left, right), (right, left)):
+                if isinstance(value, (str, list, tuple)) and isinstance(times, int):
+                    budget.check_size(len(value) * max(times, 0))
+        elif operator == "+":
+            if isinstance(left, (str, list, tuple)) and isinstance(right, (str, list, tuple)):
+                budget.check_size(len(left) + len(right))
+        elif operator == "**":
+            if not isinstance(right, (int, float)) or abs(right) > _MAX_POWER:
+                raise SecurityError(f"it raises to the power {right!r}; at most {_MAX_POWER} is allowed")
+        elif isinstance(left, str):
+            raise SecurityError("it formats with %, which is not allowed in a chat template; use ~")
+        result = super().call_binop(context, operator, left, right)
+        if isinstance(result, int) and result.bit_length() > 4096:
+            raise SecurityError("it computes a number of more than 4096 bits")
+        return result
+
+
+class _GenerationTag(Extension):
+    """`{% generation %}` marks the assistant's text for training; to a server it is nothing."""
+
+    tags = {"generation"}  # noqa: RUF012 - the type the base class declares
+
+    def parse(self, parser: Parser) -> list[nodes.Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+class _SafeNamespace(Namespace):
+    """Jinja's namespace without names that reach Python's internals."""
+
+    def __init__(self, *args: object, **kwargs: object):
+        super().__init__()
+        for name, value in dict(*args, **kwargs).items():
+            self[name] = value
+
+    def __setitem__(self, name: str, value: object) -> None:
+        if not isinstance(name, str) or name.startswith("_"):
+            raise SecurityError(f"it sets {name!r} on a namespace; names must not start with an underscore")
+        super().__setitem__(name, value)

@@ -1,0 +1,211 @@
+"""Tokenizer: text to token ids and back, and conversations to prompts.
+
+Reads `tokenizer.json` through the `tokenizers` library directly: importing transformers costs more than a second of
+start-up. Only a directory without that file takes the way through transformers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ryzjax.data.chat import ChatTemplate
+from ryzjax.data.tokenizer_files import TokenizerFiles, read_template_file
+from ryzjax.errors import CheckpointError, RequestError
+
+if TYPE_CHECKING:
+    import tokenizers
+
+__all__ = ["Tokenizer"]
+
+_MAX_TOKEN_ID = 2**32 - 1
+_CONVERTIBLE = ("tokenizer.model", "vocab.json", "vocab.txt", "merges.txt", "spiece.model")
+_CLASSES_WITH_BOS_FLAG = ("LlamaTokenizer", "LlamaTokenizerFast", "CodeLlamaTokenizer", "CodeLlamaTokenizerFast")
+"""Classes whose `add_bos_token` overrules the post-processor of tokenizer.json, as it does in transformers."""
+
+
+class Tokenizer:
+    """A model's tokenizer. Safe to use from several threads.
+
+    Build it with `load`.
+
+    Attributes:
+      special_tokens: such as `bos_token` -> "<s>".
+      chat_template: how the model wants conversations, or None.
+    """
+
+    def __init__(
+        self, backend: tokenizers.Tokenizer, files: TokenizerFiles, *, chat_template: ChatTemplate | None, name: str
+    ):
+        self._backend = backend
+        self._name = name
+        self.special_tokens = files.special_tokens
+        self.chat_template = chat_template
+        bos = self._id_of("bos_token")
+        self._bos_token_id = files.bos_token_id if bos is None else bos
+        eos = self._id_of("eos_token")
+        own = () if eos is None else (eos,)
+        self._eos_token_ids = tuple(dict.fromkeys((*own, *files.eos_token_ids)))
+        self._adds_bos = files.add_bos_token if files.tokenizer_class in _CLASSES_WITH_BOS_FLAG else None
+
+    @classmethod
+    def load(cls, path: str | Path, *, chat_template: str | Path | None = None) -> Tokenizer:
+        """Loads the tokenizer of a model directory.
+
+        Args:
+          path: directory with `tokenizer.json` (or files transformers can convert).
+          chat_template: Jinja file that replaces the model's own template.
+
+        Raises:
+          CheckpointError: no tokenizer there, or one that cannot be read.
+          ConfigError: the chat template cannot be read or compiled.
+        """
+        directory = Path(path).expanduser()
+        if not directory.is_dir():
+            raise CheckpointError(f"tokenizer {str(path)!r}: no such directory; expected one with tokenizer.json")
+        files = TokenizerFiles.read(directory)
+        source, name = files.chat_template, files.chat_template_name
+        if chat_template is not None:
+            source, name = read_template_file(chat_template), str(chat_template)
+        template = None
+        if source is not None:
+            template = ChatTemplate(source, name=f"chat template of {name}", special_tokens=files.special_tokens)
+        return cls(_load_backend(directory), files, chat_template=template, name=str(directory))
+
+    @property
+    def vocab_size(self) -> int:
+        """Tokens it knows, special ones included; a model's table may be larger."""
+        return self._backend.get_vocab_size(with_added_tokens=True)
+
+    @property
+    def bos_token_id(self) -> int | None:
+        """The token texts begin with, or None."""
+        return self._bos_token_id
+
+    @property
+    def eos_token_ids(self) -> tuple[int, ...]:
+        """Tokens that end a text: the tokenizer's own, then those of generation_config.json (or else config.json)."""
+        return self._eos_token_ids
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """Token ids of `text`.
+
+        Args:
+          text: any valid Unicode text.
+          add_special_tokens: add what the model expects around a text (such as BOS). False for rendered chats.
+
+        Raises:
+          RequestError: not a string, or one with lone surrogates, which no UTF-8 tokenizer can read.
+        """
+        if not isinstance(text, str):
+            raise RequestError(f"text is a {type(text).__name__}; expected a string", param="prompt")
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise RequestError(
+                f"text has a lone surrogate {text[error.start]!r} at position {error.start}; send valid Unicode",
+                param="prompt",
+            ) from error
+        if add_special_tokens and self._adds_bos is not None:
+            ids = self._backend.encode(text, add_special_tokens=False).ids
+            return [self._bos_token_id, *ids] if self._adds_bos and self._bos_token_id is not None else ids
+        return self._backend.encode(text, add_special_tokens=add_special_tokens).ids
+
+    def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        """Text of token ids. Ids the tokenizer does not know (padding of the model's table) have no text.
+
+        Raises:
+          RequestError: an id that is no 32-bit unsigned integer.
+        """
+        try:
+            return self._backend.decode(list(ids), skip_special_tokens=skip_special_tokens)
+        except (OverflowError, TypeError) as error:
+            raise RequestError(
+                f"token ids hold a value that is not one; expected integers from 0 to {_MAX_TOKEN_ID}", param="tokens"
+            ) from error
+
+    def token_text(self, token_id: int) -> str:
+        """The text of one token on its own (partial characters as U+FFFD), special tokens included."""
+        return self.decode([token_id], skip_special_tokens=False)
+
+    def render_chat(
+        self,
+        messages: Sequence[Mapping[str, object]],
+        *,
+        tools: Sequence[Mapping[str, object]] | None = None,
+        add_generation_prompt: bool = True,
+        **variables: object,
+    ) -> str:
+        """The prompt text of a conversation; see `ChatTemplate.render`.
+
+        Raises:
+          RequestError: the model has no chat template, or the template refuses the messages.
+        """
+        if self.chat_template is None:
+            raise RequestError(
+                f"the tokenizer of {self._name} has no chat template, so messages cannot become a prompt; "
+                "use /v1/completions (or generate) with plain text, or start with --chat-template FILE",
+                param="messages",
+            )
+        return self.chat_template.render(
+            messages, tools=tools, add_generation_prompt=add_generation_prompt, **variables
+        )
+
+    def apply_chat_template(
+        self,
+        messages: Sequence[Mapping[str, object]],
+        *,
+        tools: Sequence[Mapping[str, object]] | None = None,
+        add_generation_prompt: bool = True,
+        **variables: object,
+    ) -> list[int]:
+        """Token ids of a conversation: `render_chat`, then `encode` without more special tokens.
+
+        Raises:
+          RequestError: as `render_chat` and `encode`.
+        """
+        text = self.render_chat(messages, tools=tools, add_generation_prompt=add_generation_prompt, **variables)
+        # The template writes BOS itself; adding it again would double it.
+        return self.encode(text, add_special_tokens=False)
+
+    def _id_of(self, special: str) -> int | None:
+        token = self.special_tokens.get(special)
+        return None if token is None else self._backend.token_to_id(token)
+
+
+def _load_backend(directory: Path) -> tokenizers.Tokenizer:
+    path = directory / "tokenizer.json"
+    if not path.is_file():
+        return _convert(directory)
+    # Imported here: `import ryzjax.data` stays light.
+    from tokenizers import Tokenizer as Backend
+
+    try:
+        backend = Backend.from_file(str(path))
+    # The library raises plain Exception, whatever is wrong.
+    except Exception as error:
+        raise CheckpointError(f"{path}: not a tokenizer this version can read ({error}); download it again") from error
+    # A tokenizer saved from a training script may carry its truncation: prompts are never cut silently.
+    backend.no_truncation()
+    backend.no_padding()
+    return backend
+
+
+def _convert(directory: Path) -> tokenizers.Tokenizer:
+    if not any((directory / name).is_file() for name in _CONVERTIBLE):
+        raise CheckpointError(f"{directory}: no tokenizer.json; expected a Hugging Face tokenizer beside the model")
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    try:
+        slow = AutoTokenizer.from_pretrained(str(directory), local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, ImportError, RuntimeError) as error:
+        raise CheckpointError(
+            f"{directory}: no tokenizer.json, and transformers cannot build one from the other files ({error}); "
+            "export tokenizer.json with transformers: save_pretrained(dir)"
+        ) from error
+    if not isinstance(slow, PreTrainedTokenizerFast):
+        raise CheckpointError(
+            f"{directory}: tokenizer class {type(slow).__name__} has no fast version; export tokenizer.json"
+        )
+    return slow.backend_tokenizer

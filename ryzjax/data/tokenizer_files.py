@@ -1,0 +1,122 @@
+"""What lies beside a tokenizer: special tokens, chat template, end-of-sequence ids."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from ryzjax.errors import CheckpointError, ConfigError
+
+__all__ = ["TokenizerFiles", "read_template_file"]
+
+_SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+_MAX_BYTES = 100_000_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerFiles:
+    """The parsed small files of a tokenizer directory; any of them may be missing.
+
+    Attributes:
+      special_tokens: such as `bos_token` -> "<s>".
+      chat_template: Jinja text, or None.
+      chat_template_name: where it is from, for messages.
+      add_bos_token: what tokenizer_config.json says, or None where it is silent.
+      tokenizer_class: HF's class name, "" where it is silent.
+      bos_token_id: of generation_config.json or config.json.
+      eos_token_ids: of generation_config.json, or else config.json.
+    """
+
+    special_tokens: Mapping[str, str]
+    chat_template: str | None
+    chat_template_name: str
+    add_bos_token: bool | None
+    tokenizer_class: str
+    bos_token_id: int | None
+    eos_token_ids: tuple[int, ...]
+
+    @classmethod
+    def read(cls, directory: Path) -> TokenizerFiles:
+        """Reads whatever is there.
+
+        Raises:
+          CheckpointError: a file is not readable JSON, or holds another type than it should.
+        """
+        config = _read(directory / "tokenizer_config.json")
+        special = _read(directory / "special_tokens_map.json")
+        tokens: dict[str, str] = {}
+        for name in _SPECIAL_TOKENS:
+            token = _token_text(config.get(name)) or _token_text(special.get(name))
+            if token is not None:
+                tokens[name] = token
+        template, template_name = _chat_template(directory, config)
+        generation, model = _read(directory / "generation_config.json"), _read(directory / "config.json")
+        bos = _ids(generation.get("bos_token_id")) or _ids(model.get("bos_token_id"))
+        add_bos = config.get("add_bos_token")
+        return cls(
+            special_tokens=tokens,
+            chat_template=template,
+            chat_template_name=template_name,
+            add_bos_token=add_bos if isinstance(add_bos, bool) else None,
+            tokenizer_class=str(config.get("tokenizer_class") or ""),
+            bos_token_id=bos[0] if bos else None,
+            eos_token_ids=_ids(generation.get("eos_token_id")) or _ids(model.get("eos_token_id")),
+        )
+
+
+def read_template_file(path: str | Path) -> str:
+    """The Jinja text of a file the user named.
+
+    Raises:
+      ConfigError: it cannot be read.
+    """
+    try:
+        return Path(path).expanduser().read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"chat template {str(path)!r} cannot be read ({error}); expected Jinja text") from error
+
+
+def _chat_template(directory: Path, config: Mapping[str, object]) -> tuple[str | None, str]:
+    """transformers' order: chat_template.jinja, then chat_template.json, then tokenizer_config.json."""
+    jinja = directory / "chat_template.jinja"
+    if jinja.is_file():
+        return read_template_file(jinja), str(jinja)
+    for path, raw in (
+        (directory / "chat_template.json", _read(directory / "chat_template.json")),
+        (directory / "tokenizer_config.json", config),
+    ):
+        template = raw.get("chat_template")
+        if isinstance(template, list):  # several by name: "default" is the one for plain chat
+            named = {item.get("name"): item.get("template") for item in template if isinstance(item, dict)}
+            template = named.get("default")
+        if isinstance(template, str):
+            return template, str(path)
+    return None, ""
+
+
+def _token_text(value: object) -> str | None:
+    """A special token stands there as a string, or as an object with `content`."""
+    if isinstance(value, dict):
+        value = value.get("content")
+    return value if isinstance(value, str) else None
+
+
+def _ids(value: object) -> tuple[int, ...]:
+    items = value if isinstance(value, list) else [value]
+    return tuple(item for item in items if isinstance(item, int) and not isinstance(item, bool))
+
+
+def _read(path: Path) -> dict[str, object]:
+    if not path.is_file():
+        return {}
+    try:
+        if path.stat().st_size > _MAX_BYTES:
+            raise CheckpointError(f"{path}: larger than {_MAX_BYTES} bytes; expected a small JSON file")
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: not readable as JSON ({error}); download it again") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path}: holds a {type(value).__name__}; expected a JSON object")
+    return value
