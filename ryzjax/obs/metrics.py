@@ -1,0 +1,226 @@
+"""EngineMetrics: what the engine counts, exposed to Prometheus under the names dashboards know from vLLM.
+
+The engine thread calls plain methods that add to plain numbers under one uncontended lock (well under 20 us a
+step); a scrape builds the metric families from them.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+from ryzjax.obs.histogram import Histogram
+
+__all__ = ["PREFIX", "EngineMetrics", "RequestStats"]
+
+PREFIX = "ryzjax:"
+
+FinishReason = Literal["stop", "length", "abort", "error"]
+_FINISH_REASONS: tuple[FinishReason, ...] = ("stop", "length", "abort", "error")
+# Of what the padding ratio remembers, each step forgets this share: it tells of about the last hundred steps.
+_PADDING_DECAY = 0.01
+
+_TOKENS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 20_000, 50_000, 100_000, 200_000)
+_STEP_TOKENS = (1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16_384)
+_FIRST_TOKEN_S = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40)
+_PER_TOKEN_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5, 5.0)
+_REQUEST_S = (0.01, 0.05, 0.1, 0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 60, 120, 480, 1920)
+
+# name -> (help, bucket bounds)
+_HISTOGRAMS: dict[str, tuple[str, tuple[float, ...]]] = {
+    "iteration_tokens_total": ("Tokens (prompt and generated) run in one engine step.", _STEP_TOKENS),
+    "time_to_first_token_seconds": ("From a request's arrival to its first token.", _FIRST_TOKEN_S),
+    "inter_token_latency_seconds": ("Between one token of a sequence and the next.", _PER_TOKEN_S),
+    "request_time_per_output_token_seconds": ("Mean time per token after the first, a request.", _PER_TOKEN_S),
+    "e2e_request_latency_seconds": ("From a request's arrival to its end.", _REQUEST_S),
+    "request_queue_time_seconds": ("From a request's arrival to its first step.", _REQUEST_S),
+    "request_prefill_time_seconds": ("From a request's first step to its first token.", _REQUEST_S),
+    "request_decode_time_seconds": ("From a request's first token to its end.", _REQUEST_S),
+    "request_prompt_tokens": ("Prompt tokens of a finished request.", _TOKENS),
+    "request_generation_tokens": ("Generated tokens of a finished request.", _TOKENS),
+}
+
+_COUNTERS: dict[str, str] = {
+    "num_preemptions": "Sequences that gave up their pages and were recomputed later.",
+    "prompt_tokens": "Prompt tokens of finished requests.",
+    "generation_tokens": "Tokens generated.",
+    "recompiles": "Executables compiled after start-up; serving traffic should never add one.",
+}
+
+_GAUGES: dict[str, str] = {
+    "num_requests_running": "Sequences being run.",
+    "num_requests_waiting": "Sequences waiting for pages or a slot.",
+    "kv_cache_usage_perc": "Share of KV pages in use; 1 is all.",
+    "engine_healthy": "1 while the engine thread is alive and has not failed.",
+    "padding_waste_ratio": "Share of the rows of recent steps (about the last hundred) that were padding.",
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RequestStats:
+    """One finished sequence; times are `time.monotonic()` seconds, None where it never got that far.
+
+    Attributes:
+      prompt_tokens: length of the prompt.
+      generation_tokens: tokens generated.
+      finish_reason: "stop", "length", "abort" or "error".
+      arrival_s: when the caller sent it.
+      first_scheduled_s: when it first ran.
+      first_token_s: when its first token came.
+      finished_s: when it ended.
+    """
+
+    prompt_tokens: int
+    generation_tokens: int
+    finish_reason: FinishReason
+    arrival_s: float
+    first_scheduled_s: float | None
+    first_token_s: float | None
+    finished_s: float
+
+
+class EngineMetrics(Collector):
+    """The metrics of one engine, in a registry of its own.
+
+    Args:
+      model_name: value of the `model_name` label on every metric.
+    """
+
+    def __init__(self, *, model_name: str = ""):
+        self._model_name = model_name
+        self._lock = threading.Lock()
+        self._gauges = dict.fromkeys(_GAUGES, 0.0)
+        self._counters = dict.fromkeys(_COUNTERS, 0.0)
+        self._finished = dict.fromkeys(_FINISH_REASONS, 0.0)
+        self._histograms = {name: Histogram(bounds) for name, (_, bounds) in _HISTOGRAMS.items()}
+        self._cache_config: dict[str, str] | None = None
+        self._recent_tokens = 0.0
+        self._recent_padded_tokens = 0.0
+        self._registry = CollectorRegistry()
+        self._registry.register(self)
+
+    def step_done(self, tokens: int, padded_tokens: int, running: int, waiting: int, kv_usage: float) -> None:
+        """One engine step ended.
+
+        Args:
+          tokens: real tokens it ran, prompt and generated.
+          padded_tokens: rows of the bucket it ran in (at least `tokens`).
+          running: sequences running after it.
+          waiting: sequences waiting after it.
+          kv_usage: share of KV pages in use, 0 to 1.
+        """
+        with self._lock:
+            self._histograms["iteration_tokens_total"].observe(tokens)
+            self._recent_tokens += tokens - _PADDING_DECAY * self._recent_tokens
+            self._recent_padded_tokens += padded_tokens - _PADDING_DECAY * self._recent_padded_tokens
+            if self._recent_padded_tokens > 0:
+                self._gauges["padding_waste_ratio"] = 1.0 - self._recent_tokens / self._recent_padded_tokens
+            self._set_load(running, waiting, kv_usage)
+
+    def set_load(self, running: int, waiting: int, kv_usage: float) -> None:
+        """Sets the load gauges outside a step: when requests arrive, or the engine falls idle."""
+        with self._lock:
+            self._set_load(running, waiting, kv_usage)
+
+    def _set_load(self, running: int, waiting: int, kv_usage: float) -> None:
+        self._gauges["num_requests_running"] = running
+        self._gauges["num_requests_waiting"] = waiting
+        self._gauges["kv_cache_usage_perc"] = kv_usage
+
+    def preempted(self, n: int = 1) -> None:
+        """`n` sequences were preempted."""
+        with self._lock:
+            self._counters["num_preemptions"] += n
+
+    def first_token(self, seconds: float) -> None:
+        """A sequence got its first token, `seconds` after it arrived. Counts one generated token."""
+        with self._lock:
+            self._histograms["time_to_first_token_seconds"].observe(seconds)
+            self._counters["generation_tokens"] += 1
+
+    def inter_token(self, seconds: float, n: int = 1) -> None:
+        """`n` tokens came, each `seconds` after the one before it in its sequence. Counts `n` generated tokens."""
+        with self._lock:
+            self._histograms["inter_token_latency_seconds"].observe(seconds, n)
+            self._counters["generation_tokens"] += n
+
+    def request_done(self, stats: RequestStats) -> None:
+        """A sequence ended, for whatever reason. Its prompt tokens are counted here, its generated ones were before."""
+        with self._lock:
+            histograms = self._histograms
+            self._finished[stats.finish_reason] += 1
+            self._counters["prompt_tokens"] += stats.prompt_tokens
+            histograms["request_prompt_tokens"].observe(stats.prompt_tokens)
+            histograms["request_generation_tokens"].observe(stats.generation_tokens)
+            histograms["e2e_request_latency_seconds"].observe(stats.finished_s - stats.arrival_s)
+            if stats.first_scheduled_s is None:
+                return
+            histograms["request_queue_time_seconds"].observe(stats.first_scheduled_s - stats.arrival_s)
+            if stats.first_token_s is None:
+                return
+            histograms["request_prefill_time_seconds"].observe(stats.first_token_s - stats.first_scheduled_s)
+            decode_s = stats.finished_s - stats.first_token_s
+            histograms["request_decode_time_seconds"].observe(decode_s)
+            if stats.generation_tokens > 1:
+                per_token_s = decode_s / (stats.generation_tokens - 1)
+                histograms["request_time_per_output_token_seconds"].observe(per_token_s)
+
+    def recompiled(self) -> None:
+        """An executable was compiled after start-up."""
+        with self._lock:
+            self._counters["recompiles"] += 1
+
+    def set_healthy(self, healthy: bool) -> None:
+        """Says whether the engine is alive."""
+        with self._lock:
+            self._gauges["engine_healthy"] = float(healthy)
+
+    def set_cache_config(self, config: Mapping[str, str | int | float]) -> None:
+        """Publishes the KV pool's settings as the labels of `cache_config_info`."""
+        with self._lock:
+            self._cache_config = {name: str(value) for name, value in config.items()}
+
+    def render(self) -> tuple[bytes, str]:
+        """(body, content type) of a scrape, in Prometheus's text format."""
+        return generate_latest(self._registry), CONTENT_TYPE_LATEST
+
+    def collect(self) -> Iterator[Metric]:
+        """The metric families, for the registry."""
+        with self._lock:
+            families = list(self._families())
+        return iter(families)
+
+    def _families(self) -> Iterator[Metric]:
+        names, model = ["model_name"], [self._model_name]
+        for name, documentation in _GAUGES.items():
+            gauge = GaugeMetricFamily(PREFIX + name, documentation, labels=names)
+            gauge.add_metric(model, self._gauges[name])
+            yield gauge
+        for name, documentation in _COUNTERS.items():
+            counter = CounterMetricFamily(PREFIX + name, documentation, labels=names)
+            counter.add_metric(model, self._counters[name])
+            yield counter
+        finished = CounterMetricFamily(
+            PREFIX + "request_success", "Requests that ended, by reason.", labels=[*names, "finished_reason"]
+        )
+        for reason, count in self._finished.items():
+            finished.add_metric([*model, reason], count)
+        yield finished
+        for name, (documentation, _) in _HISTOGRAMS.items():
+            values = self._histograms[name]
+            histogram = HistogramMetricFamily(PREFIX + name, documentation, labels=names)
+            histogram.add_metric(model, buckets=values.cumulative(), sum_value=values.sum)
+            yield histogram
+        if self._cache_config is not None:
+            info = GaugeMetricFamily(
+                PREFIX + "cache_config_info", "Settings of the KV pool.", labels=[*names, *self._cache_config]
+            )
+            info.add_metric([*model, *self._cache_config.values()], 1.0)
+            yield info

@@ -1,0 +1,71 @@
+"""create_app: the HTTP server as an ASGI application over any `EngineFrontend`."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI, Request
+from starlette.requests import ClientDisconnect
+from starlette.responses import Response
+
+from ryzjax.obs.metrics import EngineMetrics
+from ryzjax.serving.http import generate_routes, system_routes
+from ryzjax.serving.http.config import HttpConfig
+from ryzjax.serving.http.context import ServerContext
+from ryzjax.serving.http.disconnect import ClientLeftError
+from ryzjax.serving.http.errors import install_error_handlers
+from ryzjax.serving.http.frontend_protocol import EngineFrontend
+from ryzjax.serving.http.middleware import (
+    ApiKeyMiddleware,
+    BodyLimitMiddleware,
+    DrainGateMiddleware,
+    RequestContextMiddleware,
+)
+
+__all__ = ["create_app"]
+
+_CLIENT_CLOSED_REQUEST = 499
+"""Nobody reads it: it only tells the access log what happened (nginx's number)."""
+
+
+def create_app(engine: EngineFrontend, config: HttpConfig, *, metrics: EngineMetrics) -> FastAPI:
+    """Builds the application. It neither starts nor stops the engine: a server may be up while its engine loads.
+
+    Args:
+      engine: what answers requests.
+      config: what is accepted.
+      metrics: what /metrics shows; the engine's own.
+    """
+    context = ServerContext(engine, config, metrics)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        yield
+        context.close()
+
+    # No documentation pages: they load scripts from a CDN, and the routes read their bodies themselves.
+    app = FastAPI(title="RyzJAX", openapi_url=None, docs_url=None, redoc_url=None, lifespan=lifespan)
+    app.state.context = context
+    app.include_router(system_routes.router)
+    app.include_router(generate_routes.router)
+    install_error_handlers(app)
+    app.add_exception_handler(ClientLeftError, _on_client_left)
+    app.add_exception_handler(ClientDisconnect, _on_client_left)
+    # The last one added is the outermost.
+    app.add_middleware(
+        DrainGateMiddleware,
+        engine=engine,
+        lifecycle=context.lifecycle,
+        paths=generate_routes.GENERATION_PATHS,
+        retry_after_s=config.retry_after_s,
+    )
+    app.add_middleware(BodyLimitMiddleware, max_body_bytes=config.max_body_bytes)
+    if config.api_key is not None:
+        app.add_middleware(ApiKeyMiddleware, api_key=config.api_key)
+    app.add_middleware(RequestContextMiddleware, access_log=config.access_log)
+    return app
+
+
+async def _on_client_left(request: Request, error: Exception) -> Response:
+    return Response(status_code=_CLIENT_CLOSED_REQUEST)

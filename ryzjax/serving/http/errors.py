@@ -1,0 +1,133 @@
+"""OpenAI-shaped errors: every failure a client can see is one JSON object, and one table says which status it has.
+
+{"error": {"message": ..., "type": ..., "param": ..., "code": ...}}
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from fastapi import FastAPI, Request
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from ryzjax.errors import EngineStoppedError, QueueFullError, RequestError
+
+__all__ = [
+    "ApiError",
+    "GenerationFailedError",
+    "ModelNotFoundError",
+    "describe",
+    "error_response",
+    "install_error_handlers",
+    "internal_error",
+]
+
+_MAX_MESSAGE_CHARS = 1000
+_ENGINE_RETRY_AFTER_S = 5
+
+
+class ModelNotFoundError(RequestError):
+    """The request names a model this server does not serve (HTTP 404)."""
+
+    def __init__(self, model: str, served: str):
+        super().__init__(
+            f"the model {model[:200]!r} is not served here; use {served!r}", param="model", code="model_not_found"
+        )
+
+
+class GenerationFailedError(Exception):
+    """The engine ended a request with an error or aborted it; the client is told so, the log has the rest."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ApiError:
+    """An error as a client sees it.
+
+    Attributes:
+      status: HTTP status.
+      message: for people.
+      type: OpenAI's class of error.
+      param: the offending request field.
+      code: for programs.
+      headers: extra response headers.
+    """
+
+    status: int
+    message: str
+    type: str
+    param: str | None = None
+    code: str | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+    def body(self) -> bytes:
+        """The JSON object, also the payload of an SSE error event."""
+        message = self.message
+        if len(message) > _MAX_MESSAGE_CHARS:
+            message = message[:_MAX_MESSAGE_CHARS] + "..."
+        error = {"message": message, "type": self.type, "param": self.param, "code": self.code}
+        return json.dumps({"error": error}, separators=(",", ":")).encode()
+
+
+def describe(error: Exception) -> ApiError | None:
+    """What a client is told of `error`; None where it is our own bug and must be hidden behind a 500."""
+    if isinstance(error, ModelNotFoundError):
+        return ApiError(
+            status=404, message=str(error), type="invalid_request_error", param=error.param, code=error.code
+        )
+    if isinstance(error, RequestError):
+        return ApiError(
+            status=400, message=str(error), type="invalid_request_error", param=error.param, code=error.code
+        )
+    if isinstance(error, QueueFullError):
+        headers = {"retry-after": str(error.retry_after_s)}
+        return ApiError(status=429, message=str(error), type="rate_limit_error", code="queue_full", headers=headers)
+    if isinstance(error, EngineStoppedError):
+        headers = {"retry-after": str(_ENGINE_RETRY_AFTER_S)}
+        return ApiError(
+            status=503, message=str(error), type="service_unavailable", code="engine_stopped", headers=headers
+        )
+    if isinstance(error, GenerationFailedError):
+        return ApiError(status=500, message=str(error), type="server_error", code="generation_failed")
+    return None
+
+
+def internal_error(request_id: str) -> ApiError:
+    """A 500 that says nothing of its cause but the id under which it was logged."""
+    message = f"internal error; the server's log has it under request id {request_id}"
+    return ApiError(status=500, message=message, type="server_error", code="internal_error")
+
+
+def error_response(error: ApiError) -> Response:
+    """The HTTP response of `error`."""
+    return Response(error.body(), error.status, headers=dict(error.headers), media_type="application/json")
+
+
+async def _on_known_error(request: Request, error: Exception) -> Response:
+    described = describe(error)
+    if described is None:
+        raise error
+    return error_response(described)
+
+
+async def _on_http_exception(request: Request, error: Exception) -> Response:
+    if not isinstance(error, HTTPException):
+        raise error
+    message, code = str(error.detail), None
+    if error.status_code == 404:
+        message, code = f"no route {request.method} {request.url.path[:200]}", "not_found"
+    elif error.status_code == 405:
+        message, code = f"{request.url.path[:200]} does not take {request.method}", "method_not_allowed"
+    kind = "invalid_request_error" if error.status_code < 500 else "server_error"
+    return error_response(
+        ApiError(status=error.status_code, message=message, type=kind, code=code, headers=error.headers or {})
+    )
+
+
+def install_error_handlers(app: FastAPI) -> None:
+    """Answers known errors with their status. What is unknown goes on to the outermost middleware, a plain 500."""
+    for known in (RequestError, QueueFullError, EngineStoppedError, GenerationFailedError):
+        app.add_exception_handler(known, _on_known_error)
+    app.add_exception_handler(HTTPException, _on_http_exception)

@@ -1,0 +1,213 @@
+"""The request fields both generation routes share, and what happens to fields that are not theirs.
+
+A field is used, harmless (taken and ignored), not supported (a 400 that says so), or unknown (a 400 that names it):
+a misspelt `temprature` must not pass in silence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Self
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core import ErrorDetails
+
+from ryzjax.errors import RequestError
+from ryzjax.serving.sampling_params import SamplingParams
+
+__all__ = ["GenerationRequest", "StreamOptions", "check_extra_fields"]
+
+_HARMLESS = frozenset(
+    {
+        "metadata",
+        "parallel_tool_calls",
+        "prompt_cache_key",
+        "prompt_cache_retention",
+        "safety_identifier",
+        "service_tier",
+        "store",
+        "user",
+    }
+)
+
+_NOTHING: tuple[object, ...] = (None,)
+# Field -> the values that ask for nothing, and so are taken.
+_UNSUPPORTED: dict[str, tuple[object, ...]] = {
+    "audio": _NOTHING,
+    "best_of": (None, 1),
+    "chat_template": _NOTHING,
+    "chat_template_kwargs": (None, {}),
+    "continue_final_message": (None, False),
+    "echo": (None, False),
+    "function_call": (None, "none"),
+    "functions": (None, []),
+    "guided_choice": _NOTHING,
+    "guided_grammar": _NOTHING,
+    "guided_json": _NOTHING,
+    "guided_regex": _NOTHING,
+    "modalities": (None, ["text"]),
+    "moderation": _NOTHING,
+    "prediction": _NOTHING,
+    "priority": (None, 0),
+    "prompt_logprobs": _NOTHING,
+    "reasoning_effort": (None, "none"),
+    "response_format": (None, {"type": "text"}),
+    "structured_outputs": _NOTHING,
+    "suffix": (None, ""),
+    "tool_choice": (None, "none", "auto"),
+    "tools": (None, []),
+    "truncate_prompt_tokens": _NOTHING,
+    "use_beam_search": (None, False),
+    "verbosity": (None, "medium"),
+    "web_search_options": _NOTHING,
+}
+
+# Request field -> SamplingParams field, for those passed on as they are.
+_SAMPLING_FIELDS = (
+    "n",
+    "temperature",
+    "top_k",
+    "top_p",
+    "min_p",
+    "repetition_penalty",
+    "presence_penalty",
+    "frequency_penalty",
+    "seed",
+    "min_tokens",
+    "stop",
+    "stop_token_ids",
+    "ignore_eos",
+    "skip_special_tokens",
+    "include_stop_str_in_output",
+)
+
+
+class StreamOptions(BaseModel):
+    """Options of a streamed answer; `include_obfuscation` is taken and ignored."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    include_usage: bool | None = None
+    include_obfuscation: bool | None = None
+
+
+class GenerationRequest(BaseModel):
+    """Fields of /v1/completions and /v1/chat/completions alike; null means the default. Meanings: SamplingParams."""
+
+    model_config = ConfigDict(strict=True, extra="allow")
+
+    model: str
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    n: int | None = None
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    logit_bias: dict[str, float] | None = None
+    seed: int | None = None
+    max_tokens: int | None = None
+    min_tokens: int | None = None
+    stop: str | list[str] | None = None
+    stop_token_ids: list[int] | None = None
+    ignore_eos: bool | None = None
+    skip_special_tokens: bool | None = None
+    include_stop_str_in_output: bool | None = None
+
+    @classmethod
+    def parse(cls, body: bytes) -> Self:
+        """Reads a request body. Raises RequestError for bad JSON, and for bad, unsupported or unknown fields."""
+        try:
+            request = cls.model_validate_json(body)
+        except ValidationError as error:
+            raise _request_error(error) from None
+        check_extra_fields(request.model_extra or {})
+        return request
+
+    @property
+    def include_usage(self) -> bool:
+        """Whether a stream ends with a usage chunk."""
+        return self.stream_options is not None and bool(self.stream_options.include_usage)
+
+    def _sampling_params(self, *, max_tokens: int | None, logprobs: int | None) -> SamplingParams:
+        chosen: dict[str, object] = {
+            name: value for name in _SAMPLING_FIELDS if (value := getattr(self, name)) is not None
+        }
+        chosen |= {"max_tokens": max_tokens, "logprobs": logprobs, "logit_bias": _token_bias(self.logit_bias or {})}
+        return SamplingParams(**chosen)  # pyright: ignore[reportArgumentType]  # it checks each value itself
+
+
+def check_extra_fields(extra: Mapping[str, object], *, where: str = "") -> None:
+    """Raises RequestError for fields that are neither used nor harmless.
+
+    Args:
+      extra: the fields no model declares.
+      where: prefix of their names in messages, such as "messages.0.".
+    """
+    for name, value in extra.items():
+        if name in _UNSUPPORTED and not _asks_for_nothing(value, _UNSUPPORTED[name]):
+            raise RequestError(
+                f"{where}{name} is not supported by this server; leave it out",
+                param=f"{where}{name}",
+                code="unsupported_parameter",
+            )
+    unknown = [where + name[:100] for name in extra if name not in _UNSUPPORTED and name not in _HARMLESS]
+    if unknown:
+        listed = ", ".join(map(repr, unknown[:10])) + (f" and {len(unknown) - 10} more" if len(unknown) > 10 else "")
+        raise RequestError(
+            f"unknown field {listed}; check the spelling or leave it out", param=unknown[0], code="unknown_parameter"
+        )
+
+
+def _asks_for_nothing(value: object, neutral: tuple[object, ...]) -> bool:
+    # `1 == True` in Python: an exact type keeps `echo: 0` or `best_of: true` from passing.
+    return any(type(value) is type(allowed) and value == allowed for allowed in neutral)
+
+
+def _token_bias(bias: Mapping[str, float]) -> dict[int, float]:
+    for token in bias:
+        if not (token.isascii() and token.isdigit() and len(token) <= 10):
+            raise RequestError(
+                f"logit_bias has the key {token[:50]!r}; expected token ids such as '42'", param="logit_bias"
+            )
+    return {int(token): value for token, value in bias.items()}
+
+
+# Of a union, pydantic reports every member that did not match; one sentence says it better.
+_UNION_EXPECTATIONS = {
+    "prompt": "a string, a list of strings, a list of token ids, or a list of lists of token ids",
+    "stop": "a string or a list of strings",
+}
+
+
+def _request_error(error: ValidationError) -> RequestError:
+    first: ErrorDetails = error.errors(include_url=False, include_context=False)[0]
+    if first["type"] == "json_invalid":
+        return RequestError(f"the body is not valid JSON: {first['msg']}", code="invalid_json")
+    if not first["loc"]:
+        return RequestError('the body is not a JSON object; expected an object such as {"model": ...}')
+    field = str(first["loc"][0])[:100]
+    if first["type"] == "missing":
+        param = ".".join(map(str, first["loc"]))
+        return RequestError(f"{param} is missing; it is required", param=param)
+    if field in _UNION_EXPECTATIONS:
+        return RequestError(f"{field} is of the wrong type; expected {_UNION_EXPECTATIONS[field]}", param=field)
+    if first["type"] == "extra_forbidden":
+        param = ".".join(map(str, first["loc"]))[:200]
+        return RequestError(f"unknown field {param!r}; check the spelling or leave it out", param=param)
+    param = ".".join(map(str, first["loc"]))[:200]
+    return RequestError(f"{param}={_shorten(first['input'])}: {first['msg']}", param=param)
+
+
+def _shorten(value: object) -> str:
+    # Only scalars are shown: the repr of a nested or huge value costs more than it tells.
+    if isinstance(value, str):
+        return repr(value[:80])
+    if value is None or isinstance(value, (bool, float)):
+        return repr(value)
+    if isinstance(value, int) and value.bit_length() <= 128:
+        return repr(value)
+    return f"<{type(value).__name__}>"

@@ -1,0 +1,78 @@
+"""What the HTTP layer needs of an engine: `ryzjax.serving.frontend.AsyncEngine`, or a fake in tests."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from typing import Protocol
+
+from ryzjax.serving.request import RequestOutput, StreamDelta
+from ryzjax.serving.sampling_params import SamplingParams
+
+__all__ = ["ChatTokenizer", "EngineFrontend"]
+
+
+class ChatTokenizer(Protocol):
+    """The tokenizer calls the HTTP layer makes, all on one worker thread but `decode`."""
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """Token ids of `text`."""
+        ...
+
+    def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        """Text of `ids`."""
+        ...
+
+    def apply_chat_template(
+        self, messages: list[dict[str, str]], *, tools: None = None, add_generation_prompt: bool = True
+    ) -> list[int]:
+        """Token ids of a conversation. Raises RequestError where the template refuses it or there is none."""
+        ...
+
+
+class EngineFrontend(Protocol):
+    """The asyncio face of an engine."""
+
+    @property
+    def tokenizer(self) -> ChatTokenizer:
+        """The model's tokenizer."""
+        ...
+
+    @property
+    def model_name(self) -> str:
+        """What the model is called when the server gives it no other name."""
+        ...
+
+    @property
+    def max_context_tokens(self) -> int:
+        """Most tokens of prompt and output together."""
+        ...
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether it takes requests now."""
+        ...
+
+    @property
+    def is_healthy(self) -> bool:
+        """False once the engine thread has failed."""
+        ...
+
+    def stream(
+        self, prompt: str | Sequence[int], params: SamplingParams, *, request_id: str | None = None
+    ) -> AsyncIterator[StreamDelta]:
+        """Runs one prompt. Closing or cancelling the iterator aborts the request and frees its pages.
+
+        Raises (before the first delta): RequestError (token ids outside the vocabulary included),
+        ContextLengthError, QueueFullError, EngineStoppedError.
+        """
+        ...
+
+    async def generate(
+        self, prompt: str | Sequence[int], params: SamplingParams, *, request_id: str | None = None
+    ) -> RequestOutput:
+        """Runs one prompt to its end. Cancelling aborts it. Raises as `stream` does."""
+        ...
+
+    async def drain(self, timeout_s: float) -> None:
+        """Takes no new request, lets the running ones finish, and aborts what is left after `timeout_s`."""
+        ...

@@ -1,0 +1,104 @@
+"""POST /v1/completions and /v1/chat/completions."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from ryzjax.errors import RequestError
+from ryzjax.serving.http.answers import AnswerFormat, ChatFormat, CompletionFormat, usage_of
+from ryzjax.serving.http.context import ServerContext, context_of, request_id_of
+from ryzjax.serving.http.disconnect import until_disconnect
+from ryzjax.serving.http.fields import GenerationRequest
+from ryzjax.serving.http.generation import Generation
+from ryzjax.serving.http.protocol import ChatCompletionRequest, CompletionRequest
+from ryzjax.serving.http.sse import EventStream
+from ryzjax.serving.sampling_params import SamplingParams
+
+__all__ = ["GENERATION_PATHS", "router"]
+
+GENERATION_PATHS = frozenset({"/v1/completions", "/v1/chat/completions"})
+
+router = APIRouter()
+
+
+@router.post("/v1/completions")
+async def completions(request: Request) -> Response:
+    """Completes one or more prompts."""
+    context = context_of(request)
+    body = CompletionRequest.parse(await request.body())
+    context.check_model(body.model)
+    params = body.sampling_params()
+    prompts = body.prompts()
+    _check_size(context, len(prompts), params)
+    encode = partial(_encode_prompts, context, prompts, add_special_tokens=body.add_special_tokens is not False)
+    token_ids = await until_disconnect(request.receive, context.tokenize(encode))
+    generation = Generation(context.engine, token_ids, params, kind="cmpl", prompt_field="prompt")
+    answer = CompletionFormat(
+        answer_id=generation.id,
+        model=context.model_name,
+        texts=context.token_texts,
+        include_usage=body.include_usage,
+    )
+    return await _answer(request, body, generation, answer)
+
+
+@router.post("/v1/chat/completions")
+async def chat_completions(request: Request) -> Response:
+    """Answers a conversation."""
+    context = context_of(request)
+    body = ChatCompletionRequest.parse(await request.body())
+    context.check_model(body.model)
+    params = body.sampling_params()
+    messages = body.template_messages()
+    _check_size(context, 1, params)
+    render = partial(
+        context.engine.tokenizer.apply_chat_template,
+        messages,
+        add_generation_prompt=body.add_generation_prompt is not False,
+    )
+    token_ids = await until_disconnect(request.receive, context.tokenize(render))
+    generation = Generation(context.engine, [token_ids], params, kind="chatcmpl", prompt_field="messages")
+    answer = ChatFormat(
+        answer_id=generation.id,
+        model=context.model_name,
+        texts=context.token_texts,
+        include_usage=body.include_usage,
+    )
+    return await _answer(request, body, generation, answer)
+
+
+def _encode_prompts(
+    context: ServerContext, prompts: list[str | list[int]], *, add_special_tokens: bool
+) -> list[list[int]]:
+    encode = context.engine.tokenizer.encode
+    return [
+        encode(prompt, add_special_tokens=add_special_tokens) if isinstance(prompt, str) else prompt
+        for prompt in prompts
+    ]
+
+
+def _check_size(context: ServerContext, prompts: int, params: SamplingParams) -> None:
+    config = context.config
+    if prompts > config.max_prompts_per_request:
+        raise RequestError(
+            f"prompt has {prompts} prompts; at most {config.max_prompts_per_request} are taken in one request",
+            param="prompt",
+        )
+    if prompts * params.n > config.max_sequences_per_request:
+        raise RequestError(
+            f"{prompts} prompts with n={params.n} are {prompts * params.n} sequences; at most "
+            f"{config.max_sequences_per_request} are taken in one request",
+            param="n",
+        )
+
+
+async def _answer(request: Request, body: GenerationRequest, generation: Generation, answer: AnswerFormat) -> Response:
+    if body.stream:
+        return EventStream(generation, answer, include_usage=body.include_usage, request_id=request_id_of(request))
+    completions = await until_disconnect(request.receive, generation.collect())
+    completion_tokens = sum(len(completion.token_ids) for completion in completions)
+    usage = usage_of(generation.prompt_tokens, completion_tokens)
+    return Response(answer.body(completions, usage), media_type="application/json")

@@ -1,0 +1,162 @@
+"""One HTTP request's prompts run as one: fan-out to the engine, merged deltas, token counts."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing, asynccontextmanager
+
+from ryzjax.errors import ContextLengthError, RequestError
+from ryzjax.serving.http.errors import GenerationFailedError
+from ryzjax.serving.http.frontend_protocol import EngineFrontend
+from ryzjax.serving.request import CompletionOutput, StreamDelta
+from ryzjax.serving.sampling_params import SamplingParams
+
+__all__ = ["Generation", "closing"]
+
+# Deltas of a request's prompts waiting for a slow client; a full queue holds its prompts' readers back.
+_MERGE_QUEUE_DELTAS = 256
+
+
+@asynccontextmanager
+async def closing(stream: AsyncIterator[StreamDelta]) -> AsyncIterator[AsyncIterator[StreamDelta]]:
+    """Closes `stream` at the end, so that the engine aborts what still runs now and not at a garbage collection."""
+    try:
+        yield stream
+    finally:
+        if isinstance(stream, AsyncGenerator):
+            await stream.aclose()
+
+
+class Generation:
+    """The prompts of one HTTP request and how to sample them. Choices are numbered prompt by prompt, `n` each.
+
+    Args:
+      engine: what runs them.
+      prompts: token ids, one list a prompt.
+      params: the settings all of them share.
+      kind: prefix of the answer's id, such as "cmpl".
+      prompt_field: the request field named in errors about the prompt.
+
+    Raises:
+      RequestError: for an empty prompt.
+      ContextLengthError: for a prompt that leaves no room for a token. Checked here for all prompts before any
+        starts, so that a bad one of many is a 400 and not an error in the middle of a stream.
+    """
+
+    def __init__(
+        self,
+        engine: EngineFrontend,
+        prompts: Sequence[list[int]],
+        params: SamplingParams,
+        *,
+        kind: str,
+        prompt_field: str,
+    ):
+        for number, prompt in enumerate(prompts):
+            if not prompt:
+                raise RequestError(f"{prompt_field} {number} has no tokens; give at least one", param=prompt_field)
+            if len(prompt) >= engine.max_context_tokens:
+                raise ContextLengthError(
+                    f"{prompt_field} {number} has {len(prompt)} tokens; the context holds {engine.max_context_tokens}, "
+                    "prompt and output together; shorten it",
+                    param=prompt_field,
+                )
+        self._engine = engine
+        self._prompts = prompts
+        self.params = params
+        # Not the client's X-Request-Id: the engine needs ids that are unique among the requests in flight.
+        self.id = f"{kind}-{uuid.uuid4().hex}"
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Tokens of all prompts."""
+        return sum(map(len, self._prompts))
+
+    @property
+    def choices(self) -> int:
+        """How many completions there will be."""
+        return len(self._prompts) * self.params.n
+
+    def _engine_id(self, number: int) -> str:
+        return self.id if len(self._prompts) == 1 else f"{self.id}-{number}"
+
+    async def collect(self) -> list[CompletionOutput]:
+        """Runs all prompts to their ends and returns the completions in order, `index` counted over all prompts."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(self._collect_one(number)) for number in range(len(self._prompts))]
+        except* Exception as errors:
+            # The group has cancelled the others; the first error is the request's.
+            raise _first(errors) from None
+        return [completion for task in tasks for completion in task.result()]
+
+    async def _collect_one(self, number: int) -> list[CompletionOutput]:
+        answer = await self._engine.generate(self._prompts[number], self.params, request_id=self._engine_id(number))
+        for completion in answer.outputs:
+            _check_finish(completion.finish_reason)
+            completion.index += number * self.params.n
+        return answer.outputs
+
+    async def stream(self) -> AsyncGenerator[tuple[int, StreamDelta], None]:
+        """Yields (choice, delta) as they come. Closing it aborts what still runs."""
+        if len(self._prompts) == 1:
+            async with closing(self._start(0)) as deltas:
+                async for delta in deltas:
+                    _check_finish(delta.finish_reason)
+                    yield delta.index, delta
+            return
+        async with aclosing(self._merged()) as merged:
+            async for choice, delta in merged:
+                yield choice, delta
+
+    def _start(self, number: int) -> AsyncIterator[StreamDelta]:
+        return self._engine.stream(self._prompts[number], self.params, request_id=self._engine_id(number))
+
+    async def _merged(self) -> AsyncGenerator[tuple[int, StreamDelta], None]:
+        queue: asyncio.Queue[tuple[int, StreamDelta] | Exception | None] = asyncio.Queue(_MERGE_QUEUE_DELTAS)
+
+        async def read(number: int) -> None:
+            try:
+                async with closing(self._start(number)) as deltas:
+                    async for delta in deltas:
+                        _check_finish(delta.finish_reason)
+                        await queue.put((number * self.params.n + delta.index, delta))
+            except Exception as error:  # handed over, and raised where the stream is read
+                await queue.put(error)
+            else:
+                await queue.put(None)
+
+        # Not a TaskGroup: it must not be entered in a generator, whose consumer may be another task.
+        readers = [asyncio.create_task(read(number)) for number in range(len(self._prompts))]
+        try:
+            unfinished = len(readers)
+            while unfinished:
+                item = await queue.get()
+                if isinstance(item, Exception):
+                    raise item
+                if item is None:
+                    unfinished -= 1
+                else:
+                    yield item
+        finally:
+            for reader in readers:
+                reader.cancel()
+            await asyncio.gather(*readers, return_exceptions=True)
+
+
+def _first(errors: BaseExceptionGroup[Exception]) -> Exception:
+    error: BaseException = errors
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    if not isinstance(error, Exception):
+        raise error
+    return error
+
+
+def _check_finish(finish_reason: str | None) -> None:
+    if finish_reason == "error":
+        raise GenerationFailedError("the engine could not finish the request; try again")
+    if finish_reason == "abort":
+        raise GenerationFailedError("the server aborted the request before it was finished; try again")

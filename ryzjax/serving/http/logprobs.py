@@ -1,0 +1,93 @@
+"""Log-probabilities as the two OpenAI routes spell them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import TypedDict
+
+from ryzjax.serving.http.frontend_protocol import ChatTokenizer
+from ryzjax.serving.request import TokenLogprobs
+
+__all__ = ["ChatLogprobs", "CompletionLogprobs", "TokenTexts", "chat_logprobs", "completion_logprobs"]
+
+# JSON has no -inf; a token that a ban made impossible gets what other servers give it.
+_LOWEST_LOGPROB = -9999.0
+_CACHED_TOKENS = 65_536
+
+
+class CompletionLogprobs(TypedDict):
+    """`logprobs` of a /v1/completions choice; offsets are in characters."""
+
+    tokens: list[str]
+    token_logprobs: list[float]
+    top_logprobs: list[dict[str, float]] | None
+    text_offset: list[int]
+
+
+class _Alternative(TypedDict):
+    token: str
+    logprob: float
+    bytes: list[int]
+
+
+class _ChatToken(_Alternative):
+    top_logprobs: list[_Alternative]
+
+
+class ChatLogprobs(TypedDict):
+    """`logprobs` of a /v1/chat/completions choice."""
+
+    content: list[_ChatToken]
+
+
+class TokenTexts:
+    """The text of single tokens, special ones included, remembered: each token may name twenty alternatives."""
+
+    def __init__(self, tokenizer: ChatTokenizer):
+        self._decode = lru_cache(_CACHED_TOKENS)(
+            lambda token_id: tokenizer.decode([token_id], skip_special_tokens=False)
+        )
+
+    def __getitem__(self, token_id: int) -> str:
+        return self._decode(token_id)
+
+
+def completion_logprobs(tokens: Sequence[TokenLogprobs], texts: TokenTexts, start_offset: int) -> CompletionLogprobs:
+    """Logprobs of tokens whose text starts `start_offset` characters into the completion."""
+    found = CompletionLogprobs(tokens=[], token_logprobs=[], top_logprobs=None, text_offset=[])
+    alternatives = []
+    for token in tokens:
+        text = texts[token.token_id]
+        found["tokens"].append(text)
+        found["token_logprobs"].append(_finite(token.logprob))
+        found["text_offset"].append(start_offset)
+        start_offset += len(text)
+        # Tokens that are parts of one character may share a text: the likelier one keeps the place.
+        top: dict[str, float] = {}
+        for token_id, logprob in (*token.top, (token.token_id, token.logprob)):
+            top.setdefault(texts[token_id], _finite(logprob))
+        alternatives.append(top)
+    if any(token.top for token in tokens):
+        found["top_logprobs"] = alternatives
+    return found
+
+
+def chat_logprobs(tokens: Sequence[TokenLogprobs], texts: TokenTexts) -> ChatLogprobs:
+    """Logprobs of a chat completion's tokens."""
+    content: list[_ChatToken] = []
+    for token in tokens:
+        chosen = _alternative(token.token_id, token.logprob, texts)
+        top = [_alternative(token_id, logprob, texts) for token_id, logprob in token.top]
+        content.append({**chosen, "top_logprobs": top})
+    return {"content": content}
+
+
+def _alternative(token_id: int, logprob: float, texts: TokenTexts) -> _Alternative:
+    text = texts[token_id]
+    return {"token": text, "logprob": _finite(logprob), "bytes": list(text.encode("utf-8", "replace"))}
+
+
+def _finite(logprob: float) -> float:
+    return logprob if math.isfinite(logprob) else _LOWEST_LOGPROB

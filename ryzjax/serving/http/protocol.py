@@ -1,0 +1,137 @@
+"""The OpenAI requests this server reads: /v1/completions and /v1/chat/completions."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict
+
+from ryzjax.errors import RequestError
+from ryzjax.serving.http.fields import GenerationRequest, check_extra_fields
+from ryzjax.serving.sampling_params import SamplingParams
+
+__all__ = ["ChatCompletionRequest", "ChatMessage", "CompletionRequest", "ContentPart"]
+
+
+class CompletionRequest(GenerationRequest):
+    """Body of /v1/completions.
+
+    `logprobs` is how many alternatives to report beside each token; `max_tokens` is 16 by default.
+    """
+
+    prompt: str | list[str] | list[int] | list[list[int]]
+    logprobs: int | None = None
+    add_special_tokens: bool | None = None
+
+    def prompts(self) -> list[str | list[int]]:
+        """The prompts, one or more. Raises RequestError where there is none."""
+        prompt = self.prompt
+        if isinstance(prompt, str):
+            return [prompt]
+        if not prompt:
+            raise RequestError("prompt is an empty list; give at least one prompt or token id", param="prompt")
+        if isinstance(prompt[0], int):
+            return [[token for token in prompt if isinstance(token, int)]]
+        return [item for item in prompt if not isinstance(item, int)]
+
+    def sampling_params(self) -> SamplingParams:
+        """The sampling settings. Raises RequestError for values out of range."""
+        max_tokens = 16 if self.max_tokens is None else self.max_tokens
+        return self._sampling_params(max_tokens=max_tokens, logprobs=self.logprobs)
+
+
+class ContentPart(BaseModel):
+    """One part of a message's content; only text is taken."""
+
+    model_config = ConfigDict(strict=True, extra="allow")
+
+    type: str
+    text: str | None = None
+
+
+class ChatMessage(BaseModel):
+    """One message of a conversation; `content` may be null only beside null tool calls, and counts as empty."""
+
+    model_config = ConfigDict(strict=True, extra="allow")
+
+    role: str
+    content: str | list[ContentPart] | None = None
+    name: str | None = None
+
+    def as_template_input(self, where: str) -> dict[str, str]:
+        """The message with its content as one string (text parts joined by newlines), as chat templates want it."""
+        if self.role not in _ROLES:
+            raise RequestError(
+                f"{where}role={self.role[:80]!r} is not supported; expected one of {', '.join(_ROLES)}",
+                param=f"{where}role",
+            )
+        for field, value in (self.model_extra or {}).items():
+            # Clients send an assistant's message back as they got it, with its empty fields.
+            if value is not None and value != []:
+                if field in _UNSUPPORTED_MESSAGE_FIELDS:
+                    raise RequestError(
+                        f"{where}{field} is not supported by this server; leave it out",
+                        param=f"{where}{field}",
+                        code="unsupported_parameter",
+                    )
+                check_extra_fields({field: value}, where=where)
+        message = {"role": self.role, "content": self._text(where)}
+        if self.name is not None:
+            message["name"] = self.name
+        return message
+
+    def _text(self, where: str) -> str:
+        if self.content is None:
+            if self.role != "assistant":
+                raise RequestError(
+                    f"{where}content is missing; a message of role {self.role!r} needs it", param=f"{where}content"
+                )
+            return ""
+        if isinstance(self.content, str):
+            return self.content
+        texts = []
+        for number, part in enumerate(self.content):
+            if part.type != "text" or part.text is None:
+                raise RequestError(
+                    f"{where}content.{number} is of type {part.type[:80]!r}; only parts of type 'text' with a `text` "
+                    "are supported",
+                    param=f"{where}content",
+                )
+            check_extra_fields(part.model_extra or {}, where=f"{where}content.{number}.")
+            texts.append(part.text)
+        return "\n".join(texts)
+
+
+_ROLES = ("system", "developer", "user", "assistant")
+_UNSUPPORTED_MESSAGE_FIELDS = frozenset(
+    {"annotations", "audio", "function_call", "reasoning", "reasoning_content", "refusal", "tool_call_id", "tool_calls"}
+)
+
+
+class ChatCompletionRequest(GenerationRequest):
+    """Body of /v1/chat/completions.
+
+    Without `max_completion_tokens` (or its old name, `max_tokens`) a completion may fill the context.
+    """
+
+    messages: list[ChatMessage]
+    max_completion_tokens: int | None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = None
+    add_generation_prompt: bool | None = None
+
+    def template_messages(self) -> list[dict[str, str]]:
+        """The conversation for a chat template. Raises RequestError for an empty one, or one with anything but text."""
+        if not self.messages:
+            raise RequestError("messages is an empty list; give at least one message", param="messages")
+        return [message.as_template_input(f"messages.{number}.") for number, message in enumerate(self.messages)]
+
+    def sampling_params(self) -> SamplingParams:
+        """The sampling settings. Raises RequestError for values out of range or at odds."""
+        if None not in (self.max_tokens, self.max_completion_tokens) and self.max_tokens != self.max_completion_tokens:
+            raise RequestError(
+                "max_tokens and max_completion_tokens differ; give one of them", param="max_completion_tokens"
+            )
+        max_tokens = self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
+        if self.top_logprobs is not None and not self.logprobs:
+            raise RequestError("top_logprobs is only taken with logprobs=true; set it", param="top_logprobs")
+        logprobs = (self.top_logprobs or 0) if self.logprobs else None
+        return self._sampling_params(max_tokens=max_tokens, logprobs=logprobs)

@@ -1,0 +1,152 @@
+"""Runs the application under uvicorn, with a graceful drain on SIGTERM and SIGINT.
+
+first signal    /ready says 503 and new generation requests are refused; running ones finish, for at most
+                `drain_timeout_s`; then the engine drains, connections close, exit status 0
+second signal   exit at once, status 128 + signal
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import threading
+import time
+from types import FrameType
+
+import uvicorn
+
+from ryzjax.errors import ConfigError
+from ryzjax.obs.metrics import EngineMetrics
+from ryzjax.serving.http.app import create_app
+from ryzjax.serving.http.config import HttpConfig
+from ryzjax.serving.http.context import ServerContext
+from ryzjax.serving.http.frontend_protocol import EngineFrontend
+
+__all__ = ["HttpServer"]
+
+logger = logging.getLogger(__name__)
+
+# Once the engine has drained, streams only have to send what they hold; a client that does not read is cut off.
+_CLOSE_CONNECTIONS_S = 5
+_BACKLOG = 2048
+
+
+class _DrainingUvicorn(uvicorn.Server):
+    """uvicorn, with a drain in front of its shutdown."""
+
+    def __init__(self, config: uvicorn.Config, context: ServerContext):
+        super().__init__(config)
+        self._context = context
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._drain_task: asyncio.Task[None] | None = None
+        self.up = threading.Event()
+        self.forced_by: int | None = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._loop = asyncio.get_running_loop()
+        self.up.set()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().shutdown(sockets)
+        self._loop = None
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        # Not super(): it shuts down at once, and raises the signal again at the end, which spoils the exit status.
+        if self._context.lifecycle.is_draining or self._loop is None:
+            self.forced_by = sig
+            self.should_exit = True
+            self.force_exit = True
+            return
+        self._context.lifecycle.begin_drain()
+        self.request_drain()
+
+    def request_drain(self) -> None:
+        """Begins the drain; from any thread or a signal handler. Nothing happens once the server is down."""
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self._start_drain)
+
+    def _start_drain(self) -> None:
+        if self._drain_task is None:
+            self._context.lifecycle.begin_drain()
+            self._drain_task = asyncio.create_task(self._drain())
+
+    async def _drain(self) -> None:
+        lifecycle, timeout_s = self._context.lifecycle, self._context.config.drain_timeout_s
+        started_s = time.monotonic()
+        logger.info("draining", extra={"requests": lifecycle.in_flight, "timeout_s": timeout_s})
+        try:
+            left_s = 0.0
+            if await lifecycle.wait_idle(timeout_s):
+                left_s = max(0.0, timeout_s - (time.monotonic() - started_s))
+            else:
+                logger.warning("drain timed out", extra={"requests": lifecycle.in_flight})
+            await self._context.engine.drain(left_s)
+        finally:
+            self.should_exit = True
+
+
+class HttpServer:
+    """The HTTP server of one engine. The engine is its caller's to start and stop.
+
+    Args:
+      engine: what answers requests; while it is not ready, generation requests get 503.
+      config: where to listen and what to accept.
+      metrics: what /metrics shows.
+
+    Raises:
+      ConfigError: where the address cannot be listened on.
+    """
+
+    def __init__(self, engine: EngineFrontend, config: HttpConfig, *, metrics: EngineMetrics):
+        app = create_app(engine, config, metrics=metrics)
+        self._socket = _listen(config.host, config.port)
+        uvicorn_config = uvicorn.Config(
+            app,
+            log_config=None,
+            log_level="warning",
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=_CLOSE_CONNECTIONS_S,
+        )
+        self._server = _DrainingUvicorn(uvicorn_config, app.state.context)
+
+    @property
+    def host(self) -> str:
+        """Address it listens on."""
+        return str(self._socket.getsockname()[0])
+
+    @property
+    def port(self) -> int:
+        """Port it listens on, also where the config asked for any."""
+        return int(self._socket.getsockname()[1])
+
+    def run(self) -> int:
+        """Serves until a signal, or `request_drain`; returns the process's exit status.
+
+        On the main thread it handles SIGTERM and SIGINT.
+        """
+        try:
+            self._server.run(sockets=[self._socket])
+        finally:
+            self._socket.close()
+        return 0 if self._server.forced_by is None else 128 + self._server.forced_by
+
+    def wait_until_up(self, timeout_s: float) -> bool:
+        """Waits, from another thread, until connections are answered; False after `timeout_s`."""
+        return self._server.up.wait(timeout_s)
+
+    def request_drain(self) -> None:
+        """Does what a first SIGTERM does; from any thread, once the server is up."""
+        self._server.request_drain()
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=_BACKLOG)
+    except OSError as error:
+        raise ConfigError(
+            f"cannot listen on host={host!r}, port={port}: {error.strerror or error}; choose another host or port"
+        ) from error

@@ -1,0 +1,89 @@
+"""A stream of server-sent events that ends, and aborts its work, when the client leaves."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from ryzjax.serving.http.answers import AnswerFormat, usage_of
+from ryzjax.serving.http.disconnect import ClientLeftError, until_disconnect
+from ryzjax.serving.http.errors import describe, internal_error
+from ryzjax.serving.http.generation import Generation
+from ryzjax.serving.request import StreamDelta
+
+__all__ = ["EventStream"]
+
+logger = logging.getLogger(__name__)
+
+_HEADERS = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),  # nginx would hold tokens back
+]
+
+
+class EventStream(Response):
+    """The streamed answer to one generation request.
+
+    Nothing is sent before the first delta: until then an error (a full queue, a bad prompt) raises and has a status of
+    its own. After it, an error is an event, and the missing `[DONE]` says that the answer is not whole.
+    """
+
+    def __init__(self, generation: Generation, answer: AnswerFormat, *, include_usage: bool, request_id: str):
+        super().__init__(status_code=200)
+        self._generation = generation
+        self._answer = answer
+        self._include_usage = include_usage
+        self._request_id = request_id
+        self._completion_tokens = 0
+        self._started = False
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Sends the whole stream. Raises only before it has sent anything."""
+        try:
+            await until_disconnect(receive, self._run(send))
+        except ClientLeftError:
+            if not self._started:
+                raise
+            logger.info("client left a stream", extra={"request_id": self._request_id})
+
+    async def _run(self, send: Send) -> None:
+        async with aclosing(self._generation.stream()) as deltas:
+            choice, first = await anext(deltas)
+            self._started = True
+            await send({"type": "http.response.start", "status": 200, "headers": _HEADERS})
+            await _send_event(send, self._answer.opening(self._generation.choices) + self._chunk(choice, first))
+            try:
+                await self._rest(deltas, send)
+            except Exception as error:  # the status line is gone: whatever it is, an event must tell the client
+                await _send_event(send, self._error_event(error))
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _rest(self, deltas: AsyncGenerator[tuple[int, StreamDelta], None], send: Send) -> None:
+        async for choice, delta in deltas:
+            await _send_event(send, self._chunk(choice, delta))
+        ending = b"data: [DONE]\n\n"
+        if self._include_usage:
+            usage = usage_of(self._generation.prompt_tokens, self._completion_tokens)
+            ending = self._answer.usage_chunk(usage) + ending
+        await _send_event(send, ending)
+
+    def _chunk(self, choice: int, delta: StreamDelta) -> bytes:
+        self._completion_tokens += len(delta.token_ids)
+        return self._answer.chunk(choice, delta)
+
+    def _error_event(self, error: Exception) -> bytes:
+        described = describe(error)
+        if described is None:
+            logger.error("stream failed", exc_info=error, extra={"request_id": self._request_id})
+            described = internal_error(self._request_id)
+        return b"data: " + described.body() + b"\n\n"
+
+
+async def _send_event(send: Send, event: bytes) -> None:
+    if event:
+        await send({"type": "http.response.body", "body": event, "more_body": True})

@@ -1,0 +1,86 @@
+"""/v1/models, /health, /ready, /metrics and /version."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import time
+
+from fastapi import APIRouter, Request
+from starlette.responses import JSONResponse, Response
+
+from ryzjax.serving.http.context import ServerContext, context_of
+
+__all__ = ["router"]
+
+router = APIRouter()
+
+_STARTED_S = int(time.time())
+
+
+def _model_card(context: ServerContext) -> dict[str, object]:
+    return {
+        "id": context.model_name,
+        "object": "model",
+        "created": _STARTED_S,
+        "owned_by": "ryzjax",
+        "max_model_len": context.engine.max_context_tokens,
+    }
+
+
+@router.get("/v1/models")
+async def models(request: Request) -> Response:
+    """The one model served."""
+    return JSONResponse({"object": "list", "data": [_model_card(context_of(request))]})
+
+
+@router.get("/v1/models/{model:path}")
+async def model(request: Request, model: str) -> Response:
+    """The model of that name, or 404."""
+    context = context_of(request)
+    context.check_model(model)
+    return JSONResponse(_model_card(context))
+
+
+@router.get("/health")
+async def health(request: Request) -> Response:
+    """200 while the engine lives (also while it starts or drains), else 503: restart it."""
+    if context_of(request).engine.is_healthy:
+        return JSONResponse({"status": "ok"})
+    return JSONResponse({"status": "failed"}, 503)
+
+
+@router.get("/ready")
+async def ready(request: Request) -> Response:
+    """200 while new requests are taken, else 503: send them elsewhere."""
+    context = context_of(request)
+    if context.lifecycle.is_draining:
+        status = "draining"
+    elif not context.engine.is_healthy:
+        status = "failed"
+    elif not context.engine.is_ready:
+        status = "starting"
+    else:
+        return JSONResponse({"status": "ready"})
+    return JSONResponse({"status": status}, 503, {"retry-after": str(context.config.retry_after_s)})
+
+
+@router.get("/metrics")
+async def metrics(request: Request) -> Response:
+    """The engine's metrics for Prometheus."""
+    context = context_of(request)
+    context.metrics.set_healthy(context.engine.is_healthy)
+    body, content_type = context.metrics.render()
+    return Response(body, headers={"content-type": content_type})
+
+
+@router.get("/version")
+async def version() -> Response:
+    """The version of this server."""
+    return JSONResponse({"version": _version()})
+
+
+def _version() -> str:
+    try:
+        return importlib.metadata.version("ryzjax")
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown"  # run from a checkout that was never installed

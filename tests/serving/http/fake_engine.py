@@ -1,0 +1,147 @@
+"""A deterministic engine without a model: it says the prompt backwards, over and over."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Sequence
+
+from ryzjax.errors import ContextLengthError, EngineStoppedError, QueueFullError, RequestError
+from ryzjax.serving.request import CompletionOutput, FinishReason, RequestOutput, StreamDelta, TokenLogprobs
+from ryzjax.serving.sampling_params import SamplingParams
+
+VOCAB = 512
+CONTEXT = 256
+BOS = 256
+
+
+class FakeTokenizer:
+    """One token a UTF-8 byte; BOS is 256."""
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        return [BOS] * add_special_tokens + list(text.encode())
+
+    def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        special = "" if skip_special_tokens else "<s>"
+        return "".join(special if i >= 256 else bytes([i]).decode("latin-1") for i in ids)
+
+    def apply_chat_template(
+        self, messages: list[dict[str, str]], *, tools: None = None, add_generation_prompt: bool = True
+    ) -> list[int]:
+        text = "".join(f"{message['role']}:{message['content']}\n" for message in messages)
+        return self.encode(text + "assistant:" * add_generation_prompt)
+
+
+class FakeEngine:
+    """Implements EngineFrontend. Prompts with these marks misbehave:
+
+    HOLD     gives one token, then waits until `release` (an abort ends it too)
+    WEDGE    waits before its first token
+    FULL     QueueFullError;  STOPPED  EngineStoppedError;  BUG  a RuntimeError with a secret
+    FAILMID  finish_reason "error" after two tokens;  BUGMID  a RuntimeError after two tokens
+    ABORTMID finish_reason "abort" after two tokens
+    """
+
+    def __init__(self) -> None:
+        self.tokenizer = FakeTokenizer()
+        self.model_name = "fake"
+        self.max_context_tokens = CONTEXT
+        self.is_ready = True
+        self.is_healthy = True
+        self.running: set[str] = set()
+        self.started: list[str] = []
+        self.aborted: list[str] = []
+        self.params: list[SamplingParams] = []
+        self.drained_with_s: float | None = None
+        self.released = False
+
+    def release(self) -> None:
+        self.released = True
+
+    async def stream(
+        self, prompt: str | Sequence[int], params: SamplingParams, *, request_id: str | None = None
+    ) -> AsyncGenerator[StreamDelta, None]:
+        assert not isinstance(prompt, str) and request_id is not None and request_id not in self.running
+        text = self._validated(prompt, params)
+        self.running.add(request_id)
+        self.started.append(request_id)
+        self.params.append(params)
+        whole = False
+        try:
+            while "WEDGE" in text and not self.released:
+                await asyncio.sleep(0.001)
+            tokens = reply_tokens(prompt, params.max_tokens or CONTEXT - len(prompt))
+            for position, token in enumerate(tokens):
+                await asyncio.sleep(0)
+                last = position == len(tokens) - 1
+                if position == 1 and "BUGMID" in text:
+                    raise RuntimeError("secret-detail")
+                while position == 1 and "HOLD" in text and not self.released:
+                    await asyncio.sleep(0.001)
+                reason: FinishReason | None = "length" if last else None
+                if position == 1 and "FAILMID" in text:
+                    reason = "error"
+                if position == 1 and "ABORTMID" in text:
+                    reason = "abort"
+                for index in range(params.n):
+                    yield StreamDelta(
+                        index=index,
+                        text=self.tokenizer.decode([token]),
+                        token_ids=(token,),
+                        logprobs=None if params.logprobs is None else (self._logprobs(token, params.logprobs),),
+                        finish_reason=reason,
+                    )
+                if reason in ("error", "abort"):
+                    break
+            whole = True
+        finally:
+            self.running.discard(request_id)
+            if not whole:
+                self.aborted.append(request_id)
+
+    def _validated(self, prompt: Sequence[int], params: SamplingParams) -> str:
+        for token in prompt:
+            if not 0 <= token < VOCAB:
+                raise RequestError(f"token id {token} is outside the vocabulary of {VOCAB}", param="prompt")
+        if len(prompt) + (params.max_tokens or 1) > CONTEXT:
+            raise ContextLengthError(f"{len(prompt)} + {params.max_tokens} tokens do not fit {CONTEXT}", param="prompt")
+        text = self.tokenizer.decode(prompt)
+        if "FULL" in text:
+            raise QueueFullError("the queue is full", retry_after_s=7)
+        if "STOPPED" in text:
+            raise EngineStoppedError("the engine is stopped")
+        if "BUG" in text and "BUGMID" not in text:
+            raise RuntimeError("secret-detail")
+        return text
+
+    def _logprobs(self, token: int, top: int) -> TokenLogprobs:
+        alternatives = tuple(((token + i) % 256, -0.5 - i if i < 2 else float("-inf")) for i in range(top))
+        return TokenLogprobs(token_id=token, logprob=-0.5, rank=1, top=alternatives)
+
+    async def generate(
+        self, prompt: str | Sequence[int], params: SamplingParams, *, request_id: str | None = None
+    ) -> RequestOutput:
+        assert request_id is not None
+        outputs = [CompletionOutput(index=index) for index in range(params.n)]
+        async for delta in self.stream(prompt, params, request_id=request_id):
+            output = outputs[delta.index]
+            output.text += delta.text
+            output.token_ids.extend(delta.token_ids)
+            if delta.logprobs is not None:
+                output.logprobs = [*(output.logprobs or []), *delta.logprobs]
+            output.finish_reason = delta.finish_reason
+        return RequestOutput(request_id=request_id, prompt=None, prompt_token_ids=[*prompt], outputs=outputs)  # type: ignore[list-item]
+
+    async def drain(self, timeout_s: float) -> None:
+        self.drained_with_s = timeout_s
+        self.released = self.released or bool(self.running)
+
+
+def reply_tokens(prompt: Sequence[int], count: int) -> list[int]:
+    """What the fake engine answers: the prompt's bytes backwards, again and again."""
+    backwards = [token for token in reversed(prompt) if token < 256] or [0]
+    return [backwards[i % len(backwards)] for i in range(count)]
+
+
+def reply(prompt: str, count: int) -> str:
+    """The text of `reply_tokens` for an ASCII prompt."""
+    return bytes(reply_tokens(list(prompt.encode()), count)).decode()
