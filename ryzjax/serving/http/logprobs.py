@@ -29,7 +29,7 @@ class CompletionLogprobs(TypedDict):
 class _Alternative(TypedDict):
     token: str
     logprob: float
-    bytes: list[int]
+    bytes: list[int] | None
 
 
 class _ChatToken(_Alternative):
@@ -86,7 +86,9 @@ def chat_logprobs(tokens: Sequence[TokenLogprobs], texts: TokenTexts) -> ChatLog
 
 def _alternative(token_id: int, logprob: float, texts: TokenTexts) -> _Alternative:
     text = texts[token_id]
-    return {"token": text, "logprob": _finite(logprob), "bytes": list(text.encode("utf-8", "replace"))}
+    # A token that is part of a character has no text of its own, and wrong bytes are worse than none.
+    utf8 = None if "\ufffd" in text else list(text.encode())
+    return {"token": text, "logprob": _finite(logprob), "bytes": utf8}
 
 
 def _finite(logprob: float) -> float:

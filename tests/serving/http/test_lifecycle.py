@@ -126,7 +126,8 @@ def test_signals(signals: list[signal.Signals]) -> None:
                 # A request that never ends by itself: the first signal waits for it, the second does not.
                 body = {"model": "fake", "prompt": "HOLD", "stream": True}
                 with client.stream("POST", "/v1/completions", json=body) as response:
-                    next(response.iter_text())
+                    chunks = response.iter_text()  # kept: httpx closes the connection with a dropped iterator
+                    next(chunks)
                     process.send_signal(signals[0])
                     wait_for(lambda: httpx.get(f"{url}/ready").status_code == 503)
                     assert process.poll() is None
