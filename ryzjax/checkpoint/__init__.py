@@ -4,11 +4,9 @@ from ryzjax.checkpoint.dummy import dummy_weights
 from ryzjax.checkpoint.hf_config import model_config_from_hf
 from ryzjax.checkpoint.load import load_weights
 from ryzjax.checkpoint.source import CheckpointSource, resolve_source
-from ryzjax.checkpoint.spec import WeightSpec
 
 __all__ = [
     "CheckpointSource",
-    "WeightSpec",
     "dummy_weights",
     "load_weights",
     "model_config_from_hf",

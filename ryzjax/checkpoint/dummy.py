@@ -11,7 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 import jax
 import numpy as np
 
-from ryzjax.checkpoint.spec import WeightSpec, aligned_empty
+from ryzjax.checkpoint.buffers import aligned_empty
+from ryzjax.models.weight_spec import WeightSpec
 from ryzjax.errors import ConfigError
 
 __all__ = ["dummy_weights"]

@@ -13,7 +13,8 @@ from ryzjax.checkpoint.names import hf_weight_name, is_ignorable_weight
 from ryzjax.checkpoint.progress import byte_progress
 from ryzjax.checkpoint.safetensors import SafetensorsFile, TensorEntry
 from ryzjax.checkpoint.source import CheckpointSource
-from ryzjax.checkpoint.spec import WeightSpec, aligned_empty
+from ryzjax.checkpoint.buffers import aligned_empty
+from ryzjax.models.weight_spec import WeightSpec
 from ryzjax.errors import CheckpointError
 
 __all__ = ["load_weights"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import jax
@@ -10,20 +11,12 @@ from flax import nnx
 from ryzjax.errors import UnsupportedModelError
 from ryzjax.models.config import ModelConfig
 from ryzjax.models.llama import Llama
+from ryzjax.models.weight_spec import WeightSpec
 from ryzjax.sharding import Placement
 
-__all__ = ["FAMILIES", "AbstractModel", "WeightShape", "abstract_model"]
+__all__ = ["FAMILIES", "AbstractModel", "abstract_model"]
 
 FAMILIES = {"llama": Llama}
-
-
-@dataclass(frozen=True, kw_only=True)
-class WeightShape:
-    """A weight that is still to be filled: shape, dtype and where its shards go."""
-
-    shape: tuple[int, ...]
-    dtype: jax.typing.DTypeLike
-    sharding: jax.sharding.NamedSharding
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +33,7 @@ class AbstractModel:
     config: ModelConfig
     placement: Placement
     graphdef: nnx.GraphDef
-    weights: dict[str, WeightShape]
+    weights: dict[str, WeightSpec]
     treedef: jax.tree_util.PyTreeDef
 
     def merge(self, leaves: tuple[jax.Array, ...]) -> Llama:
@@ -50,7 +43,7 @@ class AbstractModel:
     @property
     def num_parameters(self) -> int:
         """Parameters, a tied head counted once."""
-        return sum(_size(w.shape) for w in self.weights.values())
+        return sum(math.prod(w.shape) for w in self.weights.values())
 
 
 def abstract_model(config: ModelConfig, placement: Placement) -> AbstractModel:
@@ -68,16 +61,9 @@ def abstract_model(config: ModelConfig, placement: Placement) -> AbstractModel:
     weights = {}
     for (path, variable), leaf in zip(nnx.to_flat_state(state), leaves, strict=True):
         metadata = variable.get_metadata()
-        weights[".".join(map(str, path))] = WeightShape(
+        weights[".".join(map(str, path))] = WeightSpec(
             shape=leaf.shape,
             dtype=leaf.dtype,
             sharding=placement.sharding(metadata["axes"], leaf.shape, metadata["units"]),
         )
     return AbstractModel(config=config, placement=placement, graphdef=graphdef, weights=weights, treedef=treedef)
-
-
-def _size(shape: tuple[int, ...]) -> int:
-    count = 1
-    for dim in shape:
-        count *= dim
-    return count
