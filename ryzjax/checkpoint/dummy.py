@@ -12,8 +12,8 @@ import jax
 import numpy as np
 
 from ryzjax.checkpoint.buffers import aligned_empty
-from ryzjax.models.weight_spec import WeightSpec
 from ryzjax.errors import ConfigError
+from ryzjax.models.weight_spec import WeightSpec
 
 __all__ = ["dummy_weights"]
 

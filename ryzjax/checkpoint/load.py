@@ -9,13 +9,13 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from ryzjax.checkpoint.buffers import aligned_empty
 from ryzjax.checkpoint.names import hf_weight_name, is_ignorable_weight
 from ryzjax.checkpoint.progress import byte_progress
 from ryzjax.checkpoint.safetensors import SafetensorsFile, TensorEntry
 from ryzjax.checkpoint.source import CheckpointSource
-from ryzjax.checkpoint.buffers import aligned_empty
-from ryzjax.models.weight_spec import WeightSpec
 from ryzjax.errors import CheckpointError
+from ryzjax.models.weight_spec import WeightSpec
 
 __all__ = ["load_weights"]
 

@@ -106,12 +106,14 @@ def _directory(model: str, path: Path, load_format: LoadFormat) -> CheckpointSou
     config = path / "config.json"
     if not config.is_file():
         raise CheckpointError(f"{path}: no config.json; expected a model directory in Hugging Face layout")
+    # Read before the weights are looked for: what is wrong with the config is the better message.
+    raw = _read_object(config)
     generation = path / "generation_config.json"
     files, weight_map = ((), None) if load_format == "dummy" else _find_weights(path)
     return CheckpointSource(
         name=model,
         path=path,
-        config=_read_object(config),
+        config=raw,
         config_name=str(config),
         generation=_read_object(generation) if generation.is_file() else None,
         weight_files=files,

@@ -25,7 +25,7 @@ from ryzjax.data.template_meter import meter
 __all__ = ["TemplateSandbox"]
 
 _PADDING = frozenset({"center", "ljust", "rjust", "zfill", "expandtabs"})
-_UNBOUNDED = frozenset({"format", "format_map", "translate", "maketrans"})
+_UNBOUNDED = frozenset({"translate", "maketrans"})
 """String methods that make any size out of a few characters, which no chat template needs."""
 _MAX_POWER = 64
 
@@ -113,6 +113,22 @@ class TemplateSandbox(ImmutableSandboxedEnvironment):
         if isinstance(result, str):
             budget.check_size(len(result))
         return result
+
+    def wrap_str_format(self, value: object) -> Callable[..., str] | None:
+        safe_format = super().wrap_str_format(value)
+        if safe_format is None:
+            return None
+        template = getattr(value, "__self__", "")
+
+        def bounded(*args: object, **kwargs: object) -> str:
+            # Only plain fields: a width such as {:>9999999999} would build any size.
+            if any(":" in field for field in str(template).split("{")[1:]):
+                raise SecurityError("it gives str.format a format after ':', which is not allowed in a chat template")
+            longest = max((len(str(countable(arg))) for arg in (*args, *kwargs.values())), default=0)
+            current_budget().check_size(len(template) + template.count("{") * longest)
+            return safe_format(*args, **kwargs)
+
+        return bounded
 
     def call_binop(self, context: Context, operator: str, left: object, right: object) -> object:
         budget = current_budget()

@@ -18,8 +18,8 @@ from safetensors.numpy import save_file
 from ryzjax.checkpoint.dummy import dummy_weights
 from ryzjax.checkpoint.load import load_weights
 from ryzjax.checkpoint.source import resolve_source
-from ryzjax.models.weight_spec import WeightSpec
 from ryzjax.errors import CheckpointError, ConfigError
+from ryzjax.models.weight_spec import WeightSpec
 
 SHARED = Path(__file__).resolve().parents[3] / "shared"
 

@@ -1,0 +1,170 @@
+"""Finding a model's files, and saying clearly why they cannot be found."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from pathlib import Path
+
+import huggingface_hub
+import pytest
+from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+from ryzjax.checkpoint.source import resolve_source
+from ryzjax.errors import CheckpointError, ConfigError
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    return tmp_path
+
+
+def write_index(model: Path, weight_map: object) -> None:
+    (model / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+
+
+def test_single_file(model: Path):
+    (model / "model.safetensors").touch()
+    (model / "generation_config.json").write_text('{"eos_token_id": 2}')
+    source = resolve_source(str(model))
+    assert source.weight_files == (model / "model.safetensors",)
+    assert source.weight_map is None
+    assert (source.config, source.generation) == ({"model_type": "llama"}, {"eos_token_id": 2})
+    assert source.directory == model
+
+
+def test_any_one_safetensors_file_will_do(model: Path):
+    (model / "weights.safetensors").touch()
+    assert resolve_source(str(model)).weight_files == (model / "weights.safetensors",)
+
+
+def test_sharded_index(model: Path):
+    for name in ("a.safetensors", "b.safetensors"):
+        (model / name).touch()
+    write_index(model, {"x": "b.safetensors", "y": "a.safetensors", "z": "a.safetensors"})
+    source = resolve_source(str(model))
+    assert source.weight_files == (model / "a.safetensors", model / "b.safetensors")
+    assert source.weight_map == {
+        "x": model / "b.safetensors",
+        "y": model / "a.safetensors",
+        "z": model / "a.safetensors",
+    }
+
+
+def test_missing_shard_is_named(model: Path):
+    (model / "a.safetensors").touch()
+    write_index(model, {"x": "a.safetensors", "y": "model-00002-of-00002.safetensors"})
+    with pytest.raises(CheckpointError, match=r"1 are missing: model-00002-of-00002\.safetensors"):
+        resolve_source(str(model))
+
+
+@pytest.mark.parametrize("name", ["../a.safetensors", "/etc/passwd", "sub/a.safetensors", "a.bin", 3])
+def test_index_leads_nowhere_else(model: Path, name: object):
+    write_index(model, {"x": name})
+    with pytest.raises(CheckpointError, match="beside the index"):
+        resolve_source(str(model))
+
+
+@pytest.mark.parametrize("weight_map", [None, [], {}, "x"])
+def test_bad_index(model: Path, weight_map: object):
+    write_index(model, weight_map)
+    with pytest.raises(CheckpointError, match="weight_map"):
+        resolve_source(str(model))
+
+
+def test_several_files_without_index(model: Path):
+    (model / "a.safetensors").touch()
+    (model / "b.safetensors").touch()
+    with pytest.raises(CheckpointError, match=r"no model\.safetensors\.index\.json"):
+        resolve_source(str(model))
+
+
+def test_pickled_weights_are_refused_unread(model: Path):
+    class Bomb:
+        def __reduce__(self):
+            return (Path.touch, (model / "exploded",))
+
+    (model / "pytorch_model.bin").write_bytes(pickle.dumps(Bomb()))
+    with pytest.raises(CheckpointError, match=r"pytorch_model\.bin.*safe_serialization"):
+        resolve_source(str(model))
+    assert not (model / "exploded").exists()
+
+
+def test_no_weights(model: Path):
+    with pytest.raises(CheckpointError, match="--load-format dummy"):
+        resolve_source(str(model))
+    assert resolve_source(str(model), load_format="dummy").weight_files == ()
+
+
+def test_bare_config_file_is_for_random_weights(model: Path):
+    path = str(model / "config.json")
+    source = resolve_source(path, load_format="dummy")
+    assert source.config == {"model_type": "llama"} and source.directory == model
+    with pytest.raises(ConfigError, match="--load-format dummy"):
+        resolve_source(path)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "3", "[" * 100_000])
+def test_bad_config_json(model: Path, text: str):
+    (model / "config.json").write_text(text)
+    with pytest.raises(CheckpointError, match=r"config\.json"):
+        resolve_source(str(model))
+
+
+def test_no_config(tmp_path: Path):
+    with pytest.raises(CheckpointError, match=r"no config\.json"):
+        resolve_source(str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["./nowhere", "/no/such/dir", "a/b/c", "-x/y", "a b"])
+def test_what_cannot_be_a_hub_id_is_not_looked_for_there(name: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *a, **k: pytest.fail("looked on the Hub"))
+    with pytest.raises(CheckpointError, match="no such directory"):
+        resolve_source(name)
+
+
+def test_options(model: Path):
+    with pytest.raises(ConfigError, match="gguf"):
+        resolve_source(str(model), load_format="gguf")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="revision"):
+        resolve_source(str(model), revision="main")
+    with pytest.raises(ConfigError, match="empty"):
+        resolve_source("")
+
+
+def test_hub_download_takes_only_safe_files(model: Path, monkeypatch: pytest.MonkeyPatch):
+    (model / "model.safetensors").touch()
+    asked: dict[str, object] = {}
+
+    def download(repo: str, **options: object) -> str:
+        asked.update(options, repo=repo)
+        return str(model)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    source = resolve_source("org/name", revision="v1")
+    assert (asked["repo"], asked["revision"]) == ("org/name", "v1")
+    patterns = asked["allow_patterns"]
+    assert isinstance(patterns, list) and "*.safetensors" in patterns
+    assert not any(pattern.endswith((".bin", ".pt", ".py", "*")) and "token" not in pattern and "chat" not in pattern
+                   for pattern in patterns)  # fmt: skip
+    assert source.path == model and source.name == "org/name"
+    resolve_source("org/name", load_format="dummy")
+    assert "*.safetensors" not in asked["allow_patterns"]  # type: ignore[operator]
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (LocalEntryNotFoundError("no network"), "cannot be reached"),
+        (HFValidationError("bad id"), "bad id"),
+        (OSError(28, "No space left on device"), "No space left"),
+    ],
+)
+def test_hub_errors_are_clear(error: Exception, expected: str, monkeypatch: pytest.MonkeyPatch):
+    def download(repo: str, **options: object) -> str:
+        raise error
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    with pytest.raises(CheckpointError, match=rf"'org/name'.*{expected}"):
+        resolve_source("org/name")
