@@ -1,0 +1,1 @@
+"""Serving: requests, the engine, and the ways to reach it."""

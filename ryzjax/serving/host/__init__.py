@@ -1,0 +1,1 @@
+"""Scheduling on the host: plain Python over ints, no jax."""
