@@ -1,0 +1,104 @@
+"""EngineConfig: what to serve and how. Command-line flags, TOML keys and `LLM(...)` options derive from it."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Literal, TypedDict
+
+from ryzjax.errors import ConfigError
+
+__all__ = ["EngineConfig", "EngineOptions", "parse_bytes"]
+
+_UNITS = {"": 1, "B": 1} | {f"{prefix}iB": 1024**i for i, prefix in enumerate("KMGT", 1)}
+_UNITS |= {f"{prefix}B": 1000**i for i, prefix in enumerate("KMGT", 1)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineConfig:
+    """What to serve and how."""
+
+    model: str
+    """Local directory, Hugging Face id, or (with --load-format dummy) a config.json."""
+    model_revision: str | None = None
+    """Branch, tag or commit of a Hugging Face id."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of weights, activations and KV cache; auto takes the checkpoint's (float16 becomes bfloat16)."""
+    load_format: Literal["auto", "safetensors", "dummy"] = "auto"
+    """dummy fills the model's shape with random weights, for benchmarks."""
+    layout: str = "single"
+    """Sharding layout: single, tp, tp_dp, fsdp_tp, or the path of a TOML file."""
+    max_context_tokens: int | None = None
+    """Longest prompt plus output; by default the model's, or less where only less fits the memory."""
+    max_sequences: int = 32
+    """Most sequences that run at once."""
+    max_batch_tokens: int = 512
+    """Most tokens of a step: longer prompts are prefilled in chunks."""
+    page_size_tokens: int = 64
+    """Tokens of a KV page."""
+    kv_memory: str | None = None
+    """KV pool per device, such as 2GiB; by default what memory_fraction leaves."""
+    memory_fraction: float = 0.5
+    """Share of the device's memory for weights, temporaries and the KV pool."""
+    max_queue: int = 256
+    """Most requests that wait; more are refused with 429."""
+    overlap: bool = True
+    """Dispatch the next step before the last one's tokens are read."""
+    compile_cache: str | None = None
+    """Folder for compiled programs; by default in the user's cache directory; off for none."""
+    chat_template: str | None = None
+    """Jinja file that replaces the model's chat template."""
+    seed: int = 0
+    """Of random weights (--load-format dummy)."""
+
+    def __post_init__(self) -> None:
+        for name, low, high in (
+            ("max_sequences", 1, 4096),
+            ("max_batch_tokens", 1, 2**20),
+            ("page_size_tokens", 1, 4096),
+            ("max_queue", 0, 2**20),
+            ("seed", 0, 2**63 - 1),
+        ):
+            value = getattr(self, name)
+            if not low <= value <= high:
+                raise ConfigError(f"{name}={value} is out of range; expected {low} to {high}")
+        if self.max_context_tokens is not None and self.max_context_tokens < 2:
+            raise ConfigError(f"max_context_tokens={self.max_context_tokens} is too small; expected at least 2")
+        if self.max_batch_tokens < self.max_sequences:
+            raise ConfigError(
+                f"max_batch_tokens={self.max_batch_tokens} is less than max_sequences={self.max_sequences}; "
+                "every running sequence must fit a step"
+            )
+        if not 0 < self.memory_fraction <= 1:
+            raise ConfigError(f"memory_fraction={self.memory_fraction} is out of range; expected more than 0, at most 1")
+        if self.kv_memory is not None:
+            parse_bytes(self.kv_memory)
+
+
+class EngineOptions(TypedDict, total=False):
+    """The fields of EngineConfig but `model`, for `LLM(model, **options)`."""
+
+    model_revision: str | None
+    dtype: Literal["auto", "float32", "bfloat16"]
+    load_format: Literal["auto", "safetensors", "dummy"]
+    layout: str
+    max_context_tokens: int | None
+    max_sequences: int
+    max_batch_tokens: int
+    page_size_tokens: int
+    kv_memory: str | None
+    memory_fraction: float
+    max_queue: int
+    overlap: bool
+    compile_cache: str | None
+    chat_template: str | None
+    seed: int
+
+
+def parse_bytes(text: str) -> int:
+    """Bytes of a size such as "2GiB", "512 MB" or "1048576"."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
+    unit = {name.lower(): size for name, size in _UNITS.items()}.get(match[2].lower()) if match else None
+    if match is None or unit is None:
+        raise ConfigError(f"size {text!r} is not understood; expected a number and a unit, such as 2GiB or 512MB")
+    return int(float(match[1]) * unit)
