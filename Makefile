@@ -1,0 +1,54 @@
+# make serve MODEL=<directory or Hugging Face id> [ARGS="--port 8080"]
+# make test | lint | bench | constraints | clean
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALL := $(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt
+
+.PHONY: serve test lint format bench constraints clean
+
+serve: $(VENV)/.installed
+ifndef MODEL
+	@echo 'error: no model named. Say which: make serve MODEL=<local directory or Hugging Face id>'
+	@echo '       for example: make serve MODEL=HuggingFaceTB/SmolLM2-135M-Instruct'
+	@exit 2
+else
+	$(BIN)/ryzjax serve $(MODEL) $(ARGS)
+endif
+
+test: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile $(ARGS)
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+format: $(VENV)/.installed-dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/.installed
+	$(BIN)/ryzjax bench offline $(MODEL) $(ARGS)
+
+# pip's resolver can take ten minutes on the extras; uv takes seconds.
+$(VENV)/bin/uv:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt uv
+
+$(VENV)/.installed: $(VENV)/bin/uv pyproject.toml constraints.txt
+	$(INSTALL) -e .
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(INSTALL) -e '.[dev]'
+	@touch $@
+
+# Pinned versions without hosts: what `make` installs everywhere, for every supported Python.
+constraints: $(VENV)/bin/uv
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --upgrade --no-header --no-annotate \
+		--no-emit-index-url --no-emit-find-links --extra dev pyproject.toml -o constraints.txt
+	@echo "uv==$$($(BIN)/uv --version | cut -d' ' -f2)" >> constraints.txt
+
+clean:
+	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis dist
