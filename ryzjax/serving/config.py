@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Literal, TypedDict
+from typing import Annotated, Literal, TypedDict
+
+from tyro.conf import Positional
+from tyro.conf import arg as tyro_arg
 
 from ryzjax.errors import ConfigError
 
@@ -18,7 +21,7 @@ _UNITS |= {f"{prefix}B": 1000**i for i, prefix in enumerate("KMGT", 1)}
 class EngineConfig:
     """What to serve and how."""
 
-    model: str
+    model: Annotated[Positional[str], tyro_arg(metavar="MODEL")]
     """Local directory, Hugging Face id, or (with --load-format dummy) a config.json."""
     model_revision: str | None = None
     """Branch, tag or commit of a Hugging Face id."""

@@ -1,0 +1,77 @@
+"""ryzjax chat."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from ryzjax.cli.arguments import Section
+from ryzjax.cli.sampling_flags import SamplingFlags
+from ryzjax.errors import RequestError
+from ryzjax.serving.config import EngineConfig
+
+if TYPE_CHECKING:
+    from ryzjax.serving.llm import LLM
+
+__all__ = ["Chat"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chat:
+    """Talk to a model in the terminal. /reset forgets the conversation, /exit (or Ctrl-D) ends it."""
+
+    engine: Section[EngineConfig]
+    sampling: Section[SamplingFlags] = field(default_factory=SamplingFlags)
+    config: str | None = None
+    """TOML file, or the name of one in configs/serve, that sets any of these flags; a flag wins over it."""
+    system: str | None = None
+    """System message at the head of every conversation."""
+
+    def run(self) -> int:
+        """Reads lines and streams answers until /exit."""
+        self.sampling.params()
+        from ryzjax.serving.llm import LLM
+
+        options = asdict(self.engine)
+        console = Console()
+        with LLM(options.pop("model"), **options) as llm:
+            console.print(f"{llm.engine.model_name}. /reset forgets the conversation, /exit ends it.", style="dim")
+            messages = self._opening()
+            while True:
+                try:
+                    line = console.input("[bold green]> ").strip()
+                except EOFError:
+                    return 0
+                if line == "/exit":
+                    return 0
+                if line == "/reset":
+                    messages = self._opening()
+                elif line:
+                    messages = self._turn(llm, console, messages, line)
+
+    def _opening(self) -> list[dict[str, object]]:
+        return [{"role": "system", "content": self.system}] if self.system else []
+
+    def _turn(
+        self, llm: LLM, console: Console, messages: list[dict[str, object]], line: str
+    ) -> list[dict[str, object]]:
+        """The conversation after one exchange; unchanged where the model refused it."""
+        asked = [*messages, {"role": "user", "content": line}]
+        try:
+            answer = asyncio.run(self._answer(llm, console, asked))
+        except RequestError as error:
+            console.print(f"error: {error}", style="red", markup=False)
+            return messages
+        return [*asked, {"role": "assistant", "content": answer}]
+
+    async def _answer(self, llm: LLM, console: Console, messages: list[dict[str, object]]) -> str:
+        prompt = llm.engine.tokenizer.apply_chat_template(messages)
+        parts: list[str] = []
+        async for delta in llm.stream({"prompt_token_ids": prompt}, self.sampling.params()):
+            console.print(delta.text, end="", markup=False, highlight=False, soft_wrap=True)
+            parts.append(delta.text)
+        console.print()
+        return "".join(parts)

@@ -1,0 +1,39 @@
+"""ryzjax generate."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict, dataclass, field
+
+from ryzjax.cli.arguments import Section
+from ryzjax.cli.sampling_flags import SamplingFlags
+from ryzjax.errors import ConfigError
+from ryzjax.serving.config import EngineConfig
+
+__all__ = ["Generate"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generate:
+    """Complete prompts; the completions go to standard output."""
+
+    engine: Section[EngineConfig]
+    sampling: Section[SamplingFlags] = field(default_factory=SamplingFlags)
+    config: str | None = None
+    """TOML file, or the name of one in configs/serve, that sets any of these flags; a flag wins over it."""
+    prompt: tuple[str, ...] = ()
+    """One or more prompts; without this flag, standard input is one prompt."""
+
+    def run(self) -> int:
+        """Generates and prints; returns the exit status."""
+        prompts = list(self.prompt) or [sys.stdin.read()]
+        if not all(prompts):
+            raise ConfigError("a prompt is empty; give --prompt TEXT, or text on standard input")
+        params = self.sampling.params()
+        from ryzjax.serving.llm import LLM
+
+        options = asdict(self.engine)
+        with LLM(options.pop("model"), **options) as llm:
+            for output in llm.generate(prompts, params, use_tqdm=len(prompts) > 1):
+                print((output.prompt or "") + output.outputs[0].text, flush=True)
+        return 0

@@ -1,0 +1,84 @@
+"""ryzjax info."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import dataclass
+from importlib.metadata import version
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+__all__ = ["Info"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Info:
+    """Versions, devices, the model's shape, and which implementation each op uses and why."""
+
+    model: tyro.conf.Positional[str | None] = None
+    """Local directory, config.json, or Hugging Face id; without it, only the machine is shown."""
+    dtype: str = "auto"
+    """As for serve."""
+    layout: str = "single"
+    """As for serve."""
+
+    def run(self) -> int:
+        """Prints the tables."""
+        import jax
+
+        console = Console()
+        machine = _table("machine", "", "")
+        machine.add_row("ryzjax", version("ryzjax"))
+        machine.add_row("python", platform.python_version())
+        for package in ("jax", "jaxlib", "flax", "numpy", "transformers", "tokenizers"):
+            machine.add_row(package, version(package))
+        kinds = ", ".join(sorted({device.device_kind for device in jax.devices()}))
+        machine.add_row("devices", f"{len(jax.devices())} x {jax.default_backend()} ({kinds})")
+        console.print(machine)
+        if self.model is not None:
+            console.print(self._model_table(self.model))
+        console.print(_ops_table())
+        return 0
+
+    def _model_table(self, name: str) -> Table:
+        from pathlib import Path
+
+        from ryzjax.checkpoint.hf_config import model_config_from_hf
+        from ryzjax.checkpoint.source import resolve_source
+        from ryzjax.models.registry import abstract_model
+        from ryzjax.serving.capacity import kv_page_bytes
+        from ryzjax.sharding import Layout, Placement
+
+        source = resolve_source(name, load_format="dummy" if Path(name).is_file() else "auto")
+        config = model_config_from_hf(source.config, source.generation, dtype=self.dtype, source=source.config_name)
+        placement = Placement(Layout.load(self.layout))
+        model = abstract_model(config, placement)
+        table = _table(f"model {name}", "", "")
+        for field in ("family", "dtype", "num_layers", "hidden_size", "intermediate_size", "num_heads"):
+            table.add_row(field, str(getattr(config, field)))
+        for field in ("num_kv_heads", "head_dim", "vocab_size", "max_position", "tie_embeddings"):
+            table.add_row(field, str(getattr(config, field)))
+        table.add_row("rope", str(config.rope))
+        table.add_row("parameters", f"{model.num_parameters:,}")
+        weight_bytes = sum(spec.nbytes for spec in model.weights.values())
+        table.add_row("weights", f"{weight_bytes / 2**20:,.1f} MiB over {placement.num_devices} device(s)")
+        table.add_row("KV cache", f"{kv_page_bytes(config, placement, 1):,} bytes a token and device")
+        return table
+
+
+def _ops_table() -> Table:
+    from ryzjax.ops.registry import describe_ops
+
+    table = _table("ops", "op", "implementation", "why")
+    for choice in describe_ops():
+        table.add_row(choice.op, choice.implementation, choice.reason)
+    return table
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title, title_justify="left", show_header=any(columns))
+    for column in columns:
+        table.add_column(column)
+    return table

@@ -1,0 +1,67 @@
+"""ryzjax: the command line. Each command is a dataclass whose fields are its flags."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from importlib import import_module
+
+from ryzjax.cli.arguments import parse
+from ryzjax.errors import ConfigError, RyzJAXError
+
+__all__ = ["main"]
+
+# name -> (module, class, what it does); modules are imported when their command runs, so that help is quick.
+_COMMANDS = {
+    "serve": ("ryzjax.cli.serve", "Serve", "serve a model over an OpenAI-compatible HTTP endpoint"),
+    "generate": ("ryzjax.cli.generate", "Generate", "complete prompts given as flags or on standard input"),
+    "chat": ("ryzjax.cli.chat", "Chat", "talk to a model in the terminal"),
+    "bench serve": ("ryzjax.cli.bench", "BenchServe", "load a running server and measure throughput and latencies"),
+    "bench offline": ("ryzjax.cli.bench", "BenchOffline", "measure a model in this process, without a server"),
+    "info": ("ryzjax.cli.info", "Info", "versions, devices, a model's shape, and which implementation each op uses"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command; returns the exit status (2 for bad input)."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if not words or words[0] in ("-h", "--help"):
+        print(_usage())
+        return 0 if words else 2
+    if words[0] == "--version":
+        from ryzjax import __version__
+
+        print(f"ryzjax {__version__}")
+        return 0
+    try:
+        name, rest = _split(words)
+        module, cls, _ = _COMMANDS[name]
+        return parse(getattr(import_module(module), cls), name, rest).run()
+    except RyzJAXError as error:
+        if os.environ.get("RYZJAX_DEBUG") == "1":
+            traceback.print_exc()
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+def _split(words: list[str]) -> tuple[str, list[str]]:
+    for length in (2, 1):
+        name = " ".join(words[:length])
+        if name in _COMMANDS:
+            return name, words[length:]
+    if words[0] == "bench":
+        raise ConfigError("bench needs to know what: ryzjax bench serve, or ryzjax bench offline")
+    raise ConfigError(f"unknown command {words[0]!r}; expected one of: {', '.join(_COMMANDS)}")
+
+
+def _usage() -> str:
+    lines = [f"  {name:<14} {what}" for name, (_, _, what) in _COMMANDS.items()]
+    return "\n".join(["usage: ryzjax COMMAND [flags]", "", *lines, "", "ryzjax COMMAND --help shows a command's flags."])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,48 @@
+"""ryzjax serve."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass, field
+from typing import Literal
+
+from ryzjax.cli.arguments import Section
+from ryzjax.obs import setup_logging
+from ryzjax.serving.config import EngineConfig
+from ryzjax.serving.http.config import HttpConfig
+
+__all__ = ["Serve"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Serve:
+    """Serve a model over an OpenAI-compatible HTTP endpoint."""
+
+    engine: Section[EngineConfig]
+    http: Section[HttpConfig] = field(default_factory=HttpConfig)
+    config: str | None = None
+    """TOML file, or the name of one in configs/serve, that sets any of these flags; a flag wins over it."""
+    log_format: Literal["plain", "json"] = "plain"
+    """One log line as text or as a JSON object."""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """Least severe messages to show."""
+
+    def run(self) -> int:
+        """Loads, compiles, serves until a signal; returns the exit status."""
+        started = time.perf_counter()
+        setup_logging(level=self.log_level, log_format=self.log_format)
+        # Heavy modules only now: wrong flags are reported before jax is imported.
+        from ryzjax.serving.http.server import HttpServer
+        from ryzjax.serving.launch import launch_engine
+
+        log = logging.getLogger(__name__)
+        log.info("phase import %.3f", time.perf_counter() - started)
+        engine = launch_engine(self.engine, model_name=self.http.served_model_name)
+        try:
+            server = HttpServer(engine, self.http, metrics=engine.metrics)
+            log.info("phase total %.3f", time.perf_counter() - started)
+            log.info("serving %s on http://%s:%d", engine.model_name, server.host, server.port)
+            return server.run()
+        finally:
+            engine.stop()
