@@ -1,1 +1,8 @@
-"""Scheduling on the host: plain Python over ints, no jax."""
+"""The host's side of serving: page pool, sequences and scheduler, in plain Python without jax."""
+
+from ryzjax.serving.host.pages import PagePool
+from ryzjax.serving.host.schedule import StepPlan, StepRow
+from ryzjax.serving.host.scheduler import Scheduler
+from ryzjax.serving.host.sequence import Sequence, SequenceState
+
+__all__ = ["PagePool", "Scheduler", "Sequence", "SequenceState", "StepPlan", "StepRow"]

@@ -1,144 +1,192 @@
-"""Scheduler: who runs in a step. First come, first served; chunked prefill; preemption by recompute.
+"""Scheduler: which sequences take part in the next step, and with which tokens.
 
-A step first takes one token of every running sequence that decodes, then fills its token budget with prefill
-chunks, running sequences before waiting ones, in the order of arrival. A sequence is admitted when the pages of
-all its known tokens are free, so only growth by decoding can run out of pages: then the sequence that arrived
-last gives up its own and goes back to the head of the queue.
+First come, first served. Every running sequence that decodes gets its token; what is left of the budget
+goes to the chunk of the running sequence whose prompt is not finished, then to waiting sequences. Arrival
+orders everything: sequences that run arrived before those that wait, so only the last one running can have
+an unfinished prompt, and one walk over the running sequences serves decode rows first.
 
-`schedule` may run one step ahead of `commit`: a token that is still on the device counts as in flight. It is
-read there by slot, and what only its value can tell (that it ends the sequence) is found a step late; the row
-already planned is then ignored.
+A sequence gets the pages of all its known tokens when it is admitted, and one more page at a time as it
+grows. When none is free, the sequence that arrived last gives up its pages and waits, ahead of the others,
+to be computed again (preemption by recompute). The oldest is never preempted for another, and one sequence
+of full length fits the pool, so the oldest always finishes, and then the next is the oldest.
+
+Steps may overlap: `schedule` for step n+1 may come before `commit` of step n. A sequence's next token is
+then unknown to the host but known to the device, which runs steps in order. Pages and slots can therefore
+be reused as soon as no *later* step needs them, whatever is still in flight.
 """
 
 from __future__ import annotations
 
 import time
-from bisect import insort
 from collections import deque
+from collections.abc import Callable, Iterable
+from itertools import pairwise
 
-from ryzjax.errors import CapacityError, ConfigError, QueueFullError
+from ryzjax.errors import CapacityError, ConfigError, ContextLengthError, QueueFullError, RequestError
 from ryzjax.serving.host.pages import PagePool
-from ryzjax.serving.host.schedule import PlannedRow, StepPlan
+from ryzjax.serving.host.retry import FinishRate
+from ryzjax.serving.host.schedule import Chunk, StepPlan, make_plan
 from ryzjax.serving.host.sequence import Sequence, SequenceState
 from ryzjax.serving.request import EngineRequest, FinishReason
 
 __all__ = ["Scheduler"]
 
-_RATE_DECAY = 0.1
-"""Weight of the newest gap between two finished sequences in their running mean."""
-
 
 class Scheduler:
-    """Owns the sequences, their pages and their slots.
+    """Continuous batching over a page pool; not thread-safe.
 
     Args:
-      pool: pages.
-      max_sequences: rows of a step, and slots.
-      max_batch_tokens: tokens of a step.
-      max_context_tokens: longest sequence; one must fit the pool.
-      max_queue: sequences that may wait.
+      pool: pages of the KV cache; this scheduler is its only user.
+      max_sequences: sequences that run at once; also the number of slots.
+      max_batch_tokens: most tokens of a step.
+      max_context_tokens: most tokens of a sequence, prompt and output.
+      max_queue: requests that may wait beyond those for which a slot is free.
+      clock: seconds, monotonic.
 
     Raises:
-      CapacityError: the pool cannot hold one sequence of max_context_tokens.
+      ConfigError: a limit is below 1.
+      CapacityError: a sequence of `max_context_tokens` does not fit the pool.
     """
 
     def __init__(
-        self, *, pool: PagePool, max_sequences: int, max_batch_tokens: int, max_context_tokens: int, max_queue: int
+        self,
+        *,
+        pool: PagePool,
+        max_sequences: int,
+        max_batch_tokens: int,
+        max_context_tokens: int,
+        max_queue: int,
+        clock: Callable[[], float] = time.monotonic,
     ):
-        if max_batch_tokens < max_sequences:
-            raise ConfigError(
-                f"max_batch_tokens={max_batch_tokens} is less than max_sequences={max_sequences}: not every running "
-                "sequence could decode in a step; raise the one or lower the other"
-            )
+        limits = {
+            "max_sequences": max_sequences,
+            "max_batch_tokens": max_batch_tokens,
+            "max_context_tokens": max_context_tokens,
+            "max_queue": max_queue,
+        }
+        for name, value in limits.items():
+            if value < 1:
+                raise ConfigError(f"{name}={value} is out of range; expected at least 1")
         if pool.pages_for(max_context_tokens) > pool.num_usable:
             raise CapacityError(
-                f"one sequence of max_context_tokens={max_context_tokens} needs {pool.pages_for(max_context_tokens)} "
-                f"pages, the pool has {pool.num_usable}; lower max_context_tokens or give the KV cache more memory"
+                f"max_context_tokens={max_context_tokens} does not fit the KV pool of {pool.num_usable} pages of "
+                f"{pool.page_size_tokens} tokens; lower max_context_tokens or give the KV pool more memory"
             )
         self.pool = pool
+        self.max_sequences = max_sequences
+        self.max_batch_tokens = max_batch_tokens
+        self.max_context_tokens = max_context_tokens
+        self.max_queue = max_queue
         self.num_preemptions = 0
-        self._max_batch_tokens = max_batch_tokens
-        self._max_queue = max_queue
-        self._free_slots = list(range(max_sequences - 1, -1, -1))
-        self._num_slots = max_sequences
-        self._waiting: deque[Sequence] = deque()
-        self._running: list[Sequence] = []  # by arrival
-        self._by_id: dict[str, Sequence] = {}
+        self._clock = clock
+        self._finishes = FinishRate()
         self._arrivals = 0
-        self._finish_gap_s = 0.0
-        self._last_finish_s: float | None = None
+        self._sequences: dict[str, Sequence] = {}
+        self._waiting: deque[Sequence] = deque()
+        self._running: list[Sequence] = []
+        self._free_slots = list(range(max_sequences - 1, -1, -1))
+        self._uncommitted: deque[StepPlan] = deque()
 
     @property
     def num_running(self) -> int:
-        """Sequences with pages and a slot."""
-        return len(self._running)
+        """Admitted sequences, those whose last token is in flight included."""
+        return len(self._sequences) - len(self._waiting)
 
     @property
     def num_waiting(self) -> int:
-        """Sequences without."""
+        """Sequences not admitted yet, or preempted."""
         return len(self._waiting)
 
     @property
     def has_work(self) -> bool:
-        """Whether any sequence is unfinished."""
-        return bool(self._by_id)
+        """Whether a sequence is unfinished. `schedule` may still be None until a commit."""
+        return bool(self._sequences)
 
-    def add(self, request: EngineRequest) -> None:
+    def add(self, request: EngineRequest) -> Sequence:
         """Queues a request.
 
         Raises:
-          QueueFullError: max_queue sequences wait already.
+          RequestError: its prompt is empty, it asks for no token, or its id is in use.
+          ContextLengthError: no token fits after the prompt.
+          QueueFullError: too many requests wait.
         """
-        if len(self._waiting) >= self._max_queue:
-            raise QueueFullError(
-                f"the queue is full: {len(self._waiting)} requests wait, max_queue={self._max_queue}; try again later",
-                retry_after_s=max(1, round(self._finish_gap_s * len(self._waiting))),
+        prompt_len = len(request.prompt_token_ids)
+        if request.request_id in self._sequences:
+            raise RequestError(f"request_id={request.request_id!r} is in use; expected an id of its own")
+        if not prompt_len:
+            raise RequestError("the prompt has no token; expected at least 1", param="prompt")
+        if request.max_new_tokens < 1:
+            raise RequestError(
+                f"max_new_tokens={request.max_new_tokens} is out of range; expected at least 1", param="max_tokens"
             )
-        sequence = Sequence(request=request, arrival=self._arrivals, token_ids=list(request.prompt_token_ids))
+        if prompt_len >= self.max_context_tokens:
+            raise ContextLengthError(
+                f"the prompt has {prompt_len} tokens; expected at most {self.max_context_tokens - 1}, as the context "
+                f"is {self.max_context_tokens} tokens and one must be generated. Shorten the prompt",
+                param="prompt",
+            )
+        if len(self._waiting) - len(self._free_slots) >= self.max_queue:
+            retry_after_s = self._finishes.retry_after_s()
+            raise QueueFullError(
+                f"{len(self._waiting)} requests wait and max_queue={self.max_queue}; try again in {retry_after_s} s",
+                retry_after_s=retry_after_s,
+            )
+        sequence = Sequence(request, arrival=self._arrivals, max_context_tokens=self.max_context_tokens)
         self._arrivals += 1
-        self._by_id[request.request_id] = sequence
+        self._sequences[request.request_id] = sequence
         self._waiting.append(sequence)
+        return sequence
 
     def abort(self, request_id: str) -> Sequence | None:
-        """Ends a sequence at once and returns it; None where there is no such sequence."""
-        sequence = self._by_id.get(request_id)
+        """Ends a sequence at once, with its pages and slot free; None if the id is unknown (or done)."""
+        sequence = self._sequences.get(request_id)
         if sequence is not None:
-            self._finish(sequence)
+            self._finish(sequence, "abort")
         return sequence
 
     def schedule(self) -> StepPlan | None:
-        """The next step; None where nothing can run before a commit."""
-        decodes = self._plan_decodes()
-        chunks: list[tuple[Sequence, int, bool]] = []
-        budget = self._max_batch_tokens - len(decodes)
-        for sequence in self._running:
-            if budget > 0 and sequence.num_left > 1:
-                count = min(sequence.num_left, budget)
-                chunks.append((sequence, count, False))
-                budget -= count
-        while budget > 0 and (sequence := self._admit_next()) is not None:
-            count = min(sequence.num_left, budget)
-            (decodes if sequence.num_left == 1 else chunks).append((sequence, count, True))
-            budget -= count
-        return self._plan(decodes, chunks) if decodes or chunks else None
+        """The next step; None where nothing can run (before a commit, at least)."""
+        budget = self.max_batch_tokens
+        chunks: list[Chunk] = []
+        self._release_ending()
+        running = self._running
+        at = 0
+        while budget and at < len(running):  # preemption shortens the list from its end
+            sequence = running[at]
+            query_len = min(sequence.num_tokens - sequence.num_computed, budget)
+            if not self._grow(sequence, sequence.num_computed + query_len):
+                break
+            chunks.append(Chunk(sequence, query_len, admits=False))
+            budget -= query_len
+            at += 1
+        while budget and self._waiting and self._admit(self._waiting[0]):
+            sequence = self._waiting.popleft()
+            query_len = min(len(sequence.token_ids) - sequence.num_computed, budget)
+            chunks.append(Chunk(sequence, query_len, admits=True))
+            budget -= query_len
+        if not chunks:
+            return None
+        plan = make_plan(chunks)
+        self._uncommitted.append(plan)
+        return plan
 
-    def commit(self, plan: StepPlan, sampled: list[int]) -> list[tuple[Sequence, int, FinishReason | None]]:
-        """Takes the tokens a step chose.
+    def commit(self, plan: StepPlan, sampled: Iterable[int]) -> list[tuple[Sequence, int, FinishReason | None]]:
+        """Takes in the tokens of a step; steps are committed in the order they were scheduled.
 
         Args:
-          plan: the oldest plan not committed yet.
-          sampled: one token per row that samples, in order.
+          plan: the oldest one not committed.
+          sampled: a token for each of the plan's rows that sample, in order.
 
         Returns:
-          (sequence, token, why it ended or None); rows of sequences that ended meanwhile are left out.
+          (sequence, its new token, why it finished or None); rows of sequences that ended meanwhile are
+          left out.
         """
-        assert len(sampled) == plan.num_samples, f"{len(sampled)} tokens for {plan.num_samples} sampling rows"
-        taken: list[tuple[Sequence, int, FinishReason | None]] = []
-        tokens = iter(sampled)
-        for row in plan.rows:
-            if not row.samples:
-                continue
-            token, sequence = next(tokens), row.sequence
+        if not self._uncommitted or self._uncommitted[0] is not plan:
+            raise ValueError("commit() got a plan out of order; expected the oldest one not committed")
+        self._uncommitted.popleft()
+        results: list[tuple[Sequence, int, FinishReason | None]] = []
+        sequences = [row.sequence for row in plan.rows if row.samples]
+        for sequence, token in zip(sequences, sampled, strict=True):
             if sequence.state is SequenceState.FINISHED:
                 continue
             sequence.num_in_flight -= 1
@@ -146,110 +194,102 @@ class Scheduler:
             reason: FinishReason | None = None
             if token in sequence.request.stop_token_ids:
                 reason = "stop"
-            elif sequence.output_len >= sequence.request.max_new_tokens:
+            elif len(sequence.token_ids) >= sequence.end_len:
                 reason = "length"
             if reason is not None:
-                self._finish(sequence)
-            taken.append((sequence, token, reason))
-        return taken
+                self._finish(sequence, reason)
+                self._finishes.record(self._clock())
+            results.append((sequence, token, reason))
+        return results
 
     def check_integrity(self) -> None:
-        """Raises AssertionError where a page, a slot or a sequence is lost."""
-        self.pool.check_integrity(sequence.pages for sequence in self._by_id.values())
-        slots = [sequence.slot for sequence in self._running]
-        assert sorted([*slots, *self._free_slots]) == list(range(self._num_slots)), "a slot is lost or has two owners"
-        assert len(self._by_id) == len(self._running) + len(self._waiting), "a sequence is in no queue"
-        assert all(not s.pages and s.slot is None for s in self._waiting), "a waiting sequence owns pages or a slot"
+        """Raises AssertionError where a page, a slot or a sequence is lost or owned twice; right at any time."""
+        self.pool.check_integrity(sequence.pages for sequence in self._sequences.values())
+        slots = [sequence.slot for sequence in self._sequences.values() if sequence.slot is not None]
+        if sorted(slots + self._free_slots) != list(range(self.max_sequences)):
+            raise AssertionError(f"slots in use {slots} and free {self._free_slots} are not all {self.max_sequences}")
+        order = [*self._running, *self._waiting]
+        if any(a.arrival >= b.arrival for a, b in pairwise(order)):
+            raise AssertionError(f"not in order of arrival: running {self._running}, waiting {list(self._waiting)}")
+        for sequence in self._running:
+            covered = len(sequence.pages) * self.pool.page_size_tokens
+            if sequence.state is not SequenceState.RUNNING or sequence.slot is None or sequence.num_computed > covered:
+                raise AssertionError(f"running without state, slot or pages: {sequence}")
+        for sequence in self._waiting:
+            if sequence.state is not SequenceState.WAITING or sequence.slot is not None or sequence.pages:
+                raise AssertionError(f"waiting with a state, slot or pages of its own: {sequence}")
+        for sequence in set(self._sequences.values()).difference(order):
+            if not (sequence.state is SequenceState.RUNNING and sequence.num_in_flight and sequence.is_ending):
+                raise AssertionError(f"neither running, waiting nor ending: {sequence}")
 
-    def _plan_decodes(self) -> list[tuple[Sequence, int, bool]]:
-        planned: list[tuple[Sequence, int, bool]] = []
-        for sequence in list(self._running):
-            # Preempted while an earlier one was given pages; or nothing to do until the commit.
-            if sequence.state is not SequenceState.RUNNING or sequence.num_left != 1 or sequence.ends_in_flight:
-                continue
-            if self._grow(sequence):
-                planned.append((sequence, 1, False))
-        return planned
+    def _release_ending(self) -> None:
+        """Frees what sequences hold that only wait for their last token to be read."""
+        ending = [sequence for sequence in self._running if sequence.is_ending]
+        for sequence in ending:
+            self._running.remove(sequence)
+            self._release(sequence)
 
-    def _grow(self, sequence: Sequence) -> bool:
-        """Makes room for one more token, preempting from the back; False where that meant the sequence itself."""
-        if self.pool.pages_for(sequence.num_computed + 1) <= len(sequence.pages):
-            return True
-        while (pages := self.pool.allocate(1)) is None:
+    def _grow(self, sequence: Sequence, context_len: int) -> bool:
+        """Gives a running sequence pages up to `context_len`; False if it had to be preempted itself."""
+        missing = self.pool.pages_for(context_len) - len(sequence.pages)
+        while missing > self.pool.num_free:
             victim = self._running[-1]
             self._preempt(victim)
             if victim is sequence:
                 return False
-        sequence.pages.extend(pages)
+        if missing > 0:
+            sequence.pages += self._allocate(missing)
         return True
 
-    def _admit_next(self) -> Sequence | None:
-        if not self._waiting or not self._free_slots or self._waiting[0].num_in_flight:
-            return None
-        sequence = self._waiting[0]
-        pages = self.pool.allocate(self.pool.pages_for(sequence.num_tokens))
-        if pages is None:
-            return None
-        self._waiting.popleft()
-        sequence.pages, sequence.slot = pages, self._free_slots.pop()
+    def _preempt(self, sequence: Sequence) -> None:
+        assert self._running[-1] is sequence, "only the latest arrival is preempted, so that order is kept"
+        self._running.pop()
+        self._release(sequence)
+        sequence.num_computed = 0
+        sequence.state = SequenceState.WAITING
+        sequence.num_preemptions += 1
+        self.num_preemptions += 1
+        self._waiting.appendleft(sequence)
+
+    def _admit(self, sequence: Sequence) -> bool:
+        """Gives the first waiting sequence a slot and pages for all its known tokens, if it may run.
+
+        A page is left free for each sequence that runs: without them the next page a decode needs would
+        preempt the newcomer, and its prompt would be computed over and over.
+        """
+        # A token in flight is needed on the host: the sequence is computed again from its ids.
+        if not self._free_slots or sequence.num_in_flight:
+            return False
+        needed = self.pool.pages_for(len(sequence.token_ids))
+        if needed + len(self._running) > self.pool.num_free:
+            return False
+        sequence.pages = self._allocate(needed)
+        sequence.slot = self._free_slots.pop()
         sequence.state = SequenceState.RUNNING
         if sequence.first_scheduled_s is None:
-            sequence.first_scheduled_s = time.monotonic()
-        insort(self._running, sequence, key=lambda s: s.arrival)
-        return sequence
+            sequence.first_scheduled_s = self._clock()
+        self._running.append(sequence)
+        return True
 
-    def _plan(self, decodes: list[tuple[Sequence, int, bool]], chunks: list[tuple[Sequence, int, bool]]) -> StepPlan:
-        rows: list[PlannedRow] = []
-        start = samples = 0
-        for sequence, count, admits in (*decodes, *chunks):
-            assert sequence.slot is not None
-            first = sequence.num_computed
-            end = first + count
-            row_samples = end == sequence.num_tokens
-            output_index = sequence.output_len + sequence.num_in_flight
-            rows.append(
-                PlannedRow(
-                    sequence=sequence,
-                    slot=sequence.slot,
-                    query_start=start,
-                    query_len=count,
-                    context_len=end,
-                    token_ids=sequence.token_ids[first:end] if end <= len(sequence.token_ids) else None,
-                    samples=row_samples,
-                    admits=admits,
-                    output_index=output_index,
-                    ban_stops=output_index < sequence.request.params.min_tokens,
-                )
-            )
-            sequence.num_computed = end
-            sequence.num_in_flight += row_samples
-            start += count
-            samples += row_samples
-        return StepPlan(rows=tuple(rows), num_decode_rows=len(decodes), num_tokens=start, num_samples=samples)
+    def _allocate(self, count: int) -> list[int]:
+        pages = self.pool.allocate(count)
+        assert pages is not None, "checked by the caller"
+        return pages
 
-    def _preempt(self, sequence: Sequence) -> None:
-        self._release(sequence)
-        sequence.state = SequenceState.WAITING
-        sequence.num_computed = 0
-        self._waiting.appendleft(sequence)
-        self.num_preemptions += 1
-
-    def _finish(self, sequence: Sequence) -> None:
-        if sequence.state is SequenceState.RUNNING:
-            self._release(sequence)
-        else:
+    def _finish(self, sequence: Sequence, reason: FinishReason) -> None:
+        del self._sequences[sequence.request.request_id]
+        if sequence.state is SequenceState.WAITING:
             self._waiting.remove(sequence)
+        elif sequence.slot is not None:
+            self._running.remove(sequence)
+            self._release(sequence)
         sequence.state = SequenceState.FINISHED
-        del self._by_id[sequence.request.request_id]
-        now = time.monotonic()
-        if self._last_finish_s is not None:
-            self._finish_gap_s += _RATE_DECAY * (now - self._last_finish_s - self._finish_gap_s)
-        self._last_finish_s = now
+        sequence.finish_reason = reason
 
     def _release(self, sequence: Sequence) -> None:
-        """Pages and slot go back. A step in flight may still write there: later steps run after it."""
-        self._running.remove(sequence)
-        self.pool.free(sequence.pages)
-        assert sequence.slot is not None
+        assert sequence.slot is not None, "only admitted sequences hold anything"
+        # Backwards, so that the stack of free pages hands them out in order of position again.
+        self.pool.free(reversed(sequence.pages))
+        sequence.pages = []
         self._free_slots.append(sequence.slot)
-        sequence.pages, sequence.slot = [], None
+        sequence.slot = None

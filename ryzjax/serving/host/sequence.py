@@ -1,66 +1,103 @@
-"""Sequence: what the scheduler knows of one request."""
+"""Sequence: what the host knows of one request while it is in the engine."""
 
 from __future__ import annotations
 
-import enum
-from dataclasses import dataclass, field
+from enum import Enum
 
-from ryzjax.serving.request import EngineRequest
+from ryzjax.serving.request import EngineRequest, FinishReason
 
 __all__ = ["Sequence", "SequenceState"]
 
 
-class SequenceState(enum.Enum):
-    """WAITING (new, or preempted) -> RUNNING -> FINISHED; a preemption goes back to WAITING."""
+class SequenceState(Enum):
+    """Where a sequence is: WAITING -> RUNNING -> FINISHED, and back to WAITING when preempted."""
 
-    WAITING = enum.auto()
-    RUNNING = enum.auto()
-    FINISHED = enum.auto()
+    WAITING = "waiting"
+    RUNNING = "running"
+    FINISHED = "finished"
 
 
-@dataclass(kw_only=True, slots=True, eq=False)
 class Sequence:
-    """One request's progress.
+    """Mutable state of one request; owned by the scheduler. Compared by identity.
+
+        token_ids     [ prompt ........ | generated ... ]
+        in flight                                        [ ? ]   sampled, not read by the host yet
+        num_computed  -------------------------------------->    keys and values written or in flight
+
+    Args:
+      request: what to generate.
+      arrival: place in the order of arrival; unique.
+      max_context_tokens: prompt and output never exceed this.
 
     Attributes:
-      request: what was asked.
-      arrival: number in the order of arrival.
-      token_ids: prompt and generated tokens the host knows.
-      num_computed: tokens whose keys and values are written, or will be by a dispatched step.
-      num_in_flight: 1 while a token was sampled on the device and the host has not read it.
-      pages: of the cache, in order.
-      slot: row of the device's per-sequence state while running.
-      first_scheduled_s, first_token_s, last_token_s: `time.monotonic()`, for metrics.
+      token_ids: prompt and generated tokens, as far as the host knows them.
+      num_computed: leading tokens whose keys and values are written, or will be by a step in flight.
+      num_in_flight: sampled tokens that the host has not read: at most 1 when a step is scheduled, 2 between
+        that and the commit of the step before.
+      pages: pages of the KV cache, in order of position.
+      slot: row in the device's state by sequence; None unless admitted.
+      state: see `SequenceState`.
+      finish_reason: set when finished.
+      end_len: tokens (prompt included) at which the sequence ends for its length.
+      num_preemptions: how often it lost its pages.
+      first_scheduled_s, first_token_s, last_token_s: `time.monotonic()` of its milestones; the first is
+        set by the scheduler, the others by who reads the tokens. Arrival is in the request.
     """
 
-    request: EngineRequest
-    arrival: int
-    token_ids: list[int]
-    state: SequenceState = SequenceState.WAITING
-    num_computed: int = 0
-    num_in_flight: int = 0
-    pages: list[int] = field(default_factory=list)
-    slot: int | None = None
-    first_scheduled_s: float | None = None
-    first_token_s: float | None = None
-    last_token_s: float = 0.0
+    __slots__ = (
+        "arrival",
+        "end_len",
+        "finish_reason",
+        "first_scheduled_s",
+        "first_token_s",
+        "last_token_s",
+        "min_tokens",
+        "num_computed",
+        "num_in_flight",
+        "num_preemptions",
+        "pages",
+        "prompt_len",
+        "request",
+        "slot",
+        "state",
+        "token_ids",
+    )
 
-    @property
-    def output_len(self) -> int:
-        """Generated tokens the host knows."""
-        return len(self.token_ids) - len(self.request.prompt_token_ids)
+    def __init__(self, request: EngineRequest, *, arrival: int, max_context_tokens: int):
+        self.request = request
+        self.arrival = arrival
+        self.prompt_len = len(request.prompt_token_ids)
+        self.end_len = min(self.prompt_len + request.max_new_tokens, max_context_tokens)
+        self.min_tokens = request.params.min_tokens
+        self.token_ids = list(request.prompt_token_ids)
+        self.num_computed = 0
+        self.num_in_flight = 0
+        self.pages: list[int] = []
+        self.slot: int | None = None
+        self.state = SequenceState.WAITING
+        self.finish_reason: FinishReason | None = None
+        self.num_preemptions = 0
+        self.first_scheduled_s: float | None = None
+        self.first_token_s: float | None = None
+        self.last_token_s: float = request.arrival_s
 
     @property
     def num_tokens(self) -> int:
-        """Tokens of the sequence, one in flight included."""
+        """Tokens of prompt and output, the one in flight included."""
         return len(self.token_ids) + self.num_in_flight
 
     @property
-    def num_left(self) -> int:
-        """Tokens still to be computed; 1 is a decode step."""
-        return self.num_tokens - self.num_computed
+    def output_len(self) -> int:
+        """Generated tokens that the host knows."""
+        return len(self.token_ids) - self.prompt_len
 
     @property
-    def ends_in_flight(self) -> bool:
-        """Whether the token in flight is the last one by count: there is nothing more to schedule."""
-        return self.output_len + self.num_in_flight >= self.request.max_new_tokens
+    def is_ending(self) -> bool:
+        """Whether the tokens in flight are its last, whatever they turn out to be."""
+        return len(self.token_ids) + self.num_in_flight >= self.end_len
+
+    def __repr__(self) -> str:
+        return (
+            f"Sequence({self.request.request_id!r}, {self.state.value}, tokens={len(self.token_ids)}"
+            f"+{self.num_in_flight}, computed={self.num_computed}, pages={len(self.pages)}, slot={self.slot})"
+        )

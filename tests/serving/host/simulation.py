@@ -1,0 +1,219 @@
+"""A device and a loop around the scheduler, without jax: what a step would really read and write.
+
+The fake device keeps its "keys and values" (the token ids themselves) in pages and its last tokens by slot,
+as the real one does, and the fake model's next token is a hash of everything a row reads. A page or slot
+that is reused too early, a token that is lost or computed twice: each changes the output.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections import deque
+from collections.abc import Iterable
+from collections.abc import Sequence as Seq
+from itertools import pairwise
+
+from ryzjax.serving.host import PagePool, Scheduler, Sequence, SequenceState, StepPlan
+from ryzjax.serving.request import EngineRequest, FinishReason
+from ryzjax.serving.sampling_params import SamplingParams
+
+VOCAB = 19
+
+
+def make_request(
+    request_id: str,
+    prompt: Seq[int],
+    *,
+    max_new_tokens: int = 8,
+    stops: Iterable[int] = (),
+    min_tokens: int = 0,
+) -> EngineRequest:
+    """A request in the engine's terms."""
+    return EngineRequest(
+        request_id=request_id,
+        prompt_token_ids=tuple(prompt),
+        params=SamplingParams(max_tokens=None, min_tokens=min_tokens),
+        stop_token_ids=frozenset(stops),
+        max_new_tokens=max_new_tokens,
+        seed=0,
+        arrival_s=0.0,
+    )
+
+
+def make_scheduler(
+    *,
+    num_pages: int = 65,
+    page_size_tokens: int = 4,
+    max_sequences: int = 4,
+    max_batch_tokens: int = 16,
+    max_context_tokens: int = 32,
+    max_queue: int = 100,
+) -> Scheduler:
+    """A small scheduler; by default nothing but the batch budget is tight."""
+    return Scheduler(
+        pool=PagePool(num_pages=num_pages, page_size_tokens=page_size_tokens),
+        max_sequences=max_sequences,
+        max_batch_tokens=max_batch_tokens,
+        max_context_tokens=max_context_tokens,
+        max_queue=max_queue,
+    )
+
+
+def next_token(context: Seq[int], output_index: int, banned: Iterable[int]) -> int:
+    """The fake model: a token that depends on every token before it."""
+    banned = set(banned)
+    for salt in range(10 * VOCAB):
+        token = zlib.crc32(repr((*context, output_index, salt)).encode()) % VOCAB
+        if token not in banned:
+            return token
+    raise AssertionError("everything is banned")
+
+
+def alone(request: EngineRequest, max_context_tokens: int) -> tuple[list[int], FinishReason]:
+    """What the request generates with nobody beside it, and why it ends."""
+    tokens = list(request.prompt_token_ids)
+    output: list[int] = []
+    while True:
+        banned = request.stop_token_ids if len(output) < request.params.min_tokens else ()
+        token = next_token(tokens, len(output), banned)
+        tokens.append(token)
+        output.append(token)
+        if token in request.stop_token_ids:
+            return output, "stop"
+        if len(output) >= request.max_new_tokens or len(tokens) >= max_context_tokens:
+            return output, "length"
+
+
+class FakeDevice:
+    """Runs plans in order, at dispatch; its pages start as garbage that would show in an output."""
+
+    def __init__(self, pool: PagePool, num_slots: int):
+        self._page_size = pool.page_size_tokens
+        self._cache = [[-999] * pool.page_size_tokens for _ in range(pool.num_pages)]
+        self._last_tokens = [-777] * num_slots
+
+    def run(self, plan: StepPlan) -> list[int]:
+        """The sampled tokens of a plan."""
+        for row in plan.rows:  # all rows write before any reads, as in a layer of the real step
+            ids = (self._last_tokens[row.slot],) if row.token_ids is None else row.token_ids
+            assert len(ids) == row.query_len
+            for position, token in enumerate(ids, start=row.context_len - row.query_len):
+                self._cache[row.sequence.pages[position // self._page_size]][position % self._page_size] = token
+        sampled = []
+        for row in plan.rows:
+            if row.samples:
+                context = [
+                    self._cache[row.sequence.pages[position // self._page_size]][position % self._page_size]
+                    for position in range(row.context_len)
+                ]
+                banned = row.sequence.request.stop_token_ids if row.ban_stops else ()
+                token = next_token(context, row.output_index, banned)
+                self._last_tokens[row.slot] = token
+                sampled.append(token)
+        return sampled
+
+
+class Simulation:
+    """The engine's loop, plain or overlapped, that checks every promise of a plan on the way."""
+
+    def __init__(self, scheduler: Scheduler, *, overlap: bool):
+        self.scheduler = scheduler
+        self.overlap = overlap
+        self.outputs: dict[str, list[int]] = {}
+        self.reasons: dict[str, FinishReason] = {}
+        self.plans: list[StepPlan] = []
+        self._device = FakeDevice(scheduler.pool, scheduler.max_sequences)
+        self._in_flight: deque[tuple[StepPlan, list[int]]] = deque()
+        self._open: list[Sequence] = []
+        self._last_admitted = -1
+
+    def add(self, request: EngineRequest) -> None:
+        """Adds a request."""
+        self._open.append(self.scheduler.add(request))
+        self.outputs[request.request_id] = []
+        self.scheduler.check_integrity()
+
+    def abort(self, request_id: str) -> None:
+        """Aborts a request, wherever it is."""
+        sequence = self.scheduler.abort(request_id)
+        assert sequence is not None and sequence.finish_reason == "abort"
+        assert not sequence.pages and sequence.slot is None
+        self.reasons[request_id] = "abort"
+        self.scheduler.check_integrity()
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a step would do something."""
+        return bool(self._in_flight) or self.scheduler.has_work
+
+    @property
+    def open_ids(self) -> list[str]:
+        """Requests that have not ended."""
+        return [request_id for request_id in self.outputs if request_id not in self.reasons]
+
+    def step(self) -> None:
+        """One turn of the loop."""
+        plan = self.scheduler.schedule()
+        self.scheduler.check_integrity()
+        if plan is not None:
+            self._check(plan)
+            self.plans.append(plan)
+            self._in_flight.append((plan, self._device.run(plan)))
+        assert plan is not None or self._in_flight or not self.scheduler.has_work, "a loop that never moves"
+        if self._in_flight and (not self.overlap or plan is None or len(self._in_flight) > 1):
+            self._commit(*self._in_flight.popleft())
+        self.scheduler.check_integrity()
+
+    def drain(self) -> None:
+        """Steps until nothing is left; every resource must be free then."""
+        for _ in range(10_000):
+            if not self.has_work:
+                break
+            self.step()
+        assert not self.has_work, "requests starve"
+        assert self.scheduler.pool.num_used == 0
+        assert self.scheduler.num_running == self.scheduler.num_waiting == 0
+        self.scheduler.check_integrity()
+
+    def _commit(self, plan: StepPlan, sampled: list[int]) -> None:
+        for sequence, token, reason in self.scheduler.commit(plan, sampled):
+            request_id = sequence.request.request_id
+            assert request_id not in self.reasons, "a token after the end"
+            self.outputs[request_id].append(token)
+            assert sequence.output_len == len(self.outputs[request_id])
+            if reason is not None:
+                self.reasons[request_id] = reason
+
+    def _check(self, plan: StepPlan) -> None:
+        scheduler, rows = self.scheduler, plan.rows
+        assert 0 < plan.num_tokens <= scheduler.max_batch_tokens
+        assert plan.num_tokens == sum(row.query_len for row in rows)
+        assert plan.num_samples == sum(row.samples for row in rows)
+        assert len(rows) <= scheduler.max_sequences
+        assert len({row.slot for row in rows}) == len({id(row.sequence) for row in rows}) == len(rows)
+        start = 0
+        for i, row in enumerate(rows):
+            assert row.query_start == start
+            start += row.query_len
+            assert (row.query_len == 1 and row.samples) == (i < plan.num_decode_rows)
+            assert row.slot == row.sequence.slot and row.context_len == row.sequence.num_computed
+            assert len(row.sequence.pages) * scheduler.pool.page_size_tokens >= row.context_len
+            assert row.sequence.num_in_flight <= (2 if self.overlap else 1)
+            if row.admits:
+                assert row.context_len == row.query_len and row.token_ids is not None
+        self._check_first_come_first_served(plan)
+
+    def _check_first_come_first_served(self, plan: StepPlan) -> None:
+        for part in (plan.rows[: plan.num_decode_rows], plan.rows[plan.num_decode_rows :]):
+            assert all(a.sequence.arrival < b.sequence.arrival for a, b in pairwise(part))
+        newcomers = [row.sequence.arrival for row in plan.rows if row.admits and not row.sequence.num_preemptions]
+        if newcomers:
+            assert min(newcomers) > self._last_admitted
+            self._last_admitted = max(newcomers)
+        # Whoever can still take a step and arrived before someone who took one has taken one as well.
+        self._open = [sequence for sequence in self._open if sequence.state is not SequenceState.FINISHED]
+        served = {id(row.sequence) for row in plan.rows}
+        last = max(row.sequence.arrival for row in plan.rows)
+        for sequence in self._open:
+            ends_in_flight = sequence.state is SequenceState.RUNNING and sequence.slot is None
+            assert sequence.arrival > last or id(sequence) in served or ends_in_flight

@@ -1,0 +1,123 @@
+"""Random traffic over pools that are too small: whoever is not aborted generates what it would alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
+
+from ryzjax.serving.host import Scheduler
+from ryzjax.serving.request import EngineRequest
+from tests.serving.host.simulation import VOCAB, Simulation, alone, make_request, make_scheduler
+
+CONTEXT = 24
+
+
+@dataclass(frozen=True, kw_only=True)
+class Load:
+    """A request and the step it comes in."""
+
+    request: EngineRequest
+    step: int
+
+
+@st.composite
+def schedulers(draw: st.DrawFn) -> Scheduler:
+    page_size = draw(st.integers(1, 5))
+    needed = -(-CONTEXT // page_size)
+    return make_scheduler(
+        num_pages=1 + needed + draw(st.integers(0, needed)),
+        page_size_tokens=page_size,
+        max_sequences=draw(st.integers(1, 6)),
+        max_batch_tokens=draw(st.integers(1, 20)),
+        max_context_tokens=CONTEXT,
+    )
+
+
+@st.composite
+def requests(draw: st.DrawFn, request_id: str) -> EngineRequest:
+    return make_request(
+        request_id,
+        draw(st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=CONTEXT - 1)),
+        max_new_tokens=draw(st.integers(1, CONTEXT)),
+        stops=draw(st.sets(st.integers(0, VOCAB - 1), max_size=2)),
+        min_tokens=draw(st.integers(0, 4)),
+    )
+
+
+class TrafficMachine(RuleBasedStateMachine):
+    """Requests come, are aborted and are served in any order; the rest is checked by `Simulation`."""
+
+    @initialize(scheduler=schedulers(), overlap=st.booleans())
+    def start(self, scheduler: Scheduler, overlap: bool) -> None:
+        self.simulation = Simulation(scheduler, overlap=overlap)
+        self.requests: dict[str, EngineRequest] = {}
+
+    @rule(data=st.data())
+    def add(self, data: st.DataObject) -> None:
+        request = data.draw(requests(f"r{len(self.requests)}"))
+        self.requests[request.request_id] = request
+        self.simulation.add(request)
+
+    @precondition(lambda self: self.simulation.open_ids)
+    @rule(data=st.data())
+    def abort(self, data: st.DataObject) -> None:
+        self.simulation.abort(data.draw(st.sampled_from(self.simulation.open_ids)))
+
+    @rule(count=st.integers(1, 8))
+    def step(self, count: int) -> None:
+        for _ in range(count):
+            self.simulation.step()
+
+    def teardown(self) -> None:
+        if not hasattr(self, "simulation"):
+            return
+        self.simulation.drain()
+        for request_id, request in self.requests.items():
+            output, reason = alone(request, CONTEXT)
+            if self.simulation.reasons[request_id] == "abort":
+                assert self.simulation.outputs[request_id] == output[: len(self.simulation.outputs[request_id])]
+            else:
+                assert (self.simulation.outputs[request_id], self.simulation.reasons[request_id]) == (output, reason)
+
+
+TestTraffic = TrafficMachine.TestCase
+TestTraffic.settings = settings(max_examples=60, stateful_step_count=25, deadline=None)
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data(), scheduler=schedulers(), overlap=st.booleans(), count=st.integers(1, 10))
+def test_a_burst_generates_what_each_request_does_alone(
+    data: st.DataObject, scheduler: Scheduler, overlap: bool, count: int
+) -> None:
+    simulation = Simulation(scheduler, overlap=overlap)
+    loads = [
+        Load(request=data.draw(requests(f"r{i}")), step=data.draw(st.integers(0, 10), label="step"))
+        for i in range(count)
+    ]
+    for step in range(11):
+        for load in loads:
+            if load.step == step:
+                simulation.add(load.request)
+        simulation.step()
+    simulation.drain()
+    for load in loads:
+        request_id = load.request.request_id
+        assert (simulation.outputs[request_id], simulation.reasons[request_id]) == alone(load.request, CONTEXT)
+
+
+def test_a_tight_pool_preempts_often_and_nobody_notices() -> None:
+    """The random tests stand on preemptions that really happen: here they must, with tokens in flight."""
+    for overlap in (False, True):
+        scheduler = make_scheduler(num_pages=1 + 8, page_size_tokens=2, max_sequences=5, max_context_tokens=16)
+        simulation = Simulation(scheduler, overlap=overlap)
+        wanted = [make_request(f"r{i}", [i, i + 1], max_new_tokens=14) for i in range(8)]
+        for request in wanted:
+            simulation.add(request)
+        simulation.drain()
+        assert scheduler.num_preemptions >= 4
+        assert any(row.admits and row.sequence.num_preemptions for plan in simulation.plans for row in plan.rows)
+        for request in wanted:
+            assert simulation.outputs[request.request_id] == alone(request, 16)[0]
