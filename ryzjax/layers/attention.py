@@ -21,7 +21,6 @@ class Attention(nnx.Module):
     """Grouped-query attention (Ainslie et al., arXiv 2305.13245) over the paged cache.
 
     Args:
-      layer: index into the stacked cache.
       placement: splits query heads, and KV heads where there are enough; else each device keeps a copy of
         the KV heads its query heads read.
     """
@@ -29,7 +28,6 @@ class Attention(nnx.Module):
     def __init__(
         self,
         *,
-        layer: int,
         hidden_size: int,
         num_heads: int,
         num_kv_heads: int,
@@ -38,7 +36,6 @@ class Attention(nnx.Module):
         dtype: DTypeLike,
         placement: Placement,
     ):
-        self.layer = layer
         self.num_heads = num_heads
         self.num_kv_heads = num_kv_heads
         self.head_dim = head_dim
@@ -74,11 +71,12 @@ class Attention(nnx.Module):
         x: jax.Array,
         rope: tuple[jax.Array, jax.Array],
         cache: KVCache,
+        layer: jax.Array,
         batch: TokenBatch,
         *,
         max_query_len: int,
     ) -> tuple[jax.Array, KVCache]:
-        """[T, E] -> (float32 [T, E], the cache with this layer's keys and values written)."""
+        """[T, E] -> (float32 [T, E], the cache with the keys and values of layer `layer`, a scalar, written)."""
         q = self._heads(self.q(x).astype(x.dtype), self.num_heads)
         k = self._heads(self.k(x).astype(x.dtype), self.num_kv_heads)
         v = self._heads(self.v(x).astype(x.dtype), self.num_kv_heads)
@@ -87,21 +85,21 @@ class Attention(nnx.Module):
             k, v = (jnp.repeat(a, self.kv_copies, axis=1) for a in (k, v))
 
         def attend(
-            q: jax.Array, k: jax.Array, v: jax.Array, cache: KVCache, batch: TokenBatch
+            q: jax.Array, k: jax.Array, v: jax.Array, cache: KVCache, layer: jax.Array, batch: TokenBatch
         ) -> tuple[jax.Array, KVCache]:
-            cache = write_kv(cache, self.layer, k, v, batch)
+            cache = write_kv(cache, layer, k, v, batch)
             out = paged_attention(
-                q, cache, self.layer, batch, scale=self.head_dim**-0.5, max_query_len=max_query_len
+                q, cache, layer, batch, scale=self.head_dim**-0.5, max_query_len=max_query_len
             )
             return out, cache
 
         specs = self.placement.attention_specs(self.num_heads, cache.k.shape)
         attend = self.placement.per_shard(
             attend,
-            in_specs=(specs.heads, specs.kv_heads, specs.kv_heads, specs.cache, specs.batch),
+            in_specs=(specs.heads, specs.kv_heads, specs.kv_heads, specs.cache, specs.replicated, specs.replicated),
             out_specs=(specs.heads, specs.cache),
         )
-        out, cache = attend(q, k, v, cache, batch)
+        out, cache = attend(q, k, v, cache, layer, batch)
         out = self.placement.constrain(out, "tokens", "heads", None)
         return self.o(out.reshape(x.shape[0], -1)), cache
 

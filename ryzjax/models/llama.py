@@ -5,6 +5,8 @@ Pre-norm decoder: RMSNorm, grouped-query attention with RoPE, SwiGLU, optionally
 
 from __future__ import annotations
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -38,7 +40,7 @@ class Llama(nnx.Module):
         self.config = config
         self.placement = placement
         self.embed = Embedding(config.vocab_size, config.hidden_size, dtype)
-        self.layers = nnx.List([Block(config, placement, layer) for layer in range(config.num_layers)])
+        self.layers = nnx.List([Block(config, placement) for _ in range(config.num_layers)])
         self.final_norm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps, dtype=dtype)
         self.lm_head = (
             None
@@ -62,8 +64,8 @@ class Llama(nnx.Module):
             x = self.placement.constrain(x, "tokens", None)
         rope = rope_cos_sin(batch.positions, inverse_frequencies(self.config.rope, self.config.head_dim))
         for i, layer in enumerate(self.layers):
-            with jax.named_scope(f"layer_{i}"):
-                x, cache = layer(x, rope, cache, batch, max_query_len=max_query_len)
+            graphdef, weights = nnx.split(layer)
+            x, cache = _run_block(graphdef, weights, x, rope, cache, jnp.int32(i), batch, max_query_len)
         return x, cache
 
     def logits(self, hidden: jax.Array) -> jax.Array:
@@ -83,12 +85,11 @@ class Embedding(nnx.Module):
 class Block(nnx.Module):
     """Attention and MLP, each behind a norm and around a residual."""
 
-    def __init__(self, config: ModelConfig, placement: Placement, layer: int):
+    def __init__(self, config: ModelConfig, placement: Placement):
         dtype = jnp.dtype(config.dtype)
         self.placement = placement
         self.attention_norm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps, dtype=dtype)
         self.attention = Attention(
-            layer=layer,
             hidden_size=config.hidden_size,
             num_heads=config.num_heads,
             num_kv_heads=config.num_kv_heads,
@@ -111,18 +112,40 @@ class Block(nnx.Module):
         x: jax.Array,
         rope: tuple[jax.Array, jax.Array],
         cache: KVCache,
+        layer: jax.Array,
         batch: TokenBatch,
         *,
         max_query_len: int,
     ) -> tuple[jax.Array, KVCache]:
-        """[T, E] -> ([T, E], cache)."""
-        attended, cache = self.attention(self.attention_norm(x), rope, cache, batch, max_query_len=max_query_len)
-        x = self._residual(x, attended)
-        return self._residual(x, self.mlp(self.mlp_norm(x))), cache
+        """[T, E] -> ([T, E], cache); `layer` is a scalar, the index into the stacked cache."""
+        with jax.named_scope("attention"):
+            normed = self.attention_norm(x)
+            attended, cache = self.attention(normed, rope, cache, layer, batch, max_query_len=max_query_len)
+            x = self._residual(x, attended)
+        with jax.named_scope("mlp"):
+            return self._residual(x, self.mlp(self.mlp_norm(x))), cache
 
     def _residual(self, x: jax.Array, update: jax.Array) -> jax.Array:
         # Reduced over the tensor axis here, in float32, once for attention and once for the MLP.
         return x + self.placement.constrain(update, "tokens", None).astype(x.dtype)
+
+
+@partial(jax.jit, static_argnums=(0, 7))
+def _run_block(
+    graphdef: nnx.GraphDef[Block],
+    weights: nnx.State,
+    x: jax.Array,
+    rope: tuple[jax.Array, jax.Array],
+    cache: KVCache,
+    layer: jax.Array,
+    batch: TokenBatch,
+    max_query_len: int,
+) -> tuple[jax.Array, KVCache]:
+    """One block, traced and lowered once for all layers: they differ in weights and in `layer` only.
+
+    XLA inlines the calls, so the layers are as unrolled as if they were traced one by one; start-up is not.
+    """
+    return nnx.merge(graphdef, weights)(x, rope, cache, layer, batch, max_query_len=max_query_len)
 
 
 def inverse_frequencies(rope: RopeConfig, head_dim: int) -> Float32Array:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from ryzjax.batch import KVCache, TokenBatch
 
@@ -19,7 +19,7 @@ def to_storage(x: Array, dtype: jnp.dtype) -> Array:
 
 
 def write_kv(
-    cache: KVCache, layer: int, k: Float[Array, "T H D"], v: Float[Array, "T H D"], batch: TokenBatch
+    cache: KVCache, layer: int | Int[Array, ""], k: Float[Array, "T H D"], v: Float[Array, "T H D"], batch: TokenBatch
 ) -> KVCache:
     """The cache with k and v of every token written at (write_page, write_offset) of one layer.
 

@@ -38,7 +38,7 @@ class _Softmax(NamedTuple):
 
 
 def paged_attention(
-    q: Float[Array, "T N D"], cache: KVCache, layer: int, batch: TokenBatch, *, scale: float, max_query_len: int
+    q: Float[Array, "T N D"], cache: KVCache, layer: int | Int[Array, ""], batch: TokenBatch, *, scale: float, max_query_len: int
 ) -> Float[Array, "T N D"]:
     """Each token attends to its own sequence, up to and including itself.
 
@@ -62,7 +62,7 @@ def paged_attention(
     return out.reshape(num_tokens, num_heads, head_dim).astype(q.dtype)
 
 
-def _decode_rows(q: Float[Array, "T H G D"], cache: KVCache, layer: int, batch: TokenBatch) -> Float[Array, "T H G D"]:
+def _decode_rows(q: Float[Array, "T H G D"], cache: KVCache, layer: int | Int[Array, ""], batch: TokenBatch) -> Float[Array, "T H G D"]:
     """Attention of the decode rows, whose tokens are the first ones; other tokens come back undefined."""
     rows = min(q.shape[0], batch.context_len.shape[0])
     size = min(DECODE_GROUP, rows)
@@ -87,7 +87,7 @@ def _decode_rows(q: Float[Array, "T H G D"], cache: KVCache, layer: int, batch: 
 
 
 def _attend_rows(
-    q: Float[Array, "R H G D"], cache: KVCache, layer: int, table: Int[Array, "R P"], lengths: Int[Array, " R"]
+    q: Float[Array, "R H G D"], cache: KVCache, layer: int | Int[Array, ""], table: Int[Array, "R P"], lengths: Int[Array, " R"]
 ) -> Float[Array, "R H G D"]:
     """One query per row over the row's own pages."""
     block_pages = max(1, BLOCK_TOKENS // cache.page_size)
@@ -105,7 +105,7 @@ def _attend_rows(
 
 
 def _chunks(
-    out: Float[Array, "T H G D"], q: Float[Array, "T H G D"], cache: KVCache, layer: int, batch: TokenBatch
+    out: Float[Array, "T H G D"], q: Float[Array, "T H G D"], cache: KVCache, layer: int | Int[Array, ""], batch: TokenBatch
 ) -> Float[Array, "T H G D"]:
     """`out` with the tokens of the prefill chunks filled in, tile by tile in token order.
 
@@ -134,7 +134,7 @@ def _chunks(
 def _attend_tile(
     q: Float[Array, "Q H G D"],
     cache: KVCache,
-    layer: int,
+    layer: int | Int[Array, ""],
     pages: Int[Array, " P"],
     first_position: Int[Array, ""],
     context_len: Int[Array, ""],
@@ -162,7 +162,7 @@ def _attend_tile(
     return done.reshape(num_kv_heads, group, tile, head_dim).transpose(2, 0, 1, 3)
 
 
-def _load_pages(pages_array: Array, layer: int, pages: Int[Array, "R P"]) -> Float[Array, "R H B D"]:
+def _load_pages(pages_array: Array, layer: int | Int[Array, ""], pages: Int[Array, "R P"]) -> Float[Array, "R H B D"]:
     """One block of pages of each row, as float32 [rows, kv_heads, tokens, head_dim]."""
     loaded = pages_array[layer, pages].swapaxes(1, 2)
     rows, heads, num_pages, page_size, head_dim = loaded.shape
@@ -173,7 +173,7 @@ def _load_pages(pages_array: Array, layer: int, pages: Int[Array, "R P"]) -> Flo
 
 
 def _load_values(
-    cache: KVCache, layer: int, pages: Int[Array, "R P"], written: Bool[Array, "R B"]
+    cache: KVCache, layer: int | Int[Array, ""], pages: Int[Array, "R P"], written: Bool[Array, "R B"]
 ) -> Float[Array, "R H B D"]:
     """Values of one block of pages, zero where the row has written none.
 

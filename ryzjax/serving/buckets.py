@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 __all__ = ["Buckets"]
 
+_SAMPLES = (2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 # Finer than powers of two, which waste up to half of a step.
 _ROWS = (2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
 _TOKENS = (16, 32, 64, 128, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192, 12288, 16384)
@@ -33,11 +34,10 @@ class Buckets:
         Args:
           multiple: every token bucket is a multiple of this (devices along the tokens axis).
         """
-        rows = _up_to(_ROWS, max_sequences, 1)
         return cls(
             decode=_up_to(_ROWS, max_sequences, multiple),
             mixed=_up_to(_TOKENS, max_batch_tokens, multiple),
-            sample=rows,
+            sample=_up_to(_SAMPLES, max_sequences, 1),
         )
 
     def decode_tokens(self, tokens: int) -> int:

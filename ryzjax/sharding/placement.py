@@ -19,12 +19,12 @@ Out = TypeVar("Out")
 
 
 class AttentionSpecs(NamedTuple):
-    """PartitionSpecs of q, of k and v, of the cache, and of the batch's metadata."""
+    """PartitionSpecs of q, of k and v, of the cache, and of everything else (metadata)."""
 
     heads: PartitionSpec
     kv_heads: PartitionSpec
     cache: PartitionSpec
-    batch: PartitionSpec
+    replicated: PartitionSpec
 
 
 class Placement:
@@ -122,7 +122,7 @@ class Placement:
         heads = self.spec((None, "heads", None), (1, num_heads, 1))
         pages = self.spec((None, None, "kv_heads", None, None), cache_shape)
         return AttentionSpecs(
-            heads=heads, kv_heads=PartitionSpec(None, pages[2], None), cache=pages, batch=PartitionSpec()
+            heads=heads, kv_heads=PartitionSpec(None, pages[2], None), cache=pages, replicated=PartitionSpec()
         )
 
     def per_shard(self, fn: Callable[..., Out], in_specs: Sequence[PartitionSpec], out_specs: PartitionSpec | tuple) -> Callable[..., Out]:
