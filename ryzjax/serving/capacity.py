@@ -13,7 +13,7 @@ from ryzjax.errors import CapacityError
 from ryzjax.models.config import ModelConfig
 from ryzjax.sharding import Placement
 
-__all__ = ["Capacity", "device_memory_bytes", "kv_page_bytes", "plan_capacity"]
+__all__ = ["Capacity", "device_memory_bytes", "kv_page_bytes", "most_pages", "plan_capacity"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +72,11 @@ def kv_page_bytes(config: ModelConfig, placement: Placement, page_size_tokens: i
     return 2 * config.num_layers * heads * page_size_tokens * config.head_dim * itemsize
 
 
+def most_pages(max_sequences: int, max_context_tokens: int, page_size_tokens: int) -> int:
+    """Pages that every slot at full context uses, and page 0: more would never be touched."""
+    return max_sequences * -(-max_context_tokens // page_size_tokens) + 1
+
+
 def plan_capacity(
     config: ModelConfig,
     placement: Placement,
@@ -106,8 +111,7 @@ def plan_capacity(
         pool_bytes = kv_memory_bytes
         budget = weight_bytes + temporary_bytes + kv_memory_bytes
     context = max_context_tokens or config.max_position
-    # More pages than every slot at full context could use would never be touched.
-    most = max_sequences * -(-context // page_size_tokens) + 1
+    most = most_pages(max_sequences, context, page_size_tokens)
     num_pages = max(min(pool_bytes // page_bytes, most), 0)
     capacity = Capacity(
         budget_bytes=budget,

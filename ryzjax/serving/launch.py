@@ -22,7 +22,7 @@ from ryzjax.models.config import ModelConfig
 from ryzjax.models.registry import AbstractModel, abstract_model
 from ryzjax.obs.metrics import EngineMetrics
 from ryzjax.serving.buckets import Buckets
-from ryzjax.serving.capacity import Capacity, plan_capacity
+from ryzjax.serving.capacity import Capacity, most_pages, plan_capacity
 from ryzjax.serving.compiler import default_cache_dir, use_compile_cache
 from ryzjax.serving.config import EngineConfig, parse_bytes
 from ryzjax.serving.engine import Engine
@@ -159,7 +159,7 @@ def _sized_runner(
         kv_memory_bytes=None if config.kv_memory is None else parse_bytes(config.kv_memory),
         memory_fraction=config.memory_fraction,
         weight_bytes=first.weight_bytes,
-        temporary_bytes=first.temporary_bytes(),
+        temporary_bytes=first.temporary_bytes(most_pages(config.max_sequences, wanted, config.page_size_tokens)),
     )
     return (first if capacity.max_context_tokens == wanted else runner(capacity.max_context_tokens)), capacity
 
@@ -167,5 +167,5 @@ def _sized_runner(
 def _compile(runner: ModelRunner, show_progress: bool) -> None:
     columns = TextColumn("Compiling step shapes"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     with Progress(*columns, console=Console(stderr=True), transient=True, disable=not show_progress) as progress:
-        task = progress.add_task("compile", total=runner.num_programs)
+        task = progress.add_task("compile", total=len(runner.program_keys))
         runner.compile(on_done=lambda key: progress.advance(task))

@@ -72,6 +72,7 @@ class ModelRunner:
             max_sequences=max_sequences, max_pages=-(-max_context_tokens // page_size_tokens)
         )
         self._programs: dict[ProgramKey, jax.stages.Compiled] = {}
+        self._programs_pages = 0
         self._cache: KVCache | None = None
         self._state: SamplerState | None = None
 
@@ -80,17 +81,16 @@ class ModelRunner:
         """Bytes of the weights on one device."""
         return sum(int(np.prod(a.sharding.shard_shape(a.shape))) * a.dtype.itemsize for a in self._leaves)
 
-    def temporary_bytes(self) -> int:
-        """Temporaries of the largest step on one device, as XLA plans them, with a pool of two pages.
+    def temporary_bytes(self, num_pages: int) -> int:
+        """Temporaries of the largest step on one device, as XLA plans them.
 
-        They do not grow with the pool (tested), so this may run before the pool's size is known.
+        They do not grow with the pool (tested), so `num_pages` may be a guess; where it turns out right,
+        `compile` need not compile these programs again.
         """
-        largest: list[Callable[[], jax.stages.Lowered]] = [
-            self._lower_backbone("mixed", self.buckets.mixed[-1], num_pages=2),
-            self._lower_head(self.buckets.sample[-1]),
-        ]
-        compiled = compile_all(dict(enumerate(largest)))
-        return max(_temporaries(program) for program in compiled.values())
+        largest = ("mixed", self.buckets.mixed[-1]), ("head", self.buckets.sample[-1])
+        self._programs = compile_all({key: self._lower(key, num_pages) for key in largest})
+        self._programs_pages = num_pages
+        return max(_temporaries(program) for program in self._programs.values())
 
     def allocate(self, num_pages: int) -> None:
         """Makes the KV cache and the sampling state."""
@@ -102,20 +102,20 @@ class ModelRunner:
     def compile(self, on_done: Callable[[ProgramKey], None] = lambda key: None) -> None:
         """Compiles every step shape; after this, running steps compiles nothing."""
         pages = self.cache.k.shape[1]
-        lower: dict[ProgramKey, Callable[[], jax.stages.Lowered]] = {}
-        for tokens in reversed(self.buckets.mixed):
-            lower["mixed", tokens] = self._lower_backbone("mixed", tokens, num_pages=pages)
-        for tokens in reversed(self.buckets.decode):
-            lower["decode", tokens] = self._lower_backbone("decode", tokens, num_pages=pages)
-        for rows in self.buckets.sample:
-            lower["head", rows] = self._lower_head(rows)
-        lower["set_slot", 0] = self._lower_set_slot()
-        self._programs = compile_all(lower, on_done)
+        done = {key: p for key, p in self._programs.items() if pages == self._programs_pages or key[0] == "head"}
+        for key in done:
+            on_done(key)
+        missing = {key: self._lower(key, pages) for key in self.program_keys if key not in done}
+        self._programs = done | compile_all(missing, on_done)
+        self._programs_pages = pages
 
     @property
-    def num_programs(self) -> int:
-        """Programs `compile` makes."""
-        return len(self.buckets.mixed) + len(self.buckets.decode) + len(self.buckets.sample) + 1
+    def program_keys(self) -> list[ProgramKey]:
+        """Every program serving needs, the slowest to compile first."""
+        buckets = self.buckets
+        keys: list[ProgramKey] = [("mixed", tokens) for tokens in reversed(buckets.mixed)]
+        keys += [("decode", tokens) for tokens in reversed(buckets.decode)]
+        return [*keys, *(("head", rows) for rows in buckets.sample), ("set_slot", 0)]
 
     @property
     def programs(self) -> dict[ProgramKey, jax.stages.Compiled]:
@@ -183,6 +183,14 @@ class ModelRunner:
 
     def _replicated(self, shape: tuple[int, ...], dtype: jax.typing.DTypeLike) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(shape, dtype, sharding=self.model.placement.replicated)
+
+    def _lower(self, key: ProgramKey, num_pages: int) -> Callable[[], jax.stages.Lowered]:
+        kind, size = key
+        if kind == "head":
+            return self._lower_head(size)
+        if kind == "set_slot":
+            return self._lower_set_slot()
+        return self._lower_backbone(kind, size, num_pages=num_pages)
 
     def _lower_backbone(
         self, kind: Literal["decode", "mixed"], tokens: int, *, num_pages: int
