@@ -84,10 +84,10 @@ class TrafficMachine(RuleBasedStateMachine):
 
 
 TestTraffic = TrafficMachine.TestCase
-TestTraffic.settings = settings(max_examples=60, stateful_step_count=25, deadline=None)
+TestTraffic.settings = settings(max_examples=150, stateful_step_count=25, deadline=None)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(data=st.data(), scheduler=schedulers(), overlap=st.booleans(), count=st.integers(1, 10))
 def test_a_burst_generates_what_each_request_does_alone(
     data: st.DataObject, scheduler: Scheduler, overlap: bool, count: int
