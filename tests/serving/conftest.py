@@ -1,0 +1,55 @@
+"""Engines the serving tests share: started once a session."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ryzjax import LLM
+from tests.goldens.make_llama3_tiny import write_checkpoint
+
+
+@pytest.fixture(scope="session")
+def tiny_llama3(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random Llama 3 with RoPE scaling, as an HF directory, with a byte-level tokenizer."""
+    folder = write_checkpoint(tmp_path_factory.mktemp("models") / "llama3-tiny")
+    write_byte_tokenizer(folder, vocab_size=384)
+    return folder
+
+
+def write_byte_tokenizer(folder: Path, *, vocab_size: int) -> None:
+    """A tokenizer.json of the 256 bytes, three special tokens and fillers."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
+    special = ["<unk>", "<s>", "</s>"]
+    letters = [*special, *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    vocab = {letter: i for i, letter in enumerate(letters)}
+    vocab |= {f"<filler{i}>": i for i in range(len(vocab), vocab_size)}
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[], unk_token="<unk>"))
+    tokenizer.add_special_tokens([AddedToken(text, special=True) for text in special])
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text('{"bos_token": "<s>", "eos_token": "</s>"}')
+
+
+@pytest.fixture(scope="session")
+def tiny_llm(tiny_llama3: Path, compile_cache: str) -> Iterator[LLM]:
+    """The tiny Llama 3, served with small steps so that prompts are chunked."""
+    with LLM(
+        str(tiny_llama3),
+        max_sequences=32,
+        max_batch_tokens=64,
+        page_size_tokens=8,
+        compile_cache=compile_cache,
+    ) as llm:
+        yield llm
+
+
+@pytest.fixture(scope="session")
+def stories_llm(stories: Path, compile_cache: str) -> Iterator[LLM]:
+    """stories260K in float32."""
+    with LLM(str(stories), dtype="float32", layout="single", compile_cache=compile_cache) as llm:
+        yield llm
