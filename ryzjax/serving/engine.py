@@ -32,6 +32,7 @@ class Engine:
         self.metrics = metrics
         self.overlap = overlap
         self._in_flight: InFlightStep | None = None
+        self._num_preemptions = 0  # as the metrics know it
 
     @property
     def has_work(self) -> bool:
@@ -123,6 +124,9 @@ class Engine:
 
     def _record_step(self, plan: StepPlan, padded_tokens: int) -> None:
         scheduler = self.scheduler
+        if scheduler.num_preemptions > self._num_preemptions:
+            self.metrics.preempted(scheduler.num_preemptions - self._num_preemptions)
+            self._num_preemptions = scheduler.num_preemptions
         self.metrics.step_done(
             tokens=plan.num_tokens,
             padded_tokens=padded_tokens,
