@@ -7,13 +7,18 @@ INSTALL := $(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/pyth
 
 .PHONY: serve test lint format bench constraints clean
 
+# Without a MODEL, say so at once: before anything is installed.
+ifdef MODEL
 serve: $(VENV)/.installed
-ifndef MODEL
-	@echo 'error: no model named. Say which: make serve MODEL=<local directory or Hugging Face id>'
-	@echo '       for example: make serve MODEL=HuggingFaceTB/SmolLM2-135M-Instruct'
-	@exit 2
+	$(BIN)/ryzjax serve "$(MODEL)" $(ARGS)
+
+bench: $(VENV)/.installed
+	$(BIN)/ryzjax bench offline "$(MODEL)" $(ARGS)
 else
-	$(BIN)/ryzjax serve $(MODEL) $(ARGS)
+serve bench:
+	@echo 'error: no model named. Say which: make $@ MODEL=<local directory or Hugging Face id>' >&2
+	@echo '       for example: make $@ MODEL=HuggingFaceTB/SmolLM2-135M-Instruct' >&2
+	@exit 2
 endif
 
 test: $(VENV)/.installed-dev
@@ -27,9 +32,6 @@ lint: $(VENV)/.installed-dev
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-
-bench: $(VENV)/.installed
-	$(BIN)/ryzjax bench offline $(MODEL) $(ARGS)
 
 # pip's resolver can take ten minutes on the extras; uv takes seconds.
 $(VENV)/bin/uv:

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import difflib
-import tomllib
+import io
+import sys
 from collections.abc import Sequence
-from pathlib import Path
-from typing import TypeVar, get_type_hints
+from typing import TypeVar, get_args, get_type_hints
 
 import tyro
 
-from ryzjax.errors import ConfigError
-from ryzjax.shipped import shipped_path
+from ryzjax.cli.config_file import check_values, file_values
+from ryzjax.errors import RyzJAXError
 
 __all__ = ["Section", "parse"]
 
 Command = TypeVar("Command")
 Section = tyro.conf.OmitArgPrefixes
 """Marks a field of a command that is a config dataclass: its fields become flags of the command."""
+_POSITIONAL = get_args(tyro.conf.Positional[str])[1]
 
 
 def parse(command: type[Command], name: str, argv: Sequence[str]) -> Command:
@@ -30,44 +31,51 @@ def parse(command: type[Command], name: str, argv: Sequence[str]) -> Command:
       argv: what follows the name. `--config` names a TOML file, or one shipped in configs/serve.
 
     Raises:
-      ConfigError: the file is missing, is not TOML, or has a key no flag has.
+      ConfigError: the file is missing, is not TOML, has a key no flag has or a value of the wrong type; or the
+        values of file and flags together are out of range.
       SystemExit: tyro's, for wrong flags and for --help.
     """
-    values = _file_values(argv)
-    default = _default(command, values)
-    if values:
-        known = sorted(_flag_names(command))
-        unknown = next(iter(values))
-        near = difflib.get_close_matches(unknown, known, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else f"; known keys: {', '.join(known)}"
-        raise ConfigError(f"--config: unknown key {unknown!r}{hint}")
-    return tyro.cli(command, prog=f"ryzjax {name}", args=list(argv), default=default)
-
-
-def _file_values(argv: Sequence[str]) -> dict[str, object]:
-    for i, word in enumerate(argv):
-        if word == "--config" and i + 1 < len(argv):
-            return _load(argv[i + 1])
-        if word.startswith("--config="):
-            return _load(word.removeprefix("--config="))
-    return {}
-
-
-def _load(name_or_path: str) -> dict[str, object]:
-    path = Path(name_or_path)
-    if path.suffix != ".toml":
-        path = shipped_path(f"serve/{name_or_path}.toml")
-    if not path.is_file():
-        names = sorted(p.stem for p in shipped_path("serve").glob("*.toml"))
-        raise ConfigError(f"--config {name_or_path!r}: no such file; give a TOML file or one of {names}")
+    values = file_values(argv)
+    check_values(values, _flag_types(command))
+    defaults = {key: value for key, value in values.items() if _is_default(command, key, value)}
+    # The rest goes ahead of the typed flags, of which the last wins: only the combination is checked, never the
+    # file alone.
+    words = [word for key, value in values.items() if key not in defaults for word in _flag(key, value)]
+    default = _default(command, defaults)
+    errors = io.StringIO()
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"--config {path} is not valid TOML: {error}") from error
+        with contextlib.redirect_stderr(errors):
+            return tyro.cli(command, prog=f"ryzjax {name}", args=[*words, *argv], default=default)
+    except SystemExit as stop:
+        cause = _cause(stop)
+        if cause is not None:
+            raise cause from None
+        sys.stderr.write(errors.getvalue())
+        raise
+
+
+def _is_default(command: type, key: str, value: object) -> bool:
+    """Whether a value becomes a default, not a flag: as a flag, a list would swallow the positional after it."""
+    return isinstance(value, list) or key in _positional(command)
+
+
+def _flag(key: str, value: object) -> list[str]:
+    name = key.replace("_", "-")
+    if isinstance(value, bool):
+        return [f"--{name}" if value else f"--no-{name}"]
+    return [f"--{name}={value}"]
+
+
+def _cause(stop: BaseException) -> RyzJAXError | None:
+    """The error of ours that made tyro stop, if one did."""
+    error: BaseException | None = stop
+    while error is not None and not isinstance(error, RyzJAXError):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def _default(command: type[Command], values: dict[str, object]) -> Command:
-    """An instance with the file's values; takes them out of `values`. Required fields are left to the flags."""
+    """An instance with the given values where it has such fields. Required fields are left to the flags."""
     assert dataclasses.is_dataclass(command)
     arguments: dict[str, object] = {}
     for field in dataclasses.fields(command):
@@ -75,17 +83,30 @@ def _default(command: type[Command], values: dict[str, object]) -> Command:
         if section is not None:
             arguments[field.name] = _default(section, values)
         elif field.name in values:
-            arguments[field.name] = values.pop(field.name)
+            value = values[field.name]
+            arguments[field.name] = tuple(value) if isinstance(value, list) else value
         elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
             arguments[field.name] = tyro.MISSING
     return command(**arguments)
 
 
-def _flag_names(command: type) -> set[str]:
+def _flag_types(command: type) -> dict[str, type]:
+    """Flag name -> type, of the command and its sections."""
+    types: dict[str, type] = {}
+    for name, kind in get_type_hints(command).items():
+        section = _section(command, name)
+        types |= {name: kind} if section is None else _flag_types(section)
+    return types
+
+
+def _positional(command: type) -> set[str]:
     names: set[str] = set()
-    for field in dataclasses.fields(command):
-        section = _section(command, field.name)
-        names |= {field.name} if section is None else _flag_names(section)
+    for name, kind in get_type_hints(command, include_extras=True).items():
+        section = _section(command, name)
+        if section is not None:
+            names |= _positional(section)
+        elif _POSITIONAL in get_args(kind)[1:]:
+            names.add(name)
     return names
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 from dataclasses import dataclass
 from importlib.metadata import version
+from typing import Annotated, Literal
 
 import tyro
 from rich.console import Console
@@ -17,9 +18,9 @@ __all__ = ["Info"]
 class Info:
     """Versions, devices, the model's shape, and which implementation each op uses and why."""
 
-    model: tyro.conf.Positional[str | None] = None
+    model: Annotated[tyro.conf.Positional[str | None], tyro.conf.arg(metavar="[MODEL]")] = None
     """Local directory, config.json, or Hugging Face id; without it, only the machine is shown."""
-    dtype: str = "auto"
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """As for serve."""
     layout: str = "single"
     """As for serve."""

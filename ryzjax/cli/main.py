@@ -25,8 +25,13 @@ _COMMANDS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a command; returns the exit status (2 for bad input)."""
+    """Runs a command; returns the exit status (2 for bad input).
+
+    Bad input is one line on standard error; `--debug` or RYZJAX_DEBUG=1 shows where it was raised, too.
+    """
     words = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in words or os.environ.get("RYZJAX_DEBUG") == "1"
+    words = [word for word in words if word != "--debug"]
     if not words or words[0] in ("-h", "--help"):
         print(_usage())
         return 0 if words else 2
@@ -40,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         module, cls, _ = _COMMANDS[name]
         return parse(getattr(import_module(module), cls), name, rest).run()
     except RyzJAXError as error:
-        if os.environ.get("RYZJAX_DEBUG") == "1":
+        if debug:
             traceback.print_exc()
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -60,7 +65,8 @@ def _split(words: list[str]) -> tuple[str, list[str]]:
 
 def _usage() -> str:
     lines = [f"  {name:<14} {what}" for name, (_, _, what) in _COMMANDS.items()]
-    return "\n".join(["usage: ryzjax COMMAND [flags]", "", *lines, "", "ryzjax COMMAND --help shows a command's flags."])
+    more = ["ryzjax COMMAND --help shows a command's flags; --debug shows where an error was raised."]
+    return "\n".join(["usage: ryzjax COMMAND [flags]", "", *lines, "", *more])
 
 
 if __name__ == "__main__":

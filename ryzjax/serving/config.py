@@ -73,7 +73,9 @@ class EngineConfig:
                 "every running sequence must fit a step"
             )
         if not 0 < self.memory_fraction <= 1:
-            raise ConfigError(f"memory_fraction={self.memory_fraction} is out of range; expected more than 0, at most 1")
+            raise ConfigError(
+                f"memory_fraction={self.memory_fraction} is out of range; expected more than 0, at most 1"
+            )
         if self.kv_memory is not None:
             parse_bytes(self.kv_memory)
 

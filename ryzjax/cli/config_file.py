@@ -1,0 +1,64 @@
+"""The file of `--config`: found, read, and its values checked against the types of the flags."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from ryzjax.errors import ConfigError
+from ryzjax.shipped import shipped_path
+
+__all__ = ["check_values", "file_values"]
+
+
+def file_values(argv: Sequence[str]) -> dict[str, object]:
+    """What the file that `argv` names with --config says; nothing where it names none.
+
+    Raises:
+      ConfigError: no such file, or not TOML.
+    """
+    for i, word in enumerate(argv):
+        if word == "--config" and i + 1 < len(argv):
+            return _load(argv[i + 1])
+        if word.startswith("--config="):
+            return _load(word.removeprefix("--config="))
+    return {}
+
+
+def check_values(values: Mapping[str, object], types: Mapping[str, type]) -> None:
+    """Holds values of a file against the flags' types.
+
+    Raises:
+      ConfigError: a key no flag has, or a value of the wrong type.
+    """
+    if not values:
+        return
+    from pydantic import TypeAdapter, ValidationError
+
+    known = sorted(set(types) - {"config"})
+    for key, value in values.items():
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else f"; known keys: {', '.join(known)}"
+            raise ConfigError(f"--config: unknown key {key!r}{hint}")
+        try:
+            # By way of JSON, where a list may fill a tuple although the check is strict.
+            TypeAdapter(types[key]).validate_json(json.dumps(value, default=str), strict=True)
+        except ValidationError as error:
+            raise ConfigError(f"--config: {key}={value!r}: {error.errors()[0]['msg']}") from error
+
+
+def _load(name_or_path: str) -> dict[str, object]:
+    path = Path(name_or_path)
+    if path.suffix != ".toml":
+        path = shipped_path(f"serve/{name_or_path}.toml")
+    if not path.is_file():
+        names = sorted(p.stem for p in shipped_path("serve").glob("*.toml"))
+        raise ConfigError(f"--config {name_or_path!r}: no such file; give a TOML file or one of {names}")
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--config {path} is not valid TOML: {error}") from error
