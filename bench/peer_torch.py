@@ -26,7 +26,7 @@ def main() -> None:
             print(json.dumps({"seconds": measure(model, caches, **command)}), flush=True)
 
 
-def measure(model, caches: dict, *, kind: str, batch: int, context: int, steps: int) -> list[float]:  # noqa: ANN001
+def measure(model, caches: dict, *, kind: str, batch: int, context: int, steps: int) -> list[float]:
     """Seconds of each decode step at `context`, or of each prefill of `context` tokens."""
     room = context + steps + 1
     key = (batch, room)
@@ -38,7 +38,9 @@ def measure(model, caches: dict, *, kind: str, batch: int, context: int, steps: 
     if kind == "prefill":
         for _ in range(steps):
             cache.reset()
-            times.append(timed(lambda: model(ids, past_key_values=cache, use_cache=True, logits_to_keep=1).logits.argmax(-1)))
+            times.append(
+                timed(lambda: model(ids, past_key_values=cache, use_cache=True, logits_to_keep=1).logits.argmax(-1))
+            )
         return times
     cache.reset()
     token = model(ids, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1:].argmax(-1)
@@ -50,7 +52,7 @@ def measure(model, caches: dict, *, kind: str, batch: int, context: int, steps: 
     return times
 
 
-def timed(run) -> float:  # noqa: ANN001
+def timed(run) -> float:
     """Seconds of one call, its result on the host."""
     started = time.perf_counter()
     run().tolist()

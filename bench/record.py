@@ -27,7 +27,9 @@ def provenance() -> dict[str, object]:
     """Hardware, versions, commit and command of this process."""
     return {
         "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "command": shlex.join(["python", *(os.path.relpath(word) if i == 0 else word for i, word in enumerate(sys.argv))]),
+        "command": shlex.join(
+            ["python", *(os.path.relpath(word) if i == 0 else word for i, word in enumerate(sys.argv))]
+        ),
         "commit": _git("rev-parse", "--short", "HEAD") + ("+changes" if _git("status", "--porcelain", "-uno") else ""),
         "hardware": {
             "cpu": _cpu_model(),

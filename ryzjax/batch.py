@@ -25,8 +25,14 @@ class KVCache(NamedTuple):
     bits: XLA on CPU upcasts a whole bf16 cache to f32 before it gathers from it (docs/log.md, 5x).
     """
 
-    k: Float[Array, "layers pages kv_heads page_size head_dim"] | UInt[Array, "layers pages kv_heads page_size head_dim"]
-    v: Float[Array, "layers pages kv_heads page_size head_dim"] | UInt[Array, "layers pages kv_heads page_size head_dim"]
+    k: (
+        Float[Array, "layers pages kv_heads page_size head_dim"]
+        | UInt[Array, "layers pages kv_heads page_size head_dim"]
+    )
+    v: (
+        Float[Array, "layers pages kv_heads page_size head_dim"]
+        | UInt[Array, "layers pages kv_heads page_size head_dim"]
+    )
 
     @property
     def page_size(self) -> int:
@@ -62,5 +68,3 @@ class TokenBatch(NamedTuple):
     context_len: Int[Array, " R"]
     num_decode_rows: Int[Array, ""]
     num_rows: Int[Array, ""]
-
-

@@ -30,6 +30,8 @@ class TemplateLimits:
 
 @dataclass(kw_only=True)
 class Budget:
+    """What one rendering has used up, against its limits; starts the clock when made."""
+
     limits: TemplateLimits
     loop_passes: int = 0
     deadline_s: float = field(init=False)
@@ -38,10 +40,12 @@ class Budget:
         self.deadline_s = time.monotonic() + self.limits.time_s
 
     def check_time(self) -> None:
+        """Raises SecurityError past the deadline."""
         if time.monotonic() > self.deadline_s:
             raise SecurityError(f"it ran longer than {self.limits.time_s:g} s")
 
     def check_size(self, size: int) -> None:
+        """Raises SecurityError for a value of more than `max_chars` characters."""
         if size > self.limits.max_chars:
             raise SecurityError(f"it built a value of {size} characters; at most {self.limits.max_chars} are allowed")
 

@@ -88,9 +88,7 @@ class Attention(nnx.Module):
             q: jax.Array, k: jax.Array, v: jax.Array, cache: KVCache, layer: jax.Array, batch: TokenBatch
         ) -> tuple[jax.Array, KVCache]:
             cache = write_kv(cache, layer, k, v, batch)
-            out = paged_attention(
-                q, cache, layer, batch, scale=self.head_dim**-0.5, max_query_len=max_query_len
-            )
+            out = paged_attention(q, cache, layer, batch, scale=self.head_dim**-0.5, max_query_len=max_query_len)
             return out, cache
 
         specs = self.placement.attention_specs(self.num_heads, cache.k.shape)

@@ -15,9 +15,7 @@ __all__ = ["SwiGLU"]
 class SwiGLU(nnx.Module):
     """down(silu(gate(x)) * up(x))."""
 
-    def __init__(
-        self, *, hidden_size: int, intermediate_size: int, bias: bool, dtype: DTypeLike, placement: Placement
-    ):
+    def __init__(self, *, hidden_size: int, intermediate_size: int, bias: bool, dtype: DTypeLike, placement: Placement):
         self.placement = placement
         self.gate = Linear(hidden_size, intermediate_size, in_axis="embed", out_axis="ffn", bias=bias, dtype=dtype)
         self.up = Linear(hidden_size, intermediate_size, in_axis="embed", out_axis="ffn", bias=bias, dtype=dtype)

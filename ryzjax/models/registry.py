@@ -27,18 +27,18 @@ class AbstractModel:
       config, placement: what it was built from.
       graphdef: the NNX structure.
       weights: dotted name -> shape, dtype, sharding, in the order of the leaves.
-      treedef: rebuilds the NNX state from the leaves.
+      state: the NNX state, shapes instead of arrays.
     """
 
     config: ModelConfig
     placement: Placement
     graphdef: nnx.GraphDef
     weights: dict[str, WeightSpec]
-    treedef: jax.tree_util.PyTreeDef
+    state: nnx.State
 
     def merge(self, leaves: tuple[jax.Array, ...]) -> Llama:
         """The model over `leaves`; cheap inside jit, where it runs once per trace."""
-        return nnx.merge(self.graphdef, jax.tree.unflatten(self.treedef, leaves))
+        return nnx.merge(self.graphdef, jax.tree.unflatten(jax.tree.structure(self.state), leaves))
 
     @property
     def num_parameters(self) -> int:
@@ -54,10 +54,12 @@ def abstract_model(config: ModelConfig, placement: Placement) -> AbstractModel:
       LayoutError: a weight does not divide over the layout's mesh.
     """
     if config.family not in FAMILIES:
-        raise UnsupportedModelError(f"model family {config.family!r} is not supported; expected one of {list(FAMILIES)}")
+        raise UnsupportedModelError(
+            f"model family {config.family!r} is not supported; expected one of {list(FAMILIES)}"
+        )
     model = nnx.eval_shape(lambda: FAMILIES[config.family](config, placement))
     graphdef, state = nnx.split(model)
-    leaves, treedef = jax.tree.flatten(state)
+    leaves = jax.tree.leaves(state)
     weights = {}
     for (path, variable), leaf in zip(nnx.to_flat_state(state), leaves, strict=True):
         metadata = variable.get_metadata()
@@ -66,4 +68,4 @@ def abstract_model(config: ModelConfig, placement: Placement) -> AbstractModel:
             dtype=leaf.dtype,
             sharding=placement.sharding(metadata["axes"], leaf.shape, metadata["units"]),
         )
-    return AbstractModel(config=config, placement=placement, graphdef=graphdef, weights=weights, treedef=treedef)
+    return AbstractModel(config=config, placement=placement, graphdef=graphdef, weights=weights, state=state)

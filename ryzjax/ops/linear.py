@@ -9,7 +9,9 @@ from jaxtyping import Array, Float
 __all__ = ["linear"]
 
 
-def linear(x: Float[Array, "T K"], weight: Float[Array, "N K"], bias: Float[Array, " N"] | None = None) -> Float[Array, "T N"]:
+def linear(
+    x: Float[Array, "T K"], weight: Float[Array, "N K"], bias: Float[Array, " N"] | None = None
+) -> Float[Array, "T N"]:
     """`x @ weight.T + bias`, accumulated and returned in float32.
 
     Args:

@@ -38,7 +38,13 @@ class _Softmax(NamedTuple):
 
 
 def paged_attention(
-    q: Float[Array, "T N D"], cache: KVCache, layer: int | Int[Array, ""], batch: TokenBatch, *, scale: float, max_query_len: int
+    q: Float[Array, "T N D"],
+    cache: KVCache,
+    layer: int | Int[Array, ""],
+    batch: TokenBatch,
+    *,
+    scale: float,
+    max_query_len: int,
 ) -> Float[Array, "T N D"]:
     """Each token attends to its own sequence, up to and including itself.
 
@@ -62,7 +68,9 @@ def paged_attention(
     return out.reshape(num_tokens, num_heads, head_dim).astype(q.dtype)
 
 
-def _decode_rows(q: Float[Array, "T H G D"], cache: KVCache, layer: int | Int[Array, ""], batch: TokenBatch) -> Float[Array, "T H G D"]:
+def _decode_rows(
+    q: Float[Array, "T H G D"], cache: KVCache, layer: int | Int[Array, ""], batch: TokenBatch
+) -> Float[Array, "T H G D"]:
     """Attention of the decode rows, whose tokens are the first ones; other tokens come back undefined."""
     rows = min(q.shape[0], batch.context_len.shape[0])
     size = min(DECODE_GROUP, rows)
@@ -87,7 +95,11 @@ def _decode_rows(q: Float[Array, "T H G D"], cache: KVCache, layer: int | Int[Ar
 
 
 def _attend_rows(
-    q: Float[Array, "R H G D"], cache: KVCache, layer: int | Int[Array, ""], table: Int[Array, "R P"], lengths: Int[Array, " R"]
+    q: Float[Array, "R H G D"],
+    cache: KVCache,
+    layer: int | Int[Array, ""],
+    table: Int[Array, "R P"],
+    lengths: Int[Array, " R"],
 ) -> Float[Array, "R H G D"]:
     """One query per row over the row's own pages."""
     block_pages = max(1, BLOCK_TOKENS // cache.page_size)
@@ -105,7 +117,11 @@ def _attend_rows(
 
 
 def _chunks(
-    out: Float[Array, "T H G D"], q: Float[Array, "T H G D"], cache: KVCache, layer: int | Int[Array, ""], batch: TokenBatch
+    out: Float[Array, "T H G D"],
+    q: Float[Array, "T H G D"],
+    cache: KVCache,
+    layer: int | Int[Array, ""],
+    batch: TokenBatch,
 ) -> Float[Array, "T H G D"]:
     """`out` with the tokens of the prefill chunks filled in, tile by tile in token order.
 
@@ -123,7 +139,9 @@ def _chunks(
         def one_tile(i: Int[Array, ""], out: Array) -> Array:
             first = start + i * tile
             here = lax.dynamic_slice_in_dim(queries, first, tile)
-            done = _attend_tile(here, cache, layer, batch.page_table[r], first_position + i * tile, batch.context_len[r])
+            done = _attend_tile(
+                here, cache, layer, batch.page_table[r], first_position + i * tile, batch.context_len[r]
+            )
             return lax.dynamic_update_slice_in_dim(out, done, first, 0)
 
         return lax.fori_loop(0, (length + tile - 1) // tile, one_tile, out)

@@ -19,7 +19,12 @@ def plain_inv_freq(head_dim: int, theta: float) -> Float32Array:
 
 
 def llama3_inv_freq(
-    inv_freq: Float32Array, *, factor: float, low_freq_factor: float, high_freq_factor: float, original_max_position: int
+    inv_freq: Float32Array,
+    *,
+    factor: float,
+    low_freq_factor: float,
+    high_freq_factor: float,
+    original_max_position: int,
 ) -> Float32Array:
     """Llama 3.1's scaling: long wavelengths are divided by `factor`, short ones kept, those between blended.
 

@@ -92,13 +92,13 @@ def sample(
       slots: the rows' slots; history and bias are read where `use_history` says so.
     """
     shifted = lax.cond(
-        jnp.any(inputs.use_history), lambda: _shape_by_history(logits, inputs, history[slots], bias[slots]), lambda: logits
+        jnp.any(inputs.use_history),
+        lambda: _shape_by_history(logits, inputs, history[slots], bias[slots]),
+        lambda: logits,
     )
     greedy = jnp.argmax(shifted, axis=-1).astype(jnp.int32)
     draws = inputs.temperature > 0
-    token = lax.cond(
-        jnp.any(draws), lambda: jnp.where(draws, _draw(shifted, inputs), greedy), lambda: greedy
-    )
+    token = lax.cond(jnp.any(draws), lambda: jnp.where(draws, _draw(shifted, inputs), greedy), lambda: greedy)
     logprobs = logits - jax.nn.logsumexp(logits, axis=-1, keepdims=True)
     chosen = jnp.take_along_axis(logprobs, token[:, None], axis=-1)
     rank, top_tokens, top_logprobs = lax.cond(
@@ -151,7 +151,7 @@ def _order_key(x: Float[Array, "S V"]) -> UInt[Array, "S V"]:
     return jnp.where(bits >> 31 == 1, ~bits, bits | jnp.uint32(1 << 31))
 
 
-def _bisect(keys: UInt[Array, "S V"], enough) -> UInt[Array, " S"]:  # noqa: ANN001
+def _bisect(keys: UInt[Array, "S V"], enough) -> UInt[Array, " S"]:
     """The largest threshold per row for which `enough(keys >= threshold)` still holds."""
 
     def bit(i: Array, low: Array) -> Array:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, replace
 
-import jax
 import jax.numpy as jnp
 
 from ryzjax.batch import kv_storage_dtype
@@ -48,21 +47,23 @@ class Capacity:
             ("memory budget", _gib(self.budget_bytes)),
             ("weights", _gib(self.weight_bytes)),
             ("step temporaries", _gib(self.temporary_bytes)),
-            ("KV pool", f"{_gib(self.num_pages * self.page_bytes)} = {self.num_pages} pages of {_mib(self.page_bytes)}"),
+            (
+                "KV pool",
+                f"{_gib(self.num_pages * self.page_bytes)} = {self.num_pages} pages of {_mib(self.page_bytes)}",
+            ),
             ("tokens in the pool", f"{self.pool_tokens:,}"),
             ("longest context, batch 1", f"{min(self.max_context_tokens, self.pool_tokens):,} tokens"),
         ]
         return "\n".join(f"  {name:<26}{value}" for name, value in rows)
 
 
-def device_memory_bytes(device: jax.Device) -> tuple[int, int]:
-    """(total, in use) bytes of a device; of the machine's memory where the device is the CPU."""
+def device_memory_bytes(placement: Placement) -> int:
+    """Bytes a device of the mesh may use; the machine's memory, shared out, where the devices are the CPU's."""
+    device = placement.mesh.devices.flat[0]
     stats = device.memory_stats() if device.platform != "cpu" else None
     if stats:
-        return stats["bytes_limit"], stats["bytes_in_use"]
-    page = os.sysconf("SC_PAGE_SIZE")
-    total = os.sysconf("SC_PHYS_PAGES") * page
-    return total, total - os.sysconf("SC_AVPHYS_PAGES") * page
+        return stats["bytes_limit"]
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // placement.num_devices
 
 
 def kv_page_bytes(config: ModelConfig, placement: Placement, page_size_tokens: int) -> int:
@@ -103,9 +104,7 @@ def plan_capacity(
     """
     page_bytes = kv_page_bytes(config, placement, page_size_tokens)
     if kv_memory_bytes is None:
-        total, _ = device_memory_bytes(placement.mesh.devices.flat[0])
-        shares = placement.num_devices if placement.mesh.devices.flat[0].platform == "cpu" else 1
-        budget = int(total * memory_fraction) // shares
+        budget = int(device_memory_bytes(placement) * memory_fraction)
         pool_bytes = budget - weight_bytes - temporary_bytes
     else:
         pool_bytes = kv_memory_bytes
@@ -127,7 +126,9 @@ def plan_capacity(
         raise CapacityError(f"no KV page fits the memory; {remedy}\n{capacity.table()}")
     if capacity.pool_tokens < context:
         if max_context_tokens is not None:
-            raise CapacityError(f"a sequence of max_context_tokens={context:,} does not fit; {remedy}\n{capacity.table()}")
+            raise CapacityError(
+                f"a sequence of max_context_tokens={context:,} does not fit; {remedy}\n{capacity.table()}"
+            )
         capacity = replace(capacity, max_context_tokens=capacity.pool_tokens)
     return capacity
 

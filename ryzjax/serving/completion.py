@@ -22,9 +22,7 @@ class CompletionStream:
     def __init__(self, index: int, tokenizer: Tokenizer, params: SamplingParams, prompt_token_ids: tuple[int, ...]):
         self.index = index
         self._include_stop = params.include_stop_str_in_output
-        self._text = IncrementalDetokenizer(
-            tokenizer, params.skip_special_tokens, prompt_token_ids=prompt_token_ids
-        )
+        self._text = IncrementalDetokenizer(tokenizer, params.skip_special_tokens, prompt_token_ids=prompt_token_ids)
         self._stops = StopStringMatcher(tuple(params.stop), params.include_stop_str_in_output)
         self.is_finished = False
 

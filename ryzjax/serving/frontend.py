@@ -193,8 +193,8 @@ class AsyncEngine:
         room = self.max_context_tokens - len(token_ids)
         if room < 1 or params.min_tokens > room:
             raise ContextLengthError(
-                f"the prompt has {len(token_ids)} tokens and at least {max(params.min_tokens, 1)} must be generated, but "
-                f"the context is {self.max_context_tokens} tokens; shorten the prompt",
+                f"the prompt has {len(token_ids)} tokens and at least {max(params.min_tokens, 1)} must be generated, "
+                f"but the context is {self.max_context_tokens} tokens; shorten the prompt",
                 param="prompt",
             )
         eos = () if params.ignore_eos else self.model_config.eos_token_ids
@@ -260,9 +260,7 @@ class AsyncEngine:
             _call_in_loop(listener.loop, [(listener.events, event)])
 
 
-def _call_in_loop(
-    loop: asyncio.AbstractEventLoop, pairs: list[tuple[asyncio.Queue[TokenEvent], TokenEvent]]
-) -> None:
+def _call_in_loop(loop: asyncio.AbstractEventLoop, pairs: list[tuple[asyncio.Queue[TokenEvent], TokenEvent]]) -> None:
     def put() -> None:
         for events, event in pairs:
             events.put_nowait(event)

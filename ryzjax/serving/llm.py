@@ -93,8 +93,8 @@ class LLM:
         Raises:
           RequestError: the model has no chat template, or it refuses the messages.
         """
-        conversations = [messages] if messages and isinstance(messages[0], Mapping) else messages
-        prompts = [self.engine.tokenizer.apply_chat_template([dict(m) for m in c]) for c in conversations]
+        template = self.engine.tokenizer.apply_chat_template
+        prompts = [template([dict(message) for message in conversation]) for conversation in _conversations(messages)]
         return self._run(prompts, sampling_params, use_tqdm)
 
     async def stream(
@@ -129,9 +129,7 @@ class LLM:
             task = progress.add_task("generate", total=len(prompts), tokens=0)
             tokens = 0
 
-            async def one(
-                prompt: str | list[int], params: SamplingParams, slots: asyncio.Semaphore
-            ) -> RequestOutput:
+            async def one(prompt: str | list[int], params: SamplingParams, slots: asyncio.Semaphore) -> RequestOutput:
                 nonlocal tokens
                 async with slots:
                     output = await self.engine.generate(prompt, params)
@@ -155,6 +153,20 @@ def _prompt(prompt: PromptLike) -> str | list[int]:
     if isinstance(prompt, Mapping) and isinstance(prompt.get("prompt_token_ids"), (list, tuple)):
         return list(prompt["prompt_token_ids"])
     raise RequestError(f"prompt={prompt!r}; expected a string or {{'prompt_token_ids': [...]}}", param="prompt")
+
+
+def _conversations(messages: Sequence[Message] | Sequence[Sequence[Message]]) -> list[list[Message]]:
+    """One conversation, or several, as a list of them."""
+    single: list[Message] = []
+    several: list[list[Message]] = []
+    for item in messages:
+        if isinstance(item, Mapping):
+            single.append(item)
+        else:
+            several.append(list(item))
+    if bool(single) == bool(several):
+        raise RequestError("messages is empty or mixed; expected messages, or lists of messages", param="messages")
+    return several or [single]
 
 
 def _run_anywhere(make: Callable[[], Coroutine[None, None, list[RequestOutput]]]) -> list[RequestOutput]:

@@ -68,9 +68,7 @@ class ModelRunner:
         self.max_sequences = max_sequences
         self.page_size_tokens = page_size_tokens
         self._leaves = tuple(weights[name] for name in model.weights)
-        self._packer = StepPacker(
-            max_sequences=max_sequences, max_pages=-(-max_context_tokens // page_size_tokens)
-        )
+        self._packer = StepPacker(max_sequences=max_sequences, max_pages=-(-max_context_tokens // page_size_tokens))
         self._programs: dict[ProgramKey, jax.stages.Compiled] = {}
         self._programs_pages = 0
         self._cache: KVCache | None = None
@@ -87,7 +85,7 @@ class ModelRunner:
         They do not grow with the pool (tested), so `num_pages` may be a guess; where it turns out right,
         `compile` need not compile these programs again.
         """
-        largest = ("mixed", self.buckets.mixed[-1]), ("head", self.buckets.sample[-1])
+        largest: list[ProgramKey] = [("mixed", self.buckets.mixed[-1]), ("head", self.buckets.sample[-1])]
         self._programs = compile_all({key: self._lower(key, num_pages) for key in largest})
         self._programs_pages = num_pages
         return max(_temporaries(program) for program in self._programs.values())
@@ -95,9 +93,7 @@ class ModelRunner:
     def allocate(self, num_pages: int) -> None:
         """Makes the KV cache and the sampling state."""
         shapes = self._cache_shape(num_pages), self._state_shape()
-        self._cache, self._state = jax.tree.map(
-            lambda s: jnp.zeros(s.shape, s.dtype, device=s.sharding), shapes
-        )
+        self._cache, self._state = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype, device=s.sharding), shapes)
 
     def compile(self, on_done: Callable[[ProgramKey], None] = lambda key: None) -> None:
         """Compiles every step shape; after this, running steps compiles nothing."""
@@ -115,7 +111,8 @@ class ModelRunner:
         buckets = self.buckets
         keys: list[ProgramKey] = [("mixed", tokens) for tokens in reversed(buckets.mixed)]
         keys += [("decode", tokens) for tokens in reversed(buckets.decode)]
-        return [*keys, *(("head", rows) for rows in buckets.sample), ("set_slot", 0)]
+        keys += [("head", rows) for rows in buckets.sample]
+        return [*keys, ("set_slot", 0)]
 
     @property
     def programs(self) -> dict[ProgramKey, jax.stages.Compiled]:
@@ -171,14 +168,16 @@ class ModelRunner:
         shape = (config.num_layers, num_pages, heads, self.page_size_tokens, config.head_dim)
         sharding = placement.sharding((None, None, "kv_heads", None, None), shape)
         pages = jax.ShapeDtypeStruct(shape, kv_storage_dtype(jnp.dtype(config.dtype)), sharding=sharding)
-        return KVCache(k=pages, v=pages)
+        return KVCache._make([pages, pages])
 
     def _state_shape(self) -> SamplerState:
         vocab, slots = self.model.config.vocab_size, self.max_sequences
-        return SamplerState(
-            history=self._replicated((slots, vocab), jnp.int32),
-            bias=self._replicated((slots, vocab), jnp.float32),
-            tokens=self._replicated((slots,), jnp.int32),
+        return SamplerState._make(
+            [
+                self._replicated((slots, vocab), jnp.int32),
+                self._replicated((slots, vocab), jnp.float32),
+                self._replicated((slots,), jnp.int32),
+            ]
         )
 
     def _replicated(self, shape: tuple[int, ...], dtype: jax.typing.DTypeLike) -> jax.ShapeDtypeStruct:
@@ -199,7 +198,7 @@ class ModelRunner:
         step = make_backbone(self.model, layout, max_query_len=1 if kind == "decode" else tokens)
         cache = self._cache_shape(num_pages)
         replicated = self.model.placement.replicated
-        out = (KVCache(k=cache.k.sharding, v=cache.v.sharding), replicated, replicated)
+        out = (KVCache._make([cache.k.sharding, cache.v.sharding]), replicated, replicated)
         return lambda: jax.jit(step, donate_argnums=1, out_shardings=out).lower(
             self._leaves, cache, self._state_shape().tokens, self._replicated((layout.size,), jnp.int32)
         )

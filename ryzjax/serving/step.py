@@ -121,9 +121,7 @@ class StepResult:
         return float(raw[1:2].view("float32")[0]), int(raw[2]), tuple(zip(tokens, values, strict=True))
 
 
-def _unpack(
-    packed: jax.Array, tokens: jax.Array, layout: PackedLayout, page_size: int
-) -> tuple[TokenBatch, jax.Array]:
+def _unpack(packed: jax.Array, tokens: jax.Array, layout: PackedLayout, page_size: int) -> tuple[TokenBatch, jax.Array]:
     def part(name: str) -> jax.Array:
         where, shape = layout.part(name)
         return packed[where].reshape(shape)

@@ -50,7 +50,8 @@ class Layout:
                 raise LayoutError(f"layout {self.name!r}: unknown logical axis {logical!r} in [rules]; known: {known}")
             if axis not in self.mesh:
                 raise LayoutError(
-                    f"layout {self.name!r}: rule {logical} = {axis!r} names no mesh axis; [mesh] has {sorted(self.mesh)}"
+                    f"layout {self.name!r}: rule {logical} = {axis!r} names no mesh axis; "
+                    f"[mesh] has {sorted(self.mesh)}"
                 )
 
     @classmethod
@@ -79,8 +80,8 @@ class Layout:
         wild = [axis for axis, size in self.mesh.items() if size == -1]
         if num_devices < fixed or (wild and num_devices % fixed):
             raise LayoutError(
-                f"layout {self.name!r} needs {'a multiple of ' if wild else ''}{fixed} devices, there are {num_devices}; "
-                f"change [mesh] {dict(self.mesh)} or the number of devices"
+                f"layout {self.name!r} needs {'a multiple of ' if wild else ''}{fixed} devices, there are "
+                f"{num_devices}; change [mesh] {dict(self.mesh)} or the number of devices"
             )
         sizes = {axis: (num_devices // fixed if size == -1 else size) for axis, size in self.mesh.items()}
         return Layout(name=self.name, mesh=sizes, rules=self.rules)

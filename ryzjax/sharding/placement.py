@@ -35,7 +35,7 @@ class Placement:
       devices: the devices to use, by default all of this process. A layout of fixed size takes the first ones.
     """
 
-    def __init__(self, layout: Layout, devices: Sequence[jax.Device] | None = None):
+    def __init__(self, layout: Layout, devices: Sequence[object] | None = None):
         devices = list(jax.devices() if devices is None else devices)
         self.layout = layout.resolve(len(devices))
         sizes = tuple(self.layout.mesh.values())
@@ -93,8 +93,8 @@ class Placement:
                 )
             if count % devices:
                 raise LayoutError(
-                    f"layout {self.layout.name!r}: {logical}={count} does not divide over the {devices} devices of mesh "
-                    f"axis {mesh_axis!r}; use a size that divides {count}, or drop the rule for {logical!r}"
+                    f"layout {self.layout.name!r}: {logical}={count} does not divide over the {devices} devices of "
+                    f"mesh axis {mesh_axis!r}; use a size that divides {count}, or drop the rule for {logical!r}"
                 )
             entries.append(mesh_axis)
         return PartitionSpec(*entries)
@@ -125,7 +125,9 @@ class Placement:
             heads=heads, kv_heads=PartitionSpec(None, pages[2], None), cache=pages, replicated=PartitionSpec()
         )
 
-    def per_shard(self, fn: Callable[..., Out], in_specs: Sequence[PartitionSpec], out_specs: PartitionSpec | tuple) -> Callable[..., Out]:
+    def per_shard(
+        self, fn: Callable[..., Out], in_specs: Sequence[PartitionSpec], out_specs: PartitionSpec | tuple
+    ) -> Callable[..., Out]:
         """`fn` run on each device's own shard (`jax.shard_map`); `fn` itself where there is one device."""
         if self.num_devices == 1:
             return fn

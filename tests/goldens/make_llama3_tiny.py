@@ -61,7 +61,11 @@ def hf_shapes() -> dict[str, tuple[int, ...]]:
     """HF name -> shape of every weight of CONFIG."""
     hidden, inner, vocab = CONFIG["hidden_size"], CONFIG["intermediate_size"], CONFIG["vocab_size"]
     heads, kv = (CONFIG[n] * CONFIG["head_dim"] for n in ("num_attention_heads", "num_key_value_heads"))
-    shapes = {"model.embed_tokens.weight": (vocab, hidden), "model.norm.weight": (hidden,), "lm_head.weight": (vocab, hidden)}
+    shapes = {
+        "model.embed_tokens.weight": (vocab, hidden),
+        "model.norm.weight": (hidden,),
+        "lm_head.weight": (vocab, hidden),
+    }
     for i in range(CONFIG["num_hidden_layers"]):
         layer = f"model.layers.{i}."
         shapes |= {

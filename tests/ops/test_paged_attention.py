@@ -57,7 +57,9 @@ def test_two_keys_by_hand():
         cache.k.at[0, 1, 0, 0].set(jnp.array([5.0, 0.0])), cache.v.at[0, 1, 0, 0].set(jnp.array([4.0, 8.0]))
     )
     batch = make_batch([(1, 1)], tokens=2, max_rows=2, page_size=4, pages=1)
-    batch = batch._replace(page_table=jnp.array([[1], [0]]), write_page=jnp.array([1, 0]), write_offset=jnp.array([1, 0]))
+    batch = batch._replace(
+        page_table=jnp.array([[1], [0]]), write_page=jnp.array([1, 0]), write_offset=jnp.array([1, 0])
+    )
     q = jnp.array([[[0.0, np.log(3.0)]], [[0.0, 0.0]]])
     k = jnp.array([[[0.0, 1.0]], [[9.0, 9.0]]])
     v = jnp.array([[[0.0, 4.0]], [[9.0, 9.0]]])
@@ -102,6 +104,7 @@ def test_matches_dense(name: str, page_size: int, dtype: jnp.dtype):
         for position in range(before):
             at = layer, table[r, position // page_size], slice(None), position % page_size
             k_pages[at], v_pages[at] = sequences[r][0][position], sequences[r][1][position]
+
     def store(pages: np.ndarray) -> jax.Array:
         array = jnp.asarray(pages, dtype)
         return jax.lax.bitcast_convert_type(array, jnp.uint16) if storage == jnp.uint16 else array

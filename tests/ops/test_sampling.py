@@ -29,11 +29,15 @@ def inputs(rows: int, **changes: object) -> SamplingInputs:
     } | changes
     kinds = {"top_k": jnp.int32, "output_index": jnp.int32, "use_history": bool, "ban_stops": bool, "wants_top": bool}
     seed = jnp.stack([jnp.zeros(rows, jnp.uint32), jnp.arange(rows, dtype=jnp.uint32)], axis=1)
-    arrays = {n: jnp.broadcast_to(jnp.asarray(v, kinds.get(n, jnp.float32)), (rows,)) for n, v in base.items() if n != "seed"}
+    arrays = {
+        n: jnp.broadcast_to(jnp.asarray(v, kinds.get(n, jnp.float32)), (rows,)) for n, v in base.items() if n != "seed"
+    }
     return SamplingInputs(seed=base.get("seed", seed), **arrays)
 
 
-def run(logits: np.ndarray, settings: SamplingInputs, history: np.ndarray | None = None, bias: np.ndarray | None = None):
+def run(
+    logits: np.ndarray, settings: SamplingInputs, history: np.ndarray | None = None, bias: np.ndarray | None = None
+):
     rows, vocab = logits.shape
     history = np.zeros((rows, vocab), np.int32) if history is None else history
     bias = np.zeros((rows, vocab), np.float32) if bias is None else bias
@@ -103,7 +107,14 @@ def test_a_draw_depends_on_seed_and_index_alone(logits: np.ndarray):
     alone = run(logits[:1], inputs(1, temperature=1.0, output_index=3))
     among = run(
         logits,
-        inputs(4, temperature=[1.0, 0.0, 2.0, 1.0], output_index=3, top_k=[0, 3, 0, 2], wants_top=True, use_history=[False, True, False, True]),
+        inputs(
+            4,
+            temperature=[1.0, 0.0, 2.0, 1.0],
+            output_index=3,
+            top_k=[0, 3, 0, 2],
+            wants_top=True,
+            use_history=[False, True, False, True],
+        ),
     )
     assert alone.token[0] == among.token[0]
     later = [int(run(logits[:1], inputs(1, temperature=3.0, output_index=i)).token[0]) for i in range(12)]

@@ -112,7 +112,7 @@ async def test_fuzz_good_requests_among_bad_and_cancelled_ones(tiny_llm: LLM):
     rng.shuffle(jobs)
     limit = asyncio.Semaphore(60)
 
-    async def limited(job) -> None:  # noqa: ANN001
+    async def limited(job) -> None:
         async with limit:
             await job
 

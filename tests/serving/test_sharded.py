@@ -50,9 +50,7 @@ def collectives(llm: LLM, kind: str, size: int) -> Counter[str]:
 
 
 @pytest.mark.parametrize("tensor", [2, 4, 8])
-def test_tensor_parallel(
-    tiny_llama3: Path, tmp_path: Path, compile_cache: str, tensor: int, expected: list[list[int]]
-):
+def test_tensor_parallel(tiny_llama3: Path, tmp_path: Path, compile_cache: str, tensor: int, expected: list[list[int]]):
     with launch(tiny_llama3, layout_file(tmp_path, tensor), compile_cache) as llm:
         outputs = llm.generate(PROMPTS, GREEDY, use_tqdm=False)
         assert [output.outputs[0].token_ids for output in outputs] == expected

@@ -110,7 +110,10 @@ class StepPacker:
         buffer = np.zeros(layout.size, np.int32)
         views = self._views.get(tokens)
         if views is None:
-            views = {name: layout.part(name) for name in ("counts", "token_ids", "token_rows", "rows", "page_table", "samples")}
+            views = {
+                name: layout.part(name)
+                for name in ("counts", "token_ids", "token_rows", "rows", "page_table", "samples")
+            }
             self._views[tokens] = views
         counts, token_ids, token_rows, rows, table, samples = (
             buffer[where].reshape(shape) for where, shape in views.values()

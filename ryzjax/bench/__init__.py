@@ -1,0 +1,1 @@
+"""Load generation and measurement, of a server over HTTP and of the engine in this process."""

@@ -1,0 +1,80 @@
+"""One streamed completion, timed: what the load generator measures of each request."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass, field
+
+import httpx
+
+from ryzjax.bench.workload import PlannedRequest
+
+__all__ = ["RequestTimes", "send"]
+
+
+@dataclass(kw_only=True, slots=True)
+class RequestTimes:
+    """How one request went; times in seconds.
+
+    Attributes:
+      prompt_tokens: sent.
+      output_tokens: as the server counted them.
+      ttft_s: to the first token.
+      itl_s: between one chunk of tokens and the next.
+      e2el_s: to the end.
+      error: why it failed; None where it did not.
+    """
+
+    prompt_tokens: int
+    output_tokens: int = 0
+    ttft_s: float = 0.0
+    itl_s: list[float] = field(default_factory=list)
+    e2el_s: float = 0.0
+    error: str | None = None
+
+
+async def send(
+    client: httpx.AsyncClient, request: PlannedRequest, *, model: str, ignore_eos: bool, temperature: float
+) -> RequestTimes:
+    """Streams one completion. A refusal or a broken stream is a failed request, not an exception."""
+    times = RequestTimes(prompt_tokens=len(request.prompt_token_ids))
+    body: dict[str, object] = {
+        "model": model,
+        "prompt": request.prompt_token_ids,
+        "max_tokens": request.output_tokens,
+        "temperature": temperature,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    }
+    if ignore_eos:
+        body["ignore_eos"] = True
+    started = last = time.perf_counter()
+    try:
+        async with client.stream("POST", "/v1/completions", json=body) as response:
+            if response.status_code != 200:
+                text = (await response.aread()).decode(errors="replace")
+                times.error = f"HTTP {response.status_code}: {text[:200]}"
+                return times
+            async for line in response.aiter_lines():
+                if not line.startswith("data: ") or line == "data: [DONE]":
+                    continue
+                event = json.loads(line[6:])
+                now = time.perf_counter()
+                if "error" in event:
+                    times.error = str(event["error"])
+                    return times
+                if event.get("usage"):
+                    times.output_tokens = event["usage"]["completion_tokens"]
+                if event["choices"]:
+                    if times.ttft_s == 0.0:
+                        times.ttft_s = now - started
+                    else:
+                        times.itl_s.append(now - last)
+                    last = now
+    except (httpx.HTTPError, json.JSONDecodeError) as error:
+        times.error = repr(error)
+    times.e2el_s = last - started
+    if times.error is None and times.output_tokens == 0:
+        times.error = "the stream ended without a usage count"
+    return times

@@ -1,0 +1,149 @@
+"""ryzjax bench offline: a model in this process. Decode and prefill steps at given contexts, and throughput."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.table import Table
+from tyro.conf import OmitArgPrefixes
+
+from ryzjax.bench.report import provenance
+from ryzjax.bench.workload import random_workload
+from ryzjax.errors import ConfigError
+from ryzjax.serving.config import EngineConfig
+from ryzjax.serving.request import EngineRequest
+from ryzjax.serving.sampling_params import SamplingParams
+
+if TYPE_CHECKING:
+    from ryzjax.serving.engine import Engine
+    from ryzjax.serving.llm import LLM
+
+__all__ = ["BenchOffline", "decode_step_seconds", "prefill_seconds"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchOffline:
+    """Measure a model in this process: decode steps, prefill, and throughput of a batch of prompts."""
+
+    engine: OmitArgPrefixes[EngineConfig]
+    config: str | None = None
+    """TOML file, or the name of one in configs/serve, that sets any of these flags; a flag wins over it."""
+    batches: tuple[int, ...] = (1, 8)
+    """Batch sizes of the decode measurement."""
+    contexts: tuple[int, ...] = (1024,)
+    """Contexts of the decode measurement, in tokens."""
+    prefill_tokens: int = 512
+    """Prompt of the prefill measurement."""
+    steps: int = 16
+    """Decode steps measured in each case."""
+    num_prompts: int = 0
+    """Prompts of the throughput measurement; 0 leaves it out."""
+    input_tokens: int = 256
+    """Mean prompt length of the throughput measurement."""
+    output_tokens: int = 64
+    """Mean output length of the throughput measurement."""
+    output: str | None = None
+    """JSON file for the result."""
+
+    def run(self) -> int:
+        """Measures and prints."""
+        from ryzjax.serving.llm import LLM
+
+        options = asdict(self.engine)
+        with LLM(options.pop("model"), **options) as llm:
+            figures = self._throughput(llm) if self.num_prompts else {}
+        # The steps are measured on this thread, with the engine's own stopped.
+        figures |= self._steps(llm)
+        table = Table("case", "median", title=f"{llm.engine.model_name}, {llm.engine.model_config.dtype}")
+        for case, figure in figures.items():
+            table.add_row(case, f"{figure:,.2f}")
+        console = Console()
+        console.print(table)
+        if self.output is not None:
+            result = {"model": self.engine.model, "figures": figures} | provenance()
+            Path(self.output).write_text(json.dumps(result, indent=1) + "\n")
+            console.print(f"written to {self.output}")
+        return 0
+
+    def _steps(self, llm: LLM) -> dict[str, float]:
+        engine, longest = llm.engine.engine, llm.engine.max_context_tokens
+        figures: dict[str, float] = {}
+        for context in self.contexts:
+            for batch in self.batches:
+                if context + self.steps + 8 > longest:
+                    raise ConfigError(
+                        f"context={context} + {self.steps + 8} steps exceed the {longest} tokens that fit"
+                    )
+                seconds = decode_step_seconds(engine, batch=batch, context=context, steps=self.steps)
+                median = statistics.median(seconds)
+                figures[f"decode, batch {batch}, context {context}: ms a step"] = median * 1e3
+                figures[f"decode, batch {batch}, context {context}: tokens/s"] = batch / median
+        median = statistics.median(prefill_seconds(engine, tokens=self.prefill_tokens, repeats=3))
+        figures[f"prefill {self.prefill_tokens}: tokens/s"] = self.prefill_tokens / median
+        return figures
+
+    def _throughput(self, llm: LLM) -> dict[str, float]:
+        requests = random_workload(
+            count=self.num_prompts,
+            input_tokens=self.input_tokens,
+            output_tokens=self.output_tokens,
+            range_ratio=0.5,
+            vocab_size=llm.engine.model_config.vocab_size,
+            seed=0,
+        )
+        params = [SamplingParams(temperature=0, max_tokens=r.output_tokens, ignore_eos=True) for r in requests]
+        started = time.perf_counter()
+        llm.generate([{"prompt_token_ids": r.prompt_token_ids} for r in requests], params)
+        seconds = time.perf_counter() - started
+        return {
+            f"throughput of {self.num_prompts} prompts: output tokens/s": sum(r.output_tokens for r in requests)
+            / seconds
+        }
+
+
+def decode_step_seconds(engine: Engine, *, batch: int, context: int, steps: int) -> list[float]:
+    """Seconds of `steps` steps in which `batch` sequences of about `context` tokens decode, as a server runs them."""
+    for i in range(batch):
+        engine.add(_request(f"decode-{i}", i, context, steps + 8))
+    seconds: list[float] = []
+    decoding = 0
+    last = time.perf_counter()
+    while engine.has_work:
+        events = engine.step()
+        now = time.perf_counter()
+        # Steady state only: every sequence got a token, in this step and in the three before.
+        decoding = decoding + 1 if len(events) == batch else 0
+        if decoding > 3:
+            seconds.append(now - last)
+        last = now
+    return seconds[:steps]
+
+
+def prefill_seconds(engine: Engine, *, tokens: int, repeats: int) -> list[float]:
+    """Seconds from a prompt of `tokens` tokens to its first token, on an idle engine."""
+    seconds: list[float] = []
+    for i in range(repeats + 1):
+        started = time.perf_counter()
+        engine.add(_request(f"prefill-{i}", i, tokens, 1))
+        while engine.has_work:
+            engine.step()
+        seconds.append(time.perf_counter() - started)
+    return seconds[1:]
+
+
+def _request(request_id: str, index: int, context: int, new_tokens: int) -> EngineRequest:
+    return EngineRequest(
+        request_id=request_id,
+        prompt_token_ids=tuple((index * 7919 + i * 104_729) % 250 + 3 for i in range(context)),
+        params=SamplingParams(temperature=0, max_tokens=new_tokens, ignore_eos=True),
+        stop_token_ids=frozenset(),
+        max_new_tokens=new_tokens,
+        seed=0,
+        arrival_s=time.monotonic(),
+    )

@@ -1,0 +1,163 @@
+"""ryzjax bench serve: load a running server and measure it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from ryzjax.bench.client import RequestTimes, send
+from ryzjax.bench.report import provenance, serve_report, serve_table
+from ryzjax.bench.workload import PlannedRequest, arrival_times, random_workload, trace_workload
+from ryzjax.errors import ConfigError
+
+__all__ = ["BenchServe"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchServe:
+    """Load a running OpenAI-compatible server: throughput and latencies, in the schema of `vllm bench serve`."""
+
+    base_url: str = "http://127.0.0.1:8000"
+    """The server."""
+    model: str | None = None
+    """Model name; by default the first one the server lists."""
+    api_key: str | None = None
+    """Sent as a bearer token."""
+    num_prompts: int = 100
+    """Requests to send."""
+    input_tokens: int = 512
+    """Mean prompt length of the random workload."""
+    output_tokens: int = 128
+    """Mean output length of the random workload."""
+    range_ratio: float = 0.0
+    """Lengths are uniform within this share of their mean; 0 fixes them."""
+    trace: str | None = None
+    """Trace file (Azure CSV or Mooncake JSONL) that gives the lengths instead."""
+    trace_scale: float = 1.0
+    """Multiplies the trace's lengths."""
+    max_input_tokens: int = 1024
+    """Longer prompts of a trace are cut to this."""
+    max_output_tokens: int = 1024
+    """Longer outputs of a trace are cut to this."""
+    replay_speed: float = 0.0
+    """Above 0, send at the trace's own times divided by this."""
+    request_rate: float = float("inf")
+    """Requests a second, Poisson; inf sends as fast as max_concurrency lets."""
+    max_concurrency: int | None = None
+    """Most requests in flight."""
+    vocab_size: int = 256
+    """Random tokens are drawn from 3 to this; any model has these."""
+    temperature: float = 0.0
+    """Of every request."""
+    ignore_eos: bool = True
+    """Generate the full length whatever the model says; off for servers that do not know the field."""
+    goodput_ttft_ms: float | None = None
+    """Goodput counts requests whose first token came within this."""
+    goodput_tpot_ms: float | None = None
+    """Goodput counts requests whose time a token stayed within this."""
+    warmup: int = 4
+    """Requests sent first and not counted."""
+    seed: int = 0
+    """Of lengths, tokens and arrivals."""
+    timeout_s: float = 600.0
+    """A request that takes longer has failed."""
+    output: str | None = None
+    """JSON file for the result."""
+
+    def run(self) -> int:
+        """Runs the load, prints the table; 1 where a request failed."""
+        report = asyncio.run(self._load()) | provenance()
+        console = Console()
+        console.print(serve_table(report))
+        errors = report["errors"]
+        for error in errors if isinstance(errors, list) else []:
+            console.print(f"failed: {error}", style="red", markup=False)
+        if self.output is not None:
+            Path(self.output).write_text(json.dumps(report, indent=1) + "\n")
+            console.print(f"written to {self.output}")
+        return 1 if report["failed"] else 0
+
+    async def _load(self) -> dict[str, object]:
+        requests = self._requests()
+        arrivals = arrival_times(
+            requests, request_rate=self.request_rate, replay_speed=self.replay_speed, seed=self.seed
+        )
+        headers = {"Authorization": f"Bearer {self.api_key}"} if self.api_key else {}
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
+        async with httpx.AsyncClient(
+            base_url=self.base_url, headers=headers, limits=limits, timeout=self.timeout_s
+        ) as client:
+            model = self.model or await self._first_model(client)
+            for request in requests[: self.warmup]:
+                await self._send(client, request, model)
+            started = time.perf_counter()
+            times = await self._send_all(client, requests, arrivals, model)
+            duration_s = time.perf_counter() - started
+        limits_ms = {"ttft": self.goodput_ttft_ms, "tpot": self.goodput_tpot_ms}
+        return serve_report(
+            times,
+            duration_s=duration_s,
+            model=model,
+            request_rate=self.request_rate,
+            max_concurrency=self.max_concurrency,
+            goodput_ms={name: limit for name, limit in limits_ms.items() if limit is not None},
+        )
+
+    async def _send_all(
+        self, client: httpx.AsyncClient, requests: Sequence[PlannedRequest], arrivals: Sequence[float], model: str
+    ) -> list[RequestTimes]:
+        slots = asyncio.Semaphore(self.max_concurrency or len(requests))
+        started = time.perf_counter()
+        columns = TextColumn("Requests"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+        with Progress(*columns, console=Console(stderr=True)) as progress:
+            task = progress.add_task("requests", total=len(requests))
+
+            async def one(request: PlannedRequest, arrival_s: float) -> RequestTimes:
+                await asyncio.sleep(max(0.0, arrival_s - (time.perf_counter() - started)))
+                async with slots:
+                    times = await self._send(client, request, model)
+                progress.advance(task)
+                return times
+
+            return list(await asyncio.gather(*(one(r, at) for r, at in zip(requests, arrivals, strict=True))))
+
+    async def _send(self, client: httpx.AsyncClient, request: PlannedRequest, model: str) -> RequestTimes:
+        return await send(client, request, model=model, ignore_eos=self.ignore_eos, temperature=self.temperature)
+
+    def _requests(self) -> list[PlannedRequest]:
+        if self.trace is None:
+            return random_workload(
+                count=self.num_prompts,
+                input_tokens=self.input_tokens,
+                output_tokens=self.output_tokens,
+                range_ratio=self.range_ratio,
+                vocab_size=self.vocab_size,
+                seed=self.seed,
+            )
+        return trace_workload(
+            Path(self.trace),
+            count=self.num_prompts,
+            scale=self.trace_scale,
+            max_input_tokens=self.max_input_tokens,
+            max_output_tokens=self.max_output_tokens,
+            vocab_size=self.vocab_size,
+            seed=self.seed,
+        )
+
+    async def _first_model(self, client: httpx.AsyncClient) -> str:
+        try:
+            response = await client.get("/v1/models")
+            response.raise_for_status()
+            return str(response.json()["data"][0]["id"])
+        except (httpx.HTTPError, KeyError, IndexError, ValueError) as error:
+            raise ConfigError(
+                f"base_url={self.base_url!r} lists no model ({error!r}); start a server there, or give --model"
+            ) from error

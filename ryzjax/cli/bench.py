@@ -1,0 +1,8 @@
+"""ryzjax bench serve | offline: the commands over `ryzjax.bench`."""
+
+from __future__ import annotations
+
+from ryzjax.bench.offline import BenchOffline
+from ryzjax.bench.serve import BenchServe
+
+__all__ = ["BenchOffline", "BenchServe"]
