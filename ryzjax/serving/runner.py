@@ -109,9 +109,13 @@ class ModelRunner:
     def program_keys(self) -> list[ProgramKey]:
         """Every program serving needs, the slowest to compile first."""
         buckets = self.buckets
-        keys: list[ProgramKey] = [("mixed", tokens) for tokens in reversed(buckets.mixed)]
-        keys += [("decode", tokens) for tokens in reversed(buckets.decode)]
-        keys += [("head", rows) for rows in buckets.sample]
+        keys: list[ProgramKey] = []
+        for tokens in reversed(buckets.mixed):
+            keys.append(("mixed", tokens))
+        for tokens in reversed(buckets.decode):
+            keys.append(("decode", tokens))
+        for rows in buckets.sample:
+            keys.append(("head", rows))
         return [*keys, ("set_slot", 0)]
 
     @property

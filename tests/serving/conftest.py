@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from ryzjax import LLM
+from tests.goldens.byte_tokenizer import write_byte_tokenizer
 from tests.goldens.make_llama3_tiny import write_checkpoint
 
 
@@ -17,22 +18,6 @@ def tiny_llama3(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = write_checkpoint(tmp_path_factory.mktemp("models") / "llama3-tiny")
     write_byte_tokenizer(folder, vocab_size=384)
     return folder
-
-
-def write_byte_tokenizer(folder: Path, *, vocab_size: int) -> None:
-    """A tokenizer.json of the 256 bytes, three special tokens and fillers."""
-    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-
-    special = ["<unk>", "<s>", "</s>"]
-    letters = [*special, *sorted(pre_tokenizers.ByteLevel.alphabet())]
-    vocab = {letter: i for i, letter in enumerate(letters)}
-    vocab |= {f"<filler{i}>": i for i in range(len(vocab), vocab_size)}
-    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[], unk_token="<unk>"))
-    tokenizer.add_special_tokens([AddedToken(text, special=True) for text in special])
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.save(str(folder / "tokenizer.json"))
-    (folder / "tokenizer_config.json").write_text('{"bos_token": "<s>", "eos_token": "</s>"}')
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,212 @@
+"""The real server in a process of its own, through the stock openai client."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import openai
+import pytest
+
+MODEL = "stories260K"
+
+
+@dataclass
+class Server:
+    """A running `ryzjax serve`."""
+
+    process: subprocess.Popen[str]
+    url: str
+    log_reader: threading.Thread
+
+    def finish(self) -> int:
+        """Waits for the exit status."""
+        status = self.process.wait(timeout=30)
+        self.log_reader.join()
+        assert self.process.stderr is not None
+        self.process.stderr.close()
+        return status
+
+    def metric(self, name: str) -> float:
+        text = httpx.get(f"{self.url}/metrics").text
+        match = re.search(rf"^ryzjax:{name}{{[^}}]*}} (\S+)$", text, re.M)
+        assert match, f"no metric {name} in\n{text}"
+        return float(match[1])
+
+    def until(self, name: str, value: float) -> None:
+        deadline = time.monotonic() + 20
+        while self.metric(name) != value:
+            assert time.monotonic() < deadline, f"{name} did not become {value}"
+            time.sleep(0.02)
+
+
+def start(model: Path, compile_cache: str, *flags: str) -> Server:
+    command = [sys.executable, "-m", "ryzjax.cli.main", "serve", str(model), "--port", "0"]
+    process = subprocess.Popen(
+        [*command, "--compile-cache", compile_cache, *flags], stderr=subprocess.PIPE, text=True, bufsize=1
+    )
+    assert process.stderr is not None
+    seen: list[str] = []
+    for line in process.stderr:
+        seen.append(line)
+        match = re.search(r"serving \S+ on (http://\S+)", line)
+        if match:
+            # Keeps the pipe from filling up while the server runs.
+            reader = threading.Thread(target=process.stderr.read, daemon=True)
+            reader.start()
+            return Server(process, match[1], reader)
+    raise AssertionError(f"the server did not start:\n{''.join(seen)}")
+
+
+@pytest.fixture(scope="module")
+def server(stories: Path, shared: Path, compile_cache: str) -> Iterator[Server]:
+    template = shared / "chat_templates" / "chatml.jinja"
+    server = start(stories, compile_cache, "--chat-template", str(template), "--dtype", "float32")
+    yield server
+    server.process.send_signal(signal.SIGTERM)
+    assert server.finish() == 0
+
+
+@pytest.fixture(scope="module")
+def client(server: Server) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
+        yield client
+
+
+def test_health_models_version(server: Server, client: openai.OpenAI):
+    assert httpx.get(f"{server.url}/health").status_code == httpx.get(f"{server.url}/ready").status_code == 200
+    assert [model.id for model in client.models.list()] == [MODEL]
+    assert "version" in httpx.get(f"{server.url}/version").json()
+
+
+def test_greedy_completions_equal_the_goldens(client: openai.OpenAI, stories: Path):
+    cases = json.loads((stories / "golden_greedy.json").read_text())["cases"]
+    from ryzjax.data.tokenizer import Tokenizer
+
+    tokenizer = Tokenizer.load(stories)
+    for case in cases:
+        answer = client.completions.create(
+            model=MODEL,
+            prompt=case["prompt"],
+            max_tokens=128,
+            temperature=0,
+            logprobs=1,
+            extra_body={"ignore_eos": True},
+        )
+        assert answer.usage is not None and answer.usage.completion_tokens == 128
+        prompt_len = len(case["prompt_ids"])
+        whole, prompt = tokenizer.decode(case["ids"]), tokenizer.decode(case["ids"][:prompt_len])
+        assert whole.startswith(prompt)
+        assert answer.choices[0].text == whole[len(prompt) :]
+        logprobs = answer.choices[0].logprobs
+        assert logprobs is not None and logprobs.token_logprobs is not None
+        assert logprobs.token_logprobs == pytest.approx(case["token_logprobs"][-128:], abs=1e-3)
+
+
+def test_streaming_equals_not_streaming(client: openai.OpenAI):
+    settings = {"model": MODEL, "prompt": "One day, a", "max_tokens": 60, "temperature": 0.9, "seed": 3, "n": 2}
+    whole = client.completions.create(**settings)
+    texts, usage = {0: "", 1: ""}, None
+    for chunk in client.completions.create(**settings, stream=True, stream_options={"include_usage": True}):
+        for choice in chunk.choices:
+            texts[choice.index] += choice.text
+        usage = chunk.usage or usage
+    assert texts == {choice.index: choice.text for choice in whole.choices}
+    assert texts[0] != texts[1]
+    assert usage == whole.usage
+
+
+def test_chat(client: openai.OpenAI):
+    settings = {
+        "model": MODEL,
+        "messages": [{"role": "user", "content": "Once upon a time"}],
+        "max_completion_tokens": 20,
+        "temperature": 0,
+        "logprobs": True,
+        "top_logprobs": 2,
+    }
+    whole = client.chat.completions.create(**settings).choices[0]
+    assert whole.message.role == "assistant" and whole.logprobs is not None
+    assert whole.logprobs.content is not None and len(whole.logprobs.content[0].top_logprobs) == 2
+    deltas = [c.choices[0].delta for c in client.chat.completions.create(**settings, stream=True) if c.choices]
+    assert deltas[0].role == "assistant"
+    assert "".join(delta.content or "" for delta in deltas) == whole.message.content
+
+
+def test_bad_requests(server: Server, client: openai.OpenAI):
+    with pytest.raises(openai.BadRequestError) as error:
+        client.completions.create(model=MODEL, prompt="time " * 600)
+    assert error.value.code == "context_length_exceeded"
+    with pytest.raises(openai.BadRequestError, match="temperature"):
+        client.completions.create(model=MODEL, prompt="a", temperature=-1)
+    with pytest.raises(openai.NotFoundError, match="nobody"):
+        client.completions.create(model="nobody", prompt="a")
+    url = f"{server.url}/v1/completions"
+    headers = {"content-type": "application/json"}
+    assert httpx.post(url, content=b"{not json", headers=headers).status_code == 400
+    assert httpx.post(url, content=b'"' + b"a" * 9_000_000 + b'"', headers=headers).status_code == 413
+
+
+def test_a_client_that_leaves_frees_its_pages(server: Server):
+    body = {"model": MODEL, "prompt": "Once", "max_tokens": 500, "ignore_eos": True, "stream": True, "n": 8}
+    with httpx.stream("POST", f"{server.url}/v1/completions", json=body) as response:
+        lines = response.iter_lines()
+        for _ in range(4):
+            next(lines)
+        response.close()
+    server.until("num_requests_running", 0)
+    server.until("kv_cache_usage_perc", 0)
+
+
+def test_a_mixed_load_of_200_requests_compiles_nothing(server: Server, client: openai.OpenAI):
+    def greedy(i: int) -> str:
+        prompt = " ".join(["The little dog"] * (1 + i % 20))
+        return (
+            client.completions.create(model=MODEL, prompt=prompt, max_tokens=5 + i % 30, temperature=0).choices[0].text
+        )
+
+    def noise(i: int) -> None:
+        client.completions.create(
+            model=MODEL,
+            prompt="Lily " * (1 + i % 90),
+            max_tokens=1 + i % 50,
+            temperature=1.0,
+            top_p=0.9,
+            frequency_penalty=(i % 3) * 0.5,
+            logit_bias={"5": 1},
+            n=1 + i % 3,
+        )
+
+    alone = [greedy(i) for i in range(20)]
+    with ThreadPoolExecutor(32) as pool:
+        others = [pool.submit(noise, i) for i in range(100)]
+        answers = [pool.submit(greedy, i % 20) for i in range(100)]
+        for i, answer in enumerate(answers):
+            assert answer.result() == alone[i % 20]
+        for other in others:
+            other.result()
+    assert server.metric("recompiles_total") == 0
+    server.until("kv_cache_usage_perc", 0)
+
+
+def test_sigterm_lets_running_streams_finish(stories: Path, compile_cache: str):
+    server = start(stories, compile_cache)
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
+        stream = client.completions.create(
+            model=MODEL, prompt="Once", max_tokens=400, temperature=0, stream=True, extra_body={"ignore_eos": True}
+        )
+        chunks = [next(iter(stream))]
+        server.process.send_signal(signal.SIGTERM)
+        chunks += list(stream)
+    assert chunks[-1].choices[0].finish_reason == "length"
+    assert server.finish() == 0
