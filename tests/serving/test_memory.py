@@ -1,0 +1,105 @@
+"""What a step needs: temporaries that no pool or context makes grow, and budgets that are refused with a table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import jax
+import pytest
+
+from ryzjax import LLM
+from ryzjax.checkpoint.dummy import dummy_weights
+from ryzjax.errors import CapacityError
+from ryzjax.models.config import ModelConfig, RopeConfig
+from ryzjax.models.registry import abstract_model
+from ryzjax.serving.buckets import Buckets
+from ryzjax.serving.capacity import kv_page_bytes, most_pages, plan_capacity
+from ryzjax.serving.runner import ModelRunner
+from ryzjax.sharding import Layout, Placement
+
+CONFIG = ModelConfig(
+    family="llama",
+    dtype="bfloat16",
+    vocab_size=512,
+    hidden_size=64,
+    intermediate_size=128,
+    num_layers=4,
+    num_heads=8,
+    num_kv_heads=2,
+    head_dim=16,
+    rms_norm_eps=1e-5,
+    rope=RopeConfig(theta=10000.0),
+    max_position=32768,
+    tie_embeddings=True,
+)
+
+
+def temporaries(max_context_tokens: int) -> dict[str, int]:
+    """Temporaries of a decode and a mixed step with a pool for 4 sequences of that context."""
+    placement = Placement(Layout.load("single"), jax.devices()[:1])
+    model = abstract_model(CONFIG, placement)
+    runner = ModelRunner(
+        model,
+        dummy_weights(model.weights, 0),
+        buckets=Buckets(decode=(4,), mixed=(64,), sample=(4,)),
+        max_sequences=4,
+        max_context_tokens=max_context_tokens,
+        page_size_tokens=64,
+    )
+    runner.allocate(most_pages(4, max_context_tokens, 64))
+    runner.compile()
+    assert runner.program_keys == [("mixed", 64), ("decode", 4), ("head", 4), ("set_slot", 0)]
+    return {key[0]: p.memory_analysis().temp_size_in_bytes for key, p in runner.programs.items()}
+
+
+def test_temporaries_do_not_grow_from_1k_to_16k():
+    small, large = temporaries(1024), temporaries(16384)
+    cache_growth = 2 * 4 * 2 * 16 * 2 * 4 * (16384 - 1024)
+    for step in ("decode", "mixed"):
+        # The page table is all that is longer: 4 rows of 240 more pages.
+        assert large[step] - small[step] <= 4 * 4 * 240 * 4 < cache_growth / 100, (step, small, large)
+
+
+def plan(**changes: object):
+    options = {
+        "page_size_tokens": 64,
+        "max_sequences": 4,
+        "max_context_tokens": None,
+        "kv_memory_bytes": None,
+        "memory_fraction": 0.5,
+        "weight_bytes": 1000,
+        "temporary_bytes": 1000,
+    } | changes
+    return plan_capacity(CONFIG, Placement(Layout.load("single"), jax.devices()[:1]), **options)
+
+
+def test_page_bytes_by_hand():
+    single = Placement(Layout.load("single"), jax.devices()[:1])
+    # keys and values, 4 layers, 2 KV heads, 64 tokens, 16 numbers of 2 bytes
+    assert kv_page_bytes(CONFIG, single, 64) == 2 * 4 * 2 * 64 * 16 * 2
+    # 8 devices: each KV head is held four times, one a device.
+    assert kv_page_bytes(CONFIG, Placement(Layout.load("tp")), 64) == 2 * 4 * 1 * 64 * 16 * 2
+
+
+def test_a_budget_gives_its_pages_and_no_more_than_can_be_used():
+    page = 2 * 4 * 2 * 64 * 16 * 2
+    capacity = plan(kv_memory_bytes=100 * page + 5)
+    assert (capacity.num_pages, capacity.pool_tokens, capacity.max_context_tokens) == (100, 99 * 64, 99 * 64)
+    assert capacity.budget_bytes == 100 * page + 5 + 2000
+    roomy = plan(kv_memory_bytes=10**12, max_context_tokens=640)
+    assert (roomy.num_pages, roomy.max_context_tokens) == (4 * 10 + 1, 640)
+
+
+def test_what_does_not_fit_is_refused_with_the_table():
+    page = 2 * 4 * 2 * 64 * 16 * 2
+    with pytest.raises(CapacityError, match=r"(?s)no KV page fits.*--kv-memory.*step temporaries.*longest context"):
+        plan(kv_memory_bytes=page)
+    with pytest.raises(CapacityError, match=r"(?s)max_context_tokens=1,024 does not fit.*640 tokens"):
+        plan(kv_memory_bytes=11 * page, max_context_tokens=1024)
+    with pytest.raises(CapacityError, match="no KV page fits"):
+        plan(memory_fraction=1e-9)
+
+
+def test_start_up_refuses_before_anything_is_served(stories: Path, compile_cache: str):
+    with pytest.raises(CapacityError, match="max_context_tokens=512 does not fit"):
+        LLM(str(stories), kv_memory="300KiB", max_context_tokens=512, compile_cache=compile_cache)
