@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import jax.numpy as jnp
 
@@ -57,13 +58,28 @@ class Capacity:
         return "\n".join(f"  {name:<26}{value}" for name, value in rows)
 
 
-def device_memory_bytes(placement: Placement) -> int:
-    """Bytes a device of the mesh may use; the machine's memory, shared out, where the devices are the CPU's."""
+def device_memory_bytes(placement: Placement, held_bytes: int) -> int:
+    """Bytes a device of the mesh may use, those this process holds on it already included.
+
+    Args:
+      held_bytes: what is held. An accelerator reports its whole memory; of the machine's memory, what is
+        available now is counted, since other programs live there too, and CPU devices share it.
+    """
     device = placement.mesh.devices.flat[0]
     stats = device.memory_stats() if device.platform != "cpu" else None
     if stats:
         return stats["bytes_limit"]
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // placement.num_devices
+    return _available_memory_bytes() // placement.num_devices + held_bytes
+
+
+def _available_memory_bytes() -> int:
+    """Memory programs can still get without swapping; the whole memory where the system does not say."""
+    meminfo = Path("/proc/meminfo")
+    if meminfo.is_file():
+        for line in meminfo.read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def kv_page_bytes(config: ModelConfig, placement: Placement, page_size_tokens: int) -> int:
@@ -104,7 +120,7 @@ def plan_capacity(
     """
     page_bytes = kv_page_bytes(config, placement, page_size_tokens)
     if kv_memory_bytes is None:
-        budget = int(device_memory_bytes(placement) * memory_fraction)
+        budget = int(device_memory_bytes(placement, weight_bytes) * memory_fraction)
         pool_bytes = budget - weight_bytes - temporary_bytes
     else:
         pool_bytes = kv_memory_bytes

@@ -42,7 +42,7 @@ class EngineConfig:
     kv_memory: str | None = None
     """KV pool per device, such as 2GiB; by default what memory_fraction leaves."""
     memory_fraction: float = 0.5
-    """Share of the device's memory for weights, temporaries and the KV pool."""
+    """Share of the device's memory (of what is available, on a CPU) for weights, temporaries and the KV pool."""
     max_queue: int = 256
     """Most requests that wait; more are refused with 429."""
     overlap: bool = True

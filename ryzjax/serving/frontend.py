@@ -221,7 +221,7 @@ class AsyncEngine:
             if len(self._listeners) + len(requests) > self._max_open:
                 raise QueueFullError(
                     f"{len(self._listeners)} requests are open, at most {self._max_open} fit; try again later",
-                    retry_after_s=1,
+                    retry_after_s=self.engine.scheduler.retry_after_s,
                 )
             taken = [request.request_id for request in requests if request.request_id in self._listeners]
             if taken:

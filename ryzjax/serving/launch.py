@@ -53,6 +53,7 @@ def launch_engine(config: EngineConfig, *, model_name: str | None = None, show_p
         model_config = model_config_from_hf(
             source.config, source.generation, dtype=config.dtype, source=source.config_name
         )
+        _check_context(config, model_config)
         placement = Placement(Layout.load(config.layout))
         model = abstract_model(model_config, placement)
         _set_compile_cache(config.compile_cache)
@@ -66,14 +67,15 @@ def launch_engine(config: EngineConfig, *, model_name: str | None = None, show_p
         del weights
         runner.allocate(capacity.num_pages)
     _log.info(
-        "%s: %s parameters, %s, layout %s over %d device(s)\n%s",
+        "%s: %s parameters, %s, layout %s over %d device(s)",
         source.name,
         f"{model.num_parameters:,}",
         model_config.dtype,
         placement.layout.name,
         placement.num_devices,
-        capacity.table(),
     )
+    for line in capacity.table().splitlines():
+        _log.info("%s", line)
     with _phase("compile"):
         _compile(runner, show_progress)
     pool = PagePool(num_pages=capacity.num_pages, page_size_tokens=capacity.page_size_tokens)
@@ -111,6 +113,14 @@ def _set_compile_cache(setting: str | None) -> None:
         use_compile_cache(None)
     else:
         use_compile_cache(Path(setting) if setting else default_cache_dir())
+
+
+def _check_context(config: EngineConfig, model: ModelConfig) -> None:
+    if config.max_context_tokens is not None and config.max_context_tokens > model.max_position:
+        raise ConfigError(
+            f"max_context_tokens={config.max_context_tokens} is more than the {model.max_position} positions the model "
+            "was made for; lower it, or serve a checkpoint whose config scales its RoPE further"
+        )
 
 
 def _check_vocabulary(tokenizer: Tokenizer, model: ModelConfig, source: CheckpointSource) -> None:

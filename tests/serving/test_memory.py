@@ -9,7 +9,7 @@ import pytest
 
 from ryzjax import LLM
 from ryzjax.checkpoint.dummy import dummy_weights
-from ryzjax.errors import CapacityError
+from ryzjax.errors import CapacityError, ConfigError
 from ryzjax.models.config import ModelConfig, RopeConfig
 from ryzjax.models.registry import abstract_model
 from ryzjax.serving.buckets import Buckets
@@ -98,6 +98,11 @@ def test_what_does_not_fit_is_refused_with_the_table():
         plan(kv_memory_bytes=11 * page, max_context_tokens=1024)
     with pytest.raises(CapacityError, match="no KV page fits"):
         plan(memory_fraction=1e-9)
+
+
+def test_more_context_than_the_model_was_made_for_is_refused(stories: Path):
+    with pytest.raises(ConfigError, match="max_context_tokens=513 is more than the 512 positions"):
+        LLM(str(stories), max_context_tokens=513)
 
 
 def test_start_up_refuses_before_anything_is_served(stories: Path, compile_cache: str):

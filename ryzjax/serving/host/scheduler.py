@@ -102,6 +102,11 @@ class Scheduler:
         """Whether a sequence is unfinished. `schedule` may still be None until a commit."""
         return bool(self._sequences)
 
+    @property
+    def retry_after_s(self) -> int:
+        """Seconds a refused caller should wait: about when the next sequence finishes."""
+        return self._finishes.retry_after_s()
+
     def add(self, request: EngineRequest) -> Sequence:
         """Queues a request.
 
@@ -126,7 +131,7 @@ class Scheduler:
                 param="prompt",
             )
         if len(self._waiting) - len(self._free_slots) >= self.max_queue:
-            retry_after_s = self._finishes.retry_after_s()
+            retry_after_s = self.retry_after_s
             raise QueueFullError(
                 f"{len(self._waiting)} requests wait and max_queue={self.max_queue}; try again in {retry_after_s} s",
                 retry_after_s=retry_after_s,
