@@ -9,6 +9,8 @@ import ml_dtypes
 import numpy as np
 from safetensors.numpy import save_file
 
+from ryzjax.data.byte_tokenizer import write_byte_tokenizer
+
 _COMMON = {
     "architectures": ["LlamaForCausalLM"],
     "model_type": "llama",
@@ -68,7 +70,7 @@ def checkpoint(shape: str, folder: Path) -> Path:
         for name, dims in _weight_shapes(config).items()
     }
     save_file(weights, target / "model.safetensors", metadata={"format": "pt"})
-    _byte_tokenizer(target, int(str(config["vocab_size"])))
+    write_byte_tokenizer(target, vocab_size=int(str(config["vocab_size"])))
     return target
 
 
@@ -93,17 +95,3 @@ def _weight_shapes(config: dict[str, object]) -> dict[str, tuple[int, ...]]:
             layer + "post_attention_layernorm.weight": (hidden,),
         }
     return shapes
-
-
-def _byte_tokenizer(folder: Path, vocab_size: int) -> None:
-    """A tokenizer of bytes and fillers: random weights need no better one."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-
-    letters = ["<unk>", "<s>", "</s>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
-    vocab = {letter: i for i, letter in enumerate(letters)}
-    vocab |= {f"<filler{i}>": i for i in range(len(vocab), vocab_size)}
-    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[], unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.save(str(folder / "tokenizer.json"))
-    (folder / "tokenizer_config.json").write_text('{"bos_token": "<s>", "eos_token": "</s>"}')

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from ryzjax.checkpoint.dummy import dummy_weights
 from ryzjax.checkpoint.hf_config import model_config_from_hf
 from ryzjax.checkpoint.load import load_weights
 from ryzjax.checkpoint.source import CheckpointSource, resolve_source
+from ryzjax.data.byte_tokenizer import write_byte_tokenizer
 from ryzjax.data.tokenizer import Tokenizer
 from ryzjax.errors import ConfigError
 from ryzjax.models.config import ModelConfig
@@ -58,7 +60,7 @@ def launch_engine(config: EngineConfig, *, model_name: str | None = None, show_p
         model = abstract_model(model_config, placement)
         _set_compile_cache(config.compile_cache)
     with _phase("tokenizer"):
-        tokenizer = Tokenizer.load(source.path, chat_template=config.chat_template)
+        tokenizer = _tokenizer(source, config, model_config)
         _check_vocabulary(tokenizer, model_config, source)
     with _phase("weights"):
         weights = _weights(model, source, config, show_progress)
@@ -129,6 +131,16 @@ def _check_vocabulary(tokenizer: Tokenizer, model: ModelConfig, source: Checkpoi
             f"the tokenizer of {source.path} has {tokenizer.vocab_size} tokens but the model's vocab_size is "
             f"{model.vocab_size}; they belong to different models"
         )
+
+
+def _tokenizer(source: CheckpointSource, config: EngineConfig, model: ModelConfig) -> Tokenizer:
+    """The model's tokenizer; one of bytes where random weights come without."""
+    if config.load_format != "dummy" or (source.path / "tokenizer.json").is_file():
+        return Tokenizer.load(source.path, chat_template=config.chat_template)
+    _log.info("%s has no tokenizer.json: random weights get a tokenizer of bytes", source.path)
+    with tempfile.TemporaryDirectory() as folder:
+        write_byte_tokenizer(Path(folder), vocab_size=model.vocab_size)
+        return Tokenizer.load(folder, chat_template=config.chat_template)
 
 
 def _weights(

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ryzjax import LLM, SamplingParams
-from tests.goldens.byte_tokenizer import write_byte_tokenizer
+from ryzjax.data.byte_tokenizer import write_byte_tokenizer
 from tests.goldens.make_llama3_tiny import CONFIG, NEW_TOKENS, prompt, reference
 
 pytestmark = pytest.mark.parity

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ryzjax import LLM
-from tests.goldens.byte_tokenizer import write_byte_tokenizer
+from ryzjax.data.byte_tokenizer import write_byte_tokenizer
 from tests.goldens.make_llama3_tiny import write_checkpoint
 
 

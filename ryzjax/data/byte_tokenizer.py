@@ -1,12 +1,19 @@
-"""A tokenizer of bytes, for models with random weights."""
+"""A tokenizer of bytes, for models with random weights: they need no better one."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+__all__ = ["write_byte_tokenizer"]
+
 
 def write_byte_tokenizer(folder: Path, *, vocab_size: int) -> None:
-    """A tokenizer.json of the 256 bytes, three special tokens and fillers."""
+    """Writes tokenizer.json and tokenizer_config.json: 3 special tokens, the 256 bytes, and fillers.
+
+    Args:
+      folder: where to; it exists.
+      vocab_size: tokens in all; fewer than 259 still give 259.
+    """
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
     special = ["<unk>", "<s>", "</s>"]
