@@ -12,17 +12,16 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, UInt
 
-__all__ = ["KVCache", "TokenBatch", "kv_storage_dtype"]
+__all__ = ["KVCache", "TokenBatch"]
 
 
 class KVCache(NamedTuple):
     """Keys and values of every layer, in pages; donated to each step and updated in place.
 
-    Page 0 takes the writes of padding tokens and belongs to no sequence. bfloat16 is stored as its uint16
-    bits: XLA on CPU upcasts a whole bf16 cache to f32 before it gathers from it (docs/log.md, 5x).
+    Page 0 takes the writes of padding tokens and belongs to no sequence. bfloat16 is stored as its bits
+    (`ryzjax.bits`).
     """
 
     k: (
@@ -40,17 +39,13 @@ class KVCache(NamedTuple):
         return self.k.shape[3]
 
 
-def kv_storage_dtype(dtype: jnp.dtype) -> jnp.dtype:
-    """The dtype a cache of `dtype` values is stored in."""
-    return jnp.dtype(jnp.uint16) if dtype == jnp.bfloat16 else jnp.dtype(dtype)
-
-
 class TokenBatch(NamedTuple):
     """One step's tokens and where their sequences' pages are.
 
     Attributes:
       token_ids: the tokens; anything in padding.
       positions: of each token in its sequence; 0 in padding.
+      rope_lengths: length of each token's sequence as length-dependent RoPE scalings see it (`layers.rope`).
       write_page, write_offset: where each token's key and value go; page 0 for padding.
       page_table: pages of each row, in order; 0 beyond its end.
       query_start, query_len: each row's run in the flat tokens; 0 for unused rows.
@@ -60,6 +55,7 @@ class TokenBatch(NamedTuple):
 
     token_ids: Int[Array, " T"]
     positions: Int[Array, " T"]
+    rope_lengths: Int[Array, " T"]
     write_page: Int[Array, " T"]
     write_offset: Int[Array, " T"]
     page_table: Int[Array, "R P"]

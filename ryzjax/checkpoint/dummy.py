@@ -39,7 +39,7 @@ def dummy_weights(wanted: Mapping[str, WeightSpec], seed: int) -> dict[str, jax.
     weights: dict[str, jax.Array] = {}
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for name, spec in wanted.items():
-            values = _draw(name, spec, seed, pool)
+            values = _draw(name, spec, seed, pool).view(spec.stored_dtype)
             array = jax.make_array_from_callback(spec.shape, spec.sharding, lambda index, v=values: v[index])
             weights[name] = array.block_until_ready()
     return weights

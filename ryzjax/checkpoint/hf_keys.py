@@ -1,33 +1,24 @@
-"""Which keys of a Llama-type HF config are read, which do not change the maths, and which must have one value.
+"""Which keys of an HF config do not change the maths, and which must have one value unless a family reads them.
 
-Anything else is refused: a key nobody here has heard of may well change the maths (logit soft-capping,
-multipliers, another norm), and a model that is silently a little wrong is worse than one that is refused.
+Anything else that no one asked for is refused: a key nobody here has heard of may well change the maths (logit
+soft-capping, multipliers, another norm), and a model that is silently a little wrong is worse than one refused.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-__all__ = ["FIXED_KEYS", "HARMLESS_KEYS", "READ_KEYS"]
+from ryzjax.checkpoint.hf_fields import ConfigFields
 
-READ_KEYS = frozenset(
-    {
-        "architectures", "model_type", "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers",
-        "num_attention_heads",
-        "num_key_value_heads", "head_dim", "rms_norm_eps", "max_position_embeddings", "rope_theta",
-        "rope_scaling", "rope_parameters",
-        "tie_word_embeddings", "attention_bias", "mlp_bias", "hidden_act", "dtype", "torch_dtype",
-        "bos_token_id", "eos_token_id",
-        "layer_types",
-    }
-)  # fmt: skip
-"""Keys that `hf_config` reads."""
+__all__ = ["check_keys"]
 
-FIXED_KEYS: Mapping[str, tuple[object, ...]] = {
+_FIXED_KEYS: Mapping[str, tuple[object, ...]] = {
     "rope_interleaved": (False, None),
     "partial_rotary_factor": (1.0, 1, None),
     "sliding_window": (None,),
     "use_sliding_window": (False, None),
+    "use_bidirectional_attention": (False, None),
+    "layer_types": (None,),
     "quantization_config": (None,),
     "compression_config": (None,),
     "is_encoder_decoder": (False, None),
@@ -36,27 +27,30 @@ FIXED_KEYS: Mapping[str, tuple[object, ...]] = {
     "cross_attention_hidden_size": (None,),
     "qk_norm": (False, None),
     "use_qk_norm": (False, None),
+    "qkv_bias": (False, None),
     "attn_logit_softcapping": (None,),
     "final_logit_softcapping": (None,),
     "logit_scale": (None, 1.0, 1),
     "num_experts": (None, 0),
     "num_local_experts": (None, 0),
     "auto_map": (None,),
+    "use_mrope": (False, None),
     "pruned_heads": ({}, None),
 }
 """Keys that would change the maths, with the only values that do not."""
 
-HARMLESS_KEYS = frozenset(
+_HARMLESS_KEYS = frozenset(
     {
         # About the file, or the library that wrote it.
         "_name_or_path", "name_or_path", "transformers_version", "transformers.js_config", "_commit_hash",
         "is_llama_config",
         "unsloth_version", "unsloth_fixed", "tokenizer_class", "tokenizer_name", "use_cache",
-        "_attn_implementation", "attn_implementation",
+        "cache_implementation", "_attn_implementation", "attn_implementation",
         "_attn_implementation_autoset", "_flash_attn_2_enabled", "_experts_implementation", "torchscript",
         "use_bfloat16",
         "tf_legacy_loss", "gradient_checkpointing", "pretraining_tp",
         # About training only.
+        "router_aux_loss_coef", "output_router_logits", "router_jitter_noise",
         "attention_dropout", "hidden_dropout", "resid_pdrop", "embd_pdrop", "attn_pdrop", "initializer_range",
         "neftune_noise_alpha",
         "mlp_dropout",
@@ -79,3 +73,25 @@ HARMLESS_KEYS = frozenset(
     }
 )  # fmt: skip
 """Keys that do not change the forward pass, whatever their value."""
+
+
+def check_keys(fields: ConfigFields) -> None:
+    """Refuses a config with a key that was not read, is not known to be harmless, and is not at a harmless value.
+
+    Call it when everything else was read.
+
+    Raises:
+      UnsupportedModelError: names the key.
+    """
+    for key, value in fields.raw.items():
+        if key in fields.asked or key in _HARMLESS_KEYS:
+            continue
+        if key not in _FIXED_KEYS:
+            raise fields.fail(
+                key,
+                "a key that is known for this architecture",
+                remedy="It may change the maths, so the model is refused; remove the key if you know it does not.",
+            )
+        if not any(type(value) is type(allowed) and value == allowed for allowed in _FIXED_KEYS[key]):
+            allowed = " or ".join(repr(v) for v in _FIXED_KEYS[key])
+            raise fields.fail(key, allowed, remedy="Other values are not supported for this architecture.")

@@ -1,45 +1,52 @@
-"""Loads safetensors weights straight into their target dtype and sharding, one tensor at a time."""
+"""Loads a checkpoint's weights straight into their target dtype and sharding, several tensors at a time."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
-from contextlib import ExitStack
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import jax
 import numpy as np
 
 from ryzjax.checkpoint.buffers import aligned_empty
-from ryzjax.checkpoint.names import hf_weight_name, is_ignorable_weight
+from ryzjax.checkpoint.families import HF_FAMILIES, HFFamily
 from ryzjax.checkpoint.progress import byte_progress
-from ryzjax.checkpoint.safetensors import SafetensorsFile, TensorEntry
+from ryzjax.checkpoint.safetensors import SafetensorsFile
 from ryzjax.checkpoint.source import CheckpointSource
+from ryzjax.checkpoint.stored import StoredWeight
+from ryzjax.checkpoint.tensor_file import TensorEntry, TensorFile
 from ryzjax.errors import CheckpointError
+from ryzjax.models.config import ModelConfig
+from ryzjax.models.registry import family_of
 from ryzjax.models.weight_spec import WeightSpec
 
 __all__ = ["load_weights"]
 
-_FLOATS = ("F64", "F32", "F16", "BF16")
 _LISTED = 4
 """How many names a message lists before it says how many more there are."""
+_MAX_THREADS = 8
+"""Tensors read at once: enough to keep a disk's queue full, few enough for the host's memory."""
 
 
 def load_weights(
     source: CheckpointSource,
+    config: ModelConfig,
     wanted: Mapping[str, WeightSpec],
     *,
-    family: str = "llama",
     show_progress: bool = False,
 ) -> dict[str, jax.Array]:
     """Reads every wanted weight of a checkpoint.
 
     Each device's part is copied (and cast) from the mapped file into a buffer of its own, so memory holds the model
-    once, plus one tensor at most.
+    once, plus a tensor a thread at most where the device's memory is not the host's.
 
     Args:
       source: where the files are.
+      config: of the model; says how its family stores weights.
       wanted: our weight name -> what the model wants. Tied models do not want `lm_head.weight`.
-      family: whose names the files use, a key of `names`.
       show_progress: a bar on stderr.
 
     Returns:
@@ -49,89 +56,131 @@ def load_weights(
       CheckpointError: a tensor is missing, unexpected, of another shape or of a dtype that needs more than a cast.
     """
     if not source.weight_files:
-        raise CheckpointError(f"{source.path}: no safetensors files were resolved; resolve it with load_format auto")
-    ours = {hf_weight_name(name, family=family): name for name in wanted}
+        raise CheckpointError(f"{source.path}: no weight files were resolved; resolve it with load_format auto")
     with ExitStack() as stack:
-        files = [stack.enter_context(SafetensorsFile(path)) for path in source.weight_files]
+        files = [stack.enter_context(closing(SafetensorsFile(path))) for path in source.weight_files]
         home = _locate(source, files)
-        _check_names(source, ours, home)
-        for hf_name, name in ours.items():
-            _check_tensor(home[hf_name].path, home[hf_name].entries[hf_name], wanted[name])
-
-        weights: dict[str, jax.Array] = {}
+        stored = _plan(source, config, wanted, home)
+        for name, spec in wanted.items():
+            _check_weight(stored[name], spec, home)
         # In file order, so that a cold disk reads forward.
-        order = sorted(ours, key=lambda hf_name: (home[hf_name].path, home[hf_name].entries[hf_name].begin))
-        total_bytes = sum(wanted[name].nbytes for name in ours.values())
-        with byte_progress("Loading weights", total_bytes, show=show_progress) as advance:
-            for hf_name in order:
-                spec = wanted[ours[hf_name]]
-                weights[ours[hf_name]] = _load_one(home[hf_name], hf_name, spec)
-                advance(spec.nbytes)
+        order = sorted(wanted, key=lambda name: _place(stored[name], home))
+        weights: dict[str, jax.Array] = {}
+        total_bytes = sum(spec.nbytes for spec in wanted.values())
+        threads = min(_MAX_THREADS, os.cpu_count() or 1)
+        with (
+            byte_progress("Loading weights", total_bytes, show=show_progress) as advance,
+            ThreadPoolExecutor(threads, thread_name_prefix="load") as pool,
+        ):
+            loaded = pool.map(lambda name: _load_one(stored[name], home, wanted[name]), order)
+            for name, array in zip(order, loaded, strict=True):
+                weights[name] = array
+                advance(wanted[name].nbytes)
     return {name: weights[name] for name in wanted}
 
 
-def _load_one(file: SafetensorsFile, hf_name: str, spec: WeightSpec) -> jax.Array:
+def _load_one(stored: StoredWeight, home: Mapping[str, TensorFile], spec: WeightSpec) -> jax.Array:
     dtype = np.dtype(spec.dtype)
 
     def read(index: tuple[slice, ...] | None) -> np.ndarray:
         index = index or ()
         shape = tuple(len(range(*part.indices(size))) for part, size in zip(index, spec.shape, strict=True))
         out = aligned_empty(shape, dtype)
-        file.read(hf_name, index, out)
-        return out
+        stored.read(home, index, out)
+        return out.view(spec.stored_dtype)
 
     array = jax.make_array_from_callback(spec.shape, spec.sharding, read)
     # Transfers are asynchronous: without this the host buffers of many tensors would pile up.
     return array.block_until_ready()
 
 
-def _locate(source: CheckpointSource, files: list[SafetensorsFile]) -> dict[str, SafetensorsFile]:
-    """Tensor name -> the file that holds it, checked against the index where there is one."""
-    home: dict[str, SafetensorsFile] = {}
-    for file in files:
-        for hf_name in file.entries:
-            if hf_name in home:
-                raise CheckpointError(
-                    f"{file.path}: tensor {hf_name!r} is in {home[hf_name].path.name} too; remove one of the two files"
-                )
-            home[hf_name] = file
-    for hf_name, path in (source.weight_map or {}).items():
-        if hf_name not in home or home[hf_name].path != path:
-            where = f"it is in {home[hf_name].path.name}" if hf_name in home else "it is in no file"
-            raise CheckpointError(
-                f"{path}: tensor {hf_name!r} should be here by the index, but {where}; download the files again"
-            )
-    return home
-
-
-def _check_names(source: CheckpointSource, ours: Mapping[str, str], home: Mapping[str, SafetensorsFile]) -> None:
-    missing = [hf_name for hf_name in ours if hf_name not in home]
+def _plan(
+    source: CheckpointSource, config: ModelConfig, wanted: Mapping[str, WeightSpec], home: Mapping[str, TensorFile]
+) -> dict[str, StoredWeight]:
+    """Our weight name -> where it is stored; every tensor of the files is used, or known to be of no use."""
+    family = HF_FAMILIES[family_of(config)]
+    prefix = _prefix(family, home)
+    available = frozenset(home)
+    stored = {name: family.weight(name, config, prefix, available) for name in wanted}
+    used = {tensor for weight in stored.values() for tensor in weight.names}
+    missing = [tensor for weight in stored.values() for tensor in weight.names if tensor not in home]
     if missing:
         remedy = "the checkpoint is incomplete or config.json is of another model"
         if missing == ["lm_head.weight"]:
             remedy = "config.json may lack tie_word_embeddings: true"
-        raise CheckpointError(f"{_files(source)}: {_listing(missing)} missing; {remedy}")
-    is_tied = "lm_head.weight" not in ours
-    unexpected = [name for name in home if name not in ours and not is_ignorable_weight(name, is_tied=is_tied)]
+        raise CheckpointError(f"{_files(source)}: {_listing(dict.fromkeys(missing))} missing; {remedy}")
+    unexpected = [tensor for tensor in home if tensor not in used and not _is_ignorable(tensor, family, config)]
     if unexpected:
         path = home[unexpected[0]].path
         raise CheckpointError(
             f"{path}: {_listing(unexpected)} not part of the model that config.json describes; "
             "fix config.json (biases, number of layers, quantization) or serve a plain checkpoint"
         )
+    return stored
 
 
-def _check_tensor(path: Path, entry: TensorEntry, spec: WeightSpec) -> None:
-    if entry.shape != tuple(spec.shape):
+def _prefix(family: HFFamily, home: Mapping[str, TensorFile]) -> str:
+    """What stands before `embed_tokens` in these files; the usual prefix where nothing fits, so that errors name it."""
+    for prefix in family.prefixes:
+        if f"{prefix}embed_tokens.weight" in home:
+            return prefix
+    return family.prefixes[0]
+
+
+def _is_ignorable(tensor: str, family: HFFamily, config: ModelConfig) -> bool:
+    """Whether a tensor no one asked for may be left unread.
+
+    Old exports store RoPE's inverse frequencies, which follow from the config, and some store the head even where
+    it is tied to the embedding. Multimodal models have parts that see and hear.
+    """
+    is_head = config.tie_embeddings and tensor.endswith("lm_head.weight")
+    return is_head or tensor.endswith(".rotary_emb.inv_freq") or tensor.startswith(family.ignored)
+
+
+def _locate(source: CheckpointSource, files: Iterable[TensorFile]) -> dict[str, TensorFile]:
+    """Tensor name -> the file that holds it, checked against the index where there is one."""
+    home: dict[str, TensorFile] = {}
+    for file in files:
+        for tensor in file.entries:
+            if tensor in home:
+                raise CheckpointError(
+                    f"{file.path}: tensor {tensor!r} is in {home[tensor].path.name} too; remove one of the two files"
+                )
+            home[tensor] = file
+    for tensor, path in (source.weight_map or {}).items():
+        if tensor not in home or home[tensor].path != path:
+            where = f"it is in {home[tensor].path.name}" if tensor in home else "it is in no file"
+            raise CheckpointError(
+                f"{path}: tensor {tensor!r} should be here by the index, but {where}; download the files again"
+            )
+    return home
+
+
+def _check_weight(stored: StoredWeight, spec: WeightSpec, home: Mapping[str, TensorFile]) -> None:
+    entries: dict[str, TensorEntry] = {name: home[name].entries[name] for name in stored.names}
+    first = stored.names[0]
+    try:
+        shape = stored.shape(entries)
+    except CheckpointError as error:
+        raise CheckpointError(f"{home[first].path}: {error}") from None
+    if shape != tuple(spec.shape):
         raise CheckpointError(
-            f"{path}: tensor {entry.name!r} has shape {list(entry.shape)}; expected {list(spec.shape)} by config.json. "
-            "The weights and the config are of different models."
+            f"{home[first].path}: tensor {first!r} has shape {list(entries[first].shape)}"
+            f"{'' if shape == entries[first].shape else f', which gives {list(shape)}'}; expected {list(spec.shape)} "
+            "by config.json. The weights and the config are of different models."
         )
-    if entry.dtype_name not in _FLOATS:
-        raise CheckpointError(
-            f"{path}: tensor {entry.name!r} is stored as {entry.dtype_name}; expected one of {', '.join(_FLOATS)}. "
-            "Quantized checkpoints cannot be loaded as plain weights; take the unquantized model."
-        )
+    for name, entry in entries.items():
+        if entry.dtype_name not in stored.dtypes:
+            raise CheckpointError(
+                f"{home[name].path}: tensor {name!r} is stored as {entry.dtype_name}; expected one of "
+                f"{', '.join(stored.dtypes)}. Quantized checkpoints cannot be loaded as plain weights; take the "
+                "unquantized model."
+            )
+
+
+def _place(stored: StoredWeight, home: Mapping[str, TensorFile]) -> tuple[Path, int]:
+    first = stored.names[0]
+    return home[first].path, home[first].entries[first].begin
 
 
 def _files(source: CheckpointSource) -> str:

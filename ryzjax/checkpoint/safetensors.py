@@ -10,7 +10,6 @@ import json
 import math
 import mmap
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import TypeGuard
@@ -18,9 +17,10 @@ from typing import TypeGuard
 import ml_dtypes
 import numpy as np
 
+from ryzjax.checkpoint.tensor_file import TensorEntry
 from ryzjax.errors import CheckpointError
 
-__all__ = ["SafetensorsFile", "TensorEntry"]
+__all__ = ["SafetensorsFile"]
 
 _MAX_HEADER_BYTES = 100_000_000
 _CHUNK_BYTES = 16 * 2**20
@@ -42,26 +42,6 @@ _DTYPES: Mapping[str, np.dtype] = {
     "U8": np.dtype(np.uint8),
     "BOOL": np.dtype(np.bool_),
 }
-
-
-@dataclass(frozen=True, kw_only=True)
-class TensorEntry:
-    """One tensor of a file.
-
-    Attributes:
-      name: as the file spells it.
-      dtype_name: as the file spells it, such as "BF16".
-      dtype: the same as a numpy dtype.
-      shape: dimensions, outermost first.
-      begin, end: byte range in the file, half-open.
-    """
-
-    name: str
-    dtype_name: str
-    dtype: np.dtype
-    shape: tuple[int, ...]
-    begin: int
-    end: int
 
 
 class SafetensorsFile:

@@ -48,7 +48,7 @@ class Info:
 
         from ryzjax.checkpoint.hf_config import model_config_from_hf
         from ryzjax.checkpoint.source import resolve_source
-        from ryzjax.models.registry import abstract_model
+        from ryzjax.models.registry import abstract_model, family_of
         from ryzjax.serving.capacity import kv_page_bytes
         from ryzjax.sharding import Layout, Placement
 
@@ -57,11 +57,13 @@ class Info:
         placement = Placement(Layout.load(self.layout))
         model = abstract_model(config, placement)
         table = _table(f"model {name}", "", "")
-        for field in ("family", "dtype", "num_layers", "hidden_size", "intermediate_size", "num_heads"):
+        table.add_row("family", family_of(config))
+        for field in ("dtype", "num_layers", "hidden_size", "intermediate_size", "num_heads"):
             table.add_row(field, str(getattr(config, field)))
         for field in ("num_kv_heads", "head_dim", "vocab_size", "max_position", "tie_embeddings"):
             table.add_row(field, str(getattr(config, field)))
-        table.add_row("rope", str(config.rope))
+        for rope in model.ropes:
+            table.add_row("rope", str(rope))
         table.add_row("parameters", f"{model.num_parameters:,}")
         weight_bytes = sum(spec.nbytes for spec in model.weights.values())
         table.add_row("weights", f"{weight_bytes / 2**20:,.1f} MiB over {placement.num_devices} device(s)")

@@ -2,27 +2,41 @@
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Literal
+
 import jax
-import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
 from ryzjax.batch import KVCache, TokenBatch
 from ryzjax.layers.linear import Linear
+from ryzjax.layers.norm import RMSNorm
+from ryzjax.layers.rope import Rope
+from ryzjax.layers.weight import Weight
 from ryzjax.ops.kv_write import write_kv
 from ryzjax.ops.paged_attention import paged_attention
 from ryzjax.ops.rope import apply_rope
 from ryzjax.sharding import Placement
 
-__all__ = ["Attention"]
+__all__ = ["Attention", "QKNorm"]
+
+QKNorm = Literal["head", "projection"]
 
 
 class Attention(nnx.Module):
     """Grouped-query attention (Ainslie et al., arXiv 2305.13245) over the paged cache.
 
     Args:
-      placement: splits query heads, and KV heads where there are enough; else each device keeps a copy of
-        the KV heads its query heads read.
+      rope: the rotation of this layer; None for a layer without positions (NoPE).
+      scale: multiplies the scores.
+      placement: splits query heads, and KV heads as far as there are enough of them.
+      qkv_bias, out_bias: biases of the projections.
+      window: tokens a query sees, itself included; None for all before it.
+      softcap: bound of the scores, by tanh; None for none.
+      sinks: a learned score a query head that takes weight from the softmax and gives nothing (GPT-OSS).
+      qk_norm: RMSNorm of queries and keys before the rotation, over each head or over the whole projection.
+      norm_eps, norm_offset: of that norm.
     """
 
     def __init__(
@@ -32,75 +46,129 @@ class Attention(nnx.Module):
         num_heads: int,
         num_kv_heads: int,
         head_dim: int,
-        bias: bool,
+        rope: Rope | None,
+        scale: float,
         dtype: DTypeLike,
         placement: Placement,
+        qkv_bias: bool = False,
+        out_bias: bool = False,
+        window: int | None = None,
+        softcap: float | None = None,
+        sinks: bool = False,
+        qk_norm: QKNorm | None = None,
+        norm_eps: float = 0.0,
+        norm_offset: float = 0.0,
     ):
         self.num_heads = num_heads
         self.num_kv_heads = num_kv_heads
         self.head_dim = head_dim
+        self.rope = rope
+        self.scale = scale
+        self.window = window
+        self.softcap = softcap
+        self.qk_norm: QKNorm | None = qk_norm
         self.placement = placement
-        self.kv_copies = placement.kv_replication(num_kv_heads)
+        self.heads_unit = placement.query_heads_unit(num_heads, num_kv_heads)
+        q_unit = head_dim * self.heads_unit
 
-        def project(heads: int, axis: str) -> Linear:
+        def project(heads: int, axis: str, unit: int) -> Linear:
             return Linear(
                 hidden_size,
                 heads * head_dim,
                 in_axis="embed",
                 out_axis=axis,
-                out_unit=head_dim,
-                bias=bias,
+                out_unit=unit,
+                bias=qkv_bias,
                 dtype=dtype,
             )
 
-        self.q = project(num_heads, "heads")
-        self.k = project(num_kv_heads, "kv_heads")
-        self.v = project(num_kv_heads, "kv_heads")
+        self.q = project(num_heads, "heads", q_unit)
+        self.k = project(num_kv_heads, "kv_heads", head_dim)
+        self.v = project(num_kv_heads, "kv_heads", head_dim)
         self.o = Linear(
             num_heads * head_dim,
             hidden_size,
             in_axis="heads",
             out_axis="embed",
-            in_unit=head_dim,
-            bias=bias,
+            in_unit=q_unit,
+            bias=out_bias,
             dtype=dtype,
         )
+        self.sinks = Weight((num_heads,), dtype, ("heads",), (self.heads_unit,)) if sinks else None
+        norm = partial(RMSNorm, eps=norm_eps, dtype=dtype, offset=norm_offset)
+        if qk_norm == "head":
+            self.q_norm, self.k_norm = norm(head_dim), norm(head_dim)
+        elif qk_norm == "projection":
+            self.q_norm = norm(num_heads * head_dim, axis="heads", unit=q_unit)
+            self.k_norm = norm(num_kv_heads * head_dim, axis="kv_heads", unit=head_dim)
 
     def __call__(
         self,
         x: jax.Array,
-        rope: tuple[jax.Array, jax.Array],
+        rope: tuple[jax.Array, jax.Array] | None,
         cache: KVCache,
         layer: jax.Array,
         batch: TokenBatch,
         *,
         max_query_len: int,
     ) -> tuple[jax.Array, KVCache]:
-        """[T, E] -> (float32 [T, E], the cache with the keys and values of layer `layer`, a scalar, written)."""
-        q = self._heads(self.q(x).astype(x.dtype), self.num_heads)
-        k = self._heads(self.k(x).astype(x.dtype), self.num_kv_heads)
-        v = self._heads(self.v(x).astype(x.dtype), self.num_kv_heads)
-        q, k = apply_rope(q, *rope), apply_rope(k, *rope)
-        if self.kv_copies > 1:
-            k, v = (jnp.repeat(a, self.kv_copies, axis=1) for a in (k, v))
+        """[T, E] -> (float32 [T, E], the cache with the keys and values of layer `layer`, a scalar, written).
+
+        Args:
+          rope: cos and sin of `self.rope` for this step's tokens; None where it is None.
+        """
+        q, k, v = (projection(x).astype(x.dtype) for projection in (self.q, self.k, self.v))
+        if self.qk_norm == "projection":
+            q, k = self.q_norm(q), self.k_norm(k)
+        q, k, v = self._heads(q, "heads"), self._heads(k, "kv_heads"), self._heads(v, "kv_heads")
+        if self.qk_norm == "head":
+            q, k = self.q_norm(q), self.k_norm(k)
+        if rope is not None:
+            q, k = apply_rope(q, *rope), apply_rope(k, *rope)
+        sinks = None if self.sinks is None else self.sinks[...]
 
         def attend(
-            q: jax.Array, k: jax.Array, v: jax.Array, cache: KVCache, layer: jax.Array, batch: TokenBatch
+            q: jax.Array,
+            k: jax.Array,
+            v: jax.Array,
+            sinks: jax.Array | None,
+            cache: KVCache,
+            layer: jax.Array,
+            batch: TokenBatch,
         ) -> tuple[jax.Array, KVCache]:
             cache = write_kv(cache, layer, k, v, batch)
-            out = paged_attention(q, cache, layer, batch, scale=self.head_dim**-0.5, max_query_len=max_query_len)
+            out = paged_attention(
+                q,
+                cache,
+                layer,
+                batch,
+                scale=self.scale,
+                max_query_len=max_query_len,
+                window=self.window,
+                softcap=self.softcap,
+                sinks=sinks,
+            )
             return out, cache
 
-        specs = self.placement.attention_specs(self.num_heads, cache.k.shape)
+        specs = self.placement.attention_specs(self.num_heads, self.num_kv_heads)
         attend = self.placement.per_shard(
             attend,
-            in_specs=(specs.heads, specs.kv_heads, specs.kv_heads, specs.cache, specs.replicated, specs.replicated),
+            in_specs=(
+                specs.heads,
+                specs.kv_heads,
+                specs.kv_heads,
+                specs.per_head,
+                specs.cache,
+                specs.replicated,
+                specs.replicated,
+            ),
             out_specs=(specs.heads, specs.cache),
         )
-        out, cache = attend(q, k, v, cache, layer, batch)
-        out = self.placement.constrain(out, "tokens", "heads", None)
+        out, cache = attend(q, k, v, sinks, cache, layer, batch)
+        out = self.placement.constrain(out, "tokens", "heads", None, units=(1, self.heads_unit, 1))
         return self.o(out.reshape(x.shape[0], -1)), cache
 
-    def _heads(self, x: jax.Array, heads: int) -> jax.Array:
-        x = x.reshape(x.shape[0], heads, self.head_dim)
-        return self.placement.constrain(x, "tokens", "heads" if heads == self.num_heads else "kv_heads", None)
+    def _heads(self, x: jax.Array, axis: Literal["heads", "kv_heads"]) -> jax.Array:
+        x = x.reshape(x.shape[0], -1, self.head_dim)
+        unit = self.heads_unit if axis == "heads" else 1
+        return self.placement.constrain(x, "tokens", axis, None, units=(1, unit, 1))

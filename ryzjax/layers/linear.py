@@ -16,7 +16,7 @@ class Linear(nnx.Module):
     """A linear layer with weight [out, in].
 
     Args:
-      in_axis, out_axis: logical axes of the two sizes.
+      in_axis, out_axis: logical axes of the two sizes; None where a size is never split.
       in_unit, out_unit: indivisible runs along them (head_dim for fused heads).
     """
 
@@ -25,8 +25,8 @@ class Linear(nnx.Module):
         in_size: int,
         out_size: int,
         *,
-        in_axis: str,
-        out_axis: str,
+        in_axis: str | None,
+        out_axis: str | None,
         dtype: DTypeLike,
         bias: bool = False,
         in_unit: int = 1,

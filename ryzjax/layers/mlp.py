@@ -1,4 +1,4 @@
-"""SwiGLU MLP (Shazeer, arXiv 2002.05202)."""
+"""Gated MLP: SwiGLU and GeGLU (Shazeer, arXiv 2002.05202)."""
 
 from __future__ import annotations
 
@@ -6,22 +6,33 @@ import jax
 from flax import nnx
 from jax.typing import DTypeLike
 
+from ryzjax.layers.glu import GLU, Activation
 from ryzjax.layers.linear import Linear
 from ryzjax.sharding import Placement
 
-__all__ = ["SwiGLU"]
+__all__ = ["GatedMLP"]
 
 
-class SwiGLU(nnx.Module):
-    """down(silu(gate(x)) * up(x))."""
+class GatedMLP(nnx.Module):
+    """down(activation(gate(x)) * up(x))."""
 
-    def __init__(self, *, hidden_size: int, intermediate_size: int, bias: bool, dtype: DTypeLike, placement: Placement):
+    def __init__(
+        self,
+        *,
+        hidden_size: int,
+        intermediate_size: int,
+        activation: Activation,
+        dtype: DTypeLike,
+        placement: Placement,
+        bias: bool = False,
+    ):
         self.placement = placement
+        self.glu = GLU(activation)
         self.gate = Linear(hidden_size, intermediate_size, in_axis="embed", out_axis="ffn", bias=bias, dtype=dtype)
         self.up = Linear(hidden_size, intermediate_size, in_axis="embed", out_axis="ffn", bias=bias, dtype=dtype)
         self.down = Linear(intermediate_size, hidden_size, in_axis="ffn", out_axis="embed", bias=bias, dtype=dtype)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """[T, E] -> float32 [T, E]."""
-        inner = (jax.nn.silu(self.gate(x)) * self.up(x)).astype(x.dtype)
+        inner = self.glu(self.gate(x), self.up(x)).astype(x.dtype)
         return self.down(self.placement.constrain(inner, "tokens", "ffn"))

@@ -13,12 +13,21 @@ __all__ = ["RMSNorm"]
 
 
 class RMSNorm(nnx.Module):
-    """x / rms(x) * weight over the last dimension."""
+    """x / rms(x) * (offset + weight) over the last dimension.
 
-    def __init__(self, size: int, *, eps: float, dtype: DTypeLike):
-        self.weight = Weight((size,), dtype, (None,))
+    Args:
+      size: of that dimension.
+      offset: 1.0 for Gemma, whose weights are stored as their distance from one.
+      axis, unit: logical axis of that dimension and its indivisible run, where it is split over devices.
+    """
+
+    def __init__(
+        self, size: int, *, eps: float, dtype: DTypeLike, offset: float = 0.0, axis: str | None = None, unit: int = 1
+    ):
+        self.weight = Weight((size,), dtype, (axis,), (unit,))
         self.eps = eps
+        self.offset = offset
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """[..., size] -> the same shape and dtype."""
-        return rms_norm(x, self.weight[...], self.eps)
+        return rms_norm(x, self.weight[...], self.eps, offset=self.offset)

@@ -8,6 +8,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
+from ryzjax.bits import storage_dtype
+
 __all__ = ["Weight"]
 
 
@@ -18,9 +20,19 @@ class Weight(nnx.Param):
       shape: as stored; a linear's weight is [out, in].
       axes: a logical axis (or None) per dimension.
       units: indivisible run per dimension, head_dim for the fused heads of a projection.
+      as_bits: store bfloat16 as its bits (`ryzjax.bits`), for weights that a loop takes slices of.
     """
 
     def __init__(
-        self, shape: Sequence[int], dtype: DTypeLike, axes: tuple[str | None, ...], units: tuple[int, ...] | None = None
+        self,
+        shape: Sequence[int],
+        dtype: DTypeLike,
+        axes: tuple[str | None, ...],
+        units: tuple[int, ...] | None = None,
+        *,
+        as_bits: bool = False,
     ):
-        super().__init__(jnp.zeros(tuple(shape), dtype), axes=axes, units=units or (1,) * len(axes))
+        stored = storage_dtype(dtype) if as_bits else dtype
+        super().__init__(
+            jnp.zeros(tuple(shape), stored), axes=axes, units=units or (1,) * len(axes), values=jnp.dtype(dtype).name
+        )

@@ -1,30 +1,14 @@
-"""ModelConfig: the shape and the maths of a model, in our words. Vendors' spellings live in `checkpoint/`."""
+"""ModelConfig: the shape and the maths that all families share, in our words. Vendors' spellings live in `checkpoint/`.
+
+A family adds its own fields in its own file: `class Gemma2Config(ModelConfig)`.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["ModelConfig", "RopeConfig"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class RopeConfig:
-    """Rotary position embedding (Su et al., arXiv 2104.09864).
-
-    Attributes:
-      theta: base of the geometric series of wavelengths.
-      scaling: "none", "linear" (divide positions by factor) or "llama3"
-        (Llama 3.1: long wavelengths divided by factor, smooth between the two bounds).
-      factor, low_freq_factor, high_freq_factor, original_max_position: the scaling's own parameters.
-    """
-
-    theta: float
-    scaling: Literal["none", "linear", "llama3"] = "none"
-    factor: float = 1.0
-    low_freq_factor: float = 1.0
-    high_freq_factor: float = 4.0
-    original_max_position: int = 0
+__all__ = ["ModelConfig"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,15 +16,14 @@ class ModelConfig:
     """Shape and maths of a decoder. Every field changes the output or a shape.
 
     Attributes:
-      family: key of `models.registry`, such as "llama".
       dtype: "float32" or "bfloat16": of weights, activations and KV cache.
+      intermediate_size: inner dimension of the MLP, of one expert in a mixture.
       num_heads, num_kv_heads: query heads, and the key/value heads they share (GQA).
       max_position: longest context the checkpoint was made for, in tokens.
       tie_embeddings: the head is the embedding table.
       eos_token_ids: tokens that end a sequence (generation_config wins over config).
     """
 
-    family: str
     dtype: Literal["float32", "bfloat16"]
     vocab_size: int
     hidden_size: int
@@ -50,10 +33,7 @@ class ModelConfig:
     num_kv_heads: int
     head_dim: int
     rms_norm_eps: float
-    rope: RopeConfig
     max_position: int
     tie_embeddings: bool
-    attention_bias: bool = False
-    mlp_bias: bool = False
     bos_token_id: int | None = None
     eos_token_ids: tuple[int, ...] = ()

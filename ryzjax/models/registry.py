@@ -3,20 +3,51 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import jax
+import numpy as np
 from flax import nnx
 
 from ryzjax.errors import UnsupportedModelError
+from ryzjax.layers.rope import LongRope, Rope
 from ryzjax.models.config import ModelConfig
-from ryzjax.models.llama import Llama
+from ryzjax.models.decoder import Decoder
+from ryzjax.models.gemma2 import Gemma2, Gemma2Config
+from ryzjax.models.gemma3 import Gemma3, Gemma3Config
+from ryzjax.models.gpt_oss import GptOss, GptOssConfig
+from ryzjax.models.llama import Llama, LlamaConfig
+from ryzjax.models.mistral import Mistral, MistralConfig
+from ryzjax.models.mixtral import Mixtral, MixtralConfig
+from ryzjax.models.olmo2 import Olmo2, Olmo2Config
+from ryzjax.models.olmo3 import Olmo3, Olmo3Config
+from ryzjax.models.phi3 import Phi3, Phi3Config
+from ryzjax.models.qwen2 import Qwen2, Qwen2Config
+from ryzjax.models.qwen3 import Qwen3, Qwen3Config
+from ryzjax.models.qwen3_moe import Qwen3Moe, Qwen3MoeConfig
+from ryzjax.models.smollm3 import SmolLM3, SmolLM3Config
 from ryzjax.models.weight_spec import WeightSpec
 from ryzjax.sharding import Placement
 
-__all__ = ["FAMILIES", "AbstractModel", "abstract_model"]
+__all__ = ["FAMILIES", "AbstractModel", "abstract_model", "family_of"]
 
-FAMILIES = {"llama": Llama}
+FAMILIES: Mapping[str, tuple[type[ModelConfig], type[Decoder]]] = {
+    "llama": (LlamaConfig, Llama),
+    "mistral": (MistralConfig, Mistral),
+    "mixtral": (MixtralConfig, Mixtral),
+    "qwen2": (Qwen2Config, Qwen2),
+    "qwen3": (Qwen3Config, Qwen3),
+    "qwen3_moe": (Qwen3MoeConfig, Qwen3Moe),
+    "gemma2": (Gemma2Config, Gemma2),
+    "gemma3": (Gemma3Config, Gemma3),
+    "phi3": (Phi3Config, Phi3),
+    "smollm3": (SmolLM3Config, SmolLM3),
+    "olmo2": (Olmo2Config, Olmo2),
+    "olmo3": (Olmo3Config, Olmo3),
+    "gpt_oss": (GptOssConfig, GptOss),
+}
+"""Family name -> its config's class and its model's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +59,7 @@ class AbstractModel:
       graphdef: the NNX structure.
       weights: dotted name -> shape, dtype, sharding, in the order of the leaves.
       state: the NNX state, shapes instead of arrays.
+      ropes: the different ropes of the layers.
     """
 
     config: ModelConfig
@@ -35,10 +67,16 @@ class AbstractModel:
     graphdef: nnx.GraphDef
     weights: dict[str, WeightSpec]
     state: nnx.State
+    ropes: tuple[Rope, ...]
 
-    def merge(self, leaves: tuple[jax.Array, ...]) -> Llama:
+    def merge(self, leaves: tuple[jax.Array, ...]) -> Decoder:
         """The model over `leaves`; cheap inside jit, where it runs once per trace."""
         return nnx.merge(self.graphdef, jax.tree.unflatten(jax.tree.structure(self.state), leaves))
+
+    @property
+    def rope_switch_length(self) -> int | None:
+        """Tokens after which all rotations of a sequence change, see `LongRope`; None for most models."""
+        return next((rope.switch_length for rope in self.ropes if isinstance(rope, LongRope)), None)
 
     @property
     def num_parameters(self) -> int:
@@ -46,18 +84,28 @@ class AbstractModel:
         return sum(math.prod(w.shape) for w in self.weights.values())
 
 
+def family_of(config: ModelConfig) -> str:
+    """The family's name, a key of `FAMILIES`.
+
+    Raises:
+      UnsupportedModelError: no family has a config of this class.
+    """
+    for name, (config_class, _) in FAMILIES.items():
+        if type(config) is config_class:
+            return name
+    known = ", ".join(config_class.__name__ for config_class, _ in FAMILIES.values())
+    raise UnsupportedModelError(f"no model family has a {type(config).__name__}; expected one of {known}")
+
+
 def abstract_model(config: ModelConfig, placement: Placement) -> AbstractModel:
     """Builds a family's model without allocating a weight.
 
     Raises:
       UnsupportedModelError: no such family.
-      LayoutError: a weight does not divide over the layout's mesh.
+      LayoutError: the layout puts two dimensions of a weight on one mesh axis.
     """
-    if config.family not in FAMILIES:
-        raise UnsupportedModelError(
-            f"model family {config.family!r} is not supported; expected one of {list(FAMILIES)}"
-        )
-    model = nnx.eval_shape(lambda: FAMILIES[config.family](config, placement))
+    _, build = FAMILIES[family_of(config)]
+    model = nnx.eval_shape(lambda: build(config, placement))
     graphdef, state = nnx.split(model)
     leaves = jax.tree.leaves(state)
     weights = {}
@@ -65,7 +113,10 @@ def abstract_model(config: ModelConfig, placement: Placement) -> AbstractModel:
         metadata = variable.get_metadata()
         weights[".".join(map(str, path))] = WeightSpec(
             shape=leaf.shape,
-            dtype=leaf.dtype,
+            dtype=np.dtype(metadata["values"]),
+            stored_dtype=leaf.dtype,
             sharding=placement.sharding(metadata["axes"], leaf.shape, metadata["units"]),
         )
-    return AbstractModel(config=config, placement=placement, graphdef=graphdef, weights=weights, state=state)
+    return AbstractModel(
+        config=config, placement=placement, graphdef=graphdef, weights=weights, state=state, ropes=model.ropes
+    )

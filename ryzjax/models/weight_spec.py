@@ -18,12 +18,14 @@ class WeightSpec:
 
     Attributes:
       shape: dimensions, `[out, in]` for matrices.
-      dtype: of the array in memory, whatever the file holds.
+      dtype: of the values in memory, whatever the file holds.
+      stored_dtype: of the array; uint16 where bfloat16 values are stored as their bits (`ryzjax.bits`).
       sharding: where its parts go.
     """
 
     shape: tuple[int, ...]
     dtype: DTypeLike
+    stored_dtype: DTypeLike
     sharding: jax.sharding.Sharding
 
     @property

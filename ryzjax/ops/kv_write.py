@@ -2,20 +2,12 @@
 
 from __future__ import annotations
 
-import jax.numpy as jnp
-from jax import lax
 from jaxtyping import Array, Float, Int
 
 from ryzjax.batch import KVCache, TokenBatch
+from ryzjax.bits import to_bits
 
-__all__ = ["to_storage", "write_kv"]
-
-
-def to_storage(x: Array, dtype: jnp.dtype) -> Array:
-    """`x` as the cache stores it: bfloat16 as its uint16 bits, everything else cast."""
-    if dtype == jnp.uint16:
-        return lax.bitcast_convert_type(x.astype(jnp.bfloat16), jnp.uint16)
-    return x.astype(dtype)
+__all__ = ["write_kv"]
 
 
 def write_kv(
@@ -26,6 +18,4 @@ def write_kv(
     Padding tokens write to page 0, which belongs to no sequence. Under a donated cache this is in place.
     """
     at = (layer, batch.write_page, slice(None), batch.write_offset)
-    return KVCache(
-        k=cache.k.at[at].set(to_storage(k, cache.k.dtype)), v=cache.v.at[at].set(to_storage(v, cache.v.dtype))
-    )
+    return KVCache(k=cache.k.at[at].set(to_bits(k, cache.k.dtype)), v=cache.v.at[at].set(to_bits(v, cache.v.dtype)))

@@ -9,11 +9,14 @@ from jaxtyping import Array, Float
 __all__ = ["rms_norm"]
 
 
-def rms_norm(x: Float[Array, "... E"], weight: Float[Array, " E"], eps: float) -> Float[Array, "... E"]:
-    """`x / sqrt(mean(x^2) + eps) * weight`, computed in float32, returned in x's dtype.
+def rms_norm(
+    x: Float[Array, "... E"], weight: Float[Array, " E"], eps: float, *, offset: float
+) -> Float[Array, "... E"]:
+    """`x / sqrt(mean(x^2) + eps) * (offset + weight)`, computed in float32 and rounded once, to x's dtype.
 
-    The normalised value is rounded to x's dtype before the weight multiplies it, as transformers does.
+    Args:
+      offset: 1.0 for Gemma, whose weights are stored as their distance from one; else 0.0.
     """
     f32 = x.astype(jnp.float32)
     normed = f32 * lax.rsqrt(jnp.mean(f32 * f32, axis=-1, keepdims=True) + eps)
-    return weight.astype(x.dtype) * normed.astype(x.dtype)
+    return (normed * (offset + weight.astype(jnp.float32))).astype(x.dtype)

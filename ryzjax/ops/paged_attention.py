@@ -2,7 +2,8 @@
 
 A step mixes rows that decode (one query each) and prefill chunks (many queries of one sequence). Both run an
 online softmax (Milakov and Gimelshein, arXiv 1805.02867; FlashAttention) over blocks of pages, so temporaries
-do not grow with the context; trip counts are dynamic, so one executable serves every context length.
+do not grow with the context; trip counts are dynamic, so one executable serves every context length. A sliding
+window begins at the first block it can see: its cost does not grow with the context either.
 
     decode rows    groups of 8 rows together:    [8, H, G, D] x block of each row's pages
     chunks         tiles of 128 queries, one row: [H, G * 128, D] x block of that row's pages
@@ -29,6 +30,26 @@ QUERY_TILE = 128
 _MASKED = -1e30
 
 
+class _Scores(NamedTuple):
+    """What happens to scores before the softmax; see `paged_attention`. `sinks` is [H, G]."""
+
+    window: int | None
+    softcap: float | None
+    sinks: Array | None
+
+    def cap(self, scores: Array) -> Array:
+        return scores if self.softcap is None else self.softcap * jnp.tanh(scores / self.softcap)
+
+    def first_block(self, first_query: Array, block: int) -> Array:
+        """The first block of keys that a query at `first_query` (a position) can see."""
+        if self.window is None:
+            return jnp.int32(0)
+        return jnp.maximum(first_query - (self.window - 1), 0) // block
+
+    def in_window(self, keys: Array, queries: Array) -> Array | bool:
+        return True if self.window is None else keys > queries - self.window
+
+
 class _Softmax(NamedTuple):
     """Running state of an online softmax: maximum, sum of exponentials, weighted sum of values."""
 
@@ -45,6 +66,9 @@ def paged_attention(
     *,
     scale: float,
     max_query_len: int,
+    window: int | None,
+    softcap: float | None,
+    sinks: Float[Array, " N"] | None,
 ) -> Float[Array, "T N D"]:
     """Each token attends to its own sequence, up to and including itself.
 
@@ -55,6 +79,9 @@ def paged_attention(
       batch: rows, their pages and lengths.
       scale: multiplies the scores, usually D^-0.5.
       max_query_len: 1 promises a step of decode rows only; no code for chunks is compiled then.
+      window: a token attends to this many tokens at most, itself included; None for all.
+      softcap: scores become softcap * tanh(score / softcap) (Gemma 2); None for none.
+      sinks: a score a query head that takes part in the softmax but has no value (GPT-OSS); None for none.
 
     Returns:
       Attention output in q's dtype; padding tokens hold finite values of no meaning.
@@ -62,14 +89,17 @@ def paged_attention(
     num_tokens, num_heads, head_dim = q.shape
     num_kv_heads = cache.k.shape[2]
     grouped = q.astype(jnp.float32).reshape(num_tokens, num_kv_heads, num_heads // num_kv_heads, head_dim) * scale
-    out = _decode_rows(grouped, cache, layer, batch)
+    if sinks is not None:
+        sinks = sinks.astype(jnp.float32).reshape(grouped.shape[1:3])
+    scores = _Scores(window=window, softcap=softcap, sinks=sinks)
+    out = _decode_rows(grouped, cache, layer, batch, scores)
     if max_query_len > 1:
-        out = _chunks(out, grouped, cache, layer, batch)
+        out = _chunks(out, grouped, cache, layer, batch, scores)
     return out.reshape(num_tokens, num_heads, head_dim).astype(q.dtype)
 
 
 def _decode_rows(
-    q: Float[Array, "T H G D"], cache: KVCache, layer: int | Int[Array, ""], batch: TokenBatch
+    q: Float[Array, "T H G D"], cache: KVCache, layer: int | Int[Array, ""], batch: TokenBatch, to_scores: _Scores
 ) -> Float[Array, "T H G D"]:
     """Attention of the decode rows, whose tokens are the first ones; other tokens come back undefined."""
     rows = min(q.shape[0], batch.context_len.shape[0])
@@ -83,7 +113,8 @@ def _decode_rows(
 
     def group(first: Int[Array, ""], out: Array) -> Array:
         here = [lax.dynamic_slice_in_dim(a, first, size) for a in (queries, table, lengths)]
-        return lax.dynamic_update_slice_in_dim(out, _attend_rows(here[0], cache, layer, here[1], here[2]), first, 0)
+        attended = _attend_rows(here[0], cache, layer, here[1], here[2], to_scores)
+        return lax.dynamic_update_slice_in_dim(out, attended, first, 0)
 
     out = jnp.zeros_like(queries)
     if rows == size:
@@ -100,20 +131,38 @@ def _attend_rows(
     layer: int | Int[Array, ""],
     table: Int[Array, "R P"],
     lengths: Int[Array, " R"],
+    to_scores: _Scores,
 ) -> Float[Array, "R H G D"]:
-    """One query per row over the row's own pages."""
+    """One query per row, its last token, over the row's own pages."""
     block_pages = max(1, BLOCK_TOKENS // cache.page_size)
     block = block_pages * cache.page_size
     table = jnp.pad(table, ((0, 0), (0, -table.shape[1] % block_pages)))
 
+    # With a window each row begins at its own first block, so that a long row costs no more than a short one.
+    first = to_scores.first_block(lengths - 1, block)
+    blocks = (lengths + block - 1) // block - first
+
     def body(i: Int[Array, ""], state: _Softmax) -> _Softmax:
-        pages = lax.dynamic_slice_in_dim(table, i * block_pages, block_pages, axis=1)
-        visible = i * block + jnp.arange(block) < lengths[:, None]
-        keys, values = _load_pages(cache.k, layer, pages), _load_values(cache, layer, pages, visible)
-        scores = jnp.einsum("RHGD,RHBD->RHGB", q, keys, preferred_element_type=jnp.float32)
+        here = first + i
+        pages = _pages_of_block(table, here, block_pages)
+        at = here[..., None] * block + jnp.arange(block)
+        written = at < lengths[:, None]
+        visible = written & to_scores.in_window(at, lengths[:, None] - 1)
+        keys, values = _load_pages(cache.k, layer, pages), _load_values(cache, layer, pages, written)
+        scores = to_scores.cap(jnp.einsum("RHGD,RHBD->RHGB", q, keys, preferred_element_type=jnp.float32))
         return _accumulate(state, scores, visible[:, None, None, :], values, "RHGB,RHBD->RHGD")
 
-    return _finish(lax.fori_loop(0, (jnp.max(lengths) + block - 1) // block, body, _start(q)))
+    return _finish(lax.fori_loop(0, jnp.max(blocks), body, _start(q, to_scores.sinks)))
+
+
+def _pages_of_block(
+    table: Int[Array, "R P"], block: Int[Array, ""] | Int[Array, " R"], block_pages: int
+) -> Int[Array, "R pages"]:
+    """The pages of one block, the same for all rows or one a row (clipped to the table)."""
+    if block.ndim == 0:
+        return lax.dynamic_slice_in_dim(table, block * block_pages, block_pages, axis=1)
+    index = block[:, None] * block_pages + jnp.arange(block_pages)
+    return jnp.take_along_axis(table, index, axis=1, mode="clip")
 
 
 def _chunks(
@@ -122,6 +171,7 @@ def _chunks(
     cache: KVCache,
     layer: int | Int[Array, ""],
     batch: TokenBatch,
+    to_scores: _Scores,
 ) -> Float[Array, "T H G D"]:
     """`out` with the tokens of the prefill chunks filled in, tile by tile in token order.
 
@@ -139,9 +189,8 @@ def _chunks(
         def one_tile(i: Int[Array, ""], out: Array) -> Array:
             first = start + i * tile
             here = lax.dynamic_slice_in_dim(queries, first, tile)
-            done = _attend_tile(
-                here, cache, layer, batch.page_table[r], first_position + i * tile, batch.context_len[r]
-            )
+            where = first_position + i * tile, batch.context_len[r]
+            done = _attend_tile(here, cache, layer, batch.page_table[r], *where, to_scores)
             return lax.dynamic_update_slice_in_dim(out, done, first, 0)
 
         return lax.fori_loop(0, (length + tile - 1) // tile, one_tile, out)
@@ -156,6 +205,7 @@ def _attend_tile(
     pages: Int[Array, " P"],
     first_position: Int[Array, ""],
     context_len: Int[Array, ""],
+    to_scores: _Scores,
 ) -> Float[Array, "Q H G D"]:
     """Consecutive queries of one row, from `first_position` on, over the row's pages."""
     tile, num_kv_heads, group, head_dim = q.shape
@@ -172,11 +222,13 @@ def _attend_tile(
         written = at < context_len
         keys = _load_pages(cache.k, layer, here[None])[0]
         values = _load_values(cache, layer, here[None], written[None])[0]
-        scores = jnp.einsum("HQD,HBD->HQB", queries, keys, preferred_element_type=jnp.float32)
-        visible = (at <= positions[:, None]) & written
+        scores = to_scores.cap(jnp.einsum("HQD,HBD->HQB", queries, keys, preferred_element_type=jnp.float32))
+        visible = (at <= positions[:, None]) & written & to_scores.in_window(at, positions[:, None])
         return _accumulate(state, scores, visible, values, "HQB,HBD->HQD")
 
-    done = _finish(lax.fori_loop(0, (end + block - 1) // block, body, _start(queries)))
+    sinks = None if to_scores.sinks is None else jnp.repeat(to_scores.sinks, tile, axis=1)
+    first = to_scores.first_block(first_position, block)
+    done = _finish(lax.fori_loop(first, (end + block - 1) // block, body, _start(queries, sinks)))
     return done.reshape(num_kv_heads, group, tile, head_dim).transpose(2, 0, 1, 3)
 
 
@@ -200,9 +252,12 @@ def _load_values(
     return jnp.where(written[:, None, :, None], _load_pages(cache.v, layer, pages), 0.0)
 
 
-def _start(q: Float[Array, "... D"]) -> _Softmax:
+def _start(q: Float[Array, "... D"], sinks: Float[Array, ...] | None) -> _Softmax:
+    """Nothing seen yet; a sink is a score seen first, whose value is zero."""
     lanes = q.shape[:-1]
-    return _Softmax(jnp.full(lanes, _MASKED), jnp.zeros(lanes), jnp.zeros(q.shape))
+    if sinks is None:
+        return _Softmax(jnp.full(lanes, _MASKED), jnp.zeros(lanes), jnp.zeros(q.shape))
+    return _Softmax(jnp.broadcast_to(sinks, lanes), jnp.ones(lanes), jnp.zeros(q.shape))
 
 
 def _accumulate(state: _Softmax, scores: Array, visible: Array, values: Array, weigh: str) -> _Softmax:

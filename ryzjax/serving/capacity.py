@@ -6,9 +6,7 @@ import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import jax.numpy as jnp
-
-from ryzjax.batch import kv_storage_dtype
+from ryzjax.bits import storage_dtype
 from ryzjax.errors import CapacityError
 from ryzjax.models.config import ModelConfig
 from ryzjax.sharding import Placement
@@ -84,8 +82,8 @@ def _available_memory_bytes() -> int:
 
 def kv_page_bytes(config: ModelConfig, placement: Placement, page_size_tokens: int) -> int:
     """Bytes of one page on one device, keys and values of all layers."""
-    heads = config.num_kv_heads * placement.kv_replication(config.num_kv_heads) // placement.axis_size("kv_heads")
-    itemsize = kv_storage_dtype(jnp.dtype(config.dtype)).itemsize
+    heads = config.num_kv_heads // placement.split("kv_heads", config.num_kv_heads)
+    itemsize = storage_dtype(config.dtype).itemsize
     return 2 * config.num_layers * heads * page_size_tokens * config.head_dim * itemsize
 
 

@@ -87,6 +87,7 @@ def launch_engine(config: EngineConfig, *, model_name: str | None = None, show_p
         max_batch_tokens=config.max_batch_tokens,
         max_context_tokens=capacity.max_context_tokens,
         max_queue=config.max_queue,
+        rope_switch_length=model.rope_switch_length,
     )
     name = model_name or Path(source.name).name
     metrics = EngineMetrics(model_name=name)
@@ -148,7 +149,7 @@ def _weights(
 ) -> dict[str, jax.Array]:
     if config.load_format == "dummy":
         return dummy_weights(model.weights, config.seed)
-    return load_weights(source, model.weights, family=model.config.family, show_progress=show_progress)
+    return load_weights(source, model.config, model.weights, show_progress=show_progress)
 
 
 def _sized_runner(

@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ryzjax.batch import KVCache, kv_storage_dtype
+from ryzjax.batch import KVCache
+from ryzjax.bits import storage_dtype
 from ryzjax.dims import Int32Array
 from ryzjax.models.registry import AbstractModel
 from ryzjax.ops.sampling import PROMPT_BIT, STOP_BIT
@@ -168,10 +169,9 @@ class ModelRunner:
 
     def _cache_shape(self, num_pages: int) -> KVCache:
         config, placement = self.model.config, self.model.placement
-        heads = config.num_kv_heads * placement.kv_replication(config.num_kv_heads)
-        shape = (config.num_layers, num_pages, heads, self.page_size_tokens, config.head_dim)
+        shape = (config.num_layers, num_pages, config.num_kv_heads, self.page_size_tokens, config.head_dim)
         sharding = placement.sharding((None, None, "kv_heads", None, None), shape)
-        pages = jax.ShapeDtypeStruct(shape, kv_storage_dtype(jnp.dtype(config.dtype)), sharding=sharding)
+        pages = jax.ShapeDtypeStruct(shape, storage_dtype(config.dtype), sharding=sharding)
         return KVCache._make([pages, pages])
 
     def _state_shape(self) -> SamplerState:

@@ -133,9 +133,11 @@ def _unpack(packed: jax.Array, tokens: jax.Array, layout: PackedLayout, page_siz
     row = jnp.maximum(token_rows, 0)
     first_position = rows["context_len"] - rows["query_len"] - rows["query_start"]
     positions = jnp.where(real, first_position[row] + jnp.arange(layout.tokens), 0)
+    rope_lengths = jnp.maximum(rows.pop("rope_length")[row], positions + 1)
     batch = TokenBatch(
         token_ids=jnp.where(ids < 0, tokens[jnp.maximum(-1 - ids, 0)], ids),
         positions=positions,
+        rope_lengths=rope_lengths,
         write_page=jnp.where(real, table[row, positions // page_size], 0),
         write_offset=positions % page_size,
         page_table=table,

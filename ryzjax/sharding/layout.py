@@ -18,6 +18,8 @@ LOGICAL_AXES = {
     "heads": "query heads",
     "kv_heads": "key/value heads, of weights and of the KV cache",
     "ffn": "the inner dimension of the MLP",
+    "experts": "experts of a mixture-of-experts layer",
+    "expert_ffn": "the inner dimension of one expert",
     "tokens": "tokens of a step, in activations",
 }
 

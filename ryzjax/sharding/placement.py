@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, TypeVar
 
@@ -14,21 +16,28 @@ from ryzjax.sharding.layout import Layout
 
 __all__ = ["Placement"]
 
+_log = logging.getLogger(__name__)
+
 Axes = tuple[str | None, ...]
 Out = TypeVar("Out")
 
 
 class AttentionSpecs(NamedTuple):
-    """PartitionSpecs of q, of k and v, of the cache, and of everything else (metadata)."""
+    """PartitionSpecs of q, of k and v, of the cache, of one value a query head, and of everything else."""
 
     heads: PartitionSpec
     kv_heads: PartitionSpec
     cache: PartitionSpec
+    per_head: PartitionSpec
     replicated: PartitionSpec
 
 
 class Placement:
     """A resolved layout and its mesh.
+
+    A mesh axis of the layout is built from axes of prime size (`tensor` over 8 devices: `tensor_0`, `tensor_1`,
+    `tensor_2` of 2 each), so that a size that does not divide over all its devices is split over the largest
+    leading part that it does divide over, and repeated over the rest: 28 heads over 8 devices are split 4 ways.
 
     Args:
       layout: mesh axes and rules; -1 sizes are resolved against `devices`.
@@ -38,9 +47,14 @@ class Placement:
     def __init__(self, layout: Layout, devices: Sequence[object] | None = None):
         devices = list(jax.devices() if devices is None else devices)
         self.layout = layout.resolve(len(devices))
-        sizes = tuple(self.layout.mesh.values())
-        grid = np.array(devices[: int(np.prod(sizes))]).reshape(sizes)
-        self.mesh = Mesh(grid, tuple(self.layout.mesh), axis_types=(AxisType.Auto,) * len(sizes))
+        self._parts: dict[str, dict[str, int]] = {
+            axis: {f"{axis}_{i}": prime for i, prime in enumerate(_primes(size))}
+            for axis, size in self.layout.mesh.items()
+        }
+        sizes = {name: size for parts in self._parts.values() for name, size in parts.items()}
+        grid = np.array(devices[: math.prod(sizes.values())]).reshape(tuple(sizes.values()))
+        self.mesh = Mesh(grid, tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
+        self._told: set[tuple[str, int]] = set()
 
     @property
     def num_devices(self) -> int:
@@ -48,21 +62,50 @@ class Placement:
         return self.mesh.size
 
     def axis_size(self, logical: str) -> int:
-        """Devices along which a logical axis is split (1 where no rule names it)."""
+        """Devices along which a logical axis may be split (1 where no rule names it)."""
         axis = self.layout.rules.get(logical)
         return self.layout.mesh[axis] if axis else 1
 
-    def kv_replication(self, num_kv_heads: int) -> int:
-        """Copies of each KV head in the cache: more than 1 where the tensor axis is wider than the heads."""
-        size = self.axis_size("kv_heads")
-        if num_kv_heads % size == 0:
-            return 1
-        if size % num_kv_heads == 0:
-            return size // num_kv_heads
-        raise LayoutError(
-            f"layout {self.layout.name!r}: kv_heads={num_kv_heads} neither divides nor is a multiple of the "
-            f"{size} devices of mesh axis {self.layout.rules['kv_heads']!r}; use a size that does"
+    def split(self, logical: str, count: int) -> int:
+        """Parts into which `count` things along a logical axis are split."""
+        return math.prod(self.mesh.shape[name] for name in self.mesh_axes(logical, count))
+
+    def mesh_axes(self, logical: str, count: int) -> tuple[str, ...]:
+        """The axes of `mesh` over which `count` things along a logical axis are split: the leading ones that divide."""
+        axis = self.layout.rules.get(logical)
+        names: list[str] = []
+        parts = 1
+        for name, size in self._parts[axis].items() if axis else ():
+            if count % (parts * size):
+                self._tell(logical, count, parts, axis)
+                break
+            parts *= size
+            names.append(name)
+        return tuple(names)
+
+    def _tell(self, logical: str, count: int, parts: int, axis: str | None) -> None:
+        if (logical, count) in self._told:
+            return
+        self._told.add((logical, count))
+        _log.info(
+            "layout %s: %s=%d is split over %d of the %d devices of mesh axis %s and repeated over the rest",
+            self.layout.name,
+            logical,
+            count,
+            parts,
+            self.axis_size(logical),
+            axis,
         )
+
+    def query_heads_unit(self, num_heads: int, num_kv_heads: int) -> int:
+        """Query heads that must stay on one device, so that each device has the KV heads its query heads read.
+
+        1 where every device has one KV head, or as many KV heads as query heads are split into; else a whole group.
+        """
+        kv_split = self.split("kv_heads", num_kv_heads)
+        if kv_split == num_kv_heads or kv_split == self.split("heads", num_heads):
+            return 1
+        return num_heads // num_kv_heads
 
     def spec(self, axes: Axes, shape: Sequence[int], units: Sequence[int] | None = None) -> PartitionSpec:
         """The PartitionSpec of an array.
@@ -73,30 +116,19 @@ class Placement:
           units: indivisible run per dimension (head_dim for a fused heads dimension); 1 by default.
 
         Raises:
-          LayoutError: two dimensions want one mesh axis, or a dimension does not divide.
+          LayoutError: two dimensions want one mesh axis.
         """
-        entries: list[str | None] = []
+        entries: list[str | tuple[str, ...] | None] = []
+        taken: set[str] = set()
         for i, (logical, size) in enumerate(zip(axes, shape, strict=True)):
-            mesh_axis = self.layout.rules.get(logical) if logical else None
-            count = size // (units[i] if units else 1)
-            if mesh_axis is None or self.layout.mesh[mesh_axis] == 1:
-                entries.append(None)
-                continue
-            devices = self.layout.mesh[mesh_axis]
-            if logical == "kv_heads" and devices % count == 0 and count < devices:
-                entries.append(None)  # fewer KV heads than devices: every device keeps them all
-                continue
-            if mesh_axis in entries:
+            names = self.mesh_axes(logical, size // (units[i] if units else 1)) if logical else ()
+            if taken.intersection(names):
                 raise LayoutError(
-                    f"layout {self.layout.name!r}: axes {axes} put mesh axis {mesh_axis!r} on two dimensions of one "
-                    f"array; give {logical!r} another mesh axis or none"
+                    f"layout {self.layout.name!r}: axes {axes} put mesh axis {self.layout.rules[logical or '']!r} on "
+                    f"two dimensions of one array; give {logical!r} another mesh axis or none"
                 )
-            if count % devices:
-                raise LayoutError(
-                    f"layout {self.layout.name!r}: {logical}={count} does not divide over the {devices} devices of "
-                    f"mesh axis {mesh_axis!r}; use a size that divides {count}, or drop the rule for {logical!r}"
-                )
-            entries.append(mesh_axis)
+            taken.update(names)
+            entries.append(names[0] if len(names) == 1 else names or None)
         return PartitionSpec(*entries)
 
     def sharding(self, axes: Axes, shape: Sequence[int], units: Sequence[int] | None = None) -> NamedSharding:
@@ -108,27 +140,42 @@ class Placement:
         """Every device holds the whole array."""
         return NamedSharding(self.mesh, PartitionSpec())
 
-    def constrain(self, x: jax.Array, *axes: str | None) -> jax.Array:
-        """Pin an activation's sharding inside jit."""
-        return jax.lax.with_sharding_constraint(x, self.sharding(axes, x.shape))
+    def constrain(self, x: jax.Array, *axes: str | None, units: Sequence[int] | None = None) -> jax.Array:
+        """Pin an activation's sharding inside jit; `units` as in `spec`."""
+        return jax.lax.with_sharding_constraint(x, self.sharding(axes, x.shape, units))
 
-    def attention_specs(self, num_heads: int, cache_shape: Sequence[int]) -> AttentionSpecs:
-        """Specs of one attention call: heads are split, tokens and pages are whole on every device.
-
-        Args:
-          num_heads: query heads.
-          cache_shape: [layers, pages, kv_heads, page_size, head_dim], KV heads already replicated as needed.
-        """
-        heads = self.spec((None, "heads", None), (1, num_heads, 1))
-        pages = self.spec((None, None, "kv_heads", None, None), cache_shape)
+    def attention_specs(self, num_heads: int, num_kv_heads: int) -> AttentionSpecs:
+        """Specs of one attention call: heads are split, tokens and pages are whole on every device."""
+        unit = self.query_heads_unit(num_heads, num_kv_heads)
+        (heads,) = self.spec(("heads",), (num_heads,), (unit,))
+        (kv_heads,) = self.spec(("kv_heads",), (num_kv_heads,))
         return AttentionSpecs(
-            heads=heads, kv_heads=PartitionSpec(None, pages[2], None), cache=pages, replicated=PartitionSpec()
+            heads=PartitionSpec(None, heads, None),
+            kv_heads=PartitionSpec(None, kv_heads, None),
+            cache=PartitionSpec(None, None, kv_heads, None, None),
+            per_head=PartitionSpec(heads),
+            replicated=PartitionSpec(),
         )
 
     def per_shard(
-        self, fn: Callable[..., Out], in_specs: Sequence[PartitionSpec], out_specs: PartitionSpec | tuple
+        self,
+        fn: Callable[..., Out],
+        in_specs: Sequence[PartitionSpec | tuple[PartitionSpec, ...]],
+        out_specs: PartitionSpec | tuple,
     ) -> Callable[..., Out]:
         """`fn` run on each device's own shard (`jax.shard_map`); `fn` itself where there is one device."""
         if self.num_devices == 1:
             return fn
         return jax.shard_map(fn, mesh=self.mesh, in_specs=tuple(in_specs), out_specs=out_specs, check_vma=False)
+
+
+def _primes(size: int) -> list[int]:
+    """Prime factors, smallest first; [1] for 1, so that every mesh axis has a part."""
+    factors: list[int] = []
+    divisor = 2
+    while size > 1:
+        while size % divisor == 0:
+            factors.append(divisor)
+            size //= divisor
+        divisor += 1
+    return factors or [1]

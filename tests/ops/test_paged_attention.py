@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ryzjax.batch import KVCache, TokenBatch, kv_storage_dtype
+from ryzjax.batch import KVCache, TokenBatch
+from ryzjax.bits import storage_dtype
 from ryzjax.ops.kv_write import write_kv
 from ryzjax.ops.paged_attention import paged_attention
 
@@ -95,7 +96,7 @@ def test_matches_dense(name: str, page_size: int, dtype: jnp.dtype):
         return np.array(jnp.asarray(rng.standard_normal(shape), dtype), np.float32)
 
     sequences = [(draw(b + n, kv_heads, dim), draw(b + n, kv_heads, dim)) for b, n in rows]
-    storage = kv_storage_dtype(jnp.dtype(dtype))
+    storage = storage_dtype(dtype)
     # Whatever the rows have not written is NaN, the rest of their own pages included: using it would show.
     junk = np.full((layers, 16 * (512 // page_size) + 1, kv_heads, page_size, dim), np.nan, np.float32)
     k_pages, v_pages = junk.copy(), junk.copy()

@@ -19,7 +19,7 @@ from ryzjax.serving.host.sequence import Sequence
 
 __all__ = ["SAMPLE_FIELDS", "PackedLayout", "StepPacker"]
 
-ROW_FIELDS = ("query_start", "query_len", "context_len")
+ROW_FIELDS = ("query_start", "query_len", "context_len", "rope_length")
 SAMPLE_FIELDS = (
     "token_index",
     "slot",
@@ -128,7 +128,7 @@ class StepPacker:
             start, end = row.query_start, row.query_start + row.query_len
             token_ids[start:end] = -1 - slot if row.token_ids is None else row.token_ids
             token_rows[start:end] = i
-            rows[i] = start, row.query_len, row.context_len
+            rows[i] = start, row.query_len, row.context_len, row.sequence.rope_length
             slots.append(slot)
             if row.samples:
                 sampling.append((end - 1, slot, row.output_index, row.ban_stops))

@@ -41,6 +41,8 @@ class Scheduler:
       max_batch_tokens: most tokens of a step.
       max_context_tokens: most tokens of a sequence, prompt and output.
       max_queue: requests that may wait beyond those for which a slot is free.
+      rope_switch_length: tokens after which all of a sequence's rotations change (LongRoPE): one that grows past
+        it is computed again from its first token, in place. None for models without.
       clock: seconds, monotonic.
 
     Raises:
@@ -56,6 +58,7 @@ class Scheduler:
         max_batch_tokens: int,
         max_context_tokens: int,
         max_queue: int,
+        rope_switch_length: int | None = None,
         clock: Callable[[], float] = time.monotonic,
     ):
         limits = {
@@ -77,6 +80,7 @@ class Scheduler:
         self.max_batch_tokens = max_batch_tokens
         self.max_context_tokens = max_context_tokens
         self.max_queue = max_queue
+        self.rope_switch_length = rope_switch_length
         self.num_preemptions = 0
         self._clock = clock
         self._finishes = FinishRate()
@@ -158,6 +162,12 @@ class Scheduler:
         at = 0
         while budget and at < len(running):  # preemption shortens the list from its end
             sequence = running[at]
+            if self._outgrew_rope(sequence):
+                if sequence.num_in_flight:  # its tokens must be on the host to be computed again
+                    at += 1
+                    continue
+                sequence.num_computed = 0
+                sequence.rope_length = sequence.num_tokens
             query_len = min(sequence.num_tokens - sequence.num_computed, budget)
             if not self._grow(sequence, sequence.num_computed + query_len):
                 break
@@ -226,6 +236,10 @@ class Scheduler:
         for sequence in set(self._sequences.values()).difference(order):
             if not (sequence.state is SequenceState.RUNNING and sequence.num_in_flight and sequence.is_ending):
                 raise AssertionError(f"neither running, waiting nor ending: {sequence}")
+
+    def _outgrew_rope(self, sequence: Sequence) -> bool:
+        limit = self.rope_switch_length
+        return limit is not None and sequence.rope_length <= limit < sequence.num_tokens
 
     def _release_ending(self) -> None:
         """Frees what sequences hold that only wait for their last token to be read."""

@@ -38,6 +38,8 @@ class Sequence:
       slot: row in the device's state by sequence; None unless admitted.
       state: see `SequenceState`.
       finish_reason: set when finished.
+      rope_length: length that length-dependent RoPE scalings see for its tokens up to there (`layers.rope`): the
+        prompt's, or all it had when it was computed again for having outgrown its rotations.
       end_len: tokens (prompt included) at which the sequence ends for its length.
       num_preemptions: how often it lost its pages.
       first_scheduled_s, first_token_s, last_token_s: `time.monotonic()` of its milestones; the first is
@@ -58,6 +60,7 @@ class Sequence:
         "pages",
         "prompt_len",
         "request",
+        "rope_length",
         "slot",
         "state",
         "token_ids",
@@ -67,6 +70,7 @@ class Sequence:
         self.request = request
         self.arrival = arrival
         self.prompt_len = len(request.prompt_token_ids)
+        self.rope_length = self.prompt_len
         self.end_len = min(self.prompt_len + request.max_new_tokens, max_context_tokens)
         self.min_tokens = request.params.min_tokens
         self.token_ids = list(request.prompt_token_ids)

@@ -1,0 +1,67 @@
+"""Block: attention and MLP around a residual stream, with norms before, after, or on both sides."""
+
+from __future__ import annotations
+
+import jax
+from flax import nnx
+
+from ryzjax.batch import KVCache, TokenBatch
+from ryzjax.layers.attention import Attention
+from ryzjax.layers.mlp import GatedMLP
+from ryzjax.layers.moe import MoE
+from ryzjax.layers.norm import RMSNorm
+from ryzjax.sharding import Placement
+
+__all__ = ["Block"]
+
+
+class Block(nnx.Module):
+    """x += post_norm(attention(norm(x))); x += post_norm(mlp(norm(x))), each norm where the family has it.
+
+    Args:
+      attention_norm, mlp_norm: before the two (pre-norm: Llama); None for none.
+      attention_post_norm, mlp_post_norm: after the two, before the residual (OLMo 2; Gemma has both); None for none.
+    """
+
+    def __init__(
+        self,
+        *,
+        attention: Attention,
+        mlp: GatedMLP | MoE,
+        placement: Placement,
+        attention_norm: RMSNorm | None = None,
+        mlp_norm: RMSNorm | None = None,
+        attention_post_norm: RMSNorm | None = None,
+        mlp_post_norm: RMSNorm | None = None,
+    ):
+        self.placement = placement
+        self.attention_norm = attention_norm
+        self.attention = attention
+        self.attention_post_norm = attention_post_norm
+        self.mlp_norm = mlp_norm
+        self.mlp = mlp
+        self.mlp_post_norm = mlp_post_norm
+
+    def __call__(
+        self,
+        x: jax.Array,
+        rope: tuple[jax.Array, jax.Array] | None,
+        cache: KVCache,
+        layer: jax.Array,
+        batch: TokenBatch,
+        *,
+        max_query_len: int,
+    ) -> tuple[jax.Array, KVCache]:
+        """[T, E] -> ([T, E], cache); `layer` is a scalar, the index into the stacked cache; `rope` as in Attention."""
+        with jax.named_scope("attention"):
+            normed = x if self.attention_norm is None else self.attention_norm(x)
+            attended, cache = self.attention(normed, rope, cache, layer, batch, max_query_len=max_query_len)
+            x = self._residual(x, attended, self.attention_post_norm)
+        with jax.named_scope("mlp"):
+            normed = x if self.mlp_norm is None else self.mlp_norm(x)
+            return self._residual(x, self.mlp(normed), self.mlp_post_norm), cache
+
+    def _residual(self, x: jax.Array, update: jax.Array, post_norm: RMSNorm | None) -> jax.Array:
+        # Reduced over the tensor axis here, in float32, once for attention and once for the MLP.
+        update = self.placement.constrain(update, "tokens", None).astype(x.dtype)
+        return x + (update if post_norm is None else post_norm(update))
