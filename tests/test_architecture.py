@@ -28,7 +28,7 @@ ROWS = (
     ("layers",),
     ("ops",),
     ("pallas", "native", "sharding"),
-    ("errors", "dims", "batch", "obs", "shipped"),
+    ("errors", "dims", "bits", "batch", "obs", "shipped"),
 )
 HEIGHT = {name: -row for row, names in enumerate(ROWS) for name in names}
 # obs reports in terms of errors; the package itself only re-exports, by name.

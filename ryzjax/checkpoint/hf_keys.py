@@ -32,6 +32,8 @@ _FIXED_KEYS: Mapping[str, tuple[object, ...]] = {
     "final_logit_softcapping": (None,),
     "logit_scale": (None, 1.0, 1),
     "num_experts": (None, 0),
+    "shared_expert_intermediate_size": (None, 0),
+    "n_shared_experts": (None, 0),
     "num_local_experts": (None, 0),
     "auto_map": (None,),
     "use_mrope": (False, None),

@@ -47,10 +47,7 @@ class Placement:
     def __init__(self, layout: Layout, devices: Sequence[object] | None = None):
         devices = list(jax.devices() if devices is None else devices)
         self.layout = layout.resolve(len(devices))
-        self._parts: dict[str, dict[str, int]] = {
-            axis: {f"{axis}_{i}": prime for i, prime in enumerate(_primes(size))}
-            for axis, size in self.layout.mesh.items()
-        }
+        self._parts: dict[str, dict[str, int]] = {axis: _parts(axis, size) for axis, size in self.layout.mesh.items()}
         sizes = {name: size for parts in self._parts.values() for name, size in parts.items()}
         grid = np.array(devices[: math.prod(sizes.values())]).reshape(tuple(sizes.values()))
         self.mesh = Mesh(grid, tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
@@ -76,6 +73,8 @@ class Placement:
         names: list[str] = []
         parts = 1
         for name, size in self._parts[axis].items() if axis else ():
+            if size == 1:
+                continue
             if count % (parts * size):
                 self._tell(logical, count, parts, axis)
                 break
@@ -169,13 +168,13 @@ class Placement:
         return jax.shard_map(fn, mesh=self.mesh, in_specs=tuple(in_specs), out_specs=out_specs, check_vma=False)
 
 
-def _primes(size: int) -> list[int]:
-    """Prime factors, smallest first; [1] for 1, so that every mesh axis has a part."""
-    factors: list[int] = []
-    divisor = 2
-    while size > 1:
-        while size % divisor == 0:
-            factors.append(divisor)
-            size //= divisor
+def _parts(axis: str, size: int) -> dict[str, int]:
+    """Mesh axes of prime size that make up one of the layout, smallest first; itself where it is one already."""
+    primes: list[int] = []
+    rest, divisor = size, 2
+    while rest > 1:
+        while rest % divisor == 0:
+            primes.append(divisor)
+            rest //= divisor
         divisor += 1
-    return factors or [1]
+    return {axis: size} if len(primes) < 2 else {f"{axis}_{i}": prime for i, prime in enumerate(primes)}

@@ -1,141 +1,150 @@
-"""Every field of a model's config acts: another value gives other logits, another shape, or an error."""
+"""Every field of every family's config, and of every rope, acts: another value gives other logits or other shapes."""
 
 from __future__ import annotations
 
 import dataclasses
+from functools import cache
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ryzjax.batch import KVCache, TokenBatch
 from ryzjax.checkpoint.dummy import dummy_weights
 from ryzjax.errors import UnsupportedModelError
-from ryzjax.models.config import ModelConfig, RopeConfig
-from ryzjax.models.registry import abstract_model
+from ryzjax.layers.rope import Rope
+from ryzjax.models.config import ModelConfig
+from ryzjax.models.registry import FAMILIES, AbstractModel, abstract_model, family_of
 from ryzjax.sharding import Layout, Placement
+from tests.models.configs import CONFIGS, ROPE, ROPES
+from tests.models.paged import sequence_logits
 
-ROPE = RopeConfig(
-    theta=10000.0,
-    scaling="llama3",
-    factor=8.0,
-    low_freq_factor=1.0,
-    high_freq_factor=4.0,
-    original_max_position=32,
-)
-BASE = ModelConfig(
-    family="llama",
-    dtype="float32",
-    vocab_size=64,
-    hidden_size=32,
-    intermediate_size=48,
-    num_layers=2,
-    num_heads=4,
-    num_kv_heads=2,
-    head_dim=16,
-    rms_norm_eps=1e-5,
-    rope=ROPE,
-    max_position=256,
-    tie_embeddings=False,
-)
-TOKENS = 40
+TOKENS = [(7 * i) % 64 for i in range(40)]
 # They say when to stop, not what to compute: tests/checkpoint and tests/serving hold what they do.
 SERVING_ONLY = {"max_position", "bos_token_id", "eos_token_ids"}
-
-
-def outcome(config: ModelConfig) -> tuple[dict[str, tuple[int, ...]], np.ndarray]:
-    """(weight shapes and dtypes, logits of a 40-token prompt) with weights that depend on name and shape alone."""
-    model = abstract_model(config, Placement(Layout.load("single"), jax.devices()[:1]))
-    weights = dummy_weights(model.weights, 0)
-    # Dummy biases are random too; larger weights make attention matter.
-    leaves = tuple(weights[name] * (1 if "norm" in name else 12) for name in model.weights)
-    pages = TOKENS // 8
-    shape = (config.num_layers, pages + 1, config.num_kv_heads, 8, config.head_dim)
-    positions = jnp.arange(TOKENS, dtype=jnp.int32)
-    batch = TokenBatch(
-        token_ids=positions % config.vocab_size,
-        positions=positions,
-        write_page=1 + positions // 8,
-        write_offset=positions % 8,
-        page_table=jnp.arange(1, pages + 1, dtype=jnp.int32)[None],
-        query_start=jnp.zeros(1, jnp.int32),
-        query_len=jnp.full(1, TOKENS, jnp.int32),
-        context_len=jnp.full(1, TOKENS, jnp.int32),
-        num_decode_rows=jnp.int32(0),
-        num_rows=jnp.int32(1),
-    )
-    storage = jnp.uint16 if config.dtype == "bfloat16" else jnp.float32
-
-    @jax.jit
-    def logits(leaves, batch):
-        built = model.merge(leaves)
-        cache = KVCache(jnp.zeros(shape, storage), jnp.zeros(shape, storage))
-        hidden, _ = built.forward(batch, cache, max_query_len=TOKENS)
-        return built.logits(hidden)
-
-    shapes = {name: (*spec.shape, str(jnp.dtype(spec.dtype))) for name, spec in model.weights.items()}
-    return shapes, np.asarray(logits(leaves, batch))
-
-
 CHANGES: dict[str, object] = {
     "dtype": "bfloat16",
     "vocab_size": 80,
     "hidden_size": 48,
     "intermediate_size": 64,
-    "num_layers": 3,
+    "num_layers": 1,
     "num_heads": 8,
     "num_kv_heads": 4,
-    "head_dim": 8,
+    "head_dim": 24,
     "rms_norm_eps": 1e-2,
     "tie_embeddings": True,
     "attention_bias": True,
     "mlp_bias": True,
+    "rope": Rope(theta=500.0, rotary_dim=16),
+    "ropes": (Rope(theta=500.0, rotary_dim=16), ROPE),
+    "window": 5,
+    "windows": (5, 30),
+    "is_rope_layer": (False, True),
+    "is_moe_layer": (True, False),
+    "num_experts": 6,
+    "top_k": 3,
+    "expert_size": 40,
+    "normalize_top_k": False,
+    "query_scale": 0.5,
+    "attention_softcap": None,
+    "logit_softcap": None,
+    "activation": "gelu",
+    "swiglu_alpha": 0.5,
+    "swiglu_limit": 3.0,
 }
 ROPE_CHANGES: dict[str, object] = {
     "theta": 500.0,
-    "scaling": "none",
+    "rotary_dim": 8,
     "factor": 2.0,
     "low_freq_factor": 2.0,
     "high_freq_factor": 8.0,
-    "original_max_position": 64,
+    "original_max_position": 24,
+    "beta_fast": 2.0,
+    "beta_slow": 0.1,
+    "attention_factor": 1.5,
+    "truncate": True,
+    "short_factor": (3.0,) * 8,
+    "long_factor": (3.0,) * 8,
 }
 
 
-@pytest.fixture(scope="module")
-def base() -> tuple[dict[str, tuple[int, ...]], np.ndarray]:
-    return outcome(BASE)
+def build(config: ModelConfig) -> AbstractModel:
+    return abstract_model(config, Placement(Layout.load("single"), jax.devices()[:1]))
 
 
-def test_every_field_is_covered():
-    fields = {field.name for field in dataclasses.fields(ModelConfig)}
-    assert fields == {*CHANGES, *SERVING_ONLY, "family", "rope"}
-    assert {field.name for field in dataclasses.fields(RopeConfig)} == set(ROPE_CHANGES)
+def shapes(config: ModelConfig) -> list[tuple[object, ...]]:
+    return [(name, spec.shape, spec.dtype) for name, spec in build(config).weights.items()]
 
 
-@pytest.mark.parametrize("field", CHANGES)
-def test_a_field_of_the_model(field: str, base):
-    shapes, logits = outcome(dataclasses.replace(BASE, **{field: CHANGES[field]}))
-    assert np.isfinite(logits).all()
-    assert shapes != base[0] or np.abs(logits - base[1]).max() > 1e-3
+@cache
+def logits(config: ModelConfig) -> np.ndarray:
+    """Logits of 40 tokens with weights that depend on name and shape alone."""
+    model = build(config)
+    weights = dummy_weights(model.weights, 0)
+    # Dummy biases are random too; larger weights make attention matter.
+    leaves = tuple(weights[name] * (1 if "norm" in name else 12) for name in model.weights)
+    with jax.disable_jit():  # every config is a program of its own: compiling them would take minutes
+        return sequence_logits(model, leaves, TOKENS, prompt_len=40, chunk=40)
 
 
-@pytest.mark.parametrize("field", ROPE_CHANGES)
-def test_a_field_of_rope(field: str, base):
-    rope = dataclasses.replace(ROPE, **{field: ROPE_CHANGES[field]})
-    _, logits = outcome(dataclasses.replace(BASE, rope=rope))
-    assert np.isfinite(logits).all() and np.abs(logits - base[1]).max() > 1e-3
+def acts(changed: ModelConfig, base: ModelConfig) -> bool:
+    if shapes(changed) != shapes(base):
+        return True
+    assert np.isfinite(logits(changed)).all()
+    return bool(np.abs(logits(changed) - logits(base)).max() > 1e-3)
 
 
-def test_linear_rope_divides_positions(base):
-    linear = [
-        outcome(dataclasses.replace(BASE, rope=RopeConfig(theta=1e4, scaling="linear", factor=f)))[1] for f in (1, 4)
-    ]
-    plain = outcome(dataclasses.replace(BASE, rope=RopeConfig(theta=1e4)))[1]
-    np.testing.assert_allclose(linear[0], plain, atol=1e-6)
-    assert np.abs(linear[1] - plain).max() > 1e-3
+FIELDS = [
+    (family, field.name)
+    for family, config in CONFIGS.items()
+    for field in dataclasses.fields(config)
+    if field.name not in SERVING_ONLY
+]
+
+
+@pytest.mark.parametrize(("family", "field"), FIELDS)
+def test_a_field_of_a_family(family: str, field: str):
+    config = CONFIGS[family]
+    assert acts(dataclasses.replace(config, **{field: CHANGES[field]}), config)
+
+
+def test_every_family_is_here():
+    assert {family_of(config) for config in CONFIGS.values()} == set(FAMILIES)
+    assert all(type(config) is FAMILIES[family][0] for family, config in CONFIGS.items())
+
+
+ROPE_FIELDS = [(kind, field.name) for kind, rope in ROPES.items() for field in dataclasses.fields(rope)]
+
+
+def rotated(rope: Rope) -> np.ndarray:
+    """cos and sin of a short and of a long sequence."""
+    positions = np.arange(32)
+    tables = [rope.cos_sin(positions, np.full(32, length)) for length in (8, 20)]
+    return np.asarray(tables)
+
+
+@pytest.mark.parametrize(("kind", "field"), ROPE_FIELDS)
+def test_a_field_of_a_rope(kind: str, field: str):
+    rope = ROPES[kind]
+    changes: dict[str, object] = {field: ROPE_CHANGES[field]}
+    if field == "rotary_dim" and kind == "long":
+        changes |= {"short_factor": (1.0,) * 4, "long_factor": (1.0,) * 4}
+    base, changed = rotated(rope), rotated(dataclasses.replace(rope, **changes))
+    assert base.shape != changed.shape or np.abs(base - changed).max() > 1e-3
+
+
+def test_ropes_differ():
+    tables = {kind: rotated(rope) for kind, rope in ROPES.items()}
+    for a in tables:
+        for b in tables:
+            assert a == b or np.abs(tables[a] - tables[b]).max() > 1e-2, (a, b)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MambaConfig(ModelConfig):
+    """Of no family."""
 
 
 def test_unknown_family():
-    with pytest.raises(UnsupportedModelError, match=r"'mamba'.*llama"):
-        outcome(dataclasses.replace(BASE, family="mamba"))
+    shape = {field.name: getattr(CONFIGS["llama"], field.name) for field in dataclasses.fields(ModelConfig)}
+    with pytest.raises(UnsupportedModelError, match=r"MambaConfig.*LlamaConfig"):
+        family_of(MambaConfig(**shape))

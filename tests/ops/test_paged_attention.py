@@ -13,6 +13,7 @@ from ryzjax.ops.kv_write import write_kv
 from ryzjax.ops.paged_attention import paged_attention
 
 # dtype -> absolute tolerance: bf16 inputs are exact in f32, only the output is rounded to 8 bits.
+PLAIN = {"window": None, "softcap": None, "sinks": None}
 TOLERANCE = {jnp.float32: 2e-6, jnp.bfloat16: 1e-2}
 
 
@@ -35,18 +36,31 @@ def make_batch(rows: list[tuple[int, int]], *, tokens: int, max_rows: int, page_
         offset[at : at + query] = where % page_size
         at += query
     decode = sum(query == 1 for _, query in rows)
-    arrays = np.zeros(tokens, np.int32), positions, page, offset, table, start, length, context
+    arrays = np.zeros(tokens, np.int32), positions, positions + 1, page, offset, table, start, length, context
     return TokenBatch(*(jnp.asarray(a) for a in arrays), jnp.int32(decode), jnp.int32(len(rows)))
 
 
-def dense(q: np.ndarray, k: np.ndarray, v: np.ndarray, scale: float) -> np.ndarray:
+def dense(
+    q: np.ndarray,
+    k: np.ndarray,
+    v: np.ndarray,
+    scale: float,
+    window: int | None = None,
+    softcap: float | None = None,
+    sinks: np.ndarray | None = None,
+) -> np.ndarray:
     """Softmax attention of the last len(q) positions of one sequence: [Q, N, D] over [C, H, D]."""
     group = q.shape[1] // k.shape[1]
     k, v = np.repeat(k, group, 1), np.repeat(v, group, 1)
     scores = np.einsum("qnd,cnd->nqc", q, k) * scale
-    first = len(k) - len(q)
-    mask = np.arange(len(k))[None] <= first + np.arange(len(q))[:, None]
+    if softcap is not None:
+        scores = softcap * np.tanh(scores / softcap)
+    at = len(k) - len(q) + np.arange(len(q))[:, None]
+    mask = (np.arange(len(k)) <= at) & (np.arange(len(k)) > at - (window or len(k)))
     scores = np.where(mask, scores, -np.inf)
+    if sinks is not None:  # one more key, whose value is zero
+        scores = np.concatenate([scores, np.broadcast_to(sinks[:, None, None], (*scores.shape[:2], 1))], axis=-1)
+        v = np.concatenate([v, np.zeros_like(v[:1])])
     weights = np.exp(scores - scores.max(-1, keepdims=True))
     return np.einsum("nqc,cnd->qnd", weights / weights.sum(-1, keepdims=True), v)
 
@@ -65,7 +79,7 @@ def test_two_keys_by_hand():
     k = jnp.array([[[0.0, 1.0]], [[9.0, 9.0]]])
     v = jnp.array([[[0.0, 4.0]], [[9.0, 9.0]]])
     cache = write_kv(cache, 0, k, v, batch)
-    out = paged_attention(q, cache, 0, batch, scale=1.0, max_query_len=1)
+    out = paged_attention(q, cache, 0, batch, scale=1.0, max_query_len=1, **PLAIN)
     np.testing.assert_allclose(out[0, 0], [1.0, 5.0], atol=1e-6)
 
 
@@ -80,11 +94,39 @@ ROWS = {
 }
 
 
+SINKS = np.linspace(-2, 3, 6, dtype=np.float32)
+FEATURES = {
+    "a window inside a block": {"window": 7},
+    "a window of several blocks": {"window": 300},
+    "a window longer than everything": {"window": 10_000},
+    "a window of one": {"window": 1},
+    "softcap": {"softcap": 2.0},
+    "sinks": {"sinks": SINKS},
+    "all": {"window": 20, "softcap": 3.0, "sinks": SINKS},
+}
+
+
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=["f32", "bf16"])
 @pytest.mark.parametrize("name", ROWS)
 @pytest.mark.parametrize("page_size", [8, 64])
 def test_matches_dense(name: str, page_size: int, dtype: jnp.dtype):
-    rows = ROWS[name]
+    check_against_dense(ROWS[name], page_size, dtype, {})
+
+
+@pytest.mark.parametrize("feature", FEATURES)
+@pytest.mark.parametrize("name", ["decode rows of all lengths", "second chunk", "mixed"])
+def test_windows_softcaps_and_sinks_match_dense(name: str, feature: str):
+    check_against_dense(ROWS[name], 8, jnp.float32, FEATURES[feature])
+
+
+def test_a_window_reads_no_page_before_it():
+    # Pages out of the window hold NaN: a key among them would show, as 0 * NaN.
+    check_against_dense([(500, 1), (450, 40)], 8, jnp.float32, {"window": 16}, lost_before=480 - 40 - 256)
+
+
+def check_against_dense(
+    rows: list[tuple[int, int]], page_size: int, dtype: jnp.dtype, features: dict, lost_before: int = 0
+) -> None:
     heads, kv_heads, dim, layers, layer = 6, 2, 16, 3, 1
     queries = sum(q for _, q in rows)
     decodes = all(q == 1 for _, q in rows)
@@ -102,7 +144,7 @@ def test_matches_dense(name: str, page_size: int, dtype: jnp.dtype):
     k_pages, v_pages = junk.copy(), junk.copy()
     table = np.asarray(batch.page_table)
     for r, (before, _) in enumerate(rows):
-        for position in range(before):
+        for position in range(lost_before, before):
             at = layer, table[r, position // page_size], slice(None), position % page_size
             k_pages[at], v_pages[at] = sequences[r][0][position], sequences[r][1][position]
 
@@ -120,13 +162,17 @@ def test_matches_dense(name: str, page_size: int, dtype: jnp.dtype):
     @jax.jit
     def run(q, k, v, cache, batch):
         cache = write_kv(cache, layer, k, v, batch)
-        return paged_attention(q, cache, layer, batch, scale=dim**-0.5, max_query_len=1 if decodes else tokens)
+        return paged_attention(
+            q, cache, layer, batch, scale=dim**-0.5, max_query_len=1 if decodes else tokens, **(PLAIN | features)
+        )
 
     arrays = (jnp.asarray(a, dtype) for a in (q, k_new, v_new))
     out = np.asarray(run(*arrays, KVCache(store(k_pages), store(v_pages)), batch), np.float32)
     at = 0
     for (_, n), (k, v) in zip(rows, sequences, strict=True):
-        np.testing.assert_allclose(out[at : at + n], dense(q[at : at + n], k, v, dim**-0.5), atol=TOLERANCE[dtype])
+        np.testing.assert_allclose(
+            out[at : at + n], dense(q[at : at + n], k, v, dim**-0.5, **features), atol=TOLERANCE[dtype]
+        )
         at += n
     assert np.isfinite(out).all()
 
@@ -139,7 +185,7 @@ def test_temporaries_do_not_grow_with_the_pool_or_the_context():
 
         def run(q, k, cache, batch):
             cache = write_kv(cache, 1, k, k, batch)
-            return paged_attention(q, cache, 1, batch, scale=1.0, max_query_len=1), cache
+            return paged_attention(q, cache, 1, batch, scale=1.0, max_query_len=1, **PLAIN), cache
 
         compiled = jax.jit(run, donate_argnums=2).lower(q, k, cache, batch).compile()
         return compiled.memory_analysis().temp_size_in_bytes

@@ -9,7 +9,8 @@ import pytest
 from ryzjax.ops.embedding import embed
 from ryzjax.ops.linear import linear
 from ryzjax.ops.norm import rms_norm
-from ryzjax.ops.rope import apply_rope, llama3_inv_freq, plain_inv_freq, rope_cos_sin
+from ryzjax.layers.rope import Llama3Rope, Rope
+from ryzjax.ops.rope import apply_rope, rope_cos_sin
 
 
 def test_linear_by_hand_and_for_one_row():
@@ -31,15 +32,17 @@ def test_linear_bf16_accumulates_in_f32(rows: int):
 
 
 def test_rms_norm_by_hand():
-    out = rms_norm(jnp.array([[3.0, 4.0]]), jnp.array([1.0, 2.0]), 0.0)
+    out = rms_norm(jnp.array([[3.0, 4.0]]), jnp.array([1.0, 2.0]), 0.0, offset=0.0)
     np.testing.assert_allclose(out, [[3 / np.sqrt(12.5), 8 / np.sqrt(12.5)]], rtol=1e-6)
-    assert rms_norm(jnp.zeros((1, 2)), jnp.ones(2), 1e-5).tolist() == [[0.0, 0.0]]
+    shifted = rms_norm(jnp.array([[3.0, 4.0]]), jnp.array([0.0, 1.0]), 0.0, offset=1.0)
+    np.testing.assert_allclose(shifted, out, rtol=1e-6)
+    assert rms_norm(jnp.zeros((1, 2)), jnp.ones(2), 1e-5, offset=0.0).tolist() == [[0.0, 0.0]]
 
 
 def test_rope_rotates_halves_by_the_position():
-    freq = plain_inv_freq(4, 100.0)
+    freq = Rope(theta=100.0, rotary_dim=4).inv_freq()
     np.testing.assert_allclose(freq, [1.0, 0.1], rtol=1e-6)
-    cos, sin = rope_cos_sin(jnp.array([0, 2]), freq)
+    cos, sin = rope_cos_sin(jnp.array([0, 2]), freq, 1.0)
     x = jnp.array([[[1.0, 0.0, 0.0, 1.0]]] * 2)
     out = apply_rope(x, cos, sin)
     np.testing.assert_allclose(out[0, 0], [1.0, 0.0, 0.0, 1.0], atol=1e-6)
@@ -47,9 +50,22 @@ def test_rope_rotates_halves_by_the_position():
     np.testing.assert_allclose(out[1, 0], [np.cos(2), -np.sin(0.2), np.sin(2), np.cos(0.2)], atol=1e-6)
 
 
+def test_partial_rotary_leaves_the_rest_of_a_head_alone():
+    cos, sin = rope_cos_sin(jnp.array([3]), np.array([1.0], np.float32), 2.0)
+    out = apply_rope(jnp.array([[[1.0, 0.0, 5.0, 6.0]]]), cos, sin)
+    np.testing.assert_allclose(out[0, 0], [2 * np.cos(3), 2 * np.sin(3), 5.0, 6.0], rtol=1e-6)
+
+
 def test_llama3_keeps_short_waves_divides_long_ones_and_blends_between():
-    freq = plain_inv_freq(128, 500_000.0)
-    scaled = llama3_inv_freq(freq, factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position=8192)
+    freq = Rope(theta=500_000.0, rotary_dim=128).inv_freq()
+    scaled = Llama3Rope(
+        theta=500_000.0,
+        rotary_dim=128,
+        factor=8.0,
+        low_freq_factor=1.0,
+        high_freq_factor=4.0,
+        original_max_position=8192,
+    ).inv_freq()
     wavelength = 2 * np.pi / freq
     short, long = wavelength < 8192 / 4, wavelength > 8192
     np.testing.assert_array_equal(scaled[short], freq[short])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -24,15 +26,14 @@ def test_activations_are_split_as_the_layout_says(
     ranks: dict[tuple[str | None, ...], int] = {}
     constrain = Placement.constrain
 
-    def watched(self: Placement, x: jax.Array, *axes: str | None) -> jax.Array:
-        out = constrain(self, x, *axes)
+    def watched(self: Placement, x: jax.Array, *axes: str | None, units: Sequence[int] | None = None) -> jax.Array:
+        out = constrain(self, x, *axes, units=units)
         ranks[axes] = x.ndim
         jax.debug.inspect_array_sharding(out, callback=lambda s: seen.setdefault(axes, set()).add(s))
         return out
 
     monkeypatch.setattr(Placement, "constrain", watched)
-    heads = CONFIG.num_kv_heads * placement.kv_replication(CONFIG.num_kv_heads)
-    shape = (CONFIG.num_layers, 3, heads, 8, CONFIG.head_dim)
+    shape = (CONFIG.num_layers, 3, CONFIG.num_kv_heads, 8, CONFIG.head_dim)
     pages = placement.sharding((None, None, "kv_heads", None, None), shape)
     cache = KVCache(*(jax.device_put(jnp.zeros(shape, jnp.uint16), pages) for _ in range(2)))
     positions = jnp.arange(8, dtype=jnp.int32)
@@ -40,6 +41,7 @@ def test_activations_are_split_as_the_layout_says(
     batch = TokenBatch(
         token_ids=positions,
         positions=positions,
+        rope_lengths=positions + 1,
         write_page=jnp.ones(8, jnp.int32),
         write_offset=positions,
         page_table=one[None],
@@ -56,9 +58,9 @@ def test_activations_are_split_as_the_layout_says(
 
     jax.jit(forward).lower(leaves, cache, batch).compile()
     wanted = {
-        ("tokens", None): P(tokens_axis, None),
-        ("tokens", "heads", None): P(tokens_axis, "tensor", None),
-        ("tokens", "ffn"): P(tokens_axis, "tensor"),
+        ("tokens", None): placement.spec(("tokens", None), (8, 1)),
+        ("tokens", "heads", None): placement.spec(("tokens", "heads", None), (8, CONFIG.num_heads, 1)),
+        ("tokens", "ffn"): placement.spec(("tokens", "ffn"), (8, CONFIG.intermediate_size)),
     }
     assert set(wanted) <= set(seen)
     for axes, spec in wanted.items():

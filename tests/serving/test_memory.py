@@ -10,15 +10,15 @@ import pytest
 from ryzjax import LLM
 from ryzjax.checkpoint.dummy import dummy_weights
 from ryzjax.errors import CapacityError, ConfigError
-from ryzjax.models.config import ModelConfig, RopeConfig
+from ryzjax.layers.rope import Rope
+from ryzjax.models.llama import LlamaConfig
 from ryzjax.models.registry import abstract_model
 from ryzjax.serving.buckets import Buckets
 from ryzjax.serving.capacity import kv_page_bytes, most_pages, plan_capacity
 from ryzjax.serving.runner import ModelRunner
 from ryzjax.sharding import Layout, Placement
 
-CONFIG = ModelConfig(
-    family="llama",
+CONFIG = LlamaConfig(
     dtype="bfloat16",
     vocab_size=512,
     hidden_size=64,
@@ -28,7 +28,9 @@ CONFIG = ModelConfig(
     num_kv_heads=2,
     head_dim=16,
     rms_norm_eps=1e-5,
-    rope=RopeConfig(theta=10000.0),
+    rope=Rope(theta=10000.0, rotary_dim=16),
+    attention_bias=False,
+    mlp_bias=False,
     max_position=32768,
     tie_embeddings=True,
 )

@@ -12,13 +12,18 @@ from ryzjax.errors import LayoutError
 from ryzjax.sharding import Layout, Placement
 
 
+SHIPPED = ("single", "tp", "tp_dp", "fsdp_tp", "ep", "ep_dp")
+
+
 def test_shipped_layouts_resolve_on_eight_devices():
-    sizes = {name: dict(Layout.load(name).resolve(8).mesh) for name in ("single", "tp", "tp_dp", "fsdp_tp")}
+    sizes = {name: dict(Layout.load(name).resolve(8).mesh) for name in SHIPPED}
     assert sizes == {
         "single": {"tensor": 1},
         "tp": {"tensor": 8},
         "tp_dp": {"data": 2, "tensor": 4},
         "fsdp_tp": {"fsdp": 2, "tensor": 4},
+        "ep": {"tensor": 8},
+        "ep_dp": {"data": 2, "tensor": 4},
     }
 
 
@@ -63,13 +68,18 @@ def test_too_few_devices():
         Placement(Layout.load("tp_dp"), jax.devices()[:3])
 
 
-def test_sizes_that_do_not_divide_name_axis_and_size():
+def test_sizes_that_do_not_divide_are_split_over_the_part_that_does(caplog: pytest.LogCaptureFixture):
     placement = Placement(Layout.load("tp"))
-    with pytest.raises(LayoutError, match=r"ffn=172 does not divide over the 8 devices of mesh axis 'tensor'"):
-        placement.spec(("ffn", "embed"), (172, 64))
-    # 4 heads of 8: the array's 32 rows would divide, but heads would be cut in half.
-    with pytest.raises(LayoutError, match="heads=4"):
-        placement.spec(("heads", "embed"), (32, 64), (8, 1))
+    assert placement.mesh.shape == {"tensor_0": 2, "tensor_1": 2, "tensor_2": 2}
+    with caplog.at_level("INFO", logger="ryzjax"):
+        assert placement.spec(("ffn", "embed"), (172, 64)) == PartitionSpec(("tensor_0", "tensor_1"), None)
+        assert placement.spec(("ffn", "embed"), (172, 64)) == PartitionSpec(("tensor_0", "tensor_1"), None)
+    assert caplog.text.count("ffn=172 is split over 4 of the 8 devices of mesh axis tensor") == 1
+    # 28 heads: the array's 224 rows would divide further, but heads would be cut in half.
+    assert placement.spec(("heads", "embed"), (224, 64), (8, 1)) == PartitionSpec(("tensor_0", "tensor_1"), None)
+    assert placement.spec(("ffn", "embed"), (175, 64)) == PartitionSpec(None, None)
+    six = Placement(Layout(name="six", mesh={"x": 6}, rules={"ffn": "x"}), jax.devices()[:6])
+    assert [six.split("ffn", count) for count in (12, 8, 9)] == [6, 2, 1]
 
 
 def test_two_dimensions_on_one_mesh_axis():
@@ -78,10 +88,13 @@ def test_two_dimensions_on_one_mesh_axis():
         placement.spec(("ffn", "embed"), (4, 4))
 
 
-def test_few_kv_heads_are_replicated_and_copied_in_the_cache():
+def test_query_heads_stay_with_their_kv_heads():
     placement = Placement(Layout.load("tp"))
-    assert placement.spec(("kv_heads", "embed"), (32, 64), (8, 1)) == PartitionSpec(None, None)
-    assert placement.kv_replication(4) == 2
-    assert placement.kv_replication(16) == 1
-    with pytest.raises(LayoutError, match="kv_heads=3"):
-        placement.kv_replication(3)
+    assert placement.spec(("kv_heads", "embed"), (32, 64), (8, 1)) == PartitionSpec(("tensor_0", "tensor_1"), None)
+    assert placement.query_heads_unit(32, 8) == 1  # one KV head a device
+    assert placement.query_heads_unit(16, 4) == 1  # a KV head on two devices, half of its queries on each
+    assert placement.query_heads_unit(64, 16) == 1
+    # 6 KV heads are split in two; 24 query heads could be split in eight, which would cut groups apart.
+    assert placement.query_heads_unit(24, 6) == 4
+    specs = placement.attention_specs(24, 6)
+    assert specs.heads == specs.kv_heads == PartitionSpec(None, "tensor_0", None)

@@ -13,6 +13,7 @@ __all__ = ["FAMILY"]
 def _read(hf: HFConfig) -> Gemma3Config:
     fields = hf.fields
     shared, activation = gemma_shared_fields(hf)
+    fields.ignore("sliding_window_pattern", "_sliding_window_pattern")
     pattern_key = "sliding_window_pattern" if fields.has("sliding_window_pattern") else "_sliding_window_pattern"
     pattern = fields.integer(pattern_key, default=6)
     windows, layer_types = layer_windows(fields, shared["num_layers"], is_sliding=lambda i: (i + 1) % pattern != 0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ryzjax.checkpoint.families.base import HFConfig, HFFamily, hf_modules, layer_windows, shared_and_rope
+from ryzjax.checkpoint.families.base import HFConfig, HFFamily, hf_modules, shared_and_rope
 from ryzjax.models.llama import LlamaConfig
 
 __all__ = ["FAMILY"]
@@ -11,9 +11,9 @@ __all__ = ["FAMILY"]
 def _read(hf: HFConfig) -> LlamaConfig:
     fields = hf.fields
     shared, rope = shared_and_rope(hf, theta=10000.0)
-    windows, _ = layer_windows(fields, shared["num_layers"], is_sliding=lambda layer: False)
-    if any(windows):
-        raise fields.fail("layer_types", "'full_attention' only", remedy="Llama has no sliding layers.")
+    if fields.value("layer_types") not in (None, ["full_attention"] * shared["num_layers"]):
+        expected = f"'full_attention' {shared['num_layers']} times (num_hidden_layers)"
+        raise fields.fail("layer_types", expected, remedy="Llama has no sliding layers.")
     return LlamaConfig(
         rope=rope,
         attention_bias=fields.boolean("attention_bias", default=False),

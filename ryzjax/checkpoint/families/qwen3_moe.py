@@ -29,6 +29,8 @@ def _read(hf: HFConfig) -> Qwen3MoeConfig:
     is_sliding = fields.boolean("use_sliding_window", default=False)
     fields.ignore("sliding_window", "max_window_layers")
     experts = num_experts(fields)
+    if not fields.boolean("use_qk_norm", default=True):
+        raise fields.fail("use_qk_norm", "true or absent", remedy="Qwen 3 always has norms on queries and keys.")
     return Qwen3MoeConfig(
         rope=rope,
         window=optional_window(fields) if is_sliding else None,

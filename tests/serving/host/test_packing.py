@@ -47,7 +47,7 @@ def test_a_prefill_then_a_mixed_step():
     assert parts["counts"].tolist() == [0, 1]
     assert parts["token_ids"].tolist() == [11, 12, 13, 14, 15, 0, 0, 0]
     assert parts["token_rows"].tolist() == [0] * 5 + [-1] * 3
-    assert parts["rows"].tolist() == [[0, 5, 5], [0, 0, 0], [0, 0, 0]]
+    assert parts["rows"].tolist() == [[0, 5, 5, 5], [0, 0, 0, 0], [0, 0, 0, 0]]
     slot, pages = first.rows[0].slot, first.rows[0].sequence.pages
     assert parts["page_table"][0, : len(pages)].tolist() == list(pages)
     assert not parts["page_table"][1:].any()
@@ -67,7 +67,7 @@ def test_a_prefill_then_a_mixed_step():
     assert parts["counts"].tolist() == [1, 2]
     assert parts["token_ids"].tolist() == [-1 - slot, 21, 22, 0]
     assert parts["token_rows"].tolist() == [0, 1, 1, -1]
-    assert parts["rows"][:2].tolist() == [[0, 1, 6], [1, 2, 2]]
+    assert parts["rows"][:2].tolist() == [[0, 1, 6, 5], [1, 2, 2, 2]]
     fields = {name: parts["samples"][:2, i].tolist() for i, name in enumerate(SAMPLE_FIELDS)}
     assert fields["slot"] == [slot, other] and fields["output_index"] == [1, 0]
     assert fields["use_history"] == [0, 1] and fields["ban_stops"] == [0, 1]
