@@ -5,6 +5,7 @@
     │   ├── UnsupportedModelError   the architecture, or a field that changes its maths, is not supported
     │   └── LayoutError             a sharding layout does not fit the mesh or the model
     ├── CheckpointError         a checkpoint file is missing, truncated or of the wrong shape
+    ├── MissingExtraError       an optional package is not installed
     ├── CapacityError           nothing fits the memory that was given
     ├── RequestError            one request is bad (HTTP 400); carries `param` and `code`
     │   └── ContextLengthError      prompt longer than the context (`context_length_exceeded`)
@@ -23,6 +24,7 @@ __all__ = [
     "ContextLengthError",
     "EngineStoppedError",
     "LayoutError",
+    "MissingExtraError",
     "QueueFullError",
     "RequestError",
     "RyzJAXError",
@@ -48,6 +50,10 @@ class LayoutError(ConfigError):
 
 class CheckpointError(RyzJAXError):
     """A checkpoint file is missing, truncated, or does not match the model."""
+
+
+class MissingExtraError(RyzJAXError, ImportError):
+    """What was asked for needs a package of an optional extra; the message says which."""
 
 
 class CapacityError(RyzJAXError):

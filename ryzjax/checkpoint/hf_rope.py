@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import cast
 
 from ryzjax.checkpoint.hf_fields import ConfigFields
-from ryzjax.layers.rope import DynamicRope, LinearRope, Llama3Rope, LongRope, Rope, YarnRope
+from ryzjax.layers.rope import DynamicRope, FactorRope, LinearRope, Llama3Rope, LongRope, Rope, YarnRope
 
 __all__ = ["layer_ropes_from_hf", "rope_from_hf", "scaled_max_position"]
 
@@ -28,11 +28,12 @@ _PARAMETERS = {
         }
     ),
     "llama3": frozenset({"factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"}),
+    "factors": frozenset({"factors"}),
     "longrope": frozenset(
         {"factor", "short_factor", "long_factor", "original_max_position_embeddings", "attention_factor"}
     ),
 }
-"""Supported rope types, and the parameters each one reads."""
+"""Supported rope types, and the parameters each one reads. "factors" is ours, for GGUF files (`gguf_config`)."""
 
 _OLD_NAMES = {"su": "longrope"}
 _COMMON = frozenset({"rope_type", "type", "rope_theta", "partial_rotary_factor"})
@@ -136,6 +137,9 @@ def _rope(
         return Rope(theta=theta, rotary_dim=rotary_dim)
     if rope_type == "linear":
         return LinearRope(theta=theta, rotary_dim=rotary_dim, factor=scaling.number("factor"))
+    if rope_type == "factors":
+        factors = scaling.numbers("factors", length=rotary_dim // 2)
+        return FactorRope(theta=theta, rotary_dim=rotary_dim, factors=factors)
     if rope_type == "dynamic":
         if rotary_dim < 4:
             raise scaling.fail("rope_type", "another type for a rotary dimension of 2", remedy="Fix the config.")

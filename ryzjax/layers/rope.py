@@ -18,7 +18,7 @@ import numpy as np
 from ryzjax.dims import Float32Array
 from ryzjax.ops.rope import rope_cos_sin
 
-__all__ = ["DynamicRope", "LinearRope", "Llama3Rope", "LongRope", "Rope", "YarnRope"]
+__all__ = ["DynamicRope", "FactorRope", "LinearRope", "Llama3Rope", "LongRope", "Rope", "YarnRope"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +58,21 @@ class LinearRope(Rope):
     def inv_freq(self) -> Float32Array:
         """As `Rope.inv_freq`, divided by the factor."""
         return super().inv_freq() / np.float32(self.factor)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FactorRope(Rope):
+    """Each frequency divided by a factor of its own: how GGUF files store Llama 3's scaling.
+
+    Attributes:
+      factors: rotary_dim / 2 divisors.
+    """
+
+    factors: tuple[float, ...]
+
+    def inv_freq(self) -> Float32Array:
+        """As `Rope.inv_freq`, divided by the factors."""
+        return super().inv_freq() / np.array(self.factors, np.float32)
 
 
 @dataclass(frozen=True, kw_only=True)

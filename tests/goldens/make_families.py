@@ -199,8 +199,8 @@ def tiny_weights(shapes: dict[str, tuple[int, ...]], family: str, seed: int = 0)
     return weights
 
 
-def build(name: str, folder: Path, seed: int = 0):
-    """Writes a variant's checkpoint (as transformers saves it, with our weights) and returns transformers' model."""
+def build(name: str, folder: Path, seed: int = 0, **more: object):
+    """Writes a variant's checkpoint (as transformers saves it, with our weights): (transformers' model, shapes)."""
     import transformers
     from safetensors import safe_open
     from safetensors.numpy import save_file
@@ -208,7 +208,7 @@ def build(name: str, folder: Path, seed: int = 0):
     family, changes = VARIANTS[name]
     config_class = getattr(transformers, f"{family}TextConfig" if family == "Gemma3" else f"{family}Config")
     model_class = getattr(transformers, f"{family}ForCausalLM")
-    model_class(config_class(**(_BASE | changes))).float().save_pretrained(folder)
+    model_class(config_class(**(_BASE | changes | more))).float().save_pretrained(folder)
     path = folder / "model.safetensors"
     with safe_open(path, "numpy") as file:
         shapes = {tensor: tuple(file.get_slice(tensor).get_shape()) for tensor in file.keys()}  # noqa: SIM118

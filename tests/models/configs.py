@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ryzjax.layers.rope import DynamicRope, LinearRope, Llama3Rope, LongRope, Rope, YarnRope
+from ryzjax.layers.rope import DynamicRope, FactorRope, LinearRope, Llama3Rope, LongRope, Rope, YarnRope
 from ryzjax.models.config import ModelConfig
 from ryzjax.models.gemma2 import Gemma2Config
 from ryzjax.models.gemma3 import Gemma3Config
@@ -38,6 +38,7 @@ _MOE = {"num_experts": 4, "top_k": 2}
 ROPES: dict[str, Rope] = {
     "plain": ROPE,
     "linear": LinearRope(theta=10000.0, rotary_dim=16, factor=4.0),
+    "factors": FactorRope(theta=10000.0, rotary_dim=16, factors=(1.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0)),
     "dynamic": DynamicRope(theta=10000.0, rotary_dim=16, factor=4.0, original_max_position=16),
     "yarn": YarnRope(
         theta=10000.0,

@@ -55,6 +55,7 @@ ROPE_CHANGES: dict[str, object] = {
     "theta": 500.0,
     "rotary_dim": 8,
     "factor": 2.0,
+    "factors": (3.0,) * 8,
     "low_freq_factor": 2.0,
     "high_freq_factor": 8.0,
     "original_max_position": 24,
@@ -126,6 +127,8 @@ def rotated(rope: Rope) -> np.ndarray:
 def test_a_field_of_a_rope(kind: str, field: str):
     rope = ROPES[kind]
     changes: dict[str, object] = {field: ROPE_CHANGES[field]}
+    if field == "rotary_dim" and kind == "factors":
+        changes |= {"factors": (1.0,) * 4}
     if field == "rotary_dim" and kind == "long":
         changes |= {"short_factor": (1.0,) * 4, "long_factor": (1.0,) * 4}
     base, changed = rotated(rope), rotated(dataclasses.replace(rope, **changes))

@@ -1,4 +1,4 @@
-"""Tiny random models against transformers, live: greedy tokens and log-probabilities through the paged path."""
+"""Tiny random models of every family against transformers, live: logits through the paged path and the engine."""
 
 from __future__ import annotations
 
@@ -9,7 +9,11 @@ import pytest
 
 from ryzjax import LLM, SamplingParams
 from ryzjax.data.byte_tokenizer import write_byte_tokenizer
+from tests.goldens.make_families import VARIANTS, build
+from tests.goldens.make_families import prompt as family_prompt
+from tests.goldens.make_families import reference as family_reference
 from tests.goldens.make_llama3_tiny import CONFIG, NEW_TOKENS, prompt, reference
+from tests.models.test_families import logits_of
 
 pytestmark = pytest.mark.parity
 torch = pytest.importorskip("torch")
@@ -28,70 +32,63 @@ BASE = {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
-LLAMA3 = {
-    "rope_type": "llama3",
-    "rope_theta": 500000.0,
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 64,
-}
-VARIANTS = {
-    "gqa": {},
-    "mha": {"num_key_value_heads": 4},
-    "mqa": {"num_key_value_heads": 1},
-    "tied": {"tie_word_embeddings": True},
-    "attention bias": {"attention_bias": True},
-    "mlp bias": {"mlp_bias": True},
-    "head_dim of its own": {"head_dim": 24},
-    "linear rope": {"rope_parameters": {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}},
-    "llama3 rope": {"rope_parameters": LLAMA3},
-}
 
 
-def transformers_logprobs(folder: Path, changes: dict, dtype: str) -> tuple[list[int], np.ndarray]:
-    """(greedy tokens, log-probabilities [NEW_TOKENS, vocab]) of a random model, saved to `folder`."""
+def transformers_logprobs(folder: Path, dtype: str) -> tuple[list[int], np.ndarray]:
+    """(greedy tokens, log-probabilities [NEW_TOKENS, vocab]) of a random Llama, saved to `folder`."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
-    model = LlamaForCausalLM(LlamaConfig(**(BASE | changes))).to(getattr(torch, dtype)).eval()
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if name.endswith("bias"):  # transformers starts biases at zero, where they could be forgotten
-                parameter.normal_(0, 0.5)
+    model = LlamaForCausalLM(LlamaConfig(**BASE)).to(getattr(torch, dtype)).eval()
     model.save_pretrained(folder)
     write_byte_tokenizer(folder, vocab_size=BASE["vocab_size"])
-    tokens, logprobs = prompt(), []
+    return greedy(model, prompt())
+
+
+def greedy(model, tokens: list[int]) -> tuple[list[int], np.ndarray]:
+    """(new tokens, log-probabilities they were chosen from): the whole sequence anew for each, without a cache."""
+    tokens, logprobs, start = list(tokens), [], len(tokens)
     with torch.inference_mode():
         for _ in range(NEW_TOKENS):
-            last = model(torch.tensor([tokens])).logits[0, -1].float()
+            last = model(torch.tensor([tokens]), use_cache=False).logits[0, -1].float()
             logprobs.append(torch.log_softmax(last, -1).numpy())
             tokens.append(int(last.argmax()))
-    return tokens[len(prompt()) :], np.stack(logprobs)
-
-
-def ours(folder: Path, dtype: str, compile_cache: str):
-    options = {"max_sequences": 2, "max_batch_tokens": 64, "page_size_tokens": 8, "compile_cache": compile_cache}
-    with LLM(str(folder), dtype=dtype, **options) as llm:
-        params = SamplingParams(temperature=0, max_tokens=NEW_TOKENS, logprobs=20, ignore_eos=True)
-        return llm.generate({"prompt_token_ids": prompt()}, params, use_tqdm=False)[0].outputs[0]
+    return tokens[start:], np.stack(logprobs)
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_float32(name: str, tmp_path: Path, compile_cache: str):
-    tokens, logprobs = transformers_logprobs(tmp_path, VARIANTS[name], "float32")
-    output = ours(tmp_path, "float32", compile_cache)
-    assert output.token_ids == tokens
-    assert output.logprobs is not None
-    for entry, theirs in zip(output.logprobs, logprobs, strict=True):
-        ids, values = zip(*entry.top, strict=True)
-        np.testing.assert_allclose(values, theirs[list(ids)], atol=2e-4)
+def test_logits_of_other_weights_and_another_prompt(name: str, tmp_path: Path):
+    model, _ = build(name, tmp_path, seed=1)
+    tokens, expected = family_reference(model, family_prompt(seed=6))
+    assert np.abs(logits_of(tmp_path, tokens, chunk=40) - expected).max() < 2e-4
+
+
+# The whole engine, several requests at once: prompts shorter and longer than windows and LongRoPE's first length.
+ENGINE = ["llama", "mixtral", "qwen3 moe", "gemma3", "olmo3", "gpt-oss", "phi3 longrope"]
+
+
+@pytest.mark.parametrize("name", ENGINE)
+def test_the_engine_gives_what_transformers_gives(name: str, tmp_path: Path, compile_cache: str):
+    model, _ = build(name, tmp_path, seed=2, vocab_size=384)
+    write_byte_tokenizer(tmp_path, vocab_size=384)
+    prompts = [family_prompt(seed)[:length] for seed, length in enumerate((96, 50, 7, 33))]
+    options = {"max_sequences": 4, "max_batch_tokens": 40, "page_size_tokens": 8, "max_context_tokens": 160}
+    with LLM(str(tmp_path), dtype="float32", compile_cache=compile_cache, **options) as llm:
+        params = SamplingParams(temperature=0, max_tokens=NEW_TOKENS, logprobs=20, ignore_eos=True)
+        outputs = llm.generate([{"prompt_token_ids": p} for p in prompts], params, use_tqdm=False)
+    for tokens, output in zip(prompts, outputs, strict=True):
+        expected, logprobs = greedy(model, tokens)
+        assert output.outputs[0].token_ids == expected
+        assert output.outputs[0].logprobs is not None
+        for entry, theirs in zip(output.outputs[0].logprobs, logprobs, strict=True):
+            ids, values = zip(*entry.top, strict=True)
+            np.testing.assert_allclose(values, theirs[list(ids)], atol=2e-4)
 
 
 def test_bfloat16_is_no_further_from_float32_than_transformers(tmp_path: Path, compile_cache: str):
     from transformers import LlamaForCausalLM
 
-    transformers_logprobs(tmp_path, {}, "bfloat16")
+    transformers_logprobs(tmp_path, "bfloat16")
     prompts = [prompt()[:length] for length in range(8, 96, 4)]
     exact, theirs = (
         LlamaForCausalLM.from_pretrained(tmp_path, dtype=dtype).eval() for dtype in (torch.float32, torch.bfloat16)

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import pytest
-from jax.sharding import PartitionSpec as P
 
 from ryzjax.batch import KVCache, TokenBatch
 from ryzjax.checkpoint.dummy import dummy_weights

@@ -11,7 +11,6 @@ from jax.sharding import AxisType, PartitionSpec
 from ryzjax.errors import LayoutError
 from ryzjax.sharding import Layout, Placement
 
-
 SHIPPED = ("single", "tp", "tp_dp", "fsdp_tp", "ep", "ep_dp")
 
 

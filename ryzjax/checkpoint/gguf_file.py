@@ -1,0 +1,160 @@
+"""GgufFile: tensors and metadata of a GGUF file, read and dequantized by the `gguf` package.
+
+The format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ryzjax.checkpoint.tensor_file import TensorEntry
+from ryzjax.errors import CheckpointError, MissingExtraError
+
+if TYPE_CHECKING:
+    import gguf
+
+__all__ = ["GgufFile", "RowTransform"]
+
+_CHUNK_BYTES = 4 * 2**20
+"""float32 bytes dequantized at a time: small enough for the cache, large enough for numpy."""
+_READ_ERRORS = (ValueError, IndexError, KeyError, OverflowError, TypeError, UnicodeDecodeError, struct.error, MemoryError)
+"""What the package's reader raises on damaged files."""
+
+
+@dataclass(frozen=True)
+class RowTransform:
+    """What llama.cpp's converter did to a tensor, to be undone.
+
+    Attributes:
+      interleaved_head_dim: rows of each head of this size are in the order of interleaved RoPE (0, d/2, 1, ...);
+        0 where they are as they were.
+      shift: was added to every value (1 for Gemma's norms).
+    """
+
+    interleaved_head_dim: int = 0
+    shift: float = 0.0
+
+
+class GgufFile:
+    """One open file; safe to read from several threads.
+
+    Args:
+      path: the file.
+
+    Raises:
+      CheckpointError: it is missing, truncated or not GGUF, or has a tensor type that cannot be dequantized.
+      MissingExtraError: the `gguf` package is not installed.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.transforms: Mapping[str, RowTransform] = {}
+        """By tensor name; set by who knows the architecture (`gguf_model`)."""
+        self._reader = _open(path)
+        self.entries: dict[str, TensorEntry] = {}
+        self._tensors = {tensor.name: tensor for tensor in self._reader.tensors}
+        size = path.stat().st_size
+        for tensor in self._reader.tensors:
+            self.entries[tensor.name] = _entry(path, tensor, size)
+
+    def metadata(self) -> dict[str, object]:
+        """Every key and its value: numbers, strings, booleans, and lists of them.
+
+        Raises:
+          CheckpointError: a value cannot be read.
+        """
+        try:
+            return {name: field.contents() for name, field in self._reader.fields.items()}
+        except _READ_ERRORS as error:
+            raise CheckpointError(f"{self.path}: its metadata cannot be read ({error}); download it again") from error
+
+    def close(self) -> None:
+        """Lets go of the file; what was read stays valid."""
+        self._tensors.clear()
+        del self._reader
+
+    def read(self, name: str, index: tuple[slice, ...], out: np.ndarray) -> None:
+        """Dequantizes `tensor[index]` into `out`, whose shape is the slice's, a few megabytes at a time."""
+        from gguf import quants
+
+        tensor, transform = self._tensors[name], self.transforms.get(name, RowTransform())
+        shape = self.entries[name].shape
+        # All dimensions but the last are rows of one matrix; `out` is filled in the same order.
+        if len(shape) == 3:
+            for i, outer in enumerate(range(*index[0].indices(shape[0]))):
+                self._read_rows(tensor.data[outer], tensor, transform, index[1:], out[i], quants)
+        else:
+            self._read_rows(tensor.data, tensor, transform, index, out, quants)
+
+    def _read_rows(self, data, tensor, transform: RowTransform, index: tuple[slice, ...], out, quants) -> None:
+        if data.ndim == 1:
+            values = quants.dequantize(data, tensor.tensor_type)
+            rows = _rows(transform, *index[0].indices(len(values)))
+            out[...] = values[rows] - transform.shift
+            return
+        rows = _rows(transform, *index[0].indices(data.shape[0]))
+        width = int(tensor.shape[0])
+        step = max(1, _CHUNK_BYTES // (4 * width))
+        for low in range(0, len(rows), step):
+            values = quants.dequantize(data[rows[low : low + step]], tensor.tensor_type)
+            np.copyto(out[low : low + step], values[:, index[1]] - np.float32(transform.shift), casting="unsafe")
+
+
+def _rows(transform: RowTransform, start: int, stop: int, step: int) -> np.ndarray:
+    """The file's rows that hold rows start:stop:step."""
+    rows = np.arange(start, stop, step)
+    dim = transform.interleaved_head_dim
+    if not dim:
+        return rows
+    head, within = np.divmod(rows, dim)
+    half, pair = np.divmod(within, dim // 2)
+    return head * dim + 2 * pair + half
+
+
+def _open(path: Path) -> gguf.GGUFReader:
+    try:
+        from gguf import GGUFReader
+    except ImportError as error:
+        raise MissingExtraError(f"{path}: reading GGUF files needs the gguf package; pip install 'ryzjax[gguf]'") from error
+    try:
+        return GGUFReader(path)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror}); check path and rights") from error
+    except _READ_ERRORS as error:
+        raise CheckpointError(
+            f"{path}: truncated, damaged or not a GGUF file ({type(error).__name__}: {error}); download it again"
+        ) from error
+
+
+def _entry(path: Path, tensor: gguf.ReaderTensor, size: int) -> TensorEntry:
+    from gguf import GGML_QUANT_SIZES, quants
+
+    kind = tensor.tensor_type
+    plain = {"F16": np.float16, "F32": np.float32, "F64": np.float64}
+    end = int(tensor.data_offset + tensor.n_bytes)
+    if end > size:
+        raise CheckpointError(
+            f"{path}: tensor {tensor.name!r} ends at byte {end}, the file at {size}; it is truncated, download it again"
+        )
+    if kind.name not in plain:
+        try:
+            quants.dequantize(np.zeros((1, GGML_QUANT_SIZES[kind][1]), np.uint8), kind)
+        except NotImplementedError as error:
+            raise CheckpointError(
+                f"{path}: tensor {tensor.name!r} has type {kind.name}, which cannot be dequantized; take another "
+                "quantization of the model"
+            ) from error
+    return TensorEntry(
+        name=tensor.name,
+        dtype_name=kind.name if kind.name in plain else "F32",
+        dtype=np.dtype(plain.get(kind.name, np.float32)),
+        shape=tuple(int(n) for n in reversed(tensor.shape.tolist())),
+        begin=int(tensor.data_offset),
+        end=end,
+    )
