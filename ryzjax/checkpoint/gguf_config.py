@@ -164,7 +164,12 @@ def _llama(gguf: _Gguf) -> dict[str, object]:
     if gguf.fields.integer("expert_count", default=0, low=0):
         experts = _experts(gguf)
         inner = experts.pop("moe_intermediate_size")
-        return {"architectures": ["MixtralForCausalLM"], "intermediate_size": inner, "sliding_window": window, **experts}
+        return {
+            "architectures": ["MixtralForCausalLM"],
+            "intermediate_size": inner,
+            "sliding_window": window,
+            **experts,
+        }
     gguf.fields.ignore("expert_used_count")
     if window is not None:
         return {"architectures": ["MistralForCausalLM"], "sliding_window": window}

@@ -23,7 +23,16 @@ __all__ = ["GgufFile", "RowTransform"]
 
 _CHUNK_BYTES = 4 * 2**20
 """float32 bytes dequantized at a time: small enough for the cache, large enough for numpy."""
-_READ_ERRORS = (ValueError, IndexError, KeyError, OverflowError, TypeError, UnicodeDecodeError, struct.error, MemoryError)
+_READ_ERRORS = (
+    ValueError,
+    IndexError,
+    KeyError,
+    OverflowError,
+    TypeError,
+    UnicodeDecodeError,
+    struct.error,
+    MemoryError,
+)
 """What the package's reader raises on damaged files."""
 
 
@@ -121,7 +130,9 @@ def _open(path: Path) -> gguf.GGUFReader:
     try:
         from gguf import GGUFReader
     except ImportError as error:
-        raise MissingExtraError(f"{path}: reading GGUF files needs the gguf package; pip install 'ryzjax[gguf]'") from error
+        raise MissingExtraError(
+            f"{path}: reading GGUF files needs the gguf package; pip install 'ryzjax[gguf]'"
+        ) from error
     try:
         return GGUFReader(path)
     except OSError as error:

@@ -35,10 +35,10 @@ _LAYER = {
 }
 _OTHER_NAMES = {"gpt_oss": {"mlp_norm": "post_attention_norm"}}
 _NAME = re.compile(r"layers\.(\d+)\.(.+)\.(weight|bias)")
-_INTERLEAVED = ("llama", "mistral3", "smollm3")
-"""Architectures whose q and k rows llama.cpp's converter puts in the order of interleaved RoPE."""
+_INTERLEAVED = ("llama", "mistral", "mixtral", "smollm3")
+"""Families whose q and k rows llama.cpp's converter puts in the order of interleaved RoPE."""
 _SHIFTED_NORMS = ("gemma2", "gemma3")
-"""Architectures whose norms it stores as one plus the weight."""
+"""Families whose norms it stores as one plus the weight."""
 _QK = re.compile(r"blk\.\d+\.attn_[qk]\.(weight|bias)")
 _DERIVED = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
 
@@ -60,7 +60,11 @@ def gguf_weight(name: str, family: str, config: ModelConfig, available: frozense
         raise ConfigError(f"weight {name!r} has no GGUF name; add it to ryzjax/checkpoint/gguf_names.py")
     block, module, leaf = f"blk.{match[1]}.", match[2], match[3]
     fused = _fused(module, config)
-    if fused is not None and f"{block}{fused[0]}.{leaf}" in available and f"{block}{names[module]}.{leaf}" not in available:
+    if (
+        fused is not None
+        and f"{block}{fused[0]}.{leaf}" in available
+        and f"{block}{names[module]}.{leaf}" not in available
+    ):
         return Strided(f"{block}{fused[0]}.{leaf}", fused[1], axis=-2 if leaf == "weight" else -1, total=fused[2])
     if family == "phi3" and module in ("mlp.gate", "mlp.up"):
         inner = config.intermediate_size
@@ -69,13 +73,13 @@ def gguf_weight(name: str, family: str, config: ModelConfig, available: frozense
     return Stored((f"{block}{names[module]}.{leaf}",))
 
 
-def row_transforms(architecture: str, tensors: Iterable[str], config: ModelConfig) -> Mapping[str, RowTransform]:
-    """What the converter did to tensors of this architecture."""
+def row_transforms(family: str, tensors: Iterable[str], config: ModelConfig) -> Mapping[str, RowTransform]:
+    """What the converter did to tensors of this family."""
     transforms = {}
     for tensor in tensors:
-        if architecture in _INTERLEAVED and _QK.fullmatch(tensor):
+        if family in _INTERLEAVED and _QK.fullmatch(tensor):
             transforms[tensor] = RowTransform(interleaved_head_dim=config.head_dim)
-        elif architecture in _SHIFTED_NORMS and tensor.endswith("norm.weight"):
+        elif family in _SHIFTED_NORMS and tensor.endswith("norm.weight"):
             transforms[tensor] = RowTransform(shift=1.0)
     return transforms
 

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
+from dataclasses import dataclass
 from pathlib import Path
 
 import jax
 import numpy as np
 
 from ryzjax.checkpoint.buffers import aligned_empty
-from ryzjax.checkpoint.families import HF_FAMILIES, HFFamily
+from ryzjax.checkpoint.families import HF_FAMILIES
+from ryzjax.checkpoint.gguf_file import GgufFile
+from ryzjax.checkpoint.gguf_names import gguf_weight, is_ignorable_gguf, row_transforms
+from ryzjax.checkpoint.orbax import load_converted
 from ryzjax.checkpoint.progress import byte_progress
 from ryzjax.checkpoint.safetensors import SafetensorsFile
 from ryzjax.checkpoint.source import CheckpointSource
@@ -55,12 +59,15 @@ def load_weights(
     Raises:
       CheckpointError: a tensor is missing, unexpected, of another shape or of a dtype that needs more than a cast.
     """
+    if source.weight_format == "orbax":
+        return load_converted(source, wanted)
     if not source.weight_files:
         raise CheckpointError(f"{source.path}: no weight files were resolved; resolve it with load_format auto")
     with ExitStack() as stack:
-        files = [stack.enter_context(closing(SafetensorsFile(path))) for path in source.weight_files]
+        files = [stack.enter_context(closing(_open(source, path, config))) for path in source.weight_files]
         home = _locate(source, files)
-        stored = _plan(source, config, wanted, home)
+        names = _gguf_names(config) if source.weight_format == "gguf" else _hf_names(config, home)
+        stored = _plan(source, names, wanted, home)
         for name, spec in wanted.items():
             _check_weight(stored[name], spec, home)
         # In file order, so that a cold disk reads forward.
@@ -94,14 +101,52 @@ def _load_one(stored: StoredWeight, home: Mapping[str, TensorFile], spec: Weight
     return array.block_until_ready()
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Names:
+    """How a format names weights: where each of ours is, and which tensors are of no use."""
+
+    weight: Callable[[str, frozenset[str]], StoredWeight]
+    is_ignorable: Callable[[str], bool]
+
+
+def _hf_names(config: ModelConfig, home: Mapping[str, TensorFile]) -> _Names:
+    family = HF_FAMILIES[family_of(config)]
+    # The usual prefix where none fits, so that errors name it.
+    fits = (prefix for prefix in family.prefixes if f"{prefix}embed_tokens.weight" in home)
+    prefix = next(fits, family.prefixes[0])
+
+    def is_ignorable(tensor: str) -> bool:
+        # Old exports store RoPE's inverse frequencies, which follow from the config, and some store the head even
+        # where it is tied to the embedding. Multimodal models have parts that see and hear.
+        is_head = config.tie_embeddings and tensor.endswith("lm_head.weight")
+        return is_head or tensor.endswith(".rotary_emb.inv_freq") or tensor.startswith(family.ignored)
+
+    return _Names(
+        weight=lambda name, available: family.weight(name, config, prefix, available), is_ignorable=is_ignorable
+    )
+
+
+def _gguf_names(config: ModelConfig) -> _Names:
+    family = family_of(config)
+    return _Names(
+        weight=lambda name, available: gguf_weight(name, family, config, available), is_ignorable=is_ignorable_gguf
+    )
+
+
+def _open(source: CheckpointSource, path: Path, config: ModelConfig) -> TensorFile:
+    if source.weight_format == "safetensors":
+        return SafetensorsFile(path)
+    file = GgufFile(path)
+    file.transforms = row_transforms(family_of(config), file.entries, config)
+    return file
+
+
 def _plan(
-    source: CheckpointSource, config: ModelConfig, wanted: Mapping[str, WeightSpec], home: Mapping[str, TensorFile]
+    source: CheckpointSource, names: _Names, wanted: Mapping[str, WeightSpec], home: Mapping[str, TensorFile]
 ) -> dict[str, StoredWeight]:
     """Our weight name -> where it is stored; every tensor of the files is used, or known to be of no use."""
-    family = HF_FAMILIES[family_of(config)]
-    prefix = _prefix(family, home)
     available = frozenset(home)
-    stored = {name: family.weight(name, config, prefix, available) for name in wanted}
+    stored = {name: names.weight(name, available) for name in wanted}
     used = {tensor for weight in stored.values() for tensor in weight.names}
     missing = [tensor for weight in stored.values() for tensor in weight.names if tensor not in home]
     if missing:
@@ -109,7 +154,7 @@ def _plan(
         if missing == ["lm_head.weight"]:
             remedy = "config.json may lack tie_word_embeddings: true"
         raise CheckpointError(f"{_files(source)}: {_listing(dict.fromkeys(missing))} missing; {remedy}")
-    unexpected = [tensor for tensor in home if tensor not in used and not _is_ignorable(tensor, family, config)]
+    unexpected = [tensor for tensor in home if tensor not in used and not names.is_ignorable(tensor)]
     if unexpected:
         path = home[unexpected[0]].path
         raise CheckpointError(
@@ -117,24 +162,6 @@ def _plan(
             "fix config.json (biases, number of layers, quantization) or serve a plain checkpoint"
         )
     return stored
-
-
-def _prefix(family: HFFamily, home: Mapping[str, TensorFile]) -> str:
-    """What stands before `embed_tokens` in these files; the usual prefix where nothing fits, so that errors name it."""
-    for prefix in family.prefixes:
-        if f"{prefix}embed_tokens.weight" in home:
-            return prefix
-    return family.prefixes[0]
-
-
-def _is_ignorable(tensor: str, family: HFFamily, config: ModelConfig) -> bool:
-    """Whether a tensor no one asked for may be left unread.
-
-    Old exports store RoPE's inverse frequencies, which follow from the config, and some store the head even where
-    it is tied to the embedding. Multimodal models have parts that see and hear.
-    """
-    is_head = config.tie_embeddings and tensor.endswith("lm_head.weight")
-    return is_head or tensor.endswith(".rotary_emb.inv_freq") or tensor.startswith(family.ignored)
 
 
 def _locate(source: CheckpointSource, files: Iterable[TensorFile]) -> dict[str, TensorFile]:

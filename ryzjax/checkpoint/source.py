@@ -1,19 +1,21 @@
-"""Where a model's files are: a local directory, a bare config file, or a repository of the Hugging Face Hub."""
+"""Where a model's files are: a local directory, one file, or a repository of the Hugging Face Hub."""
 
 from __future__ import annotations
 
 import json
 import re
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from ryzjax.errors import CheckpointError, ConfigError
 
-__all__ = ["CheckpointSource", "resolve_source"]
+__all__ = ["ORBAX_FOLDER", "CheckpointSource", "LoadFormat", "resolve_source"]
 
-LoadFormat = Literal["auto", "safetensors", "dummy"]
+LoadFormat = Literal["auto", "safetensors", "gguf", "orbax", "dummy"]
+WeightFormat = Literal["safetensors", "gguf", "orbax"]
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _TEXT_FILES = [
@@ -29,6 +31,9 @@ _TEXT_FILES = [
 _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 _INDEX = "model.safetensors.index.json"
 _MAX_JSON_BYTES = 100_000_000
+_GGUF_PART = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
+ORBAX_FOLDER = "orbax"
+"""Of a directory that `ryzjax convert` wrote: where its arrays are."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +46,8 @@ class CheckpointSource:
       config: the parsed `config.json`.
       config_name: its file name with path, for messages.
       generation: the parsed `generation_config.json`, if there is one.
-      weight_files: safetensors files; empty where weights are random.
+      weight_format: of the weight files.
+      weight_files: empty where weights are random.
       weight_map: tensor name -> file of the sharded index, or None for a single file.
     """
 
@@ -50,6 +56,7 @@ class CheckpointSource:
     config: Mapping[str, object]
     config_name: str
     generation: Mapping[str, object] | None = None
+    weight_format: WeightFormat = "safetensors"
     weight_files: tuple[Path, ...] = ()
     weight_map: Mapping[str, Path] | None = None
 
@@ -65,8 +72,9 @@ def resolve_source(
     """Finds a model's files, downloading them where `model` is a Hub id.
 
     Args:
-      model: a local directory; a config file (with load_format "dummy" only); or a Hub id such as "org/name".
-      load_format: "dummy" needs no weight files.
+      model: a local directory; a GGUF file; a config file (with load_format "dummy" only); or a Hub id such as
+        "org/name".
+      load_format: "auto" takes what is there, safetensors before GGUF; "dummy" needs no weight files.
       revision: branch, tag or commit on the Hub.
       show_progress: a bar on stderr while downloading.
 
@@ -74,13 +82,15 @@ def resolve_source(
       CheckpointError: nothing there, nothing to download it from, or files that are missing or unreadable.
       ConfigError: a bare config file without load_format "dummy", or a revision of a local directory.
     """
-    if load_format not in ("auto", "safetensors", "dummy"):
-        raise ConfigError(f"load_format={load_format!r} is not supported; expected auto, safetensors or dummy")
+    if load_format not in get_args(LoadFormat):
+        raise ConfigError(f"load_format={load_format!r} is not supported; expected one of {get_args(LoadFormat)}")
     if not model:
         raise ConfigError("model is empty; expected a directory or a Hugging Face id such as org/name")
     path = Path(model).expanduser()
     if path.exists() and revision is not None:
         raise ConfigError(f"revision={revision!r} was given, but model={model!r} is a local path; leave it out")
+    if path.suffix == ".gguf" and (path.is_file() or load_format == "gguf"):
+        return _gguf(model, path, load_format)
     if path.is_file():
         return _config_file(model, path, load_format)
     if not path.exists():
@@ -102,20 +112,75 @@ def _config_file(model: str, path: Path, load_format: LoadFormat) -> CheckpointS
     return CheckpointSource(name=model, path=path, config=_read_object(path), config_name=str(path))
 
 
+def _gguf(model: str, path: Path, load_format: LoadFormat) -> CheckpointSource:
+    """A GGUF file describes the whole model; of one in parts, the first does."""
+    if load_format not in ("auto", "gguf", "dummy"):
+        raise ConfigError(f"model={model!r} is a GGUF file, not {load_format}; leave load_format out")
+    files = [path]
+    part = _GGUF_PART.fullmatch(path.name)
+    if part is not None:
+        files = [path.with_name(f"{part[1]}-{i + 1:05d}-of-{part[3]}.gguf") for i in range(int(part[3]))]
+        missing = [file.name for file in files if not file.is_file()]
+        if missing:
+            raise CheckpointError(
+                f"{path}: one of {len(files)} parts, of which {len(missing)} are missing: {', '.join(missing[:4])}. "
+                "Download them."
+            )
+    # Imported here: only GGUF files need it.
+    from ryzjax.checkpoint.gguf_config import gguf_config
+    from ryzjax.checkpoint.gguf_file import GgufFile
+
+    with closing(GgufFile(files[0])) as file:
+        config = gguf_config(file)
+    return CheckpointSource(
+        name=model,
+        path=path,
+        config=config,
+        config_name=str(path),
+        weight_format="gguf",
+        weight_files=() if load_format == "dummy" else tuple(files),
+    )
+
+
+def _only_gguf(path: Path) -> Path | None:
+    """The GGUF file of a directory that has nothing else to load: the only one, or the first part of the only one."""
+    files = sorted(path.glob("*.gguf"))
+    firsts = [file for file in files if (part := _GGUF_PART.fullmatch(file.name)) is None or int(part[2]) == 1]
+    if len(firsts) > 1:
+        names = ", ".join(file.name for file in firsts[:4])
+        raise CheckpointError(f"{path}: {len(firsts)} GGUF models ({names}); name the file to be loaded")
+    return firsts[0] if firsts else None
+
+
 def _directory(model: str, path: Path, load_format: LoadFormat) -> CheckpointSource:
     config = path / "config.json"
+    has_safetensors = any(path.glob("*.safetensors"))
+    if load_format == "gguf" or (load_format == "auto" and not has_safetensors and not (path / ORBAX_FOLDER).is_dir()):
+        gguf = _only_gguf(path)
+        if gguf is not None:
+            return _gguf(model, gguf, load_format)
+        if load_format == "gguf":
+            raise CheckpointError(f"{path}: no GGUF file; expected one, as load_format is gguf")
     if not config.is_file():
         raise CheckpointError(f"{path}: no config.json; expected a model directory in Hugging Face layout")
     # Read before the weights are looked for: what is wrong with the config is the better message.
     raw = _read_object(config)
     generation = path / "generation_config.json"
-    files, weight_map = ((), None) if load_format == "dummy" else _find_weights(path)
+    weight_format: WeightFormat = "safetensors"
+    files, weight_map = (), None
+    if load_format == "orbax" or (load_format == "auto" and (path / ORBAX_FOLDER).is_dir()):
+        weight_format = "orbax"
+        if not (path / ORBAX_FOLDER).is_dir():
+            raise CheckpointError(f"{path}: no folder {ORBAX_FOLDER!r}; make one with ryzjax convert")
+    elif load_format != "dummy":
+        files, weight_map = _find_weights(path)
     return CheckpointSource(
         name=model,
         path=path,
         config=raw,
         config_name=str(config),
         generation=_read_object(generation) if generation.is_file() else None,
+        weight_format=weight_format,
         weight_files=files,
         weight_map=weight_map,
     )

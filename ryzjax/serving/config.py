@@ -22,15 +22,15 @@ class EngineConfig:
     """What to serve and how."""
 
     model: Annotated[Positional[str], tyro_arg(metavar="MODEL")]
-    """Local directory, Hugging Face id, or (with --load-format dummy) a config.json."""
+    """Local directory, GGUF file, Hugging Face id, or (with --load-format dummy) a config.json."""
     model_revision: str | None = None
     """Branch, tag or commit of a Hugging Face id."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of weights, activations and KV cache; auto takes the checkpoint's (float16 becomes bfloat16)."""
-    load_format: Literal["auto", "safetensors", "dummy"] = "auto"
-    """dummy fills the model's shape with random weights, for benchmarks."""
+    load_format: Literal["auto", "safetensors", "gguf", "orbax", "dummy"] = "auto"
+    """auto takes what is there; dummy fills the model's shape with random weights, for benchmarks."""
     layout: str = "single"
-    """Sharding layout: single, tp, tp_dp, fsdp_tp, or the path of a TOML file."""
+    """Sharding layout: single, tp, tp_dp, fsdp_tp, ep, ep_dp, or the path of a TOML file."""
     max_context_tokens: int | None = None
     """Longest prompt plus output; by default the model's, or less where only less fits the memory."""
     max_sequences: int = 32

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -20,12 +21,15 @@ from ryzjax.checkpoint.load import load_weights
 from ryzjax.checkpoint.source import resolve_source
 from ryzjax.errors import CheckpointError, ConfigError
 from ryzjax.models.weight_spec import WeightSpec
+from tests.models.configs import CONFIGS
 
 SHARED = Path(__file__).resolve().parents[3] / "shared"
 
 
 def spec(*shape: int, dtype: object = jnp.float32, sharding: jax.sharding.Sharding | None = None) -> WeightSpec:
-    return WeightSpec(shape=shape, dtype=dtype, sharding=sharding or SingleDeviceSharding(jax.devices()[0]))  # type: ignore[arg-type]
+    return WeightSpec(
+        shape=shape, dtype=dtype, stored_dtype=dtype, sharding=sharding or SingleDeviceSharding(jax.devices()[0])
+    )  # type: ignore[arg-type]
 
 
 def tensors(dtype: object = np.float32) -> dict[str, np.ndarray]:
@@ -61,7 +65,8 @@ def checkpoint(path: Path, content: dict[str, np.ndarray]) -> Path:
 
 
 def load(path: Path, want: dict[str, WeightSpec], **options: bool) -> dict[str, jax.Array]:
-    return load_weights(resolve_source(str(path)), want, **options)
+    config = dataclasses.replace(CONFIGS["llama"], tie_embeddings="lm_head.weight" not in want)
+    return load_weights(resolve_source(str(path)), config, want, **options)
 
 
 @pytest.mark.parametrize("stored", [np.float32, np.float16, ml_dtypes.bfloat16])
@@ -179,7 +184,7 @@ def test_stories260k():
         want |= {f"{layer}.attention.{m}.weight": spec(s, 64) for m, s in (("q", 64), ("k", 32), ("v", 32), ("o", 64))}
         want |= {f"{layer}.mlp.gate.weight": spec(172, 64), f"{layer}.mlp.up.weight": spec(172, 64)}
         want[f"{layer}.mlp.down.weight"] = spec(64, 172)
-    weights = load_weights(source, want)
+    weights = load_weights(source, CONFIGS["llama"], want)
     assert sum(array.size for array in weights.values()) == 260_032
     assert all(bool(jnp.isfinite(array).all()) for array in weights.values())
 
@@ -190,17 +195,18 @@ from pathlib import Path
 from ryzjax.checkpoint.load import load_weights
 from ryzjax.checkpoint.source import resolve_source
 from ryzjax.models.weight_spec import WeightSpec
+from tests.models.configs import CONFIGS
 
 def high_water():
     return int(next(l for l in Path("/proc/self/status").read_text().splitlines() if "VmHWM" in l).split()[1]) * 1024
 
 sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
 jnp.zeros(8).block_until_ready()
-wanted = {f"layers.{i}.mlp.up.weight": WeightSpec(shape=(4096, 2560), dtype=sys.argv[2], sharding=sharding)
-          for i in range(10)}
+spec = WeightSpec(shape=(4096, 2560), dtype=sys.argv[2], stored_dtype=sys.argv[2], sharding=sharding)
+wanted = {f"layers.{i}.mlp.up.weight": spec for i in range(10)}
 source = resolve_source(sys.argv[1])
 before = high_water()
-weights = load_weights(source, wanted)
+weights = load_weights(source, CONFIGS["llama"], wanted)
 print((high_water() - before) / sum(w.nbytes for w in weights.values()))
 """
 

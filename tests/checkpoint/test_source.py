@@ -125,8 +125,8 @@ def test_what_cannot_be_a_hub_id_is_not_looked_for_there(name: str, monkeypatch:
 
 
 def test_options(model: Path):
-    with pytest.raises(ConfigError, match="gguf"):
-        resolve_source(str(model), load_format="gguf")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="pickle"):
+        resolve_source(str(model), load_format="pickle")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="revision"):
         resolve_source(str(model), revision="main")
     with pytest.raises(ConfigError, match="empty"):
