@@ -93,8 +93,8 @@ def _stored(values: jax.Array, spec: WeightSpec) -> jax.Array:
 
 
 def _check_shapes(path: Path, metadata: object, wanted: Mapping[str, WeightSpec]) -> None:
-    tree = getattr(metadata, "item_metadata", metadata)
-    saved = {name: tuple(tree[name].shape) for name in cast("Mapping[str, object]", tree)}
+    tree = cast("Mapping[str, jax.ShapeDtypeStruct]", getattr(metadata, "item_metadata", metadata))
+    saved = {name: tuple(tree[name].shape) for name in tree}
     if saved.keys() != wanted.keys():
         missing, extra = sorted(wanted.keys() - saved.keys()), sorted(saved.keys() - wanted.keys())
         raise CheckpointError(

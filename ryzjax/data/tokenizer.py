@@ -6,6 +6,7 @@ start-up. Only a directory without that file takes the way through transformers.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -39,6 +40,7 @@ class Tokenizer:
         self, backend: tokenizers.Tokenizer, files: TokenizerFiles, *, chat_template: ChatTemplate | None, name: str
     ):
         self._backend = backend
+        self._files = files
         self._name = name
         self.special_tokens = files.special_tokens
         self.chat_template = chat_template
@@ -51,27 +53,44 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path: str | Path, *, chat_template: str | Path | None = None) -> Tokenizer:
-        """Loads the tokenizer of a model directory.
+        """Loads the tokenizer of a model.
 
         Args:
-          path: directory with `tokenizer.json` (or files transformers can convert).
+          path: directory with `tokenizer.json` (or files transformers can convert), or a GGUF file.
           chat_template: Jinja file that replaces the model's own template.
 
         Raises:
           CheckpointError: no tokenizer there, or one that cannot be read.
           ConfigError: the chat template cannot be read or compiled.
         """
-        directory = Path(path).expanduser()
-        if not directory.is_dir():
+        where = Path(path).expanduser()
+        if where.suffix == ".gguf" and where.is_file():
+            from ryzjax.data.gguf_tokenizer import read_gguf_tokenizer
+
+            backend, files = read_gguf_tokenizer(where)
+        elif where.is_dir():
+            files = TokenizerFiles.read(where)
+            backend = _load_backend(where)
+        else:
             raise CheckpointError(f"tokenizer {str(path)!r}: no such directory; expected one with tokenizer.json")
-        files = TokenizerFiles.read(directory)
         source, name = files.chat_template, files.chat_template_name
         if chat_template is not None:
             source, name = read_template_file(chat_template), str(chat_template)
         template = None
         if source is not None:
             template = ChatTemplate(source, name=f"chat template of {name}", special_tokens=files.special_tokens)
-        return cls(_load_backend(directory), files, chat_template=template, name=str(directory))
+        return cls(backend, files, chat_template=template, name=str(where))
+
+    def save(self, directory: Path) -> None:
+        """Writes `tokenizer.json` and `tokenizer_config.json`, from which `load` makes the same tokenizer."""
+        self._backend.save(str(directory / "tokenizer.json"))
+        config: dict[str, object] = {**self.special_tokens, "tokenizer_class": self._files.tokenizer_class}
+        if self._files.add_bos_token is not None:
+            config["add_bos_token"] = self._files.add_bos_token
+        if self._files.chat_template is not None:
+            config["chat_template"] = self._files.chat_template
+        text = json.dumps(config, indent=1, ensure_ascii=False)
+        (directory / "tokenizer_config.json").write_text(text, encoding="utf-8")
 
     @property
     def vocab_size(self) -> int:

@@ -136,7 +136,8 @@ def _check_vocabulary(tokenizer: Tokenizer, model: ModelConfig, source: Checkpoi
 
 def _tokenizer(source: CheckpointSource, config: EngineConfig, model: ModelConfig) -> Tokenizer:
     """The model's tokenizer; one of bytes where random weights come without."""
-    if config.load_format != "dummy" or (source.path / "tokenizer.json").is_file():
+    has_tokenizer = source.weight_format == "gguf" or (source.path / "tokenizer.json").is_file()
+    if config.load_format != "dummy" or has_tokenizer:
         return Tokenizer.load(source.path, chat_template=config.chat_template)
     _log.info("%s has no tokenizer.json: random weights get a tokenizer of bytes", source.path)
     with tempfile.TemporaryDirectory() as folder:

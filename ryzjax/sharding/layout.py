@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal, get_args
 
 from ryzjax.errors import LayoutError
 from ryzjax.shipped import shipped_path
 
 __all__ = ["LOGICAL_AXES", "Layout"]
+
+ExpertExchange = Literal["all_gather", "all_to_all"]
 
 LOGICAL_AXES = {
     "vocab": "rows of the embedding table and of the head; logits",
@@ -32,13 +35,21 @@ class Layout:
       name: shown in messages and by `ryzjax info`.
       mesh: mesh axis -> number of devices along it; at most one may be -1, "all that are left".
       rules: logical axis -> mesh axis. A logical axis without a rule is replicated.
+      expert_exchange: how tokens that are split over the devices that split the experts meet them:
+        "all_gather" or "all_to_all" (`layers.expert_exchange`). `exchange` of the table [experts] in a file.
     """
 
     name: str
     mesh: Mapping[str, int]
     rules: Mapping[str, str] = field(default_factory=dict)
+    expert_exchange: ExpertExchange = "all_gather"
 
     def __post_init__(self) -> None:
+        if self.expert_exchange not in get_args(ExpertExchange):
+            raise LayoutError(
+                f"layout {self.name!r}: [experts] exchange is {self.expert_exchange!r}; expected one of "
+                f"{', '.join(get_args(ExpertExchange))}"
+            )
         for axis, size in self.mesh.items():
             if not isinstance(size, int) or isinstance(size, bool) or (size < 1 and size != -1):
                 raise LayoutError(f"layout {self.name!r}: mesh axis {axis}={size!r}; expected a positive size or -1")
@@ -69,10 +80,18 @@ class Layout:
             raw = tomllib.loads(path.read_text(encoding="utf-8"))
         except tomllib.TOMLDecodeError as error:
             raise LayoutError(f"layout file {path} is not valid TOML: {error}") from error
-        unknown = sorted(set(raw) - {"mesh", "rules"})
+        experts = raw.get("experts", {})
+        unknown = sorted(set(raw) - {"mesh", "rules", "experts"}) + sorted(set(experts) - {"exchange"})
         if unknown:
-            raise LayoutError(f"layout file {path}: unknown tables {unknown}; expected [mesh] and [rules]")
-        return cls(name=path.stem, mesh=raw.get("mesh", {}), rules=raw.get("rules", {}))
+            raise LayoutError(
+                f"layout file {path}: unknown {unknown}; expected [mesh], [rules] and [experts] with `exchange`"
+            )
+        return cls(
+            name=path.stem,
+            mesh=raw.get("mesh", {}),
+            rules=raw.get("rules", {}),
+            expert_exchange=experts.get("exchange", "all_gather"),
+        )
 
     def resolve(self, num_devices: int) -> Layout:
         """The layout with -1 replaced, for a machine with `num_devices` devices."""
@@ -86,4 +105,4 @@ class Layout:
                 f"{num_devices}; change [mesh] {dict(self.mesh)} or the number of devices"
             )
         sizes = {axis: (num_devices // fixed if size == -1 else size) for axis, size in self.mesh.items()}
-        return Layout(name=self.name, mesh=sizes, rules=self.rules)
+        return replace(self, mesh=sizes)

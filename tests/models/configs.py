@@ -18,7 +18,7 @@ from ryzjax.models.qwen3 import Qwen3Config
 from ryzjax.models.qwen3_moe import Qwen3MoeConfig
 from ryzjax.models.smollm3 import SmolLM3Config
 
-_SHAPE = {
+_SHAPE: dict = {
     "dtype": "float32",
     "vocab_size": 64,
     "hidden_size": 32,
@@ -32,8 +32,8 @@ _SHAPE = {
     "tie_embeddings": False,
 }
 ROPE = Rope(theta=10000.0, rotary_dim=16)
-_NO_BIAS = {"attention_bias": False}
-_MOE = {"num_experts": 4, "top_k": 2}
+_NO_BIAS: dict = {"attention_bias": False}
+_MOE: dict = {"num_experts": 4, "top_k": 2}
 
 ROPES: dict[str, Rope] = {
     "plain": ROPE,

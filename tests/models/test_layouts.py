@@ -14,9 +14,12 @@ import pytest
 from ryzjax.checkpoint.dummy import dummy_weights
 from ryzjax.checkpoint.hf_config import SUPPORTED_ARCHITECTURES, model_config_from_hf
 from ryzjax.errors import UnsupportedModelError
+from ryzjax.layers.experts import Experts
+from ryzjax.layers.glu import GLU
 from ryzjax.models.config import ModelConfig
 from ryzjax.models.registry import abstract_model
 from ryzjax.sharding import Layout, Placement
+from ryzjax.sharding.layout import ExpertExchange
 from tests.models.configs import CONFIGS
 from tests.models.paged import sequence_logits
 
@@ -24,11 +27,19 @@ TOKENS = [(7 * i) % 64 for i in range(26)]
 LAYOUTS = ("tp", "tp_dp", "fsdp_tp", "ep", "ep_dp")
 
 
+ONE = Placement(Layout.load("single"), jax.devices()[:1])
+
+
 def logits(config: ModelConfig, layout: str) -> np.ndarray:
-    model = abstract_model(config, Placement(Layout.load(layout), jax.devices()[: 1 if layout == "single" else 8]))
+    placement = ONE if layout == "single" else Placement(Layout.load(layout))
+    return prompt_logits(config, placement, TOKENS)
+
+
+def prompt_logits(config: ModelConfig, placement: Placement, tokens: list[int]) -> np.ndarray:
+    model = abstract_model(config, placement)
     weights = dummy_weights(model.weights, 0)
     leaves = tuple(weights[name] * (1 if "norm" in name else 12) for name in model.weights)
-    return sequence_logits(model, leaves, TOKENS, prompt_len=24, chunk=24)
+    return sequence_logits(model, leaves, tokens, prompt_len=24, chunk=24)
 
 
 ODD_HEADS = dataclasses.replace(CONFIGS["llama"], num_heads=12, num_kv_heads=6, vocab_size=74)
@@ -45,6 +56,40 @@ CASES = [
 @pytest.mark.parametrize(("name", "config", "layout"), CASES, ids=[f"{name}-{layout}" for name, _, layout in CASES])
 def test_logits_of_one_device(name: str, config: ModelConfig, layout: str):
     np.testing.assert_allclose(logits(config, layout), logits(config, "single"), atol=2e-5)
+
+
+@pytest.mark.parametrize("exchange", ["all_gather", "all_to_all"])
+@pytest.mark.parametrize("experts", [4, 6])
+def test_both_exchanges_of_tokens_split_over_the_experts_devices(exchange: ExpertExchange, experts: int):
+    # 6 experts on 4 devices: two parts. All tokens alike choose the same experts: several rounds of an all-to-all.
+    rules = {"tokens": "x", "experts": "x"}
+    layout = Layout(name="own", mesh={"x": 4}, rules=rules, expert_exchange=exchange)
+    config = dataclasses.replace(CONFIGS["gpt_oss"], num_experts=experts)
+    for tokens in ([(5 * i) % 64 for i in range(24)], [9] * 24):
+        on_one, on_four = (prompt_logits(config, placement, tokens) for placement in (ONE, Placement(layout)))
+        np.testing.assert_allclose(on_four, on_one, atol=2e-5)
+
+
+def test_an_all_to_all_moves_less_than_gathering_every_token():
+    rules = {"tokens": "x", "experts": "x"}
+    kinds = {}
+    for exchange in ("all_gather", "all_to_all"):
+        placement = Placement(Layout(name="own", mesh={"x": 8}, rules=rules, expert_exchange=exchange))
+        experts = Experts(
+            hidden_size=32,
+            expert_size=16,
+            num_experts=64,
+            glu=GLU("silu"),
+            bias=False,
+            dtype=np.float32,
+            placement=placement,
+        )
+        shapes = ((64, 32), np.float32), ((64, 2), np.float32), ((64, 2), np.int32)
+        arguments = [jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in shapes]
+        text = jax.jit(experts.__call__).lower(*arguments).compile().as_text()
+        kinds[exchange] = {kind for kind in ("all-gather", "all-to-all", "reduce-scatter") if f" {kind}(" in text}
+    assert "all-to-all" in kinds["all_to_all"] and "all-to-all" not in kinds["all_gather"]
+    assert "all-gather" in kinds["all_gather"]
 
 
 def test_experts_are_split_as_the_layout_says():
