@@ -18,7 +18,14 @@ from ryzjax.obs.metrics import EngineMetrics
 from ryzjax.serving.completion import CompletionStream
 from ryzjax.serving.engine import Engine
 from ryzjax.serving.engine_thread import EngineThread
-from ryzjax.serving.request import CompletionOutput, EngineRequest, RequestOutput, StreamDelta, TokenEvent
+from ryzjax.serving.request import (
+    CompletionOutput,
+    EngineRequest,
+    RequestOutput,
+    StreamDelta,
+    TokenEvent,
+    TokenLogprobs,
+)
 from ryzjax.serving.sampling_params import SamplingParams
 
 __all__ = ["AsyncEngine", "Prompt"]
@@ -119,7 +126,10 @@ class AsyncEngine:
         request_id = request_id or uuid.uuid4().hex
         token_ids = await self._token_ids(prompt)
         outputs = [CompletionOutput(index=i) for i in range(params.n)]
+        prompt_logprobs = None
         async for delta in self.stream(token_ids, params, request_id=request_id):
+            if delta.prompt_logprobs is not None:
+                prompt_logprobs = list(delta.prompt_logprobs)
             output = outputs[delta.index]
             output.text += delta.text
             output.token_ids.extend(delta.token_ids)
@@ -132,12 +142,15 @@ class AsyncEngine:
             prompt=prompt if isinstance(prompt, str) else None,
             prompt_token_ids=list(token_ids),
             outputs=outputs,
+            prompt_logprobs=prompt_logprobs,
         )
 
     async def stream(
         self, prompt: Prompt, params: SamplingParams, *, request_id: str | None = None
     ) -> AsyncGenerator[StreamDelta, None]:
         """Deltas of the `n` completions as they grow. Closing the iterator aborts what is left.
+
+        With `prompt_logprobs`, the first delta carries the prompt's and nothing else.
 
         Raises:
           RequestError: the request is bad (ContextLengthError: too long); before the first delta.
@@ -152,6 +165,7 @@ class AsyncEngine:
         }
         events: asyncio.Queue[TokenEvent] = asyncio.Queue()
         self._open(requests, _Listener(asyncio.get_running_loop(), events))
+        scored: list[TokenLogprobs | None] | None = None if params.prompt_logprobs is None else [None]
         try:
             while streams:
                 event = await events.get()
@@ -160,6 +174,14 @@ class AsyncEngine:
                     continue  # ended by a stop string while this event was on its way
                 if event.finish_reason == "error":
                     raise EngineStoppedError(event.error or "the engine failed")
+                if scored is not None:
+                    if event.prompt_scores is not None:
+                        scored += event.prompt_scores.tokens()
+                        continue
+                    # The engine runs in order of arrival: the first sequence's prompt is read before anything else.
+                    assert len(scored) == len(token_ids), "an event of a sequence ahead of the prompt's scores"
+                    yield StreamDelta(index=0, text="", token_ids=(), prompt_logprobs=tuple(scored))
+                    scored = None
                 delta = stream.push(event)
                 if stream.is_finished:
                     del streams[event.request_id]
@@ -191,9 +213,10 @@ class AsyncEngine:
                     f"{name} contains token id {bad[0]}; expected 0 to {vocab - 1}, the model's vocabulary", param=name
                 )
         room = self.max_context_tokens - len(token_ids)
-        if room < 1 or params.min_tokens > room:
+        fewest = 0 if params.max_tokens == 0 else max(params.min_tokens, 1)
+        if room < fewest:
             raise ContextLengthError(
-                f"the prompt has {len(token_ids)} tokens and at least {max(params.min_tokens, 1)} must be generated, "
+                f"the prompt has {len(token_ids)} tokens and at least {fewest} must be generated, "
                 f"but the context is {self.max_context_tokens} tokens; shorten the prompt",
                 param="prompt",
             )
@@ -205,9 +228,11 @@ class AsyncEngine:
                 prompt_token_ids=token_ids,
                 params=params,
                 stop_token_ids=frozenset((*eos, *params.stop_token_ids)),
-                max_new_tokens=min(params.max_tokens or room, room),
+                max_new_tokens=room if params.max_tokens is None else min(params.max_tokens, room),
                 seed=(first_seed + i) & _SEED_MASK,
                 arrival_s=time.monotonic(),
+                # The completions share their prompt: it is scored once.
+                prompt_logprobs=params.prompt_logprobs if i == 0 else None,
             )
             for i in range(params.n)
         ]

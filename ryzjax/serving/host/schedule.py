@@ -10,6 +10,8 @@ from ryzjax.serving.host.sequence import Sequence
 
 __all__ = ["Chunk", "StepPlan", "StepRow", "make_plan"]
 
+_NONE = range(0)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StepRow:
@@ -27,6 +29,9 @@ class StepRow:
       admits: whether this is the first row since admission: what the device keeps by slot must be set.
       output_index: tokens generated before the one that is sampled, in flight ones included.
       ban_stops: whether the sampled token must not be a stop token (min_tokens).
+      finishes: whether the sequence ends with this row, without a token: it only reads its prompt.
+      scored: positions whose hidden state scores the prompt token after it.
+      pooled: positions whose hidden state goes into the sequence's vector.
     """
 
     sequence: Sequence
@@ -39,6 +44,13 @@ class StepRow:
     admits: bool
     output_index: int
     ban_stops: bool
+    finishes: bool = False
+    scored: range = _NONE
+    pooled: range = _NONE
+
+    def token_index(self, position: int) -> int:
+        """Where a position of the row is in the step's flat tokens."""
+        return self.query_start + position - (self.context_len - self.query_len)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,6 +66,8 @@ class StepPlan:
       num_tokens: tokens of all rows.
       num_prompt_tokens: how many of them are prompt tokens (again, after a preemption).
       num_samples: rows that sample.
+      num_finishing: rows that end their sequence without sampling.
+      num_scored, num_pooled: positions over all rows that are scored and pooled; never in decode rows.
     """
 
     rows: tuple[StepRow, ...]
@@ -61,6 +75,9 @@ class StepPlan:
     num_tokens: int
     num_prompt_tokens: int
     num_samples: int
+    num_finishing: int
+    num_scored: int
+    num_pooled: int
 
 
 class Chunk(NamedTuple):
@@ -81,10 +98,10 @@ def make_plan(chunks: Iterable[Chunk]) -> StepPlan:
     prefills: list[Chunk] = []
     for chunk in chunks:
         sequence = chunk.sequence
-        is_decode = chunk.query_len == 1 and sequence.num_computed + 1 == sequence.num_tokens
+        is_decode = chunk.query_len == 1 and sequence.num_computed + 1 == sequence.num_tokens and sequence.generates
         (decodes if is_decode else prefills).append(chunk)
     rows: list[StepRow] = []
-    query_start = num_prompt_tokens = num_samples = 0
+    query_start = num_prompt_tokens = num_samples = num_finishing = num_scored = num_pooled = 0
     for chunk in decodes + prefills:
         row = _row(chunk, query_start)
         rows.append(row)
@@ -96,12 +113,20 @@ def make_plan(chunks: Iterable[Chunk]) -> StepPlan:
         if row.samples:
             sequence.num_in_flight += 1
             num_samples += 1
+        if sequence.reads_prompt:
+            sequence.num_scored += len(row.scored)
+            num_scored += len(row.scored)
+            num_pooled += len(row.pooled)
+            num_finishing += row.finishes
     return StepPlan(
         rows=tuple(rows),
         num_decode_rows=len(decodes),
         num_tokens=query_start,
         num_prompt_tokens=num_prompt_tokens,
         num_samples=num_samples,
+        num_finishing=num_finishing,
+        num_scored=num_scored,
+        num_pooled=num_pooled,
     )
 
 
@@ -119,8 +144,25 @@ def _row(chunk: Chunk, query_start: int) -> StepRow:
         query_len=chunk.query_len,
         context_len=end,
         token_ids=tuple(sequence.token_ids[start:end]) if end <= len(sequence.token_ids) else None,
-        samples=end == num_tokens,
+        samples=end == num_tokens and sequence.generates,
         admits=chunk.admits,
         output_index=output_index,
         ban_stops=output_index < sequence.min_tokens,
+        finishes=end == sequence.prompt_len and not sequence.generates,
+        scored=_scored(sequence, end) if sequence.reads_prompt else _NONE,
+        pooled=_pooled(sequence, start, end) if sequence.reads_prompt else _NONE,
     )
+
+
+def _scored(sequence: Sequence, end: int) -> range:
+    """The positions up to `end` to score: not those that were before a preemption, nor the prompt's last."""
+    if sequence.request.prompt_logprobs is None:
+        return _NONE
+    # Positions are computed in order, so what is not scored yet begins in this chunk or after it.
+    return range(sequence.num_scored, max(sequence.num_scored, min(end, sequence.prompt_len - 1)))
+
+
+def _pooled(sequence: Sequence, start: int, end: int) -> range:
+    if sequence.request.pooling is None:
+        return _NONE
+    return range(start, end) if sequence.request.pooling == "mean" else range(max(start, sequence.prompt_len - 1), end)

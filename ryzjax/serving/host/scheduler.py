@@ -120,14 +120,18 @@ class Scheduler:
             raise RequestError(f"request_id={request.request_id!r} is in use; expected an id of its own")
         if not prompt_len:
             raise RequestError("the prompt has no token; expected at least 1", param="prompt")
-        if request.max_new_tokens < 1:
+        fewest = 0 if request.prompt_logprobs is not None or request.pooling is not None else 1
+        if request.max_new_tokens < fewest:
             raise RequestError(
-                f"max_new_tokens={request.max_new_tokens} is out of range; expected at least 1", param="max_tokens"
+                f"max_new_tokens={request.max_new_tokens} is out of range; expected at least {fewest}",
+                param="max_tokens",
             )
-        if prompt_len >= self.max_context_tokens:
+        room = self.max_context_tokens - min(request.max_new_tokens, 1)
+        if prompt_len > room:
             raise ContextLengthError(
-                f"the prompt has {prompt_len} tokens; expected at most {self.max_context_tokens - 1}, as the context "
-                f"is {self.max_context_tokens} tokens and one must be generated. Shorten the prompt",
+                f"the prompt has {prompt_len} tokens; expected at most {room}, as the context is "
+                f"{self.max_context_tokens} tokens and {self.max_context_tokens - room} must be generated. Shorten "
+                "the prompt",
                 param="prompt",
             )
         if len(self._waiting) - len(self._free_slots) >= self.max_queue:
@@ -175,7 +179,7 @@ class Scheduler:
         self._uncommitted.append(plan)
         return plan
 
-    def commit(self, plan: StepPlan, sampled: Iterable[int]) -> list[tuple[Sequence, int, FinishReason | None]]:
+    def commit(self, plan: StepPlan, sampled: Iterable[int]) -> list[tuple[Sequence, int | None, FinishReason | None]]:
         """Takes in the tokens of a step; steps are committed in the order they were scheduled.
 
         Args:
@@ -183,13 +187,13 @@ class Scheduler:
           sampled: a token for each of the plan's rows that sample, in order.
 
         Returns:
-          (sequence, its new token, why it finished or None); rows of sequences that ended meanwhile are
-          left out.
+          (sequence, its new token, why it finished or None); the token is None where the sequence ends with its
+          prompt. Rows of sequences that ended meanwhile are left out.
         """
         if not self._uncommitted or self._uncommitted[0] is not plan:
             raise ValueError("commit() got a plan out of order; expected the oldest one not committed")
         self._uncommitted.popleft()
-        results: list[tuple[Sequence, int, FinishReason | None]] = []
+        results: list[tuple[Sequence, int | None, FinishReason | None]] = []
         sequences = [row.sequence for row in plan.rows if row.samples]
         for sequence, token in zip(sequences, sampled, strict=True):
             if sequence.state is SequenceState.FINISHED:
@@ -205,6 +209,20 @@ class Scheduler:
                 self._finish(sequence, reason)
                 self._finishes.record(self._clock())
             results.append((sequence, token, reason))
+        if plan.num_finishing:
+            results += self._commit_finishing(plan)
+        return results
+
+    def _commit_finishing(self, plan: StepPlan) -> list[tuple[Sequence, None, FinishReason]]:
+        """Ends the sequences whose prompt was all they asked for."""
+        results: list[tuple[Sequence, None, FinishReason]] = []
+        for row in plan.rows:
+            sequence = row.sequence
+            if row.finishes and sequence.state is not SequenceState.FINISHED:
+                reason: FinishReason = "length" if sequence.request.pooling is None else "stop"
+                self._finish(sequence, reason)
+                self._finishes.record(self._clock())
+                results.append((sequence, None, reason))
         return results
 
     def check_integrity(self) -> None:
@@ -224,11 +242,12 @@ class Scheduler:
             if sequence.state is not SequenceState.WAITING or sequence.slot is not None or sequence.pages:
                 raise AssertionError(f"waiting with a state, slot or pages of its own: {sequence}")
         for sequence in set(self._sequences.values()).difference(order):
-            if not (sequence.state is SequenceState.RUNNING and sequence.num_in_flight and sequence.is_ending):
+            in_flight = sequence.num_in_flight or not sequence.generates
+            if not (sequence.state is SequenceState.RUNNING and in_flight and sequence.is_ending):
                 raise AssertionError(f"neither running, waiting nor ending: {sequence}")
 
     def _release_ending(self) -> None:
-        """Frees what sequences hold that only wait for their last token to be read."""
+        """Frees what sequences hold that only wait for their last token, or vector, to be read."""
         ending = [sequence for sequence in self._running if sequence.is_ending]
         for sequence in ending:
             self._running.remove(sequence)

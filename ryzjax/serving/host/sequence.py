@@ -32,6 +32,8 @@ class Sequence:
     Attributes:
       token_ids: prompt and generated tokens, as far as the host knows them.
       num_computed: leading tokens whose keys and values are written, or will be by a step in flight.
+      num_scored: leading prompt positions whose next token is scored, or will be by a step in flight. A preemption
+        leaves it: what is computed again is not scored again.
       num_in_flight: sampled tokens that the host has not read: at most 1 when a step is scheduled, 2 between
         that and the commit of the step before.
       pages: pages of the KV cache, in order of position.
@@ -39,6 +41,8 @@ class Sequence:
       state: see `SequenceState`.
       finish_reason: set when finished.
       end_len: tokens (prompt included) at which the sequence ends for its length.
+      generates: whether it goes on after its prompt.
+      reads_prompt: whether hidden states of its prompt are scored or pooled.
       num_preemptions: how often it lost its pages.
       first_scheduled_s, first_token_s, last_token_s: `time.monotonic()` of its milestones; the first is
         set by the scheduler, the others by who reads the tokens. Arrival is in the request.
@@ -50,13 +54,16 @@ class Sequence:
         "finish_reason",
         "first_scheduled_s",
         "first_token_s",
+        "generates",
         "last_token_s",
         "min_tokens",
         "num_computed",
         "num_in_flight",
         "num_preemptions",
+        "num_scored",
         "pages",
         "prompt_len",
+        "reads_prompt",
         "request",
         "slot",
         "state",
@@ -70,7 +77,10 @@ class Sequence:
         self.end_len = min(self.prompt_len + request.max_new_tokens, max_context_tokens)
         self.min_tokens = request.params.min_tokens
         self.token_ids = list(request.prompt_token_ids)
+        self.generates = request.max_new_tokens > 0
+        self.reads_prompt = request.prompt_logprobs is not None or request.pooling is not None
         self.num_computed = 0
+        self.num_scored = 0
         self.num_in_flight = 0
         self.pages: list[int] = []
         self.slot: int | None = None
@@ -94,6 +104,8 @@ class Sequence:
     @property
     def is_ending(self) -> bool:
         """Whether the tokens in flight are its last, whatever they turn out to be."""
+        if not self.generates:
+            return self.num_computed >= self.prompt_len
         return len(self.token_ids) + self.num_in_flight >= self.end_len
 
     def __repr__(self) -> str:
