@@ -132,11 +132,14 @@ class GenerationRequest(BaseModel):
         """Whether a stream ends with a usage chunk."""
         return self.stream_options is not None and bool(self.stream_options.include_usage)
 
-    def _sampling_params(self, *, max_tokens: int | None, logprobs: int | None) -> SamplingParams:
+    def _sampling_params(
+        self, *, max_tokens: int | None, logprobs: int | None, prompt_logprobs: int | None = None
+    ) -> SamplingParams:
         chosen: dict[str, object] = {
             name: value for name in _SAMPLING_FIELDS if (value := getattr(self, name)) is not None
         }
-        chosen |= {"max_tokens": max_tokens, "logprobs": logprobs, "logit_bias": _token_bias(self.logit_bias or {})}
+        chosen |= {"max_tokens": max_tokens, "logprobs": logprobs, "prompt_logprobs": prompt_logprobs}
+        chosen["logit_bias"] = _token_bias(self.logit_bias or {})
         return SamplingParams(**chosen)  # pyright: ignore[reportArgumentType]  # it checks each value itself
 
 

@@ -8,9 +8,10 @@ from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager
 
 from ryzjax.errors import ContextLengthError, RequestError
+from ryzjax.serving.http.answers import Choice
 from ryzjax.serving.http.errors import GenerationFailedError
 from ryzjax.serving.http.frontend_protocol import EngineFrontend
-from ryzjax.serving.request import CompletionOutput, StreamDelta
+from ryzjax.serving.request import StreamDelta
 from ryzjax.serving.sampling_params import SamplingParams
 
 __all__ = ["Generation", "closing"]
@@ -57,7 +58,7 @@ class Generation:
         for number, prompt in enumerate(prompts):
             if not prompt:
                 raise RequestError(f"{prompt_field} {number} has no tokens; give at least one", param=prompt_field)
-            if len(prompt) >= engine.max_context_tokens:
+            if len(prompt) + (params.max_tokens != 0) > engine.max_context_tokens:
                 raise ContextLengthError(
                     f"{prompt_field} {number} has {len(prompt)} tokens; the context holds {engine.max_context_tokens}, "
                     "prompt and output together; shorten it",
@@ -82,7 +83,7 @@ class Generation:
     def _engine_id(self, number: int) -> str:
         return self.id if len(self._prompts) == 1 else f"{self.id}-{number}"
 
-    async def collect(self) -> list[CompletionOutput]:
+    async def collect(self) -> list[Choice]:
         """Runs all prompts to their ends and returns the completions in order, `index` counted over all prompts."""
         try:
             async with asyncio.TaskGroup() as group:
@@ -90,14 +91,14 @@ class Generation:
         except* Exception as errors:
             # The group has cancelled the others; the first error is the request's.
             raise _first(errors) from None
-        return [completion for task in tasks for completion in task.result()]
+        return [choice for task in tasks for choice in task.result()]
 
-    async def _collect_one(self, number: int) -> list[CompletionOutput]:
+    async def _collect_one(self, number: int) -> list[Choice]:
         answer = await self._engine.generate(self._prompts[number], self.params, request_id=self._engine_id(number))
         for completion in answer.outputs:
             _check_finish(completion.finish_reason)
             completion.index += number * self.params.n
-        return answer.outputs
+        return [Choice(completion, answer.prompt_logprobs) for completion in answer.outputs]
 
     async def stream(self) -> AsyncGenerator[tuple[int, StreamDelta], None]:
         """Yields (choice, delta) as they come. Closing it aborts what still runs."""

@@ -18,11 +18,11 @@ _CACHED_TOKENS = 65_536
 
 
 class CompletionLogprobs(TypedDict):
-    """`logprobs` of a /v1/completions choice; offsets are in characters."""
+    """`logprobs` of a /v1/completions choice; offsets are in characters. A prompt's first token has none: null."""
 
     tokens: list[str]
-    token_logprobs: list[float]
-    top_logprobs: list[dict[str, float]] | None
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None] | None
     text_offset: list[int]
 
 
@@ -49,21 +49,46 @@ class TokenTexts:
         self._decode = lru_cache(_CACHED_TOKENS)(
             lambda token_id: tokenizer.decode([token_id], skip_special_tokens=False)
         )
+        self._ordinary = lru_cache(_CACHED_TOKENS)(
+            lambda token_id: tokenizer.decode([token_id], skip_special_tokens=True)
+        )
 
     def __getitem__(self, token_id: int) -> str:
         return self._decode(token_id)
 
+    def width(self, token_id: int, *, skip_special_tokens: bool) -> int:
+        """Characters the token takes in a text, which may leave special tokens out."""
+        return len(self._ordinary(token_id) if skip_special_tokens else self[token_id])
 
-def completion_logprobs(tokens: Sequence[TokenLogprobs], texts: TokenTexts, start_offset: int) -> CompletionLogprobs:
-    """Logprobs of tokens whose text starts `start_offset` characters into the completion."""
+
+def completion_logprobs(
+    tokens: Sequence[TokenLogprobs],
+    texts: TokenTexts,
+    start_offset: int,
+    *,
+    first_token_id: int | None = None,
+    skip_special_tokens: bool = False,
+) -> CompletionLogprobs:
+    """Logprobs of tokens whose text starts `start_offset` characters into the choice.
+
+    Args:
+      first_token_id: the first token of an echoed prompt, ahead of the others.
+      skip_special_tokens: the choice's text has none, so they take no place in its offsets.
+    """
     found = CompletionLogprobs(tokens=[], token_logprobs=[], top_logprobs=None, text_offset=[])
-    alternatives = []
+    alternatives: list[dict[str, float] | None] = []
+    if first_token_id is not None:
+        found["tokens"].append(texts[first_token_id])
+        found["token_logprobs"].append(None)
+        found["text_offset"].append(start_offset)
+        start_offset += texts.width(first_token_id, skip_special_tokens=skip_special_tokens)
+        alternatives.append(None)
     for token in tokens:
         text = texts[token.token_id]
         found["tokens"].append(text)
         found["token_logprobs"].append(_finite(token.logprob))
         found["text_offset"].append(start_offset)
-        start_offset += len(text)
+        start_offset += texts.width(token.token_id, skip_special_tokens=skip_special_tokens)
         # Tokens that are parts of one character may share a text: the likelier one keeps the place.
         top: dict[str, float] = {}
         for token_id, logprob in (*token.top, (token.token_id, token.logprob)):

@@ -14,11 +14,13 @@ __all__ = ["ChatCompletionRequest", "ChatMessage", "CompletionRequest", "Content
 class CompletionRequest(GenerationRequest):
     """Body of /v1/completions.
 
-    `logprobs` is how many alternatives to report beside each token; `max_tokens` is 16 by default.
+    `logprobs` is how many alternatives to report beside each token; `max_tokens` is 16 by default. `echo` puts the
+    prompt, with its log-probabilities where they are asked for, in front; with it, `max_tokens` may be 0.
     """
 
     prompt: str | list[str] | list[int] | list[list[int]]
     logprobs: int | None = None
+    echo: bool | None = None
     add_special_tokens: bool | None = None
 
     def prompts(self) -> list[str | list[int]]:
@@ -35,7 +37,10 @@ class CompletionRequest(GenerationRequest):
     def sampling_params(self) -> SamplingParams:
         """The sampling settings. Raises RequestError for values out of range."""
         max_tokens = 16 if self.max_tokens is None else self.max_tokens
-        return self._sampling_params(max_tokens=max_tokens, logprobs=self.logprobs)
+        prompt_logprobs = self.logprobs if self.echo else None
+        if self.echo and max_tokens == 0 and prompt_logprobs is None:
+            prompt_logprobs = 0  # shown to nobody: it makes a request for no token a valid one
+        return self._sampling_params(max_tokens=max_tokens, logprobs=self.logprobs, prompt_logprobs=prompt_logprobs)
 
 
 class ContentPart(BaseModel):

@@ -21,6 +21,8 @@ class FakeTokenizer:
         return [BOS] * add_special_tokens + list(text.encode())
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        if min(ids, default=0) < 0:  # as the real one
+            raise RequestError(f"token ids hold a value that is not one: {min(ids)}", param="tokens")
         special = "" if skip_special_tokens else "<s>"
         return "".join(special if i >= 256 else bytes([i]).decode("latin-1") for i in ids)
 
@@ -69,7 +71,12 @@ class FakeEngine:
         try:
             while "WEDGE" in text and not self.released:
                 await asyncio.sleep(0.001)
-            tokens = reply_tokens(prompt, params.max_tokens or CONTEXT - len(prompt))
+            if params.prompt_logprobs is not None:
+                scored = [None, *(self._logprobs(token, params.prompt_logprobs) for token in prompt[1:])]
+                yield StreamDelta(index=0, text="", token_ids=(), prompt_logprobs=tuple(scored))
+            if params.max_tokens == 0:
+                yield StreamDelta(index=0, text="", token_ids=(), finish_reason="length")
+            tokens = reply_tokens(prompt, CONTEXT - len(prompt) if params.max_tokens is None else params.max_tokens)
             for position, token in enumerate(tokens):
                 await asyncio.sleep(0)
                 last = position == len(tokens) - 1
@@ -102,7 +109,7 @@ class FakeEngine:
         for token in prompt:
             if not 0 <= token < VOCAB:
                 raise RequestError(f"token id {token} is outside the vocabulary of {VOCAB}", param="prompt")
-        if len(prompt) + (params.max_tokens or 1) > CONTEXT:
+        if len(prompt) + (1 if params.max_tokens is None else params.max_tokens) > CONTEXT:
             raise ContextLengthError(f"{len(prompt)} + {params.max_tokens} tokens do not fit {CONTEXT}", param="prompt")
         text = self.tokenizer.decode(prompt)
         if "FULL" in text:
@@ -122,14 +129,23 @@ class FakeEngine:
     ) -> RequestOutput:
         assert request_id is not None
         outputs = [CompletionOutput(index=index) for index in range(params.n)]
+        prompt_logprobs = None
         async for delta in self.stream(prompt, params, request_id=request_id):
+            if delta.prompt_logprobs is not None:
+                prompt_logprobs = list(delta.prompt_logprobs)
             output = outputs[delta.index]
             output.text += delta.text
             output.token_ids.extend(delta.token_ids)
             if delta.logprobs is not None:
                 output.logprobs = [*(output.logprobs or []), *delta.logprobs]
             output.finish_reason = delta.finish_reason
-        return RequestOutput(request_id=request_id, prompt=None, prompt_token_ids=[*prompt], outputs=outputs)  # type: ignore[list-item]
+        return RequestOutput(
+            request_id=request_id,
+            prompt=None,
+            prompt_token_ids=[*prompt],  # type: ignore[list-item]
+            outputs=outputs,
+            prompt_logprobs=prompt_logprobs,
+        )
 
     async def drain(self, timeout_s: float) -> None:
         self.drained_with_s = timeout_s
