@@ -87,6 +87,8 @@ class Engine:
             if reason is not None:
                 self._record_done(sequence, reason)
         self._record_step(step.plan, step.padded_tokens)
+        if step.plan.num_scored or result.vectors:
+            self.metrics.prompts_read(scored_tokens=step.plan.num_scored, embeddings=len(result.vectors))
         return events
 
     def _prompt_events(self, plan: StepPlan, result: StepResult) -> list[TokenEvent]:

@@ -1,4 +1,4 @@
-"""AsyncEngine: the caller's side of the engine. Text, validation, `n`, stop strings, streams, drain."""
+"""AsyncEngine: the caller's side of the engine. Text, validation, `n`, stop strings, streams, vectors, drain."""
 
 from __future__ import annotations
 
@@ -8,19 +8,24 @@ import threading
 import time
 import uuid
 from collections import defaultdict
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from dataclasses import dataclass
+
+import numpy as np
 
 from ryzjax.data.tokenizer import Tokenizer
 from ryzjax.errors import ContextLengthError, EngineStoppedError, QueueFullError, RequestError
 from ryzjax.models.config import ModelConfig
 from ryzjax.obs.metrics import EngineMetrics
 from ryzjax.serving.completion import CompletionStream
+from ryzjax.serving.embedding import check_embedding, finish_embedding
 from ryzjax.serving.engine import Engine
 from ryzjax.serving.engine_thread import EngineThread
 from ryzjax.serving.request import (
     CompletionOutput,
+    EmbeddingOutput,
     EngineRequest,
+    Pooling,
     RequestOutput,
     StreamDelta,
     TokenEvent,
@@ -54,6 +59,7 @@ class AsyncEngine:
       model_name: what callers call it.
       max_context_tokens: longest prompt plus output.
       max_queue: requests that may wait beside the running ones.
+      pooling: of `embed` where a request names none.
     """
 
     def __init__(
@@ -65,11 +71,13 @@ class AsyncEngine:
         model_name: str,
         max_context_tokens: int,
         max_queue: int,
+        pooling: Pooling,
     ):
         self.tokenizer = tokenizer
         self.model_config = config
         self.model_name = model_name
         self.max_context_tokens = max_context_tokens
+        self.pooling: Pooling = pooling
         self.metrics: EngineMetrics = engine.metrics
         self.engine = engine
         self._max_open = max_queue + engine.runner.max_sequences
@@ -191,6 +199,84 @@ class AsyncEngine:
             for left in streams:
                 self._close(left, abort=True)
 
+    async def embed(
+        self,
+        prompt: Prompt,
+        *,
+        pooling: Pooling | None = None,
+        dimensions: int | None = None,
+        normalize: bool = True,
+        request_id: str | None = None,
+    ) -> EmbeddingOutput:
+        """The vector of one prompt, from its hidden states after the final norm. Cancelling it aborts the request.
+
+        Args:
+          pooling: "last" or "mean"; by default the engine's.
+          dimensions: leading numbers to keep.
+          normalize: scale what is kept to length 1.
+
+        Raises:
+          RequestError: the request is bad (ContextLengthError: too long).
+          QueueFullError, EngineStoppedError: as for `stream`.
+        """
+        if pooling is None:
+            pooling = self.pooling
+        check_embedding(pooling=pooling, dimensions=dimensions, hidden_size=self.model_config.hidden_size)
+        token_ids = tuple(await self._token_ids(prompt))
+        self._check_prompt(token_ids)
+        if len(token_ids) > self.max_context_tokens:
+            raise ContextLengthError(
+                f"the prompt has {len(token_ids)} tokens, but the context is {self.max_context_tokens} tokens; shorten "
+                "the prompt, or split it and embed the parts",
+                param="prompt",
+            )
+        request = EngineRequest(
+            request_id=request_id or uuid.uuid4().hex,
+            prompt_token_ids=token_ids,
+            params=SamplingParams(),
+            stop_token_ids=frozenset(),
+            max_new_tokens=0,
+            seed=0,
+            arrival_s=time.monotonic(),
+            pooling=pooling,
+        )
+        return EmbeddingOutput(
+            request_id=request.request_id,
+            prompt=prompt if isinstance(prompt, str) else None,
+            prompt_token_ids=list(token_ids),
+            embedding=finish_embedding(await self._vector(request), dimensions=dimensions, normalize=normalize),
+        )
+
+    async def _vector(self, request: EngineRequest) -> np.ndarray:
+        events: asyncio.Queue[TokenEvent] = asyncio.Queue()
+        self._open([request], _Listener(asyncio.get_running_loop(), events))
+        vector = None
+        is_open = True
+        try:
+            while is_open:
+                event = await events.get()
+                if event.finish_reason == "error":
+                    raise EngineStoppedError(event.error or "the engine failed")
+                vector = event.vector if vector is None else vector
+                is_open = event.finish_reason is None
+        finally:
+            self._close(request.request_id, abort=is_open)
+        assert vector is not None, "the engine pools before it ends the sequence"
+        return vector
+
+    def _check_prompt(self, token_ids: tuple[int, ...]) -> None:
+        if not token_ids:
+            raise RequestError("the prompt is empty; expected at least one token", param="prompt")
+        self._check_ids("prompt", token_ids)
+
+    def _check_ids(self, name: str, ids: Iterable[int]) -> None:
+        vocab = self.model_config.vocab_size
+        bad = [token for token in ids if not 0 <= token < vocab]
+        if bad:
+            raise RequestError(
+                f"{name} contains token id {bad[0]}; expected 0 to {vocab - 1}, the model's vocabulary", param=name
+            )
+
     async def _token_ids(self, prompt: Prompt) -> Sequence[int]:
         if not isinstance(prompt, str):
             return prompt
@@ -199,19 +285,9 @@ class AsyncEngine:
         return self.encode(prompt)
 
     def _requests(self, token_ids: tuple[int, ...], params: SamplingParams, request_id: str) -> list[EngineRequest]:
-        vocab = self.model_config.vocab_size
-        if not token_ids:
-            raise RequestError("the prompt is empty; expected at least one token", param="prompt")
-        for name, ids in (
-            ("prompt", token_ids),
-            ("logit_bias", params.logit_bias),
-            ("stop_token_ids", params.stop_token_ids),
-        ):
-            bad = [token for token in ids if not 0 <= token < vocab]
-            if bad:
-                raise RequestError(
-                    f"{name} contains token id {bad[0]}; expected 0 to {vocab - 1}, the model's vocabulary", param=name
-                )
+        self._check_prompt(token_ids)
+        self._check_ids("logit_bias", params.logit_bias)
+        self._check_ids("stop_token_ids", params.stop_token_ids)
         room = self.max_context_tokens - len(token_ids)
         fewest = 0 if params.max_tokens == 0 else max(params.min_tokens, 1)
         if room < fewest:

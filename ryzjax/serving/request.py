@@ -2,7 +2,7 @@
 
     caller -> engine   EngineRequest, or abort(request_id)
     engine -> caller   TokenEvent, one per sequence and step
-    caller gets        RequestOutput (whole), or StreamDelta (as it grows)
+    caller gets        RequestOutput (whole), or StreamDelta (as it grows); EmbeddingOutput
 
 The engine knows token ids only: text, stop strings and `n` are the caller side's business (`frontend.py`).
 """
@@ -18,6 +18,7 @@ from ryzjax.serving.sampling_params import SamplingParams
 
 __all__ = [
     "CompletionOutput",
+    "EmbeddingOutput",
     "EngineRequest",
     "FinishReason",
     "Pooling",
@@ -176,3 +177,20 @@ class RequestOutput:
     prompt_token_ids: list[int]
     outputs: list[CompletionOutput]
     prompt_logprobs: list[TokenLogprobs | None] | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class EmbeddingOutput:
+    """A prompt's vector.
+
+    Attributes:
+      request_id: whose.
+      prompt: the text, or None where token ids were given.
+      prompt_token_ids: its tokens.
+      embedding: float32 [E], or [dimensions].
+    """
+
+    request_id: str
+    prompt: str | None
+    prompt_token_ids: list[int]
+    embedding: np.ndarray

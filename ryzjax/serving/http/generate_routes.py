@@ -13,7 +13,7 @@ from ryzjax.serving.http.context import ServerContext, context_of, request_id_of
 from ryzjax.serving.http.disconnect import until_disconnect
 from ryzjax.serving.http.echo import Echo, echo_texts
 from ryzjax.serving.http.fields import GenerationRequest
-from ryzjax.serving.http.generation import Generation
+from ryzjax.serving.http.generation import Generation, encode_prompts
 from ryzjax.serving.http.protocol import ChatCompletionRequest, CompletionRequest
 from ryzjax.serving.http.sse import EventStream
 from ryzjax.serving.sampling_params import SamplingParams
@@ -34,7 +34,8 @@ async def completions(request: Request) -> Response:
     params = body.sampling_params()
     prompts = body.prompts()
     _check_size(context, len(prompts), params)
-    encode = partial(_encode_prompts, context, prompts, add_special_tokens=body.add_special_tokens is not False)
+    add_special_tokens = body.add_special_tokens is not False
+    encode = partial(encode_prompts, context.engine.tokenizer, prompts, add_special_tokens=add_special_tokens)
     token_ids = await until_disconnect(request.receive, context.tokenize(encode))
     generation = Generation(context.engine, token_ids, params, kind="cmpl", prompt_field="prompt")
     echo = None
@@ -78,16 +79,6 @@ async def chat_completions(request: Request) -> Response:
         include_usage=body.include_usage,
     )
     return await _answer(request, body, generation, answer)
-
-
-def _encode_prompts(
-    context: ServerContext, prompts: list[str | list[int]], *, add_special_tokens: bool
-) -> list[list[int]]:
-    encode = context.engine.tokenizer.encode
-    return [
-        encode(prompt, add_special_tokens=add_special_tokens) if isinstance(prompt, str) else prompt
-        for prompt in prompts
-    ]
 
 
 def _check_size(context: ServerContext, prompts: int, params: SamplingParams) -> None:

@@ -10,11 +10,11 @@ from contextlib import aclosing, asynccontextmanager
 from ryzjax.errors import ContextLengthError, RequestError
 from ryzjax.serving.http.answers import Choice
 from ryzjax.serving.http.errors import GenerationFailedError
-from ryzjax.serving.http.frontend_protocol import EngineFrontend
+from ryzjax.serving.http.frontend_protocol import ChatTokenizer, EngineFrontend
 from ryzjax.serving.request import StreamDelta
 from ryzjax.serving.sampling_params import SamplingParams
 
-__all__ = ["Generation", "closing"]
+__all__ = ["Generation", "closing", "encode_prompts", "first_error"]
 
 # Deltas of a request's prompts waiting for a slow client; a full queue holds its prompts' readers back.
 _MERGE_QUEUE_DELTAS = 256
@@ -90,7 +90,7 @@ class Generation:
                 tasks = [group.create_task(self._collect_one(number)) for number in range(len(self._prompts))]
         except* Exception as errors:
             # The group has cancelled the others; the first error is the request's.
-            raise _first(errors) from None
+            raise first_error(errors) from None
         return [choice for task in tasks for choice in task.result()]
 
     async def _collect_one(self, number: int) -> list[Choice]:
@@ -147,7 +147,18 @@ class Generation:
             await asyncio.gather(*readers, return_exceptions=True)
 
 
-def _first(errors: BaseExceptionGroup[Exception]) -> Exception:
+def encode_prompts(
+    tokenizer: ChatTokenizer, prompts: Sequence[str | list[int]], *, add_special_tokens: bool
+) -> list[list[int]]:
+    """Token ids of prompts, some of which may be token ids already."""
+    return [
+        tokenizer.encode(prompt, add_special_tokens=add_special_tokens) if isinstance(prompt, str) else prompt
+        for prompt in prompts
+    ]
+
+
+def first_error(errors: BaseExceptionGroup[Exception]) -> Exception:
+    """The first error of a task group, however deep it is: the one a client is told of."""
     error: BaseException = errors
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]

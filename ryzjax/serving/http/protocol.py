@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import BaseModel, ConfigDict
 
 from ryzjax.errors import RequestError
-from ryzjax.serving.http.fields import GenerationRequest, check_extra_fields
+from ryzjax.serving.http.fields import GenerationRequest, check_extra_fields, prompt_list
 from ryzjax.serving.sampling_params import SamplingParams
 
 __all__ = ["ChatCompletionRequest", "ChatMessage", "CompletionRequest", "ContentPart"]
@@ -25,14 +25,7 @@ class CompletionRequest(GenerationRequest):
 
     def prompts(self) -> list[str | list[int]]:
         """The prompts, one or more. Raises RequestError where there is none."""
-        prompt = self.prompt
-        if isinstance(prompt, str):
-            return [prompt]
-        if not prompt:
-            raise RequestError("prompt is an empty list; give at least one prompt or token id", param="prompt")
-        if isinstance(prompt[0], int):
-            return [[token for token in prompt if isinstance(token, int)]]
-        return [item for item in prompt if not isinstance(item, int)]
+        return prompt_list(self.prompt, "prompt")
 
     def sampling_params(self) -> SamplingParams:
         """The sampling settings. Raises RequestError for values out of range."""
