@@ -106,6 +106,16 @@ def test_among_neighbours_of_every_kind(tiny_llm: LLM, pooling: Pooling):
     tiny_llm.engine.engine.check_integrity()
 
 
+@pytest.mark.parametrize("pooling", ["last", "mean"])
+def test_the_same_bits_beside_a_neighbour_in_steps_of_one_bucket(tiny_llm: LLM, pooling: Pooling):
+    # 48 tokens fill the bucket of 64 as 16 + 48 do. Another bucket is another matrix multiplication, which may
+    # round otherwise: that is the model's, and within the tolerance above.
+    prompt, neighbour = (RNG.integers(3, 380, size=n).tolist() for n in (48, 16))
+    (alone,) = embed(tiny_llm, [prompt], pooling)
+    np.testing.assert_array_equal(embed(tiny_llm, [prompt], pooling)[0], alone)
+    np.testing.assert_array_equal(embed(tiny_llm, [neighbour, prompt], pooling)[1], alone)
+
+
 @pytest.mark.parametrize("overlap", [True, False])
 def test_after_preemption(tiny_llm: LLM, tiny_llama3: Path, compile_cache: str, overlap: bool):
     alone = [embed(tiny_llm, [prompt], "mean")[0] for prompt in PROMPTS]

@@ -89,13 +89,19 @@ class Embeddings:
     async def _one(self, number: int) -> np.ndarray:
         request = self._request
         async with self._slots:
-            output = await self._engine.embed(
-                self._inputs[number],
-                pooling=request.pooling,
-                dimensions=request.dimensions,
-                normalize=request.normalize is not False,
-                request_id=f"{self._id}-{number}",
-            )
+            try:
+                output = await self._engine.embed(
+                    self._inputs[number],
+                    pooling=request.pooling,
+                    dimensions=request.dimensions,
+                    normalize=request.normalize is not False,
+                    request_id=f"{self._id}-{number}",
+                )
+            except RequestError as error:
+                if error.param != "prompt":
+                    raise
+                # The engine's word for what is called input here.
+                raise RequestError(f"input {number}: {error}", param="input", code=error.code) from error
         return output.embedding
 
 

@@ -5,13 +5,25 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
 
+import numpy as np
+
 from ryzjax.errors import ContextLengthError, EngineStoppedError, QueueFullError, RequestError
-from ryzjax.serving.request import CompletionOutput, FinishReason, RequestOutput, StreamDelta, TokenLogprobs
+from ryzjax.serving.embedding import check_embedding, finish_embedding
+from ryzjax.serving.request import (
+    CompletionOutput,
+    EmbeddingOutput,
+    FinishReason,
+    Pooling,
+    RequestOutput,
+    StreamDelta,
+    TokenLogprobs,
+)
 from ryzjax.serving.sampling_params import SamplingParams
 
 VOCAB = 512
 CONTEXT = 256
 BOS = 256
+HIDDEN = 6
 
 
 class FakeTokenizer:
@@ -52,6 +64,7 @@ class FakeEngine:
         self.running: set[str] = set()
         self.started: list[str] = []
         self.aborted: list[str] = []
+        self.most_running = 0
         self.params: list[SamplingParams] = []
         self.drained_with_s: float | None = None
         self.released = False
@@ -147,9 +160,50 @@ class FakeEngine:
             prompt_logprobs=prompt_logprobs,
         )
 
+    async def embed(
+        self,
+        prompt: str | Sequence[int],
+        *,
+        pooling: Pooling | None = None,
+        dimensions: int | None = None,
+        normalize: bool = True,
+        request_id: str | None = None,
+    ) -> EmbeddingOutput:
+        assert not isinstance(prompt, str) and request_id is not None and request_id not in self.running
+        check_embedding(pooling=pooling or "last", dimensions=dimensions, hidden_size=HIDDEN)
+        text = self._validated(prompt, SamplingParams(max_tokens=0, prompt_logprobs=0))
+        self.running.add(request_id)
+        self.started.append(request_id)
+        self.most_running = max(self.most_running, len(self.running))
+        whole = False
+        try:
+            await asyncio.sleep(0.001)
+            while "WEDGE" in text and not self.released:
+                await asyncio.sleep(0.001)
+            if "FAILMID" in text:
+                raise EngineStoppedError("the engine failed")
+            whole = True
+        finally:
+            self.running.discard(request_id)
+            if not whole:
+                self.aborted.append(request_id)
+        vector = finish_embedding(raw_vector(prompt, pooling or "last"), dimensions=dimensions, normalize=normalize)
+        return EmbeddingOutput(
+            request_id=request_id,
+            prompt=None,
+            prompt_token_ids=[*prompt],  # type: ignore[list-item]
+            embedding=vector,
+        )
+
     async def drain(self, timeout_s: float) -> None:
         self.drained_with_s = timeout_s
         self.released = self.released or bool(self.running)
+
+
+def raw_vector(prompt: Sequence[int], pooling: Pooling) -> np.ndarray:
+    """What the fake engine pools: powers of a token, or their mean."""
+    tokens = np.asarray(prompt[-1:] if pooling == "last" else prompt, np.float32)
+    return np.mean((1 + tokens[:, None] / 100) ** np.arange(HIDDEN), axis=0, dtype=np.float32)
 
 
 def reply_tokens(prompt: Sequence[int], count: int) -> list[int]:
