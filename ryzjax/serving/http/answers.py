@@ -140,10 +140,14 @@ class CompletionFormat:
             tokens = [token for token in (*prompt_logprobs, *(tokens or ())) if token is not None]
         if tokens is None:
             return None
-        skip, offset = self._skip_special_tokens, self._offsets.get(choice, 0)
-        shown = (*(() if first is None else (first,)), *(token.token_id for token in tokens))
-        self._offsets[choice] = offset + sum(self._texts.width(one, skip_special_tokens=skip) for one in shown)
-        return completion_logprobs(tokens, self._texts, offset, first_token_id=first, skip_special_tokens=skip)
+        found, self._offsets[choice] = completion_logprobs(
+            tokens,
+            self._texts,
+            self._offsets.get(choice, 0),
+            first_token_id=first,
+            skip_special_tokens=self._skip_special_tokens,
+        )
+        return found
 
     def opening(self, choices: int) -> bytes:
         """The prompts where they are wanted without log-probabilities: with them they come in the first chunk."""
