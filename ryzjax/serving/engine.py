@@ -77,7 +77,7 @@ class Engine:
         now = time.monotonic()
         sampling = [row.sequence for row in step.plan.rows if row.samples]
         row_of = {id(sequence): i for i, sequence in enumerate(sampling)}
-        events = self._prompt_events(step.plan, result)
+        events = self._prompt_events(step.plan, result) if step.plan.readings else []
         for sequence, token, reason in self.scheduler.commit(step.plan, result.tokens[: len(sampling)]):
             if token is None:
                 events.append(TokenEvent(request_id=sequence.request.request_id, finish_reason=reason))
@@ -87,7 +87,7 @@ class Engine:
             if reason is not None:
                 self._record_done(sequence, reason)
         self._record_step(step.plan, step.padded_tokens)
-        if step.plan.num_scored or result.vectors:
+        if step.plan.readings:
             self.metrics.prompts_read(scored_tokens=step.plan.num_scored, embeddings=len(result.vectors))
         return events
 
@@ -96,19 +96,18 @@ class Engine:
         events: list[TokenEvent] = []
         start = 0
         # Also of a sequence that has lost its pages since: it is not scored again.
-        for row in plan.rows if plan.num_scored else ():
-            request, stop = row.sequence.request, start + len(row.scored)
-            if row.scored and row.sequence.state is not SequenceState.FINISHED:
+        for reading in plan.readings:
+            request, stop = reading.row.sequence.request, start + len(reading.scored)
+            if reading.scored and reading.row.sequence.state is not SequenceState.FINISHED:
                 scores = result.prompt_scores(start, stop, request.prompt_logprobs or 0)
                 events.append(TokenEvent(request_id=request.request_id, prompt_scores=scores))
             start = stop
-        if plan.num_pooled:
-            ending = [row.sequence for row in plan.rows if row.pooled and row.finishes]
-            for sequence, total in zip(ending, result.vectors, strict=True):
-                if sequence.state is not SequenceState.FINISHED:
-                    count = sequence.prompt_len if sequence.request.pooling == "mean" else 1
-                    vector = total / np.float32(count)
-                    events.append(TokenEvent(request_id=sequence.request.request_id, vector=vector))
+        pooled = [reading.row.sequence for reading in plan.readings if reading.pooled and reading.finishes]
+        for sequence, total in zip(pooled, result.vectors, strict=True):
+            if sequence.state is not SequenceState.FINISHED:
+                count = sequence.prompt_len if sequence.request.pooling == "mean" else 1
+                vector = total / np.float32(count)
+                events.append(TokenEvent(request_id=sequence.request.request_id, vector=vector))
         return events
 
     def _event(

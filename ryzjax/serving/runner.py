@@ -160,8 +160,8 @@ class ModelRunner:
         self._cache, hidden, samples, *every = self._programs[kind, tokens](
             self._leaves, self.cache, state.tokens, packed
         )
-        scores = self._score(plan, *every) if plan.num_scored else ()
-        totals = self._pool(plan, *every) if plan.num_pooled else ()
+        scores = self._score(plan, *every) if plan.readings else ()
+        totals = self._pool(plan, *every) if plan.readings else ()
         num_samples = plan.num_samples
         if not num_samples:
             return InFlightStep(plan=plan, padded_tokens=tokens, result=None, scores=scores, totals=totals)
@@ -317,8 +317,8 @@ def history_rows(sequence: Sequence, vocab_size: int) -> tuple[Int32Array, np.nd
 
 def _last_pooled(plan: StepPlan) -> list[int]:
     """Where the last positions of the sequences that end are among the step's pooled positions."""
-    ends = np.cumsum([len(row.pooled) for row in plan.rows])
-    return [int(end) - 1 for end, row in zip(ends, plan.rows, strict=True) if row.finishes and row.pooled]
+    ends = np.cumsum([len(reading.pooled) for reading in plan.readings])
+    return [int(end) - 1 for end, r in zip(ends, plan.readings, strict=True) if r.finishes and r.pooled]
 
 
 def _temporaries(program: jax.stages.Compiled) -> int:

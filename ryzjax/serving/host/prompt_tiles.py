@@ -18,9 +18,11 @@ __all__ = ["pool_tiles", "score_tiles"]
 
 def score_tiles(plan: StepPlan, size: int) -> list[Int32Array]:
     """The scored positions as tiles [2, `size`]; padding scores token 0 after the step's first token."""
-    rows = [row for row in plan.rows if row.scored]
-    indices = np.concatenate([np.arange(len(r.scored)) + r.token_index(r.scored.start) for r in rows])
-    targets = np.concatenate([r.sequence.token_ids[r.scored.start + 1 : r.scored.stop + 1] for r in rows])
+    readings = [reading for reading in plan.readings if reading.scored]
+    if not readings:
+        return []
+    indices = np.concatenate([np.arange(len(r.scored)) + r.token_index(r.scored.start) for r in readings])
+    targets = np.concatenate([r.row.sequence.token_ids[r.scored.start + 1 : r.scored.stop + 1] for r in readings])
     return _tiles(np.stack([indices, targets]), size, padding=(0, 0))
 
 
@@ -30,14 +32,17 @@ def pool_tiles(plan: StepPlan, size: int, *, max_sequences: int) -> list[Int32Ar
     `restarts` is 1 where a sequence's sum begins: what the slot held before, also of the same sequence before a
     preemption, is forgotten.
     """
-    rows = [row for row in plan.rows if row.pooled]
     columns = []
-    for row in rows:
-        indices = np.arange(len(row.pooled)) + row.token_index(row.pooled.start)
-        restarts = np.zeros(len(row.pooled))
-        # The last token's vector is a sum of one.
-        restarts[0] = row.pooled.start == 0 or row.sequence.request.pooling == "last"
-        columns.append(np.stack([indices, np.full(len(row.pooled), row.slot), restarts]))
+    for reading in plan.readings:
+        row, pooled = reading.row, reading.pooled
+        if pooled:
+            restarts = np.zeros(len(pooled))
+            # The last token's vector is a sum of one.
+            restarts[0] = pooled.start == 0 or row.sequence.request.pooling == "last"
+            indices = np.arange(len(pooled)) + reading.token_index(pooled.start)
+            columns.append(np.stack([indices, np.full(len(pooled), row.slot), restarts]))
+    if not columns:
+        return []
     return _tiles(np.concatenate(columns, axis=1), size, padding=(0, max_sequences, 0))
 
 

@@ -8,9 +8,7 @@ from typing import NamedTuple
 
 from ryzjax.serving.host.sequence import Sequence
 
-__all__ = ["Chunk", "StepPlan", "StepRow", "make_plan"]
-
-_NONE = range(0)
+__all__ = ["Chunk", "PromptReading", "StepPlan", "StepRow", "make_plan"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,9 +27,6 @@ class StepRow:
       admits: whether this is the first row since admission: what the device keeps by slot must be set.
       output_index: tokens generated before the one that is sampled, in flight ones included.
       ban_stops: whether the sampled token must not be a stop token (min_tokens).
-      finishes: whether the sequence ends with this row, without a token: it only reads its prompt.
-      scored: positions whose hidden state scores the prompt token after it.
-      pooled: positions whose hidden state goes into the sequence's vector.
     """
 
     sequence: Sequence
@@ -44,13 +39,27 @@ class StepRow:
     admits: bool
     output_index: int
     ban_stops: bool
-    finishes: bool = False
-    scored: range = _NONE
-    pooled: range = _NONE
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PromptReading:
+    """What a step reads of one prompt: hidden states that are scored or pooled. Never of a decode row.
+
+    Attributes:
+      row: the sequence's part of the step.
+      scored: positions whose hidden state scores the prompt token after it.
+      pooled: positions whose hidden state goes into the sequence's vector.
+      finishes: whether the sequence ends with this row, without a token.
+    """
+
+    row: StepRow
+    scored: range
+    pooled: range
+    finishes: bool
 
     def token_index(self, position: int) -> int:
         """Where a position of the row is in the step's flat tokens."""
-        return self.query_start + position - (self.context_len - self.query_len)
+        return self.row.query_start + position - (self.row.context_len - self.row.query_len)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,8 +75,7 @@ class StepPlan:
       num_tokens: tokens of all rows.
       num_prompt_tokens: how many of them are prompt tokens (again, after a preemption).
       num_samples: rows that sample.
-      num_finishing: rows that end their sequence without sampling.
-      num_scored, num_pooled: positions over all rows that are scored and pooled; never in decode rows.
+      readings: of the prompts that are scored or pooled, in the order of the rows.
     """
 
     rows: tuple[StepRow, ...]
@@ -75,9 +83,12 @@ class StepPlan:
     num_tokens: int
     num_prompt_tokens: int
     num_samples: int
-    num_finishing: int
-    num_scored: int
-    num_pooled: int
+    readings: tuple[PromptReading, ...]
+
+    @property
+    def num_scored(self) -> int:
+        """Positions whose next token is scored."""
+        return sum(len(reading.scored) for reading in self.readings)
 
 
 class Chunk(NamedTuple):
@@ -101,11 +112,14 @@ def make_plan(chunks: Iterable[Chunk]) -> StepPlan:
         is_decode = chunk.query_len == 1 and sequence.num_computed + 1 == sequence.num_tokens and sequence.generates
         (decodes if is_decode else prefills).append(chunk)
     rows: list[StepRow] = []
-    query_start = num_prompt_tokens = num_samples = num_finishing = num_scored = num_pooled = 0
+    readings: list[PromptReading] = []
+    query_start = num_prompt_tokens = num_samples = 0
     for chunk in decodes + prefills:
         row = _row(chunk, query_start)
         rows.append(row)
         sequence = chunk.sequence
+        if sequence.reads_prompt:
+            readings += _readings(row)
         query_start += chunk.query_len
         if sequence.num_computed < sequence.prompt_len:
             num_prompt_tokens += min(row.context_len, sequence.prompt_len) - sequence.num_computed
@@ -113,20 +127,13 @@ def make_plan(chunks: Iterable[Chunk]) -> StepPlan:
         if row.samples:
             sequence.num_in_flight += 1
             num_samples += 1
-        if sequence.reads_prompt:
-            sequence.num_scored += len(row.scored)
-            num_scored += len(row.scored)
-            num_pooled += len(row.pooled)
-            num_finishing += row.finishes
     return StepPlan(
         rows=tuple(rows),
         num_decode_rows=len(decodes),
         num_tokens=query_start,
         num_prompt_tokens=num_prompt_tokens,
         num_samples=num_samples,
-        num_finishing=num_finishing,
-        num_scored=num_scored,
-        num_pooled=num_pooled,
+        readings=tuple(readings),
     )
 
 
@@ -148,21 +155,23 @@ def _row(chunk: Chunk, query_start: int) -> StepRow:
         admits=chunk.admits,
         output_index=output_index,
         ban_stops=output_index < sequence.min_tokens,
-        finishes=end == sequence.prompt_len and not sequence.generates,
-        scored=_scored(sequence, end) if sequence.reads_prompt else _NONE,
-        pooled=_pooled(sequence, start, end) if sequence.reads_prompt else _NONE,
     )
 
 
-def _scored(sequence: Sequence, end: int) -> range:
-    """The positions up to `end` to score: not those that were before a preemption, nor the prompt's last."""
-    if sequence.request.prompt_logprobs is None:
-        return _NONE
-    # Positions are computed in order, so what is not scored yet begins in this chunk or after it.
-    return range(sequence.num_scored, max(sequence.num_scored, min(end, sequence.prompt_len - 1)))
-
-
-def _pooled(sequence: Sequence, start: int, end: int) -> range:
-    if sequence.request.pooling is None:
-        return _NONE
-    return range(start, end) if sequence.request.pooling == "mean" else range(max(start, sequence.prompt_len - 1), end)
+def _readings(row: StepRow) -> list[PromptReading]:
+    """What a row reads of its prompt, if anything; advances the sequence's counters."""
+    sequence, request = row.sequence, row.sequence.request
+    end, last = row.context_len, row.sequence.prompt_len - 1
+    scored = pooled = range(0)
+    if request.prompt_logprobs is not None:
+        # In order, so what is not scored yet begins in this chunk or after it; nothing follows the last token.
+        scored = range(sequence.num_scored, max(sequence.num_scored, min(end, last)))
+        sequence.num_scored = scored.stop
+    if request.pooling is not None:
+        start = end - row.query_len
+        pooled = range(start if request.pooling == "mean" else max(start, last), end)
+    finishes = end > last and not sequence.generates
+    if finishes:
+        sequence.num_in_flight += 1
+    reads = scored or pooled or finishes
+    return [PromptReading(row=row, scored=scored, pooled=pooled, finishes=finishes)] if reads else []

@@ -209,16 +209,17 @@ class Scheduler:
                 self._finish(sequence, reason)
                 self._finishes.record(self._clock())
             results.append((sequence, token, reason))
-        if plan.num_finishing:
+        if plan.readings:
             results += self._commit_finishing(plan)
         return results
 
     def _commit_finishing(self, plan: StepPlan) -> list[tuple[Sequence, None, FinishReason]]:
         """Ends the sequences whose prompt was all they asked for."""
         results: list[tuple[Sequence, None, FinishReason]] = []
-        for row in plan.rows:
-            sequence = row.sequence
-            if row.finishes and sequence.state is not SequenceState.FINISHED:
+        for reading in plan.readings:
+            sequence = reading.row.sequence
+            if reading.finishes and sequence.state is not SequenceState.FINISHED:
+                sequence.num_in_flight -= 1
                 reason: FinishReason = "length" if sequence.request.pooling is None else "stop"
                 self._finish(sequence, reason)
                 self._finishes.record(self._clock())
@@ -242,8 +243,7 @@ class Scheduler:
             if sequence.state is not SequenceState.WAITING or sequence.slot is not None or sequence.pages:
                 raise AssertionError(f"waiting with a state, slot or pages of its own: {sequence}")
         for sequence in set(self._sequences.values()).difference(order):
-            in_flight = sequence.num_in_flight or not sequence.generates
-            if not (sequence.state is SequenceState.RUNNING and in_flight and sequence.is_ending):
+            if not (sequence.state is SequenceState.RUNNING and sequence.num_in_flight and sequence.is_ending):
                 raise AssertionError(f"neither running, waiting nor ending: {sequence}")
 
     def _release_ending(self) -> None:

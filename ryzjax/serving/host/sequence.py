@@ -35,7 +35,7 @@ class Sequence:
       num_scored: leading prompt positions whose next token is scored, or will be by a step in flight. A preemption
         leaves it: what is computed again is not scored again.
       num_in_flight: sampled tokens that the host has not read: at most 1 when a step is scheduled, 2 between
-        that and the commit of the step before.
+        that and the commit of the step before. The end of a sequence that generates nothing counts as one.
       pages: pages of the KV cache, in order of position.
       slot: row in the device's state by sequence; None unless admitted.
       state: see `SequenceState`.
@@ -74,10 +74,11 @@ class Sequence:
         self.request = request
         self.arrival = arrival
         self.prompt_len = len(request.prompt_token_ids)
-        self.end_len = min(self.prompt_len + request.max_new_tokens, max_context_tokens)
+        self.generates = request.max_new_tokens > 0
+        # Without a token to generate, one that never comes stands for the end of the prompt.
+        self.end_len = min(self.prompt_len + request.max_new_tokens, max_context_tokens) + (not self.generates)
         self.min_tokens = request.params.min_tokens
         self.token_ids = list(request.prompt_token_ids)
-        self.generates = request.max_new_tokens > 0
         self.reads_prompt = request.prompt_logprobs is not None or request.pooling is not None
         self.num_computed = 0
         self.num_scored = 0
@@ -104,8 +105,6 @@ class Sequence:
     @property
     def is_ending(self) -> bool:
         """Whether the tokens in flight are its last, whatever they turn out to be."""
-        if not self.generates:
-            return self.num_computed >= self.prompt_len
         return len(self.token_ids) + self.num_in_flight >= self.end_len
 
     def __repr__(self) -> str:

@@ -145,20 +145,16 @@ class FakeDevice:
 
     def _read_prompts(self, plan: StepPlan) -> tuple[list[Score], list[list[int]]]:
         hidden = [token for row in plan.rows for token in row.token_ids or (-333,)]
-        scores = [
-            (hidden[index], token)
-            for tile in (score_tiles(plan, TILE) if plan.num_scored else [])
-            for index, token in tile.T.tolist()
-        ]
+        scores = [(hidden[index], token) for tile in score_tiles(plan, TILE) for index, token in tile.T.tolist()]
         totals = []
-        for tile in pool_tiles(plan, TILE, max_sequences=len(self._sums)) if plan.num_pooled else []:
+        for tile in pool_tiles(plan, TILE, max_sequences=len(self._sums)):
             for index, slot, restarts in tile.T.tolist():
                 if slot < len(self._sums):
                     self._sums[slot] = [*([] if restarts else self._sums[slot]), hidden[index]]
                     totals.append(self._sums[slot])
-        ends = accumulate(len(row.pooled) for row in plan.rows)
+        ends = accumulate(len(reading.pooled) for reading in plan.readings)
         return scores[: plan.num_scored], [
-            totals[end - 1] for end, row in zip(ends, plan.rows, strict=True) if row.pooled and row.finishes
+            totals[end - 1] for end, r in zip(ends, plan.readings, strict=True) if r.pooled and r.finishes
         ]
 
 
@@ -229,10 +225,10 @@ class Simulation:
 
     def _commit(self, plan: StepPlan, outcome: StepOutcome) -> None:
         scores = iter(outcome.scores)
-        for row in plan.rows:
-            self.scores[row.sequence.request.request_id] += [next(scores) for _ in row.scored]
+        for reading in plan.readings:
+            self.scores[reading.row.sequence.request.request_id] += [next(scores) for _ in reading.scored]
         assert next(scores, None) is None
-        ending = [row.sequence for row in plan.rows if row.pooled and row.finishes]
+        ending = [reading.row.sequence for reading in plan.readings if reading.pooled and reading.finishes]
         for sequence, total in zip(ending, outcome.totals, strict=True):
             self.totals[sequence.request.request_id] = total
         for sequence, token, reason in self.scheduler.commit(plan, outcome.sampled):
@@ -250,10 +246,9 @@ class Simulation:
         assert 0 < plan.num_tokens <= scheduler.max_batch_tokens
         assert plan.num_tokens == sum(row.query_len for row in rows)
         assert plan.num_samples == sum(row.samples for row in rows)
-        assert plan.num_finishing == sum(row.finishes for row in rows)
-        assert plan.num_scored == sum(len(row.scored) for row in rows)
-        assert plan.num_pooled == sum(len(row.pooled) for row in rows)
-        assert not any(row.scored or row.pooled or row.finishes for row in rows[: plan.num_decode_rows])
+        chunks = rows[plan.num_decode_rows :]
+        assert all(reading.row in chunks and reading.row.sequence.reads_prompt for reading in plan.readings)
+        assert all(not (r.finishes and r.row.samples) for r in plan.readings)
         assert len(rows) <= scheduler.max_sequences
         assert len({row.slot for row in rows}) == len({id(row.sequence) for row in rows}) == len(rows)
         start = 0
