@@ -111,8 +111,8 @@ class Scheduler:
         """Queues a request.
 
         Raises:
-          RequestError: its prompt is empty, it asks for no token, or its id is in use.
-          ContextLengthError: no token fits after the prompt.
+          RequestError: its prompt is empty, it asks for nothing, or its id is in use.
+          ContextLengthError: the prompt, or a token after it, does not fit.
           QueueFullError: too many requests wait.
         """
         prompt_len = len(request.prompt_token_ids)
@@ -124,6 +124,12 @@ class Scheduler:
         if request.max_new_tokens < fewest:
             raise RequestError(
                 f"max_new_tokens={request.max_new_tokens} is out of range; expected at least {fewest}",
+                param="max_tokens",
+            )
+        if request.pooling is not None and request.max_new_tokens:
+            raise RequestError(
+                f"max_new_tokens={request.max_new_tokens} with pooling={request.pooling!r}; expected 0: what becomes "
+                "a vector generates nothing",
                 param="max_tokens",
             )
         room = self.max_context_tokens - min(request.max_new_tokens, 1)
