@@ -41,9 +41,9 @@ class Sequence:
       state: see `SequenceState`.
       finish_reason: set when finished.
       end_len: tokens (prompt included) at which the sequence ends for its length.
+      num_preemptions: how often it lost its pages.
       generates: whether it goes on after its prompt.
       reads_prompt: whether hidden states of its prompt are scored or pooled.
-      num_preemptions: how often it lost its pages.
       first_scheduled_s, first_token_s, last_token_s: `time.monotonic()` of its milestones; the first is
         set by the scheduler, the others by who reads the tokens. Arrival is in the request.
     """
@@ -74,10 +74,11 @@ class Sequence:
         self.request = request
         self.arrival = arrival
         self.prompt_len = len(request.prompt_token_ids)
-        self.generates = request.max_new_tokens > 0
-        # Without a token to generate, one that never comes stands for the end of the prompt.
-        self.end_len = min(self.prompt_len + request.max_new_tokens, max_context_tokens) + (not self.generates)
+        self.end_len = min(self.prompt_len + request.max_new_tokens, max_context_tokens)
         self.min_tokens = request.params.min_tokens
+        self.generates = request.max_new_tokens > 0
+        if not self.generates:
+            self.end_len += 1  # a token that never comes stands for the end of the prompt
         self.token_ids = list(request.prompt_token_ids)
         self.reads_prompt = request.prompt_logprobs is not None or request.pooling is not None
         self.num_computed = 0
