@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 
 from ryzjax import LLM, SamplingParams
-from ryzjax.batch import KVCache, TokenBatch
 from ryzjax.errors import ContextLengthError, EngineStoppedError, RequestError
 from ryzjax.models.registry import AbstractModel
 from ryzjax.serving.embedding import finish_embedding
 from ryzjax.serving.prompt_programs import make_pool
 from ryzjax.serving.request import EmbeddingOutput, Pooling
+from tests.serving.full_forward import full_forward
 
 RNG = np.random.default_rng(21)
 PROMPTS = [RNG.integers(3, 380, size=n).tolist() for n in (1, 2, 17, 64, 65, 150, 40, 129)]
@@ -29,39 +29,13 @@ def embed(llm: LLM, prompts: list[list[int]], pooling: Pooling | None = None) ->
     return [output.embedding for output in outputs]
 
 
-def full_hidden(llm: LLM, prompt: list[int]) -> np.ndarray:
-    """Hidden states [P, E] after the final norm of one forward over the whole prompt."""
-    runner = llm.engine.engine.runner
-    count, shape = len(prompt), runner.cache.k.shape
-    empty = jnp.zeros((shape[0], 2, shape[2], 256, shape[4]), runner.cache.k.dtype)
-    batch = TokenBatch(
-        token_ids=jnp.asarray(prompt),
-        positions=jnp.arange(count),
-        write_page=jnp.ones(count, int),
-        write_offset=jnp.arange(count),
-        page_table=jnp.ones((1, 1), int),
-        query_start=jnp.zeros(1, int),
-        query_len=jnp.full(1, count),
-        context_len=jnp.full(1, count),
-        num_decode_rows=jnp.int32(0),
-        num_rows=jnp.int32(1),
-    )
-
-    @jax.jit
-    def forward(leaves: tuple[jax.Array, ...]) -> jax.Array:
-        model = runner.model.merge(leaves)
-        return model.final_norm(model.forward(batch, KVCache(empty, empty), max_query_len=count)[0])
-
-    return np.asarray(forward(runner._leaves))
-
-
 def unit(vector: np.ndarray) -> np.ndarray:
     return vector / np.linalg.norm(vector)
 
 
 def test_a_full_forward_gives_the_same(tiny_llm: LLM):
-    for prompt in PROMPTS[2:6:3]:
-        hidden = full_hidden(tiny_llm, prompt)
+    for prompt, full in zip(PROMPTS[1:], full_forward(tiny_llm, PROMPTS)[1:], strict=True):
+        hidden = full.normed
         (last,), (mean,) = embed(tiny_llm, [prompt], "last"), embed(tiny_llm, [prompt], "mean")
         assert last.dtype == mean.dtype == np.float32 and last.shape == (hidden.shape[1],)
         np.testing.assert_allclose(last, unit(hidden[-1]), atol=2e-5)
@@ -73,7 +47,7 @@ def test_a_full_forward_gives_the_same(tiny_llm: LLM):
 def test_raw_and_truncated_vectors(tiny_llm: LLM):
     prompt = {"prompt_token_ids": PROMPTS[2]}
     raw = tiny_llm.embed(prompt, pooling="mean", normalize=False, use_tqdm=False)[0].embedding
-    np.testing.assert_allclose(raw, full_hidden(tiny_llm, PROMPTS[2]).mean(axis=0), atol=1e-4)
+    np.testing.assert_allclose(raw, full_forward(tiny_llm, PROMPTS[2:3])[0].normed.mean(axis=0), atol=1e-4)
     assert abs(np.linalg.norm(raw) - 1) > 0.1
     short = tiny_llm.embed(prompt, pooling="mean", dimensions=5, use_tqdm=False)[0].embedding
     np.testing.assert_allclose(short, unit(raw[:5]), atol=1e-6)

@@ -4,53 +4,19 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from ryzjax import LLM, RequestOutput, SamplingParams
-from ryzjax.batch import KVCache, TokenBatch
 from ryzjax.errors import RequestError
 from ryzjax.serving.request import TokenLogprobs
+from tests.serving.full_forward import full_forward
 
 RNG = np.random.default_rng(8)
 # One token, one that needs no chunk, chunks of every length: steps have 64 tokens.
 PROMPTS = [RNG.integers(3, 380, size=n).tolist() for n in (1, 2, 3, 17, 64, 65, 66, 150, 40, 129)]
 SCORE_ONLY = SamplingParams(max_tokens=0, prompt_logprobs=3)
 PAGE_BYTES = 2 * 3 * 4 * 8 * 16 * 4
-
-
-def full_logprobs(llm: LLM, prompts: list[list[int]]) -> list[np.ndarray]:
-    """log_softmax [P, V] of each prompt: one forward over all of them whole, with a cache of its own."""
-    runner = llm.engine.engine.runner
-    page, shape = runner.page_size_tokens, runner.cache.k.shape
-    lengths = np.array([len(prompt) for prompt in prompts])
-    pages = -(-int(lengths.max()) // page)
-    empty = jnp.zeros((shape[0], len(prompts) * pages + 1, *shape[2:]), runner.cache.k.dtype)
-    positions = np.concatenate([np.arange(length) for length in lengths])
-    table = 1 + np.arange(len(prompts) * pages).reshape(len(prompts), pages)
-    starts = np.cumsum(lengths) - lengths
-    batch = TokenBatch(
-        token_ids=jnp.concatenate([jnp.asarray(prompt) for prompt in prompts]),
-        positions=jnp.asarray(positions),
-        write_page=jnp.asarray(table[np.repeat(np.arange(len(prompts)), lengths), positions // page]),
-        write_offset=jnp.asarray(positions % page),
-        page_table=jnp.asarray(table),
-        query_start=jnp.asarray(starts),
-        query_len=jnp.asarray(lengths),
-        context_len=jnp.asarray(lengths),
-        num_decode_rows=jnp.int32(0),
-        num_rows=jnp.int32(len(prompts)),
-    )
-
-    @jax.jit
-    def forward(leaves: tuple[jax.Array, ...]) -> jax.Array:
-        model = runner.model.merge(leaves)
-        hidden, _ = model.forward(batch, KVCache(empty, empty), max_query_len=len(positions))
-        return jax.nn.log_softmax(model.logits(hidden))
-
-    return np.split(np.asarray(forward(runner._leaves)), starts[1:])
 
 
 def scores(llm: LLM, prompts: list[list[int]], params: SamplingParams) -> list[RequestOutput]:
@@ -77,10 +43,10 @@ def alone(tiny_llm: LLM) -> list[RequestOutput]:
 
 
 def test_a_full_forward_gives_the_same(tiny_llm: LLM, alone: list[RequestOutput]):
-    for prompt, output, expected in zip(PROMPTS, alone, full_logprobs(tiny_llm, PROMPTS), strict=True):
+    for prompt, output, full in zip(PROMPTS, alone, full_forward(tiny_llm, PROMPTS), strict=True):
         assert output.outputs[0].token_ids == [] and output.outputs[0].finish_reason == "length"
         assert len(entries(output)) == len(prompt) - 1
-        for row, token, entry in zip(expected, prompt[1:], entries(output), strict=False):
+        for row, token, entry in zip(full.logprobs, prompt[1:], entries(output), strict=False):
             assert entry.logprob == pytest.approx(float(row[token]), abs=1e-4)
             low, high = (int((row >= row[token] + d).sum()) for d in (1e-4, -1e-4))
             assert max(low, 1) <= entry.rank <= high
