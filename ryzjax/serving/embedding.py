@@ -13,9 +13,9 @@ __all__ = ["check_embedding", "finish_embedding"]
 _SMALLEST_NORM = 1e-12
 
 
-def check_embedding(*, pooling: str, dimensions: int | None, hidden_size: int) -> None:
-    """Raises RequestError for an unknown pooling, or more dimensions than a vector has."""
-    if pooling not in ("last", "mean"):
+def check_embedding(*, pooling: str | None, dimensions: int | None, hidden_size: int) -> None:
+    """Raises RequestError for an unknown pooling (None leaves it to the engine), or more dimensions than there are."""
+    if pooling not in (None, "last", "mean"):
         raise RequestError(f"pooling={pooling!r} is not known; expected 'last' or 'mean'", param="pooling")
     is_int = isinstance(dimensions, int) and not isinstance(dimensions, bool)
     if dimensions is not None and not (is_int and 1 <= dimensions <= hidden_size):

@@ -1,20 +1,19 @@
-"""AsyncEngine: the caller's side of the engine. Text, validation, `n`, stop strings, streams, vectors, drain."""
+"""AsyncEngine: the caller's side of the engine. Text, stop strings, streams, vectors, drain."""
 
 from __future__ import annotations
 
 import asyncio
-import secrets
 import threading
 import time
 import uuid
 from collections import defaultdict
-from collections.abc import AsyncGenerator, Iterable, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from ryzjax.data.tokenizer import Tokenizer
-from ryzjax.errors import ContextLengthError, EngineStoppedError, QueueFullError, RequestError
+from ryzjax.errors import EngineStoppedError, QueueFullError, RequestError
 from ryzjax.models.config import ModelConfig
 from ryzjax.obs.metrics import EngineMetrics
 from ryzjax.serving.completion import CompletionStream
@@ -31,6 +30,7 @@ from ryzjax.serving.request import (
     TokenEvent,
     TokenLogprobs,
 )
+from ryzjax.serving.request_builder import RequestBuilder
 from ryzjax.serving.sampling_params import SamplingParams
 
 __all__ = ["AsyncEngine", "Prompt"]
@@ -38,7 +38,6 @@ __all__ = ["AsyncEngine", "Prompt"]
 Prompt = str | Sequence[int]
 
 _LONG_TEXT = 4096  # characters from which tokenizing would hold up the event loop
-_SEED_MASK = 2**64 - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,9 +76,9 @@ class AsyncEngine:
         self.model_config = config
         self.model_name = model_name
         self.max_context_tokens = max_context_tokens
-        self.pooling: Pooling = pooling
         self.metrics: EngineMetrics = engine.metrics
         self.engine = engine
+        self._builder = RequestBuilder(config, max_context_tokens=max_context_tokens, pooling=pooling)
         self._max_open = max_queue + engine.runner.max_sequences
         self._thread = EngineThread(engine, self._deliver, self._fail)
         self._listeners: dict[str, _Listener] = {}
@@ -166,7 +165,7 @@ class AsyncEngine:
           EngineStoppedError: the engine drains, is stopped or failed.
         """
         token_ids = tuple(await self._token_ids(prompt))
-        requests = self._requests(token_ids, params, request_id or uuid.uuid4().hex)
+        requests = self._builder.completions(token_ids, params, request_id or uuid.uuid4().hex)
         streams = {
             request.request_id: CompletionStream(i, self.tokenizer, params, token_ids)
             for i, request in enumerate(requests)
@@ -219,27 +218,9 @@ class AsyncEngine:
           RequestError: the request is bad (ContextLengthError: too long).
           QueueFullError, EngineStoppedError: as for `stream`.
         """
-        if pooling is None:
-            pooling = self.pooling
         check_embedding(pooling=pooling, dimensions=dimensions, hidden_size=self.model_config.hidden_size)
         token_ids = tuple(await self._token_ids(prompt))
-        self._check_prompt(token_ids)
-        if len(token_ids) > self.max_context_tokens:
-            raise ContextLengthError(
-                f"the prompt has {len(token_ids)} tokens, but the context is {self.max_context_tokens} tokens; shorten "
-                "the prompt, or split it and embed the parts",
-                param="prompt",
-            )
-        request = EngineRequest(
-            request_id=request_id or uuid.uuid4().hex,
-            prompt_token_ids=token_ids,
-            params=SamplingParams(),
-            stop_token_ids=frozenset(),
-            max_new_tokens=0,
-            seed=0,
-            arrival_s=time.monotonic(),
-            pooling=pooling,
-        )
+        request = self._builder.embedding(token_ids, pooling, request_id or uuid.uuid4().hex)
         return EmbeddingOutput(
             request_id=request.request_id,
             prompt=prompt if isinstance(prompt, str) else None,
@@ -264,54 +245,12 @@ class AsyncEngine:
         assert vector is not None, "the engine pools before it ends the sequence"
         return vector
 
-    def _check_prompt(self, token_ids: tuple[int, ...]) -> None:
-        if not token_ids:
-            raise RequestError("the prompt is empty; expected at least one token", param="prompt")
-        self._check_ids("prompt", token_ids)
-
-    def _check_ids(self, name: str, ids: Iterable[int]) -> None:
-        vocab = self.model_config.vocab_size
-        bad = [token for token in ids if not 0 <= token < vocab]
-        if bad:
-            raise RequestError(
-                f"{name} contains token id {bad[0]}; expected 0 to {vocab - 1}, the model's vocabulary", param=name
-            )
-
     async def _token_ids(self, prompt: Prompt) -> Sequence[int]:
         if not isinstance(prompt, str):
             return prompt
         if len(prompt) > _LONG_TEXT:
             return await asyncio.to_thread(self.encode, prompt)
         return self.encode(prompt)
-
-    def _requests(self, token_ids: tuple[int, ...], params: SamplingParams, request_id: str) -> list[EngineRequest]:
-        self._check_prompt(token_ids)
-        self._check_ids("logit_bias", params.logit_bias)
-        self._check_ids("stop_token_ids", params.stop_token_ids)
-        room = self.max_context_tokens - len(token_ids)
-        fewest = 0 if params.max_tokens == 0 else max(params.min_tokens, 1)
-        if room < fewest:
-            raise ContextLengthError(
-                f"the prompt has {len(token_ids)} tokens and at least {fewest} must be generated, "
-                f"but the context is {self.max_context_tokens} tokens; shorten the prompt",
-                param="prompt",
-            )
-        eos = () if params.ignore_eos else self.model_config.eos_token_ids
-        first_seed = secrets.randbits(64) if params.seed is None else params.seed
-        return [
-            EngineRequest(
-                request_id=f"{request_id}-{i}",
-                prompt_token_ids=token_ids,
-                params=params,
-                stop_token_ids=frozenset((*eos, *params.stop_token_ids)),
-                max_new_tokens=room if params.max_tokens is None else min(params.max_tokens, room),
-                seed=(first_seed + i) & _SEED_MASK,
-                arrival_s=time.monotonic(),
-                # The completions share their prompt: it is scored once.
-                prompt_logprobs=params.prompt_logprobs if i == 0 else None,
-            )
-            for i in range(params.n)
-        ]
 
     def _open(self, requests: list[EngineRequest], listener: _Listener) -> None:
         with self._lock:
