@@ -51,6 +51,8 @@ _COUNTERS: dict[str, str] = {
     "num_preemptions": "Sequences that gave up their pages and were recomputed later.",
     "prompt_tokens": "Prompt tokens of finished requests.",
     "generation_tokens": "Tokens generated.",
+    "prompt_tokens_scored": "Prompt tokens whose log-probabilities were computed.",
+    "embeddings": "Prompts that became a vector.",
     "recompiles": "Executables compiled after start-up; serving traffic should never add one.",
 }
 
@@ -150,6 +152,12 @@ class EngineMetrics(Collector):
         with self._lock:
             self._histograms["inter_token_latency_seconds"].observe(seconds, n)
             self._counters["generation_tokens"] += n
+
+    def prompts_read(self, *, scored_tokens: int, embeddings: int) -> None:
+        """A step scored so many prompt tokens and finished so many vectors."""
+        with self._lock:
+            self._counters["prompt_tokens_scored"] += scored_tokens
+            self._counters["embeddings"] += embeddings
 
     def request_done(self, stats: RequestStats) -> None:
         """A sequence ended, for whatever reason. Its prompt tokens are counted here, its generated ones were before."""

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, UInt
 
-__all__ = ["MAX_TOP", "PROMPT_BIT", "STOP_BIT", "Sampled", "SamplingInputs", "sample"]
+__all__ = ["MAX_TOP", "PROMPT_BIT", "STOP_BIT", "Sampled", "SamplingInputs", "sample", "score"]
 
 MAX_TOP = 20
 """Alternatives reported beside each token."""
@@ -99,12 +99,28 @@ def sample(
     greedy = jnp.argmax(shifted, axis=-1).astype(jnp.int32)
     draws = inputs.temperature > 0
     token = lax.cond(jnp.any(draws), lambda: jnp.where(draws, _draw(shifted, inputs), greedy), lambda: greedy)
-    logprobs = logits - jax.nn.logsumexp(logits, axis=-1, keepdims=True)
-    chosen = jnp.take_along_axis(logprobs, token[:, None], axis=-1)
+    logprobs, chosen = _logprobs(logits, token)
     rank, top_tokens, top_logprobs = lax.cond(
         jnp.any(inputs.wants_top), lambda: _top(logprobs, chosen), lambda: _no_top(logits)
     )
     return Sampled(token, chosen[:, 0], rank, top_tokens, top_logprobs)
+
+
+def score(logits: Float[Array, "S V"], tokens: Int[Array, " S"]) -> Sampled:
+    """What `sample` reports, of tokens that are given: every row with its rank and alternatives.
+
+    Args:
+      logits: float32.
+      tokens: the token of each row.
+    """
+    logprobs, chosen = _logprobs(logits, tokens)
+    return Sampled(tokens, chosen[:, 0], *_top(logprobs, chosen))
+
+
+def _logprobs(logits: Array, tokens: Array) -> tuple[Array, Array]:
+    """Log-probabilities [S, V], and those of one token a row, [S, 1]."""
+    logprobs = logits - jax.nn.logsumexp(logits, axis=-1, keepdims=True)
+    return logprobs, jnp.take_along_axis(logprobs, tokens[:, None], axis=-1)
 
 
 def _shape_by_history(logits: Array, inputs: SamplingInputs, history: Array, bias: Array) -> Array:

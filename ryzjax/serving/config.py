@@ -51,6 +51,8 @@ class EngineConfig:
     """Folder for compiled programs; by default in the user's cache directory; off for none."""
     chat_template: str | None = None
     """Jinja file that replaces the model's chat template."""
+    pooling: Literal["last", "mean"] = "last"
+    """Of embeddings: the last token's hidden state, or the mean over all; a request may ask for the other."""
     seed: int = 0
     """Of random weights (--load-format dummy)."""
 
@@ -97,6 +99,7 @@ class EngineOptions(TypedDict, total=False):
     overlap: bool
     compile_cache: str | None
     chat_template: str | None
+    pooling: Literal["last", "mean"]
     seed: int
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import time
 
+import numpy as np
+
 from ryzjax.errors import RyzJAXError
 from ryzjax.obs.metrics import EngineMetrics, RequestStats
 from ryzjax.serving.host.schedule import StepPlan
 from ryzjax.serving.host.scheduler import Scheduler
-from ryzjax.serving.host.sequence import Sequence
+from ryzjax.serving.host.sequence import Sequence, SequenceState
 from ryzjax.serving.request import EngineRequest, FinishReason, TokenEvent, TokenLogprobs
 from ryzjax.serving.runner import InFlightStep, ModelRunner
 from ryzjax.serving.step import StepResult
@@ -75,13 +77,37 @@ class Engine:
         now = time.monotonic()
         sampling = [row.sequence for row in step.plan.rows if row.samples]
         row_of = {id(sequence): i for i, sequence in enumerate(sampling)}
-        events = []
+        events = self._prompt_events(step.plan, result) if step.plan.readings else []
         for sequence, token, reason in self.scheduler.commit(step.plan, result.tokens[: len(sampling)]):
-            events.append(self._event(sequence, token, reason, result, row_of[id(sequence)]))
-            self._record_token(sequence, now)
+            if token is None:
+                events.append(TokenEvent(request_id=sequence.request.request_id, finish_reason=reason))
+            else:
+                events.append(self._event(sequence, token, reason, result, row_of[id(sequence)]))
+                self._record_token(sequence, now)
             if reason is not None:
                 self._record_done(sequence, reason)
         self._record_step(step.plan, step.padded_tokens)
+        if step.plan.readings:
+            self.metrics.prompts_read(scored_tokens=step.plan.num_scored, embeddings=len(result.vectors))
+        return events
+
+    def _prompt_events(self, plan: StepPlan, result: StepResult) -> list[TokenEvent]:
+        """What a step read of prompts: an event for each sequence, ahead of its token's or of its end."""
+        events: list[TokenEvent] = []
+        start = 0
+        # Also of a sequence that has lost its pages since: it is not scored again.
+        for reading in plan.readings:
+            request, stop = reading.row.sequence.request, start + len(reading.scored)
+            if reading.scored and reading.row.sequence.state is not SequenceState.FINISHED:
+                scores = result.prompt_scores(start, stop, request.prompt_logprobs or 0)
+                events.append(TokenEvent(request_id=request.request_id, prompt_scores=scores))
+            start = stop
+        pooled = [reading.row.sequence for reading in plan.readings if reading.pooled and reading.finishes]
+        for sequence, total in zip(pooled, result.vectors, strict=True):
+            if sequence.state is not SequenceState.FINISHED:
+                count = sequence.prompt_len if sequence.request.pooling == "mean" else 1
+                vector = total / np.float32(count)
+                events.append(TokenEvent(request_id=sequence.request.request_id, vector=vector))
         return events
 
     def _event(

@@ -1,9 +1,8 @@
-"""AsyncEngine: the caller's side of the engine. Text, validation, `n`, stop strings, streams, drain."""
+"""AsyncEngine: the caller's side of the engine. Text, stop strings, streams, vectors, drain."""
 
 from __future__ import annotations
 
 import asyncio
-import secrets
 import threading
 import time
 import uuid
@@ -11,14 +10,27 @@ from collections import defaultdict
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from ryzjax.data.tokenizer import Tokenizer
-from ryzjax.errors import ContextLengthError, EngineStoppedError, QueueFullError, RequestError
+from ryzjax.errors import EngineStoppedError, QueueFullError, RequestError
 from ryzjax.models.config import ModelConfig
 from ryzjax.obs.metrics import EngineMetrics
 from ryzjax.serving.completion import CompletionStream
+from ryzjax.serving.embedding import check_embedding, finish_embedding
 from ryzjax.serving.engine import Engine
 from ryzjax.serving.engine_thread import EngineThread
-from ryzjax.serving.request import CompletionOutput, EngineRequest, RequestOutput, StreamDelta, TokenEvent
+from ryzjax.serving.request import (
+    CompletionOutput,
+    EmbeddingOutput,
+    EngineRequest,
+    Pooling,
+    RequestOutput,
+    StreamDelta,
+    TokenEvent,
+    TokenLogprobs,
+)
+from ryzjax.serving.request_builder import RequestBuilder
 from ryzjax.serving.sampling_params import SamplingParams
 
 __all__ = ["AsyncEngine", "Prompt"]
@@ -26,7 +38,6 @@ __all__ = ["AsyncEngine", "Prompt"]
 Prompt = str | Sequence[int]
 
 _LONG_TEXT = 4096  # characters from which tokenizing would hold up the event loop
-_SEED_MASK = 2**64 - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +58,7 @@ class AsyncEngine:
       model_name: what callers call it.
       max_context_tokens: longest prompt plus output.
       max_queue: requests that may wait beside the running ones.
+      pooling: of `embed` where a request names none.
     """
 
     def __init__(
@@ -58,6 +70,7 @@ class AsyncEngine:
         model_name: str,
         max_context_tokens: int,
         max_queue: int,
+        pooling: Pooling,
     ):
         self.tokenizer = tokenizer
         self.model_config = config
@@ -65,6 +78,7 @@ class AsyncEngine:
         self.max_context_tokens = max_context_tokens
         self.metrics: EngineMetrics = engine.metrics
         self.engine = engine
+        self._builder = RequestBuilder(config, max_context_tokens=max_context_tokens, pooling=pooling)
         self._max_open = max_queue + engine.runner.max_sequences
         self._thread = EngineThread(engine, self._deliver, self._fail)
         self._listeners: dict[str, _Listener] = {}
@@ -119,7 +133,10 @@ class AsyncEngine:
         request_id = request_id or uuid.uuid4().hex
         token_ids = await self._token_ids(prompt)
         outputs = [CompletionOutput(index=i) for i in range(params.n)]
+        prompt_logprobs = None
         async for delta in self.stream(token_ids, params, request_id=request_id):
+            if delta.prompt_logprobs is not None:
+                prompt_logprobs = list(delta.prompt_logprobs)
             output = outputs[delta.index]
             output.text += delta.text
             output.token_ids.extend(delta.token_ids)
@@ -132,6 +149,7 @@ class AsyncEngine:
             prompt=prompt if isinstance(prompt, str) else None,
             prompt_token_ids=list(token_ids),
             outputs=outputs,
+            prompt_logprobs=prompt_logprobs,
         )
 
     async def stream(
@@ -139,19 +157,22 @@ class AsyncEngine:
     ) -> AsyncGenerator[StreamDelta, None]:
         """Deltas of the `n` completions as they grow. Closing the iterator aborts what is left.
 
+        With `prompt_logprobs`, the first delta carries the prompt's and nothing else.
+
         Raises:
           RequestError: the request is bad (ContextLengthError: too long); before the first delta.
           QueueFullError: too many requests are waiting; before the first delta.
           EngineStoppedError: the engine drains, is stopped or failed.
         """
         token_ids = tuple(await self._token_ids(prompt))
-        requests = self._requests(token_ids, params, request_id or uuid.uuid4().hex)
+        requests = self._builder.completions(token_ids, params, request_id or uuid.uuid4().hex)
         streams = {
             request.request_id: CompletionStream(i, self.tokenizer, params, token_ids)
             for i, request in enumerate(requests)
         }
         events: asyncio.Queue[TokenEvent] = asyncio.Queue()
         self._open(requests, _Listener(asyncio.get_running_loop(), events))
+        scored: list[TokenLogprobs | None] | None = None if params.prompt_logprobs is None else [None]
         try:
             while streams:
                 event = await events.get()
@@ -160,6 +181,14 @@ class AsyncEngine:
                     continue  # ended by a stop string while this event was on its way
                 if event.finish_reason == "error":
                     raise EngineStoppedError(event.error or "the engine failed")
+                if scored is not None:
+                    if event.prompt_scores is not None:
+                        scored += event.prompt_scores.tokens()
+                        continue
+                    # The engine runs in order of arrival: the first sequence's prompt is read before anything else.
+                    assert len(scored) == len(token_ids), "an event of a sequence ahead of the prompt's scores"
+                    yield StreamDelta(index=0, text="", token_ids=(), prompt_logprobs=tuple(scored))
+                    scored = None
                 delta = stream.push(event)
                 if stream.is_finished:
                     del streams[event.request_id]
@@ -169,48 +198,59 @@ class AsyncEngine:
             for left in streams:
                 self._close(left, abort=True)
 
+    async def embed(
+        self,
+        prompt: Prompt,
+        *,
+        pooling: Pooling | None = None,
+        dimensions: int | None = None,
+        normalize: bool = True,
+        request_id: str | None = None,
+    ) -> EmbeddingOutput:
+        """The vector of one prompt, from its hidden states after the final norm. Cancelling it aborts the request.
+
+        Args:
+          pooling: "last" or "mean"; by default the engine's.
+          dimensions: leading numbers to keep.
+          normalize: scale what is kept to length 1.
+
+        Raises:
+          RequestError: the request is bad (ContextLengthError: too long).
+          QueueFullError, EngineStoppedError: as for `stream`.
+        """
+        check_embedding(pooling=pooling, dimensions=dimensions, hidden_size=self.model_config.hidden_size)
+        token_ids = tuple(await self._token_ids(prompt))
+        request = self._builder.embedding(token_ids, pooling, request_id or uuid.uuid4().hex)
+        return EmbeddingOutput(
+            request_id=request.request_id,
+            prompt=prompt if isinstance(prompt, str) else None,
+            prompt_token_ids=list(token_ids),
+            embedding=finish_embedding(await self._vector(request), dimensions=dimensions, normalize=normalize),
+        )
+
+    async def _vector(self, request: EngineRequest) -> np.ndarray:
+        events: asyncio.Queue[TokenEvent] = asyncio.Queue()
+        self._open([request], _Listener(asyncio.get_running_loop(), events))
+        vector = None
+        is_open = True
+        try:
+            while is_open:
+                event = await events.get()
+                if event.finish_reason == "error":
+                    raise EngineStoppedError(event.error or "the engine failed")
+                vector = event.vector if vector is None else vector
+                is_open = event.finish_reason is None
+        finally:
+            self._close(request.request_id, abort=is_open)
+        assert vector is not None, "the engine pools before it ends the sequence"
+        return vector
+
     async def _token_ids(self, prompt: Prompt) -> Sequence[int]:
         if not isinstance(prompt, str):
             return prompt
         if len(prompt) > _LONG_TEXT:
             return await asyncio.to_thread(self.encode, prompt)
         return self.encode(prompt)
-
-    def _requests(self, token_ids: tuple[int, ...], params: SamplingParams, request_id: str) -> list[EngineRequest]:
-        vocab = self.model_config.vocab_size
-        if not token_ids:
-            raise RequestError("the prompt is empty; expected at least one token", param="prompt")
-        for name, ids in (
-            ("prompt", token_ids),
-            ("logit_bias", params.logit_bias),
-            ("stop_token_ids", params.stop_token_ids),
-        ):
-            bad = [token for token in ids if not 0 <= token < vocab]
-            if bad:
-                raise RequestError(
-                    f"{name} contains token id {bad[0]}; expected 0 to {vocab - 1}, the model's vocabulary", param=name
-                )
-        room = self.max_context_tokens - len(token_ids)
-        if room < 1 or params.min_tokens > room:
-            raise ContextLengthError(
-                f"the prompt has {len(token_ids)} tokens and at least {max(params.min_tokens, 1)} must be generated, "
-                f"but the context is {self.max_context_tokens} tokens; shorten the prompt",
-                param="prompt",
-            )
-        eos = () if params.ignore_eos else self.model_config.eos_token_ids
-        first_seed = secrets.randbits(64) if params.seed is None else params.seed
-        return [
-            EngineRequest(
-                request_id=f"{request_id}-{i}",
-                prompt_token_ids=token_ids,
-                params=params,
-                stop_token_ids=frozenset((*eos, *params.stop_token_ids)),
-                max_new_tokens=min(params.max_tokens or room, room),
-                seed=(first_seed + i) & _SEED_MASK,
-                arrival_s=time.monotonic(),
-            )
-            for i in range(params.n)
-        ]
 
     def _open(self, requests: list[EngineRequest], listener: _Listener) -> None:
         with self._lock:

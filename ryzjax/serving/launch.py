@@ -99,6 +99,7 @@ def launch_engine(config: EngineConfig, *, model_name: str | None = None, show_p
         model_name=name,
         max_context_tokens=capacity.max_context_tokens,
         max_queue=config.max_queue,
+        pooling=config.pooling,
     )
     engine.start()
     return engine

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping, Sequence
+from functools import partial
 from types import TracebackType
-from typing import TypedDict, Unpack
+from typing import TypedDict, TypeVar, Unpack
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -15,7 +16,7 @@ from ryzjax.errors import RequestError
 from ryzjax.serving.config import EngineConfig, EngineOptions
 from ryzjax.serving.frontend import AsyncEngine
 from ryzjax.serving.launch import launch_engine
-from ryzjax.serving.request import RequestOutput, StreamDelta
+from ryzjax.serving.request import EmbeddingOutput, Pooling, RequestOutput, StreamDelta
 from ryzjax.serving.sampling_params import SamplingParams
 
 __all__ = ["LLM", "TokenPrompt"]
@@ -27,6 +28,7 @@ class TokenPrompt(TypedDict):
     prompt_token_ids: list[int]
 
 
+Output = TypeVar("Output")
 PromptLike = str | TokenPrompt
 Message = Mapping[str, object]
 
@@ -97,6 +99,35 @@ class LLM:
         prompts = [template([dict(message) for message in conversation]) for conversation in _conversations(messages)]
         return self._run(prompts, sampling_params, use_tqdm)
 
+    def embed(
+        self,
+        prompts: PromptLike | Sequence[PromptLike],
+        *,
+        pooling: Pooling | None = None,
+        dimensions: int | None = None,
+        normalize: bool = True,
+        use_tqdm: bool = True,
+    ) -> list[EmbeddingOutput]:
+        """Vectors of prompts, batched, from the hidden states after the final norm; in the order of the prompts.
+
+        Args:
+          prompts: a string, {"prompt_token_ids": [...]}, or a list of them.
+          pooling: "last" (token) or "mean"; by default the engine's.
+          dimensions: leading numbers to keep, for models trained so; all by default.
+          normalize: scale what is kept to length 1.
+          use_tqdm: a progress bar on stderr.
+
+        Raises:
+          RequestError: a prompt is empty or too long, or a setting is bad.
+        """
+
+        async def one(prompt: str | list[int]) -> tuple[EmbeddingOutput, int]:
+            output = await self.engine.embed(prompt, pooling=pooling, dimensions=dimensions, normalize=normalize)
+            return output, len(output.prompt_token_ids)
+
+        many = [prompts] if isinstance(prompts, (str, dict)) else list(prompts)
+        return self._run_all([partial(one, _prompt(prompt)) for prompt in many], "Embedding", use_tqdm)
+
     async def stream(
         self, prompt: PromptLike, sampling_params: SamplingParams | None = None
     ) -> AsyncGenerator[StreamDelta, None]:
@@ -117,8 +148,20 @@ class LLM:
                 f"{len(params)} sampling_params for {len(prompts)} prompts; give one, or one a prompt",
                 param="sampling_params",
             )
+
+        async def one(prompt: str | list[int], params: SamplingParams) -> tuple[RequestOutput, int]:
+            output = await self.engine.generate(prompt, params)
+            return output, sum(len(completion.token_ids) for completion in output.outputs)
+
+        jobs = [partial(one, prompt, settings) for prompt, settings in zip(prompts, params, strict=True)]
+        return self._run_all(jobs, "Generating", show_progress)
+
+    def _run_all(
+        self, jobs: Sequence[Callable[[], Awaitable[tuple[Output, int]]]], title: str, show_progress: bool
+    ) -> list[Output]:
+        """Runs jobs that return (output, its tokens), as many at once as the engine has use for."""
         columns = (
-            TextColumn("Generating"),
+            TextColumn(title),
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("{task.fields[tokens]} tokens"),
@@ -126,22 +169,22 @@ class LLM:
             TimeRemainingColumn(),
         )
         with Progress(*columns, console=Console(stderr=True), disable=not show_progress) as progress:
-            task = progress.add_task("generate", total=len(prompts), tokens=0)
+            task = progress.add_task(title, total=len(jobs), tokens=0)
             tokens = 0
 
-            async def one(prompt: str | list[int], params: SamplingParams, slots: asyncio.Semaphore) -> RequestOutput:
+            async def one(job: Callable[[], Awaitable[tuple[Output, int]]], slots: asyncio.Semaphore) -> Output:
                 nonlocal tokens
                 async with slots:
-                    output = await self.engine.generate(prompt, params)
-                tokens += sum(len(completion.token_ids) for completion in output.outputs)
+                    output, count = await job()
+                tokens += count
                 progress.update(task, advance=1, tokens=tokens)
                 return output
 
-            async def every() -> list[RequestOutput]:
+            async def every() -> list[Output]:
                 # Twice what runs at once keeps the engine busy without filling its queue.
                 slots = asyncio.Semaphore(2 * self.engine.engine.runner.max_sequences)
                 async with asyncio.TaskGroup() as group:
-                    tasks = [group.create_task(one(p, s, slots)) for p, s in zip(prompts, params, strict=True)]
+                    tasks = [group.create_task(one(job, slots)) for job in jobs]
                 return [task.result() for task in tasks]
 
             return _run_anywhere(every)
@@ -169,9 +212,9 @@ def _conversations(messages: Sequence[Message] | Sequence[Sequence[Message]]) ->
     return several or [single]
 
 
-def _run_anywhere(make: Callable[[], Coroutine[None, None, list[RequestOutput]]]) -> list[RequestOutput]:
+def _run_anywhere(make: Callable[[], Coroutine[None, None, list[Output]]]) -> list[Output]:
     """Runs a coroutine to its end on a thread of its own: a notebook's own thread runs an event loop already."""
-    outcome: list[list[RequestOutput]] = []
+    outcome: list[list[Output]] = []
     failure: list[BaseException] = []
 
     def run() -> None:

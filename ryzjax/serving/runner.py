@@ -18,13 +18,15 @@ from ryzjax.ops.sampling import PROMPT_BIT, STOP_BIT
 from ryzjax.serving.buckets import Buckets
 from ryzjax.serving.compiler import compile_all
 from ryzjax.serving.host.packing import SAMPLE_FIELDS, StepPacker, uses_history
+from ryzjax.serving.host.prompt_tiles import pool_tiles, score_tiles
 from ryzjax.serving.host.schedule import StepPlan
 from ryzjax.serving.host.sequence import Sequence
+from ryzjax.serving.prompt_programs import TILE_TOKENS, make_gather, make_pool, make_score
 from ryzjax.serving.step import SamplerState, StepResult, make_backbone, make_head, set_slot
 
 __all__ = ["InFlightStep", "ModelRunner", "ProgramKey"]
 
-ProgramKey = tuple[Literal["decode", "mixed", "head", "set_slot"], int]
+ProgramKey = tuple[Literal["decode", "mixed", "head", "set_slot", "gather", "score", "pool"], int]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,11 +37,15 @@ class InFlightStep:
       plan: what it does.
       padded_tokens: tokens of its bucket.
       result: int32 [rows, RESULT_FIELDS] on the device; None where no row samples.
+      scores: int32 [TILE_TOKENS, RESULT_FIELDS] a tile of scored positions.
+      totals: float32 [TILE_TOKENS, E] a tile of pooled positions.
     """
 
     plan: StepPlan
     padded_tokens: int
     result: jax.Array | None
+    scores: tuple[jax.Array, ...] = ()
+    totals: tuple[jax.Array, ...] = ()
 
 
 class ModelRunner:
@@ -74,6 +80,8 @@ class ModelRunner:
         self._programs_pages = 0
         self._cache: KVCache | None = None
         self._state: SamplerState | None = None
+        self._sums: jax.Array | None = None
+        self._tile = min(TILE_TOKENS, buckets.mixed[-1])
 
     @property
     def weight_bytes(self) -> int:
@@ -86,20 +94,26 @@ class ModelRunner:
         They do not grow with the pool (tested), so `num_pages` may be a guess; where it turns out right,
         `compile` need not compile these programs again.
         """
-        largest: list[ProgramKey] = [("mixed", self.buckets.mixed[-1]), ("head", self.buckets.sample[-1])]
+        largest: list[ProgramKey] = [
+            ("mixed", self.buckets.mixed[-1]),
+            ("head", self.buckets.sample[-1]),
+            ("score", self._tile),
+        ]
         self._programs = compile_all({key: self._lower(key, num_pages) for key in largest})
         self._programs_pages = num_pages
         return max(_temporaries(program) for program in self._programs.values())
 
     def allocate(self, num_pages: int) -> None:
-        """Makes the KV cache and the sampling state."""
-        shapes = self._cache_shape(num_pages), self._state_shape()
-        self._cache, self._state = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype, device=s.sharding), shapes)
+        """Makes the KV cache, the sampling state and the sums of pooled hidden states."""
+        shapes = self._cache_shape(num_pages), self._state_shape(), self._sums_shape()
+        self._cache, self._state, self._sums = jax.tree.map(
+            lambda s: jnp.zeros(s.shape, s.dtype, device=s.sharding), shapes
+        )
 
     def compile(self, on_done: Callable[[ProgramKey], None] = lambda key: None) -> None:
         """Compiles every step shape; after this, running steps compiles nothing."""
         pages = self.cache.k.shape[1]
-        done = {key: p for key, p in self._programs.items() if pages == self._programs_pages or key[0] == "head"}
+        done = {key: p for key, p in self._programs.items() if pages == self._programs_pages or key[0] != "mixed"}
         for key in done:
             on_done(key)
         missing = {key: self._lower(key, pages) for key in self.program_keys if key not in done}
@@ -117,7 +131,9 @@ class ModelRunner:
             keys.append(("decode", tokens))
         for rows in buckets.sample:
             keys.append(("head", rows))
-        return [*keys, ("set_slot", 0)]
+        for tokens in buckets.mixed:
+            keys.append(("gather", tokens))
+        return [*keys, ("score", self._tile), ("pool", self._tile), ("set_slot", 0)]
 
     @property
     def programs(self) -> dict[ProgramKey, jax.stages.Compiled]:
@@ -142,23 +158,51 @@ class ModelRunner:
         tokens = self.buckets.decode_tokens(plan.num_tokens) if decodes else self.buckets.mixed_tokens(plan.num_tokens)
         packed = self._packer.pack(plan, tokens)
         state = self._state
-        self._cache, hidden, samples = self._programs[kind, tokens](self._leaves, self.cache, state.tokens, packed)
+        self._cache, hidden, samples, *every = self._programs[kind, tokens](
+            self._leaves, self.cache, state.tokens, packed
+        )
+        scores = self._score(plan, *every) if plan.readings else ()
+        totals = self._pool(plan, *every) if plan.readings else ()
         num_samples = plan.num_samples
         if not num_samples:
-            return InFlightStep(plan=plan, padded_tokens=tokens, result=None)
+            return InFlightStep(plan=plan, padded_tokens=tokens, result=None, scores=scores, totals=totals)
         rows = self.buckets.sample_rows(num_samples)
         history, chosen, result = self._programs["head", rows](
             self._leaves, state.history, state.bias, state.tokens, hidden, samples
         )
         self._state = SamplerState(history=history, bias=state.bias, tokens=chosen)
         result.copy_to_host_async()
-        return InFlightStep(plan=plan, padded_tokens=tokens, result=result)
+        return InFlightStep(plan=plan, padded_tokens=tokens, result=result, scores=scores, totals=totals)
 
     def read(self, step: InFlightStep) -> StepResult:
-        """Waits for a step and brings its tokens to the host."""
-        if step.result is None:
-            return StepResult(np.zeros((0, 1), np.int32))
-        return StepResult(np.asarray(step.result))
+        """Waits for a step and brings its tokens, scores and vectors to the host."""
+        raw = np.zeros((0, 1), np.int32) if step.result is None else np.asarray(step.result)
+        if not step.scores and not step.totals:
+            return StepResult(raw)
+        scores = np.concatenate([np.asarray(tile) for tile in step.scores]) if step.scores else None
+        vectors = [np.asarray(step.totals[at // self._tile])[at % self._tile] for at in _last_pooled(step.plan)]
+        return StepResult(raw, scores, vectors)
+
+    def _score(self, plan: StepPlan, hidden: jax.Array) -> tuple[jax.Array, ...]:
+        """Starts scoring a step's prompt positions, given its hidden states [T, E]."""
+        gather, score = self._programs["gather", hidden.shape[0]], self._programs["score", self._tile]
+        results = []
+        for tile in score_tiles(plan, self._tile):
+            indices, next_tokens = tile
+            result = score(self._leaves, gather(hidden, indices), next_tokens)
+            result.copy_to_host_async()
+            results.append(result)
+        return tuple(results)
+
+    def _pool(self, plan: StepPlan, hidden: jax.Array) -> tuple[jax.Array, ...]:
+        """Starts adding a step's pooled positions to their slots' sums, given its hidden states [T, E]."""
+        gather, pool = self._programs["gather", hidden.shape[0]], self._programs["pool", self._tile]
+        results = []
+        for tile in pool_tiles(plan, self._tile, max_sequences=self.max_sequences):
+            indices, slots, restarts = tile
+            self._sums, totals = pool(self._leaves, self._sums, gather(hidden, indices), slots, restarts)
+            results.append(totals)
+        return tuple(results)
 
     def _load_slot(self, sequence: Sequence, slot: int) -> None:
         state = self._state
@@ -184,6 +228,9 @@ class ModelRunner:
             ]
         )
 
+    def _sums_shape(self) -> jax.ShapeDtypeStruct:
+        return self._replicated((self.max_sequences, self.model.config.hidden_size), jnp.float32)
+
     def _replicated(self, shape: tuple[int, ...], dtype: jax.typing.DTypeLike) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(shape, dtype, sharding=self.model.placement.replicated)
 
@@ -193,6 +240,10 @@ class ModelRunner:
             return self._lower_head(size)
         if kind == "set_slot":
             return self._lower_set_slot()
+        if kind == "gather":
+            return self._lower_gather(size)
+        if kind == "score" or kind == "pool":
+            return self._lower_tile(kind, size)
         return self._lower_backbone(kind, size, num_pages=num_pages)
 
     def _lower_backbone(
@@ -203,6 +254,8 @@ class ModelRunner:
         cache = self._cache_shape(num_pages)
         replicated = self.model.placement.replicated
         out = (KVCache._make([cache.k.sharding, cache.v.sharding]), replicated, replicated)
+        if kind == "mixed":
+            out = (*out, self._hidden_shape(tokens).sharding)
         return lambda: jax.jit(step, donate_argnums=1, out_shardings=out).lower(
             self._leaves, cache, self._state_shape().tokens, self._replicated((layout.size,), jnp.int32)
         )
@@ -216,6 +269,26 @@ class ModelRunner:
         out = self.model.placement.replicated
         return lambda: jax.jit(head, donate_argnums=1, out_shardings=out).lower(
             self._leaves, state.history, state.bias, state.tokens, hidden, samples
+        )
+
+    def _hidden_shape(self, tokens: int) -> jax.ShapeDtypeStruct:
+        """Of a step with chunks: [T, E], split as the model splits tokens."""
+        config, shape = self.model.config, (tokens, self.model.config.hidden_size)
+        sharding = self.model.placement.sharding(("tokens", None), shape)
+        return jax.ShapeDtypeStruct(shape, jnp.dtype(config.dtype), sharding=sharding)
+
+    def _lower_gather(self, tokens: int) -> Callable[[], jax.stages.Lowered]:
+        indices, out = self._replicated((self._tile,), jnp.int32), self.model.placement.replicated
+        return lambda: jax.jit(make_gather(self.model), out_shardings=out).lower(self._hidden_shape(tokens), indices)
+
+    def _lower_tile(self, kind: Literal["score", "pool"], size: int) -> Callable[[], jax.stages.Lowered]:
+        config = self.model.config
+        rows = self._replicated((size, config.hidden_size), jnp.dtype(config.dtype))
+        column, out = self._replicated((size,), jnp.int32), self.model.placement.replicated
+        if kind == "score":
+            return lambda: jax.jit(make_score(self.model), out_shardings=out).lower(self._leaves, rows, column)
+        return lambda: jax.jit(make_pool(self.model), donate_argnums=1, out_shardings=out).lower(
+            self._leaves, self._sums_shape(), rows, column, column
         )
 
     def _lower_set_slot(self) -> Callable[[], jax.stages.Lowered]:
@@ -240,6 +313,12 @@ def history_rows(sequence: Sequence, vocab_size: int) -> tuple[Int32Array, np.nd
     for token, value in request.params.logit_bias.items():
         bias[token] = value
     return history, bias
+
+
+def _last_pooled(plan: StepPlan) -> list[int]:
+    """Where the last positions of the sequences that end are among the step's pooled positions."""
+    ends = np.cumsum([len(reading.pooled) for reading in plan.readings])
+    return [int(end) - 1 for end, r in zip(ends, plan.readings, strict=True) if r.finishes and r.pooled]
 
 
 def _temporaries(program: jax.stages.Compiled) -> int:

@@ -34,12 +34,13 @@ class SamplingParams:
       frequency_penalty: subtracted per occurrence in the output.
       logit_bias: token id -> value added to its logit before anything else.
       seed: fixes the request's random stream, whatever runs beside it.
-      max_tokens: most tokens to generate; None is "until the context is full".
+      max_tokens: most tokens to generate; None is "until the context is full", 0 (with prompt_logprobs only) none.
       min_tokens: end-of-sequence and stop tokens are banned before this many tokens.
       stop: strings that end the output; not part of it unless include_stop_str_in_output.
       stop_token_ids: token ids that end the output.
       ignore_eos: go on past the model's end-of-sequence tokens.
       logprobs: None, or how many alternatives to report beside each chosen token.
+      prompt_logprobs: None, or how many alternatives to report beside each prompt token but the first.
       skip_special_tokens: leave special tokens out of the text.
     """
 
@@ -59,6 +60,7 @@ class SamplingParams:
     stop_token_ids: tuple[int, ...] | list[int] = ()
     ignore_eos: bool = False
     logprobs: int | None = None
+    prompt_logprobs: int | None = None
     skip_special_tokens: bool = True
     include_stop_str_in_output: bool = False
 
@@ -80,7 +82,8 @@ class SamplingParams:
         if self.seed is not None:
             _check_int("seed", self.seed, -(2**63), 2**63 - 1)
         if self.max_tokens is not None:
-            _check_int("max_tokens", self.max_tokens, 1, _INT32_MAX)
+            # Without scores of the prompt, a request for no token asks for nothing.
+            _check_int("max_tokens", self.max_tokens, 1 if self.prompt_logprobs is None else 0, _INT32_MAX)
         _check_int("min_tokens", self.min_tokens, 0, _INT32_MAX)
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
             raise RequestError(
@@ -89,6 +92,10 @@ class SamplingParams:
             )
         if self.logprobs is not None:
             _check_int("logprobs", self.logprobs, 0, MAX_LOGPROBS)
+        if self.prompt_logprobs is not None:
+            _check_int("prompt_logprobs", self.prompt_logprobs, 0, MAX_LOGPROBS)
+        if self.max_tokens == 0 and self.n > 1:
+            raise RequestError(f"n={self.n} with max_tokens=0, which completes nothing; leave n at 1", param="n")
         if len(stops) > MAX_STOPS:
             raise RequestError(f"stop has {len(stops)} strings; at most {MAX_STOPS} are taken", param="stop")
         for stop in stops:

@@ -1,6 +1,7 @@
 """The compiled step: a backbone by token bucket and a head by sampling rows, both pure.
 
     backbone(leaves, cache, tokens, packed)            -> cache, hidden of the sampling rows, sample fields
+                                                          (and all hidden, of a step with chunks)
     head(leaves, history, bias, tokens, hidden, fields) -> history, tokens, result
 
 Two executables, because compiles then add up (T buckets + S buckets) instead of multiplying. Tokens chosen
@@ -10,20 +11,22 @@ has seen them.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from ryzjax.batch import KVCache, TokenBatch
 from ryzjax.dims import Int32Array
 from ryzjax.models.registry import AbstractModel
-from ryzjax.ops.sampling import MAX_TOP, SamplingInputs, sample
+from ryzjax.ops.sampling import MAX_TOP, Sampled, SamplingInputs, sample
 from ryzjax.serving.host.packing import ROW_FIELDS, SAMPLE_FIELDS, PackedLayout
+from ryzjax.serving.request import PromptScores
 
-__all__ = ["RESULT_FIELDS", "SamplerState", "StepResult", "make_backbone", "make_head", "set_slot"]
+__all__ = ["RESULT_FIELDS", "SamplerState", "StepResult", "make_backbone", "make_head", "pack_result", "set_slot"]
 
 RESULT_FIELDS = 3 + 2 * MAX_TOP
 _FLOATS = ("temperature", "top_p", "min_p", "repetition", "presence", "frequency")
@@ -44,15 +47,20 @@ class SamplerState(NamedTuple):
 
 
 def make_backbone(model: AbstractModel, layout: PackedLayout, *, max_query_len: int) -> Callable[..., tuple]:
-    """The backbone for one bucket; see the module docstring."""
+    """The backbone for one bucket; see the module docstring.
+
+    With chunks (`max_query_len` above 1) it returns the hidden states [T, E] of all tokens as well, for those of a
+    prompt that are scored or pooled: a buffer it has anyway, so it costs nothing where nobody reads it.
+    """
 
     def backbone(
         leaves: tuple[jax.Array, ...], cache: KVCache, tokens: jax.Array, packed: jax.Array
-    ) -> tuple[KVCache, jax.Array, jax.Array]:
+    ) -> tuple[KVCache, jax.Array, jax.Array] | tuple[KVCache, jax.Array, jax.Array, jax.Array]:
         batch, samples = _unpack(packed, tokens, layout, cache.page_size)
         hidden, cache = model.merge(leaves).forward(batch, cache, max_query_len=max_query_len)
         rows = hidden[samples[:, SAMPLE_FIELDS.index("token_index")]]
-        return cache, lax.with_sharding_constraint(rows, model.placement.replicated), samples
+        rows = lax.with_sharding_constraint(rows, model.placement.replicated)
+        return (cache, rows, samples) if max_query_len == 1 else (cache, rows, samples, hidden)
 
     return backbone
 
@@ -77,19 +85,23 @@ def make_head(model: AbstractModel, rows: int) -> Callable[..., tuple]:
         # Unused rows have a slot past the end: dropped.
         history = history.at[slots, sampled.token].add(inputs.use_history.astype(jnp.int32), mode="drop")
         tokens = tokens.at[slots].set(sampled.token, mode="drop")
-        result = jnp.concatenate(
-            [
-                sampled.token[:, None],
-                _bits(sampled.logprob)[:, None],
-                sampled.rank[:, None],
-                sampled.top_tokens,
-                _bits(sampled.top_logprobs),
-            ],
-            axis=1,
-        )
-        return history, tokens, result
+        return history, tokens, pack_result(sampled)
 
     return head
+
+
+def pack_result(sampled: Sampled) -> jax.Array:
+    """What the host is told of S tokens, in one int32 array [S, RESULT_FIELDS]; floats as their bits."""
+    return jnp.concatenate(
+        [
+            sampled.token[:, None],
+            _bits(sampled.logprob)[:, None],
+            sampled.rank[:, None],
+            sampled.top_tokens,
+            _bits(sampled.top_logprobs),
+        ],
+        axis=1,
+    )
 
 
 def set_slot(
@@ -107,11 +119,15 @@ class StepResult:
 
     Args:
       raw: int32 [rows, RESULT_FIELDS] as the head wrote it.
+      scores: the same of each scored position, in the order of the plan.
+      vectors: float32 [E] sums over the pooled positions, one for each sequence that ends with them.
     """
 
-    def __init__(self, raw: Int32Array):
+    def __init__(self, raw: Int32Array, scores: Int32Array | None = None, vectors: Sequence[np.ndarray] = ()):
         self.tokens: list[int] = raw[:, 0].tolist()
+        self.vectors = vectors
         self._raw = raw
+        self._scores = scores
 
     def logprobs(self, row: int, count: int) -> tuple[float, int, tuple[tuple[int, float], ...]]:
         """(log-probability, rank, `count` likeliest alternatives) of one row."""
@@ -119,6 +135,18 @@ class StepResult:
         tokens = raw[3 : 3 + count].tolist()
         values = raw[3 + MAX_TOP : 3 + MAX_TOP + count].view("float32").tolist()
         return float(raw[1:2].view("float32")[0]), int(raw[2]), tuple(zip(tokens, values, strict=True))
+
+    def prompt_scores(self, start: int, stop: int, count: int) -> PromptScores:
+        """Scored positions [`start`, `stop`) of the step, with `count` alternatives each."""
+        assert self._scores is not None, "the step scores nothing"
+        raw = self._scores[start:stop]
+        return PromptScores(
+            token_ids=raw[:, 0],
+            logprobs=raw[:, 1].view("float32"),
+            ranks=raw[:, 2],
+            top_tokens=raw[:, 3 : 3 + count],
+            top_logprobs=raw[:, 3 + MAX_TOP : 3 + MAX_TOP + count].view("float32"),
+        )
 
 
 def _unpack(packed: jax.Array, tokens: jax.Array, layout: PackedLayout, page_size: int) -> tuple[TokenBatch, jax.Array]:

@@ -50,8 +50,32 @@ def temporaries(max_context_tokens: int) -> dict[str, int]:
     )
     runner.allocate(most_pages(4, max_context_tokens, 64))
     runner.compile()
-    assert runner.program_keys == [("mixed", 64), ("decode", 4), ("head", 4), ("set_slot", 0)]
+    steps = [("mixed", 64), ("decode", 4), ("head", 4)]
+    assert runner.program_keys == [*steps, ("gather", 64), ("score", 64), ("pool", 64), ("set_slot", 0)]
     return {key[0]: p.memory_analysis().temp_size_in_bytes for key, p in runner.programs.items()}
+
+
+def score_temporaries(max_batch_tokens: int) -> int:
+    """Temporaries of the program that scores prompts, of an engine with steps of that size; nothing is run."""
+    model = abstract_model(CONFIG, Placement(Layout.load("single"), jax.devices()[:1]))
+    runner = ModelRunner(
+        model,
+        dummy_weights(model.weights, 0),
+        buckets=Buckets.make(max_sequences=4, max_batch_tokens=max_batch_tokens),
+        max_sequences=4,
+        max_context_tokens=8192,
+        page_size_tokens=64,
+    )
+    runner.temporary_bytes(10)
+    ((_, program),) = [item for item in runner.programs.items() if item[0][0] == "score"]
+    return program.memory_analysis().temp_size_in_bytes
+
+
+def test_scoring_a_long_chunk_holds_the_logits_of_a_tile_only():
+    logits_of_a_tile = 4 * 64 * CONFIG.vocab_size
+    small, large = score_temporaries(64), score_temporaries(2048)
+    assert small == large <= 5 * logits_of_a_tile
+    assert score_temporaries(16) < small
 
 
 def test_temporaries_do_not_grow_from_1k_to_16k():

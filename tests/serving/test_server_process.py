@@ -113,6 +113,61 @@ def test_greedy_completions_equal_the_goldens(client: openai.OpenAI, stories: Pa
         assert logprobs.token_logprobs == pytest.approx(case["token_logprobs"][-128:], abs=1e-3)
 
 
+def test_echo_equals_the_goldens(client: openai.OpenAI, stories: Path):
+    cases = json.loads((stories / "golden_greedy.json").read_text())["cases"]
+    ids = [case["ids"] for case in cases]
+    scored = client.completions.create(model=MODEL, prompt=ids, max_tokens=0, echo=True, logprobs=2)
+    for case, choice in zip(cases, scored.choices, strict=True):
+        logprobs = choice.logprobs
+        assert choice.text == case["text"] and choice.finish_reason == "length"
+        assert logprobs is not None and logprobs.token_logprobs is not None and logprobs.tokens is not None
+        assert logprobs.token_logprobs[0] is None
+        assert logprobs.token_logprobs[1:] == pytest.approx(case["token_logprobs"], abs=1e-3)
+        # SentencePiece: every token is found in the text where it is said to be, spaces and all.
+        assert logprobs.tokens[0] == "<s>" and "".join(logprobs.tokens[1:]) == choice.text
+        for token, offset in zip(logprobs.tokens[1:], (logprobs.text_offset or [])[1:], strict=True):
+            assert choice.text.startswith(token, offset)
+
+
+def test_scores_as_lm_evaluation_harness_asks_for_them(client: openai.OpenAI, stories: Path):
+    """Its `loglikelihood`: context and continuation as token ids, one token more; is the continuation greedy?"""
+    (case, *_) = json.loads((stories / "golden_greedy.json").read_text())["cases"]
+    context, greedy = len(case["prompt_ids"]), case["ids"][:40]
+    other = [*greedy[:-1], greedy[-1] + 1]
+    answer = client.completions.create(
+        model=MODEL, prompt=[greedy, other], max_tokens=1, temperature=0, logprobs=1, echo=True, seed=1234
+    )
+    sums, is_greedy = [], []
+    for choice in answer.choices:
+        assert choice.logprobs is not None and choice.logprobs.top_logprobs is not None
+        values = (choice.logprobs.token_logprobs or [])[context:-1]
+        tops = choice.logprobs.top_logprobs[context:-1]
+        sums.append(sum(values))
+        is_greedy.append(all(value == max(top.values()) for value, top in zip(values, tops, strict=True)))
+    assert sums[0] == pytest.approx(sum(case["token_logprobs"][context - 1 : 39]), abs=1e-2)
+    assert sums[1] < sums[0] - 1
+    assert is_greedy == [True, False]
+
+
+def test_embeddings(server: Server, client: openai.OpenAI):
+    texts = ["Once upon a time", "Once upon a time there", "The dog ran. " * 30]
+    answer = client.embeddings.create(model=MODEL, input=texts)
+    assert answer.usage.prompt_tokens == sum(
+        client.completions.create(model=MODEL, prompt=text, max_tokens=1).usage.prompt_tokens  # type: ignore[union-attr]
+        for text in texts
+    )
+    for one in answer.data:
+        assert len(one.embedding) == 64 and sum(x * x for x in one.embedding) == pytest.approx(1, abs=1e-5)
+    means = client.embeddings.create(model=MODEL, input=texts, extra_body={"pooling": "mean"})
+    assert means.data[2].embedding != pytest.approx(answer.data[2].embedding, abs=1e-2)
+    with pytest.raises(openai.BadRequestError, match="dimensions=65 is out of range; expected an integer from 1 to 64"):
+        client.embeddings.create(model=MODEL, input="a", dimensions=65)
+    with pytest.raises(openai.BadRequestError, match="input 1 has") as error:
+        client.embeddings.create(model=MODEL, input=["a", "time " * 600])
+    assert error.value.code == "context_length_exceeded"
+    server.until("kv_cache_usage_perc", 0)
+
+
 def test_streaming_equals_not_streaming(client: openai.OpenAI):
     settings = {"model": MODEL, "prompt": "One day, a", "max_tokens": 60, "temperature": 0.9, "seed": 3, "n": 2}
     whole = client.completions.create(**settings)
@@ -187,9 +242,13 @@ def test_a_mixed_load_of_200_requests_compiles_nothing(server: Server, client: o
             n=1 + i % 3,
         )
 
+    def reading(i: int) -> None:
+        client.completions.create(model=MODEL, prompt="Tom " * (1 + i * 4), max_tokens=i % 3, echo=True, logprobs=3)
+        client.embeddings.create(model=MODEL, input=["Tom " * (1 + i * 4), "a"], extra_body={"pooling": "mean"})
+
     alone = [greedy(i) for i in range(20)]
     with ThreadPoolExecutor(32) as pool:
-        others = [pool.submit(noise, i) for i in range(100)]
+        others = [pool.submit(noise, i) for i in range(100)] + [pool.submit(reading, i) for i in range(40)]
         answers = [pool.submit(greedy, i % 20) for i in range(100)]
         for i, answer in enumerate(answers):
             assert answer.result() == alone[i % 20]

@@ -38,6 +38,17 @@ def launch(model: Path, layout: str, compile_cache: str) -> LLM:
     )
 
 
+def scores(llm: LLM) -> list[float]:
+    """Log-probabilities of the prompts' tokens."""
+    outputs = llm.generate(PROMPTS, SamplingParams(max_tokens=0, prompt_logprobs=1), use_tqdm=False)
+    return [entry.logprob for output in outputs for entry in output.prompt_logprobs or () if entry]
+
+
+@pytest.fixture(scope="module")
+def expected_scores(tiny_llm: LLM) -> list[float]:
+    return scores(tiny_llm)
+
+
 @pytest.fixture(scope="module")
 def expected(tiny_llm: LLM) -> list[list[int]]:
     return [output.outputs[0].token_ids for output in tiny_llm.generate(PROMPTS, GREEDY, use_tqdm=False)]
@@ -76,12 +87,15 @@ def test_tensor_parallel(tiny_llama3: Path, tmp_path: Path, compile_cache: str, 
         # for the split embedding table; the head gathers its split logits.
         for kind, size in (("decode", 4), ("mixed", 64)):
             assert collectives(llm, kind, size) == Counter({"all-reduce": 2 * LAYERS + 1})
-        assert collectives(llm, "head", 4) == Counter({"all-gather": 1})
+        assert collectives(llm, "head", 4) == collectives(llm, "score", 64) == Counter({"all-gather": 1})
 
 
 @pytest.mark.parametrize("layout", ["tp_dp", "fsdp_tp"])
-def test_two_axes(tiny_llama3: Path, compile_cache: str, layout: str, expected: list[list[int]]):
+def test_two_axes(
+    tiny_llama3: Path, compile_cache: str, layout: str, expected: list[list[int]], expected_scores: list[float]
+):
     with launch(tiny_llama3, layout, compile_cache) as llm:
+        assert scores(llm) == pytest.approx(expected_scores, abs=1e-4)
         outputs = llm.generate(PROMPTS, GREEDY, use_tqdm=False)
         assert [output.outputs[0].token_ids for output in outputs] == expected
         runner = llm.engine.engine.runner

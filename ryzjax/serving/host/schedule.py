@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from ryzjax.serving.host.sequence import Sequence
 
-__all__ = ["Chunk", "StepPlan", "StepRow", "make_plan"]
+__all__ = ["Chunk", "PromptReading", "StepPlan", "StepRow", "make_plan"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,6 +42,27 @@ class StepRow:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class PromptReading:
+    """What a step reads of one prompt: hidden states that are scored or pooled. Never of a decode row.
+
+    Attributes:
+      row: the sequence's part of the step.
+      scored: positions whose hidden state scores the prompt token after it.
+      pooled: positions whose hidden state goes into the sequence's vector.
+      finishes: whether the sequence ends with this row, without a token.
+    """
+
+    row: StepRow
+    scored: range
+    pooled: range
+    finishes: bool
+
+    def token_index(self, position: int) -> int:
+        """Where a position of the row is in the step's flat tokens."""
+        return self.row.query_start + position - (self.row.context_len - self.row.query_len)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class StepPlan:
     """One step. Hand it to the device before the scheduler is called again.
 
@@ -54,6 +75,7 @@ class StepPlan:
       num_tokens: tokens of all rows.
       num_prompt_tokens: how many of them are prompt tokens (again, after a preemption).
       num_samples: rows that sample.
+      readings: of the prompts that are scored or pooled, in the order of the rows.
     """
 
     rows: tuple[StepRow, ...]
@@ -61,6 +83,12 @@ class StepPlan:
     num_tokens: int
     num_prompt_tokens: int
     num_samples: int
+    readings: tuple[PromptReading, ...]
+
+    @property
+    def num_scored(self) -> int:
+        """Positions whose next token is scored."""
+        return sum(len(reading.scored) for reading in self.readings)
 
 
 class Chunk(NamedTuple):
@@ -81,14 +109,17 @@ def make_plan(chunks: Iterable[Chunk]) -> StepPlan:
     prefills: list[Chunk] = []
     for chunk in chunks:
         sequence = chunk.sequence
-        is_decode = chunk.query_len == 1 and sequence.num_computed + 1 == sequence.num_tokens
+        is_decode = chunk.query_len == 1 and sequence.num_computed + 1 == sequence.num_tokens and sequence.generates
         (decodes if is_decode else prefills).append(chunk)
     rows: list[StepRow] = []
+    readings: list[PromptReading] = []
     query_start = num_prompt_tokens = num_samples = 0
     for chunk in decodes + prefills:
         row = _row(chunk, query_start)
         rows.append(row)
         sequence = chunk.sequence
+        if sequence.reads_prompt:
+            readings += _readings(row)
         query_start += chunk.query_len
         if sequence.num_computed < sequence.prompt_len:
             num_prompt_tokens += min(row.context_len, sequence.prompt_len) - sequence.num_computed
@@ -102,6 +133,7 @@ def make_plan(chunks: Iterable[Chunk]) -> StepPlan:
         num_tokens=query_start,
         num_prompt_tokens=num_prompt_tokens,
         num_samples=num_samples,
+        readings=tuple(readings),
     )
 
 
@@ -119,8 +151,27 @@ def _row(chunk: Chunk, query_start: int) -> StepRow:
         query_len=chunk.query_len,
         context_len=end,
         token_ids=tuple(sequence.token_ids[start:end]) if end <= len(sequence.token_ids) else None,
-        samples=end == num_tokens,
+        samples=end == num_tokens and sequence.generates,
         admits=chunk.admits,
         output_index=output_index,
         ban_stops=output_index < sequence.min_tokens,
     )
+
+
+def _readings(row: StepRow) -> list[PromptReading]:
+    """What a row reads of its prompt, if anything; advances the sequence's counters."""
+    sequence, request = row.sequence, row.sequence.request
+    end, last = row.context_len, row.sequence.prompt_len - 1
+    scored = pooled = range(0)
+    if request.prompt_logprobs is not None:
+        # In order, so what is not scored yet begins in this chunk or after it; nothing follows the last token.
+        scored = range(sequence.num_scored, max(sequence.num_scored, min(end, last)))
+        sequence.num_scored = scored.stop
+    if request.pooling is not None:
+        start = end - row.query_len
+        pooled = range(start if request.pooling == "mean" else max(start, last), end)
+    finishes = end > last and not sequence.generates
+    if finishes:
+        sequence.num_in_flight += 1
+    reads = scored or pooled or finishes
+    return [PromptReading(row=row, scored=scored, pooled=pooled, finishes=finishes)] if reads else []

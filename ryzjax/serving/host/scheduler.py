@@ -115,8 +115,8 @@ class Scheduler:
         """Queues a request.
 
         Raises:
-          RequestError: its prompt is empty, it asks for no token, or its id is in use.
-          ContextLengthError: no token fits after the prompt.
+          RequestError: its prompt is empty, it asks for nothing, or its id is in use.
+          ContextLengthError: the prompt, or a token after it, does not fit.
           QueueFullError: too many requests wait.
         """
         prompt_len = len(request.prompt_token_ids)
@@ -124,14 +124,24 @@ class Scheduler:
             raise RequestError(f"request_id={request.request_id!r} is in use; expected an id of its own")
         if not prompt_len:
             raise RequestError("the prompt has no token; expected at least 1", param="prompt")
-        if request.max_new_tokens < 1:
+        fewest = 0 if request.prompt_logprobs is not None or request.pooling is not None else 1
+        if request.max_new_tokens < fewest:
             raise RequestError(
-                f"max_new_tokens={request.max_new_tokens} is out of range; expected at least 1", param="max_tokens"
+                f"max_new_tokens={request.max_new_tokens} is out of range; expected at least {fewest}",
+                param="max_tokens",
             )
-        if prompt_len >= self.max_context_tokens:
+        if request.pooling is not None and request.max_new_tokens:
+            raise RequestError(
+                f"max_new_tokens={request.max_new_tokens} with pooling={request.pooling!r}; expected 0: what becomes "
+                "a vector generates nothing",
+                param="max_tokens",
+            )
+        room = self.max_context_tokens - min(request.max_new_tokens, 1)
+        if prompt_len > room:
             raise ContextLengthError(
-                f"the prompt has {prompt_len} tokens; expected at most {self.max_context_tokens - 1}, as the context "
-                f"is {self.max_context_tokens} tokens and one must be generated. Shorten the prompt",
+                f"the prompt has {prompt_len} tokens; expected at most {room}, as the context is "
+                f"{self.max_context_tokens} tokens and {self.max_context_tokens - room} must be generated. Shorten "
+                "the prompt",
                 param="prompt",
             )
         if len(self._waiting) - len(self._free_slots) >= self.max_queue:
@@ -185,7 +195,7 @@ class Scheduler:
         self._uncommitted.append(plan)
         return plan
 
-    def commit(self, plan: StepPlan, sampled: Iterable[int]) -> list[tuple[Sequence, int, FinishReason | None]]:
+    def commit(self, plan: StepPlan, sampled: Iterable[int]) -> list[tuple[Sequence, int | None, FinishReason | None]]:
         """Takes in the tokens of a step; steps are committed in the order they were scheduled.
 
         Args:
@@ -193,13 +203,13 @@ class Scheduler:
           sampled: a token for each of the plan's rows that sample, in order.
 
         Returns:
-          (sequence, its new token, why it finished or None); rows of sequences that ended meanwhile are
-          left out.
+          (sequence, its new token, why it finished or None); the token is None where the sequence ends with its
+          prompt. Rows of sequences that ended meanwhile are left out.
         """
         if not self._uncommitted or self._uncommitted[0] is not plan:
             raise ValueError("commit() got a plan out of order; expected the oldest one not committed")
         self._uncommitted.popleft()
-        results: list[tuple[Sequence, int, FinishReason | None]] = []
+        results: list[tuple[Sequence, int | None, FinishReason | None]] = []
         sequences = [row.sequence for row in plan.rows if row.samples]
         for sequence, token in zip(sequences, sampled, strict=True):
             if sequence.state is SequenceState.FINISHED:
@@ -215,6 +225,21 @@ class Scheduler:
                 self._finish(sequence, reason)
                 self._finishes.record(self._clock())
             results.append((sequence, token, reason))
+        if plan.readings:
+            results += self._commit_finishing(plan)
+        return results
+
+    def _commit_finishing(self, plan: StepPlan) -> list[tuple[Sequence, None, FinishReason]]:
+        """Ends the sequences whose prompt was all they asked for."""
+        results: list[tuple[Sequence, None, FinishReason]] = []
+        for reading in plan.readings:
+            sequence = reading.row.sequence
+            if reading.finishes and sequence.state is not SequenceState.FINISHED:
+                sequence.num_in_flight -= 1
+                reason: FinishReason = "length" if sequence.request.pooling is None else "stop"
+                self._finish(sequence, reason)
+                self._finishes.record(self._clock())
+                results.append((sequence, None, reason))
         return results
 
     def check_integrity(self) -> None:
@@ -242,7 +267,7 @@ class Scheduler:
         return limit is not None and sequence.rope_length <= limit < sequence.num_tokens
 
     def _release_ending(self) -> None:
-        """Frees what sequences hold that only wait for their last token to be read."""
+        """Frees what sequences hold that only wait for their last token, or vector, to be read."""
         ending = [sequence for sequence in self._running if sequence.is_ending]
         for sequence in ending:
             self._running.remove(sequence)

@@ -32,8 +32,10 @@ class Sequence:
     Attributes:
       token_ids: prompt and generated tokens, as far as the host knows them.
       num_computed: leading tokens whose keys and values are written, or will be by a step in flight.
+      num_scored: leading prompt positions whose next token is scored, or will be by a step in flight. A preemption
+        leaves it: what is computed again is not scored again.
       num_in_flight: sampled tokens that the host has not read: at most 1 when a step is scheduled, 2 between
-        that and the commit of the step before.
+        that and the commit of the step before. The end of a sequence that generates nothing counts as one.
       pages: pages of the KV cache, in order of position.
       slot: row in the device's state by sequence; None unless admitted.
       state: see `SequenceState`.
@@ -42,6 +44,8 @@ class Sequence:
         prompt's, or all it had when it was computed again for having outgrown its rotations.
       end_len: tokens (prompt included) at which the sequence ends for its length.
       num_preemptions: how often it lost its pages.
+      generates: whether it goes on after its prompt.
+      reads_prompt: whether hidden states of its prompt are scored or pooled.
       first_scheduled_s, first_token_s, last_token_s: `time.monotonic()` of its milestones; the first is
         set by the scheduler, the others by who reads the tokens. Arrival is in the request.
     """
@@ -52,13 +56,16 @@ class Sequence:
         "finish_reason",
         "first_scheduled_s",
         "first_token_s",
+        "generates",
         "last_token_s",
         "min_tokens",
         "num_computed",
         "num_in_flight",
         "num_preemptions",
+        "num_scored",
         "pages",
         "prompt_len",
+        "reads_prompt",
         "request",
         "rope_length",
         "slot",
@@ -73,8 +80,13 @@ class Sequence:
         self.rope_length = self.prompt_len
         self.end_len = min(self.prompt_len + request.max_new_tokens, max_context_tokens)
         self.min_tokens = request.params.min_tokens
+        self.generates = request.max_new_tokens > 0
+        if not self.generates:
+            self.end_len += 1  # a token that never comes stands for the end of the prompt
         self.token_ids = list(request.prompt_token_ids)
+        self.reads_prompt = request.prompt_logprobs is not None or request.pooling is not None
         self.num_computed = 0
+        self.num_scored = 0
         self.num_in_flight = 0
         self.pages: list[int] = []
         self.slot: int | None = None

@@ -9,12 +9,20 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
-from typing import Protocol, TypedDict
+from typing import NamedTuple, Protocol, TypedDict
 
+from ryzjax.serving.http.echo import Echo
 from ryzjax.serving.http.logprobs import TokenTexts, chat_logprobs, completion_logprobs
 from ryzjax.serving.request import CompletionOutput, StreamDelta, TokenLogprobs
 
-__all__ = ["AnswerFormat", "ChatFormat", "CompletionFormat", "Usage", "usage_of"]
+__all__ = ["AnswerFormat", "ChatFormat", "Choice", "CompletionFormat", "Usage", "usage_of"]
+
+
+class Choice(NamedTuple):
+    """A finished completion, and its prompt's log-probabilities where they were asked for."""
+
+    completion: CompletionOutput
+    prompt_logprobs: Sequence[TokenLogprobs | None] | None = None
 
 
 class Usage(TypedDict):
@@ -37,7 +45,7 @@ def usage_of(prompt_tokens: int, completion_tokens: int) -> Usage:
 class AnswerFormat(Protocol):
     """One route's way to write an answer; one object a request."""
 
-    def body(self, completions: Sequence[CompletionOutput], usage: Usage) -> bytes:
+    def body(self, choices: Sequence[Choice], usage: Usage) -> bytes:
         """The whole answer."""
         ...
 
@@ -82,43 +90,84 @@ class _Envelope:
 
 
 class CompletionFormat:
-    """Answers of /v1/completions."""
+    """Answers of /v1/completions; with `echo`, the prompt comes in front of each choice."""
 
-    def __init__(self, *, answer_id: str, model: str, texts: TokenTexts, include_usage: bool):
+    def __init__(
+        self,
+        *,
+        answer_id: str,
+        model: str,
+        texts: TokenTexts,
+        include_usage: bool,
+        skip_special_tokens: bool = True,
+        echo: Echo | None = None,
+    ):
         kind = "text_completion"
         self._envelope = _Envelope(
             answer_id=answer_id, model=model, kind=kind, chunk_kind=kind, include_usage=include_usage
         )
         self._texts = texts
+        self._skip_special_tokens = skip_special_tokens
+        self._echo = echo
         self._offsets: dict[int, int] = {}
 
-    def body(self, completions: Sequence[CompletionOutput], usage: Usage) -> bytes:
+    def body(self, choices: Sequence[Choice], usage: Usage) -> bytes:
         """The whole answer."""
-        choices: list[dict[str, object]] = [
+        bodies: list[dict[str, object]] = [
             {
                 "index": completion.index,
-                "text": completion.text,
-                "logprobs": self._logprobs(completion.index, completion.logprobs),
+                "text": self._prompt(completion.index) + completion.text,
+                "logprobs": self._logprobs(completion.index, completion.logprobs, prompt_logprobs),
                 "finish_reason": completion.finish_reason,
                 "stop_reason": completion.stop_reason,
             }
-            for completion in completions
+            for completion, prompt_logprobs in choices
         ]
-        return self._envelope.body(choices, usage)
+        return self._envelope.body(bodies, usage)
 
-    def _logprobs(self, choice: int, tokens: Sequence[TokenLogprobs] | None) -> object:
+    def _prompt(self, choice: int) -> str:
+        return "" if self._echo is None else self._echo.text(choice)
+
+    def _logprobs(
+        self,
+        choice: int,
+        tokens: Sequence[TokenLogprobs] | None,
+        prompt_logprobs: Sequence[TokenLogprobs | None] | None = None,
+    ) -> object:
+        first = None
+        if self._echo is not None and self._echo.with_logprobs and prompt_logprobs is not None:
+            first = self._echo.first_token_id(choice)
+            tokens = [token for token in (*prompt_logprobs, *(tokens or ())) if token is not None]
         if tokens is None:
             return None
-        offset = self._offsets.get(choice, 0)
-        self._offsets[choice] = offset + sum(len(self._texts[token.token_id]) for token in tokens)
-        return completion_logprobs(tokens, self._texts, offset)
+        found, self._offsets[choice] = completion_logprobs(
+            tokens,
+            self._texts,
+            self._offsets.get(choice, 0),
+            first_token_id=first,
+            skip_special_tokens=self._skip_special_tokens,
+        )
+        return found
 
     def opening(self, choices: int) -> bytes:
-        """Nothing: a completion starts with its text."""
-        return b""
+        """The prompts where they are wanted without log-probabilities: with them they come in the first chunk."""
+        if self._echo is None or self._echo.with_logprobs:
+            return b""
+        return b"".join(self._prompt_event(choice, None) for choice in range(choices))
+
+    def _prompt_event(self, choice: int, prompt_logprobs: Sequence[TokenLogprobs | None] | None) -> bytes:
+        logprobs = _dumps(self._logprobs(choice, None, prompt_logprobs))
+        text = _dumps(self._prompt(choice))
+        return self._envelope.event(f'{{"index":{choice},"text":{text},"logprobs":{logprobs},"finish_reason":null}}')
 
     def chunk(self, choice: int, delta: StreamDelta) -> bytes:
         """The event of one delta."""
+        if delta.prompt_logprobs is not None:
+            if self._echo is None or not self._echo.with_logprobs:
+                return b""
+            # It comes once for the completions of its prompt.
+            choices = range(choice, choice + self._echo.n)
+            return b"".join(self._prompt_event(one, delta.prompt_logprobs) for one in choices)
         if not delta.text and delta.finish_reason is None and not delta.logprobs:
             return b""
         logprobs = "null" if not delta.logprobs else _dumps(self._logprobs(choice, delta.logprobs))
@@ -140,9 +189,9 @@ class ChatFormat:
         )
         self._texts = texts
 
-    def body(self, completions: Sequence[CompletionOutput], usage: Usage) -> bytes:
+    def body(self, choices: Sequence[Choice], usage: Usage) -> bytes:
         """The whole answer."""
-        choices: list[dict[str, object]] = [
+        bodies: list[dict[str, object]] = [
             {
                 "index": completion.index,
                 "message": {"role": "assistant", "content": completion.text},
@@ -150,9 +199,9 @@ class ChatFormat:
                 "finish_reason": completion.finish_reason,
                 "stop_reason": completion.stop_reason,
             }
-            for completion in completions
+            for completion, _ in choices
         ]
-        return self._envelope.body(choices, usage)
+        return self._envelope.body(bodies, usage)
 
     def opening(self, choices: int) -> bytes:
         """The role, a chunk for each choice."""

@@ -10,7 +10,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 from ryzjax.obs.metrics import EngineMetrics
-from ryzjax.serving.http import generate_routes, system_routes
+from ryzjax.serving.http import embedding_routes, generate_routes, system_routes
 from ryzjax.serving.http.config import HttpConfig
 from ryzjax.serving.http.context import ServerContext
 from ryzjax.serving.http.disconnect import ClientLeftError
@@ -49,6 +49,7 @@ def create_app(engine: EngineFrontend, config: HttpConfig, *, metrics: EngineMet
     app.state.context = context
     app.include_router(system_routes.router)
     app.include_router(generate_routes.router)
+    app.include_router(embedding_routes.router)
     install_error_handlers(app)
     app.add_exception_handler(ClientLeftError, _on_client_left)
     app.add_exception_handler(ClientDisconnect, _on_client_left)
@@ -57,7 +58,7 @@ def create_app(engine: EngineFrontend, config: HttpConfig, *, metrics: EngineMet
         DrainGateMiddleware,
         engine=engine,
         lifecycle=context.lifecycle,
-        paths=generate_routes.GENERATION_PATHS,
+        paths=generate_routes.GENERATION_PATHS | embedding_routes.EMBEDDING_PATHS,
         retry_after_s=config.retry_after_s,
     )
     app.add_middleware(BodyLimitMiddleware, max_body_bytes=config.max_body_bytes)

@@ -24,7 +24,9 @@ class HttpConfig:
     max_body_bytes: int = 8 * 1024 * 1024
     """Largest request body; a larger one is refused (413) while it is being read."""
     max_prompts_per_request: int = 64
-    """Most prompts in one /v1/completions request."""
+    """Most prompts in one /v1/completions request, and most inputs of one /v1/embeddings request run at once."""
+    max_inputs_per_request: int = 2048
+    """Most inputs in one /v1/embeddings request."""
     max_sequences_per_request: int = 256
     """Most sequences (prompts x n) one request may start."""
     drain_timeout_s: float = 30.0
@@ -38,6 +40,7 @@ class HttpConfig:
         _check("port", self.port, 0, 65535)
         _check("max_body_bytes", self.max_body_bytes, 1, 2**40)
         _check("max_prompts_per_request", self.max_prompts_per_request, 1, 2**16)
+        _check("max_inputs_per_request", self.max_inputs_per_request, 1, 2**16)
         _check("max_sequences_per_request", self.max_sequences_per_request, 1, 2**16)
         _check("drain_timeout_s", self.drain_timeout_s, 0, 86_400)
         _check("retry_after_s", self.retry_after_s, 0, 86_400)

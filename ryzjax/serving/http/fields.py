@@ -1,4 +1,4 @@
-"""The request fields both generation routes share, and what happens to fields that are not theirs.
+"""The request fields routes share, and what happens to fields that are not theirs.
 
 A field is used, harmless (taken and ignored), not supported (a 400 that says so), or unknown (a 400 that names it):
 a misspelt `temprature` must not pass in silence.
@@ -15,7 +15,7 @@ from pydantic_core import ErrorDetails
 from ryzjax.errors import RequestError
 from ryzjax.serving.sampling_params import SamplingParams
 
-__all__ = ["GenerationRequest", "StreamOptions", "check_extra_fields"]
+__all__ = ["ApiRequest", "GenerationRequest", "StreamOptions", "check_extra_fields", "prompt_list"]
 
 _HARMLESS = frozenset(
     {
@@ -91,12 +91,27 @@ class StreamOptions(BaseModel):
     include_obfuscation: bool | None = None
 
 
-class GenerationRequest(BaseModel):
-    """Fields of /v1/completions and /v1/chat/completions alike; null means the default. Meanings: SamplingParams."""
+class ApiRequest(BaseModel):
+    """A JSON body that names the model; null means the default. What no field declares must be harmless."""
 
     model_config = ConfigDict(strict=True, extra="allow")
 
     model: str
+
+    @classmethod
+    def parse(cls, body: bytes) -> Self:
+        """Reads a request body. Raises RequestError for bad JSON, and for bad, unsupported or unknown fields."""
+        try:
+            request = cls.model_validate_json(body)
+        except ValidationError as error:
+            raise _request_error(error) from None
+        check_extra_fields(request.model_extra or {})
+        return request
+
+
+class GenerationRequest(ApiRequest):
+    """Fields of /v1/completions and /v1/chat/completions alike. Meanings: SamplingParams."""
+
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     n: int | None = None
@@ -117,27 +132,31 @@ class GenerationRequest(BaseModel):
     skip_special_tokens: bool | None = None
     include_stop_str_in_output: bool | None = None
 
-    @classmethod
-    def parse(cls, body: bytes) -> Self:
-        """Reads a request body. Raises RequestError for bad JSON, and for bad, unsupported or unknown fields."""
-        try:
-            request = cls.model_validate_json(body)
-        except ValidationError as error:
-            raise _request_error(error) from None
-        check_extra_fields(request.model_extra or {})
-        return request
-
     @property
     def include_usage(self) -> bool:
         """Whether a stream ends with a usage chunk."""
         return self.stream_options is not None and bool(self.stream_options.include_usage)
 
-    def _sampling_params(self, *, max_tokens: int | None, logprobs: int | None) -> SamplingParams:
+    def _sampling_params(
+        self, *, max_tokens: int | None, logprobs: int | None, prompt_logprobs: int | None = None
+    ) -> SamplingParams:
         chosen: dict[str, object] = {
             name: value for name in _SAMPLING_FIELDS if (value := getattr(self, name)) is not None
         }
-        chosen |= {"max_tokens": max_tokens, "logprobs": logprobs, "logit_bias": _token_bias(self.logit_bias or {})}
+        chosen |= {"max_tokens": max_tokens, "logprobs": logprobs, "prompt_logprobs": prompt_logprobs}
+        chosen["logit_bias"] = _token_bias(self.logit_bias or {})
         return SamplingParams(**chosen)  # pyright: ignore[reportArgumentType]  # it checks each value itself
+
+
+def prompt_list(prompt: str | list[str] | list[int] | list[list[int]], field: str) -> list[str | list[int]]:
+    """The prompts of a field that takes one or more, as texts or token ids. Raises RequestError where there is none."""
+    if isinstance(prompt, str):
+        return [prompt]
+    if not prompt:
+        raise RequestError(f"{field} is an empty list; give at least one {field} or token id", param=field)
+    if isinstance(prompt[0], int):
+        return [[token for token in prompt if isinstance(token, int)]]
+    return [item for item in prompt if not isinstance(item, int)]
 
 
 def check_extra_fields(extra: Mapping[str, object], *, where: str = "") -> None:
@@ -177,8 +196,10 @@ def _token_bias(bias: Mapping[str, float]) -> dict[int, float]:
 
 
 # Of a union, pydantic reports every member that did not match; one sentence says it better.
+_PROMPTS = "a string, a list of strings, a list of token ids, or a list of lists of token ids"
 _UNION_EXPECTATIONS = {
-    "prompt": "a string, a list of strings, a list of token ids, or a list of lists of token ids",
+    "input": _PROMPTS,
+    "prompt": _PROMPTS,
     "stop": "a string or a list of strings",
 }
 

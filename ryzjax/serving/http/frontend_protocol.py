@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Sequence
 from typing import Protocol
 
-from ryzjax.serving.request import RequestOutput, StreamDelta
+from ryzjax.serving.request import EmbeddingOutput, Pooling, RequestOutput, StreamDelta
 from ryzjax.serving.sampling_params import SamplingParams
 
 __all__ = ["ChatTokenizer", "EngineFrontend"]
@@ -71,6 +71,18 @@ class EngineFrontend(Protocol):
         self, prompt: str | Sequence[int], params: SamplingParams, *, request_id: str | None = None
     ) -> RequestOutput:
         """Runs one prompt to its end. Cancelling aborts it. Raises as `stream` does."""
+        ...
+
+    async def embed(
+        self,
+        prompt: str | Sequence[int],
+        *,
+        pooling: Pooling | None = None,
+        dimensions: int | None = None,
+        normalize: bool = True,
+        request_id: str | None = None,
+    ) -> EmbeddingOutput:
+        """One prompt's vector. Cancelling aborts it. Raises as `stream` does."""
         ...
 
     async def drain(self, timeout_s: float) -> None:

@@ -11,8 +11,9 @@ from ryzjax.errors import RequestError
 from ryzjax.serving.http.answers import AnswerFormat, ChatFormat, CompletionFormat, usage_of
 from ryzjax.serving.http.context import ServerContext, context_of, request_id_of
 from ryzjax.serving.http.disconnect import until_disconnect
+from ryzjax.serving.http.echo import Echo, echo_texts
 from ryzjax.serving.http.fields import GenerationRequest
-from ryzjax.serving.http.generation import Generation
+from ryzjax.serving.http.generation import Generation, encode_prompts
 from ryzjax.serving.http.protocol import ChatCompletionRequest, CompletionRequest
 from ryzjax.serving.http.sse import EventStream
 from ryzjax.serving.sampling_params import SamplingParams
@@ -33,14 +34,24 @@ async def completions(request: Request) -> Response:
     params = body.sampling_params()
     prompts = body.prompts()
     _check_size(context, len(prompts), params)
-    encode = partial(_encode_prompts, context, prompts, add_special_tokens=body.add_special_tokens is not False)
+    add_special_tokens = body.add_special_tokens is not False
+    encode = partial(encode_prompts, context.engine.tokenizer, prompts, add_special_tokens=add_special_tokens)
     token_ids = await until_disconnect(request.receive, context.tokenize(encode))
     generation = Generation(context.engine, token_ids, params, kind="cmpl", prompt_field="prompt")
+    echo = None
+    if body.echo:
+        tokenizer = context.engine.tokenizer
+        decode = partial(echo_texts, tokenizer, prompts, skip_special_tokens=params.skip_special_tokens)
+        texts = await until_disconnect(request.receive, context.tokenize(decode))
+        firsts = [ids[0] for ids in token_ids]
+        echo = Echo(texts=texts, first_token_ids=firsts, n=params.n, with_logprobs=body.logprobs is not None)
     answer = CompletionFormat(
         answer_id=generation.id,
         model=context.model_name,
         texts=context.token_texts,
         include_usage=body.include_usage,
+        skip_special_tokens=params.skip_special_tokens,
+        echo=echo,
     )
     return await _answer(request, body, generation, answer)
 
@@ -70,16 +81,6 @@ async def chat_completions(request: Request) -> Response:
     return await _answer(request, body, generation, answer)
 
 
-def _encode_prompts(
-    context: ServerContext, prompts: list[str | list[int]], *, add_special_tokens: bool
-) -> list[list[int]]:
-    encode = context.engine.tokenizer.encode
-    return [
-        encode(prompt, add_special_tokens=add_special_tokens) if isinstance(prompt, str) else prompt
-        for prompt in prompts
-    ]
-
-
 def _check_size(context: ServerContext, prompts: int, params: SamplingParams) -> None:
     config = context.config
     if prompts > config.max_prompts_per_request:
@@ -98,7 +99,7 @@ def _check_size(context: ServerContext, prompts: int, params: SamplingParams) ->
 async def _answer(request: Request, body: GenerationRequest, generation: Generation, answer: AnswerFormat) -> Response:
     if body.stream:
         return EventStream(generation, answer, include_usage=body.include_usage, request_id=request_id_of(request))
-    completions = await until_disconnect(request.receive, generation.collect())
-    completion_tokens = sum(len(completion.token_ids) for completion in completions)
+    choices = await until_disconnect(request.receive, generation.collect())
+    completion_tokens = sum(len(choice.completion.token_ids) for choice in choices)
     usage = usage_of(generation.prompt_tokens, completion_tokens)
-    return Response(answer.body(completions, usage), media_type="application/json")
+    return Response(answer.body(choices, usage), media_type="application/json")

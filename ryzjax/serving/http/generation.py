@@ -8,12 +8,13 @@ from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager
 
 from ryzjax.errors import ContextLengthError, RequestError
+from ryzjax.serving.http.answers import Choice
 from ryzjax.serving.http.errors import GenerationFailedError
-from ryzjax.serving.http.frontend_protocol import EngineFrontend
-from ryzjax.serving.request import CompletionOutput, StreamDelta
+from ryzjax.serving.http.frontend_protocol import ChatTokenizer, EngineFrontend
+from ryzjax.serving.request import StreamDelta
 from ryzjax.serving.sampling_params import SamplingParams
 
-__all__ = ["Generation", "closing"]
+__all__ = ["Generation", "closing", "encode_prompts", "first_error"]
 
 # Deltas of a request's prompts waiting for a slow client; a full queue holds its prompts' readers back.
 _MERGE_QUEUE_DELTAS = 256
@@ -57,7 +58,7 @@ class Generation:
         for number, prompt in enumerate(prompts):
             if not prompt:
                 raise RequestError(f"{prompt_field} {number} has no tokens; give at least one", param=prompt_field)
-            if len(prompt) >= engine.max_context_tokens:
+            if len(prompt) + (params.max_tokens != 0) > engine.max_context_tokens:
                 raise ContextLengthError(
                     f"{prompt_field} {number} has {len(prompt)} tokens; the context holds {engine.max_context_tokens}, "
                     "prompt and output together; shorten it",
@@ -82,22 +83,22 @@ class Generation:
     def _engine_id(self, number: int) -> str:
         return self.id if len(self._prompts) == 1 else f"{self.id}-{number}"
 
-    async def collect(self) -> list[CompletionOutput]:
+    async def collect(self) -> list[Choice]:
         """Runs all prompts to their ends and returns the completions in order, `index` counted over all prompts."""
         try:
             async with asyncio.TaskGroup() as group:
                 tasks = [group.create_task(self._collect_one(number)) for number in range(len(self._prompts))]
         except* Exception as errors:
             # The group has cancelled the others; the first error is the request's.
-            raise _first(errors) from None
-        return [completion for task in tasks for completion in task.result()]
+            raise first_error(errors) from None
+        return [choice for task in tasks for choice in task.result()]
 
-    async def _collect_one(self, number: int) -> list[CompletionOutput]:
+    async def _collect_one(self, number: int) -> list[Choice]:
         answer = await self._engine.generate(self._prompts[number], self.params, request_id=self._engine_id(number))
         for completion in answer.outputs:
             _check_finish(completion.finish_reason)
             completion.index += number * self.params.n
-        return answer.outputs
+        return [Choice(completion, answer.prompt_logprobs) for completion in answer.outputs]
 
     async def stream(self) -> AsyncGenerator[tuple[int, StreamDelta], None]:
         """Yields (choice, delta) as they come. Closing it aborts what still runs."""
@@ -146,7 +147,18 @@ class Generation:
             await asyncio.gather(*readers, return_exceptions=True)
 
 
-def _first(errors: BaseExceptionGroup[Exception]) -> Exception:
+def encode_prompts(
+    tokenizer: ChatTokenizer, prompts: Sequence[str | list[int]], *, add_special_tokens: bool
+) -> list[list[int]]:
+    """Token ids of prompts, some of which may be token ids already."""
+    return [
+        tokenizer.encode(prompt, add_special_tokens=add_special_tokens) if isinstance(prompt, str) else prompt
+        for prompt in prompts
+    ]
+
+
+def first_error(errors: BaseExceptionGroup[Exception]) -> Exception:
+    """The first error of a task group, however deep it is: the one a client is told of."""
     error: BaseException = errors
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]

@@ -18,11 +18,11 @@ _CACHED_TOKENS = 65_536
 
 
 class CompletionLogprobs(TypedDict):
-    """`logprobs` of a /v1/completions choice; offsets are in characters."""
+    """`logprobs` of a /v1/completions choice; offsets are in characters. A prompt's first token has none: null."""
 
     tokens: list[str]
-    token_logprobs: list[float]
-    top_logprobs: list[dict[str, float]] | None
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None] | None
     text_offset: list[int]
 
 
@@ -43,27 +43,63 @@ class ChatLogprobs(TypedDict):
 
 
 class TokenTexts:
-    """The text of single tokens, special ones included, remembered: each token may name twenty alternatives."""
+    """The text of single tokens, special ones included, remembered: each token may name twenty alternatives.
+
+    It is the text a token has after another one: alone, SentencePiece drops the space a word begins with, and
+    `tokens` would neither add up to the text nor tell " to" from "to".
+    """
 
     def __init__(self, tokenizer: ChatTokenizer):
-        self._decode = lru_cache(_CACHED_TOKENS)(
-            lambda token_id: tokenizer.decode([token_id], skip_special_tokens=False)
-        )
+        before = tokenizer.encode("a", add_special_tokens=False)[-1:]
+
+        def decode(token_id: int, skip_special_tokens: bool, is_first: bool) -> str:
+            context = [] if is_first else before
+            text = tokenizer.decode([*context, token_id], skip_special_tokens=skip_special_tokens)
+            return text[len(tokenizer.decode(context, skip_special_tokens=False)) :]
+
+        self._decode = lru_cache(_CACHED_TOKENS)(decode)
 
     def __getitem__(self, token_id: int) -> str:
-        return self._decode(token_id)
+        return self._decode(token_id, False, False)
+
+    def at_start(self, token_id: int) -> str:
+        """The text of a token that begins a text."""
+        return self._decode(token_id, False, True)
+
+    def width(self, token_id: int, *, skip_special_tokens: bool, is_first: bool = False) -> int:
+        """Characters the token takes in a text, which may leave special tokens out."""
+        return len(self._decode(token_id, skip_special_tokens, is_first))
 
 
-def completion_logprobs(tokens: Sequence[TokenLogprobs], texts: TokenTexts, start_offset: int) -> CompletionLogprobs:
-    """Logprobs of tokens whose text starts `start_offset` characters into the completion."""
+def completion_logprobs(
+    tokens: Sequence[TokenLogprobs],
+    texts: TokenTexts,
+    start_offset: int,
+    *,
+    first_token_id: int | None = None,
+    skip_special_tokens: bool = False,
+) -> tuple[CompletionLogprobs, int]:
+    """Logprobs of tokens whose text starts `start_offset` characters into the choice, and where it ends.
+
+    Args:
+      first_token_id: the first token of an echoed prompt, ahead of the others.
+      skip_special_tokens: the choice's text has none, so they take no place in its offsets.
+    """
     found = CompletionLogprobs(tokens=[], token_logprobs=[], top_logprobs=None, text_offset=[])
-    alternatives = []
+    alternatives: list[dict[str, float] | None] = []
+    if first_token_id is not None:
+        found["tokens"].append(texts.at_start(first_token_id))
+        found["token_logprobs"].append(None)
+        found["text_offset"].append(start_offset)
+        start_offset += texts.width(first_token_id, skip_special_tokens=skip_special_tokens, is_first=True)
+        alternatives.append(None)
     for token in tokens:
-        text = texts[token.token_id]
-        found["tokens"].append(text)
+        # In an echoed prompt, what follows tokens that the text leaves out begins the text.
+        is_first = first_token_id is not None and not start_offset
+        found["tokens"].append(texts.at_start(token.token_id) if is_first else texts[token.token_id])
         found["token_logprobs"].append(_finite(token.logprob))
         found["text_offset"].append(start_offset)
-        start_offset += len(text)
+        start_offset += texts.width(token.token_id, skip_special_tokens=skip_special_tokens, is_first=is_first)
         # Tokens that are parts of one character may share a text: the likelier one keeps the place.
         top: dict[str, float] = {}
         for token_id, logprob in (*token.top, (token.token_id, token.logprob)):
@@ -71,7 +107,7 @@ def completion_logprobs(tokens: Sequence[TokenLogprobs], texts: TokenTexts, star
         alternatives.append(top)
     if any(token.top for token in tokens):
         found["top_logprobs"] = alternatives
-    return found
+    return found, start_offset
 
 
 def chat_logprobs(tokens: Sequence[TokenLogprobs], texts: TokenTexts) -> ChatLogprobs:

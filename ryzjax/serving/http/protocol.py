@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import BaseModel, ConfigDict
 
 from ryzjax.errors import RequestError
-from ryzjax.serving.http.fields import GenerationRequest, check_extra_fields
+from ryzjax.serving.http.fields import GenerationRequest, check_extra_fields, prompt_list
 from ryzjax.serving.sampling_params import SamplingParams
 
 __all__ = ["ChatCompletionRequest", "ChatMessage", "CompletionRequest", "ContentPart"]
@@ -14,28 +14,26 @@ __all__ = ["ChatCompletionRequest", "ChatMessage", "CompletionRequest", "Content
 class CompletionRequest(GenerationRequest):
     """Body of /v1/completions.
 
-    `logprobs` is how many alternatives to report beside each token; `max_tokens` is 16 by default.
+    `logprobs` is how many alternatives to report beside each token; `max_tokens` is 16 by default. `echo` puts the
+    prompt, with its log-probabilities where they are asked for, in front; with it, `max_tokens` may be 0.
     """
 
     prompt: str | list[str] | list[int] | list[list[int]]
     logprobs: int | None = None
+    echo: bool | None = None
     add_special_tokens: bool | None = None
 
     def prompts(self) -> list[str | list[int]]:
         """The prompts, one or more. Raises RequestError where there is none."""
-        prompt = self.prompt
-        if isinstance(prompt, str):
-            return [prompt]
-        if not prompt:
-            raise RequestError("prompt is an empty list; give at least one prompt or token id", param="prompt")
-        if isinstance(prompt[0], int):
-            return [[token for token in prompt if isinstance(token, int)]]
-        return [item for item in prompt if not isinstance(item, int)]
+        return prompt_list(self.prompt, "prompt")
 
     def sampling_params(self) -> SamplingParams:
         """The sampling settings. Raises RequestError for values out of range."""
         max_tokens = 16 if self.max_tokens is None else self.max_tokens
-        return self._sampling_params(max_tokens=max_tokens, logprobs=self.logprobs)
+        prompt_logprobs = self.logprobs if self.echo else None
+        if self.echo and max_tokens == 0 and prompt_logprobs is None:
+            prompt_logprobs = 0  # shown to nobody: it makes a request for no token a valid one
+        return self._sampling_params(max_tokens=max_tokens, logprobs=self.logprobs, prompt_logprobs=prompt_logprobs)
 
 
 class ContentPart(BaseModel):

@@ -11,13 +11,18 @@ import zlib
 from collections import deque
 from collections.abc import Iterable
 from collections.abc import Sequence as Seq
-from itertools import pairwise
+from itertools import accumulate, pairwise
+from typing import NamedTuple
 
 from ryzjax.serving.host import PagePool, Scheduler, Sequence, SequenceState, StepPlan
-from ryzjax.serving.request import EngineRequest, FinishReason
+from ryzjax.serving.host.prompt_tiles import pool_tiles, score_tiles
+from ryzjax.serving.request import EngineRequest, FinishReason, Pooling
 from ryzjax.serving.sampling_params import SamplingParams
 
 VOCAB = 19
+TILE = 3
+Score = tuple[int, int]
+"""(a prompt token, the one after it that was scored)"""
 
 
 def make_request(
@@ -27,6 +32,8 @@ def make_request(
     max_new_tokens: int = 8,
     stops: Iterable[int] = (),
     min_tokens: int = 0,
+    prompt_logprobs: int | None = None,
+    pooling: Pooling | None = None,
 ) -> EngineRequest:
     """A request in the engine's terms."""
     return EngineRequest(
@@ -37,6 +44,8 @@ def make_request(
         max_new_tokens=max_new_tokens,
         seed=0,
         arrival_s=0.0,
+        prompt_logprobs=prompt_logprobs,
+        pooling=pooling,
     )
 
 
@@ -69,8 +78,21 @@ def next_token(context: Seq[int], output_index: int, banned: Iterable[int]) -> i
     raise AssertionError("everything is banned")
 
 
+def what_is_read(request: EngineRequest) -> tuple[list[Score], list[int] | None]:
+    """(the prompt's scores, the sum of its pooled hidden states) with nobody beside the request.
+
+    The fake hidden state of a token is the token; a sum remembers its terms, and their order.
+    """
+    prompt = list(request.prompt_token_ids)
+    scores = [(prompt[at], prompt[at + 1]) for at in range(len(prompt) - 1)]
+    pooled = {None: None, "mean": prompt, "last": prompt[-1:]}[request.pooling]
+    return [] if request.prompt_logprobs is None else scores, pooled
+
+
 def alone(request: EngineRequest, max_context_tokens: int) -> tuple[list[int], FinishReason]:
     """What the request generates with nobody beside it, and why it ends."""
+    if request.max_new_tokens == 0:
+        return [], "length" if request.pooling is None else "stop"
     tokens = list(request.prompt_token_ids)
     output: list[int] = []
     while True:
@@ -84,6 +106,14 @@ def alone(request: EngineRequest, max_context_tokens: int) -> tuple[list[int], F
             return output, "length"
 
 
+class StepOutcome(NamedTuple):
+    """What a step brings."""
+
+    sampled: list[int]
+    scores: list[Score]
+    totals: list[list[int]]
+
+
 class FakeDevice:
     """Runs plans in order, at dispatch; its pages start as garbage that would show in an output."""
 
@@ -91,9 +121,10 @@ class FakeDevice:
         self._page_size = pool.page_size_tokens
         self._cache = [[-999] * pool.page_size_tokens for _ in range(pool.num_pages)]
         self._last_tokens = [-777] * num_slots
+        self._sums = [[-555]] * num_slots
 
-    def run(self, plan: StepPlan) -> list[int]:
-        """The sampled tokens of a plan."""
+    def run(self, plan: StepPlan) -> StepOutcome:
+        """The sampled tokens of a plan, its scores, and the sums of the sequences that end."""
         for row in plan.rows:  # all rows write before any reads, as in a layer of the real step
             ids = (self._last_tokens[row.slot],) if row.token_ids is None else row.token_ids
             assert len(ids) == row.query_len
@@ -110,7 +141,21 @@ class FakeDevice:
                 token = next_token(context, row.output_index, banned)
                 self._last_tokens[row.slot] = token
                 sampled.append(token)
-        return sampled
+        return StepOutcome(sampled, *self._read_prompts(plan))
+
+    def _read_prompts(self, plan: StepPlan) -> tuple[list[Score], list[list[int]]]:
+        hidden = [token for row in plan.rows for token in row.token_ids or (-333,)]
+        scores = [(hidden[index], token) for tile in score_tiles(plan, TILE) for index, token in tile.T.tolist()]
+        totals = []
+        for tile in pool_tiles(plan, TILE, max_sequences=len(self._sums)):
+            for index, slot, restarts in tile.T.tolist():
+                if slot < len(self._sums):
+                    self._sums[slot] = [*([] if restarts else self._sums[slot]), hidden[index]]
+                    totals.append(self._sums[slot])
+        ends = accumulate(len(reading.pooled) for reading in plan.readings)
+        return scores[: plan.num_scored], [
+            totals[end - 1] for end, r in zip(ends, plan.readings, strict=True) if r.pooled and r.finishes
+        ]
 
 
 class Simulation:
@@ -121,9 +166,11 @@ class Simulation:
         self.overlap = overlap
         self.outputs: dict[str, list[int]] = {}
         self.reasons: dict[str, FinishReason] = {}
+        self.scores: dict[str, list[Score]] = {}
+        self.totals: dict[str, list[int]] = {}
         self.plans: list[StepPlan] = []
         self._device = FakeDevice(scheduler.pool, scheduler.max_sequences)
-        self._in_flight: deque[tuple[StepPlan, list[int]]] = deque()
+        self._in_flight: deque[tuple[StepPlan, StepOutcome]] = deque()
         self._open: list[Sequence] = []
         self._last_admitted = -1
 
@@ -131,6 +178,7 @@ class Simulation:
         """Adds a request."""
         self._open.append(self.scheduler.add(request))
         self.outputs[request.request_id] = []
+        self.scores[request.request_id] = []
         self.scheduler.check_integrity()
 
     def abort(self, request_id: str) -> None:
@@ -175,11 +223,20 @@ class Simulation:
         assert self.scheduler.num_running == self.scheduler.num_waiting == 0
         self.scheduler.check_integrity()
 
-    def _commit(self, plan: StepPlan, sampled: list[int]) -> None:
-        for sequence, token, reason in self.scheduler.commit(plan, sampled):
+    def _commit(self, plan: StepPlan, outcome: StepOutcome) -> None:
+        scores = iter(outcome.scores)
+        for reading in plan.readings:
+            self.scores[reading.row.sequence.request.request_id] += [next(scores) for _ in reading.scored]
+        assert next(scores, None) is None
+        ending = [reading.row.sequence for reading in plan.readings if reading.pooled and reading.finishes]
+        for sequence, total in zip(ending, outcome.totals, strict=True):
+            self.totals[sequence.request.request_id] = total
+        for sequence, token, reason in self.scheduler.commit(plan, outcome.sampled):
             request_id = sequence.request.request_id
             assert request_id not in self.reasons, "a token after the end"
-            self.outputs[request_id].append(token)
+            assert (token is None) == (sequence.request.max_new_tokens == 0)
+            if token is not None:
+                self.outputs[request_id].append(token)
             assert sequence.output_len == len(self.outputs[request_id])
             if reason is not None:
                 self.reasons[request_id] = reason
@@ -189,6 +246,9 @@ class Simulation:
         assert 0 < plan.num_tokens <= scheduler.max_batch_tokens
         assert plan.num_tokens == sum(row.query_len for row in rows)
         assert plan.num_samples == sum(row.samples for row in rows)
+        chunks = rows[plan.num_decode_rows :]
+        assert all(reading.row in chunks and reading.row.sequence.reads_prompt for reading in plan.readings)
+        assert all(not (r.finishes and r.row.samples) for r in plan.readings)
         assert len(rows) <= scheduler.max_sequences
         assert len({row.slot for row in rows}) == len({id(row.sequence) for row in rows}) == len(rows)
         start = 0

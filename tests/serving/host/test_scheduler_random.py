@@ -10,7 +10,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 
 from ryzjax.serving.host import Scheduler
 from ryzjax.serving.request import EngineRequest
-from tests.serving.host.simulation import VOCAB, Simulation, alone, make_request, make_scheduler
+from tests.serving.host.simulation import VOCAB, Simulation, alone, make_request, make_scheduler, what_is_read
 
 CONTEXT = 24
 
@@ -38,13 +38,27 @@ def schedulers(draw: st.DrawFn) -> Scheduler:
 
 @st.composite
 def requests(draw: st.DrawFn, request_id: str) -> EngineRequest:
+    prompt = draw(st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=CONTEXT - 1))
+    kind = draw(st.sampled_from(["generate", "generate", "generate and score", "score", "last", "mean"]))
+    if kind == "last" or kind == "mean":
+        return make_request(request_id, prompt, max_new_tokens=0, pooling=kind)
+    if kind == "score":
+        return make_request(request_id, prompt, max_new_tokens=0, prompt_logprobs=1)
     return make_request(
         request_id,
-        draw(st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=CONTEXT - 1)),
+        prompt,
         max_new_tokens=draw(st.integers(1, CONTEXT)),
         stops=draw(st.sets(st.integers(0, VOCAB - 1), max_size=2)),
         min_tokens=draw(st.integers(0, 4)),
+        prompt_logprobs=None if kind == "generate" else 1,
     )
+
+
+def assert_read(simulation: Simulation, request: EngineRequest) -> None:
+    """Every prompt token was scored once and in order; every sum has every token once."""
+    scores, total = what_is_read(request)
+    assert simulation.scores[request.request_id] == scores
+    assert simulation.totals.get(request.request_id) == total
 
 
 class TrafficMachine(RuleBasedStateMachine):
@@ -81,6 +95,7 @@ class TrafficMachine(RuleBasedStateMachine):
                 assert self.simulation.outputs[request_id] == output[: len(self.simulation.outputs[request_id])]
             else:
                 assert (self.simulation.outputs[request_id], self.simulation.reasons[request_id]) == (output, reason)
+                assert_read(self.simulation, request)
 
 
 TestTraffic = TrafficMachine.TestCase
@@ -106,6 +121,7 @@ def test_a_burst_generates_what_each_request_does_alone(
     for load in loads:
         request_id = load.request.request_id
         assert (simulation.outputs[request_id], simulation.reasons[request_id]) == alone(load.request, CONTEXT)
+        assert_read(simulation, load.request)
 
 
 def test_a_tight_pool_preempts_often_and_nobody_notices() -> None:
@@ -121,3 +137,32 @@ def test_a_tight_pool_preempts_often_and_nobody_notices() -> None:
         assert any(row.admits and row.sequence.num_preemptions for plan in simulation.plans for row in plan.rows)
         for request in wanted:
             assert simulation.outputs[request.request_id] == alone(request, 16)[0]
+
+
+def test_prompts_that_are_read_are_preempted_halfway() -> None:
+    """As above, for scores and sums: some prompt must lose its pages between two of its chunks."""
+    halfway = 0
+    for overlap in (False, True):
+        # A prompt of 12 tokens in chunks, beside short ones that grow over the pool.
+        scheduler = make_scheduler(
+            num_pages=1 + 10, page_size_tokens=2, max_sequences=5, max_batch_tokens=5, max_context_tokens=16
+        )
+        simulation = Simulation(scheduler, overlap=overlap)
+        wanted = [make_request(f"r{i}", [i, i + 1], max_new_tokens=14) for i in range(2)]
+        wanted += [
+            make_request("score", range(12), max_new_tokens=2, prompt_logprobs=1),
+            make_request("mean", range(3, 13), max_new_tokens=0, pooling="mean"),
+            make_request("last", range(5, 11), max_new_tokens=0, pooling="last"),
+        ]
+        for request in wanted:
+            simulation.add(request)
+        simulation.drain()
+        for request in wanted:
+            assert simulation.outputs[request.request_id] == alone(request, 16)[0]
+            assert_read(simulation, request)
+        computed: dict[str, int] = {}
+        for row in (row for plan in simulation.plans for row in plan.rows if row.sequence.reads_prompt):
+            name = row.sequence.request.request_id
+            halfway += row.admits and 0 < computed.get(name, 0) < row.sequence.prompt_len
+            computed[name] = row.context_len
+    assert halfway

@@ -5,13 +5,25 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
 
+import numpy as np
+
 from ryzjax.errors import ContextLengthError, EngineStoppedError, QueueFullError, RequestError
-from ryzjax.serving.request import CompletionOutput, FinishReason, RequestOutput, StreamDelta, TokenLogprobs
+from ryzjax.serving.embedding import check_embedding, finish_embedding
+from ryzjax.serving.request import (
+    CompletionOutput,
+    EmbeddingOutput,
+    FinishReason,
+    Pooling,
+    RequestOutput,
+    StreamDelta,
+    TokenLogprobs,
+)
 from ryzjax.serving.sampling_params import SamplingParams
 
 VOCAB = 512
 CONTEXT = 256
 BOS = 256
+HIDDEN = 6
 
 
 class FakeTokenizer:
@@ -21,6 +33,8 @@ class FakeTokenizer:
         return [BOS] * add_special_tokens + list(text.encode())
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        if min(ids, default=0) < 0:  # as the real one
+            raise RequestError(f"token ids hold a value that is not one: {min(ids)}", param="tokens")
         special = "" if skip_special_tokens else "<s>"
         return "".join(special if i >= 256 else bytes([i]).decode("latin-1") for i in ids)
 
@@ -50,6 +64,7 @@ class FakeEngine:
         self.running: set[str] = set()
         self.started: list[str] = []
         self.aborted: list[str] = []
+        self.most_running = 0
         self.params: list[SamplingParams] = []
         self.drained_with_s: float | None = None
         self.released = False
@@ -69,7 +84,12 @@ class FakeEngine:
         try:
             while "WEDGE" in text and not self.released:
                 await asyncio.sleep(0.001)
-            tokens = reply_tokens(prompt, params.max_tokens or CONTEXT - len(prompt))
+            if params.prompt_logprobs is not None:
+                scored = [None, *(self._logprobs(token, params.prompt_logprobs) for token in prompt[1:])]
+                yield StreamDelta(index=0, text="", token_ids=(), prompt_logprobs=tuple(scored))
+            if params.max_tokens == 0:
+                yield StreamDelta(index=0, text="", token_ids=(), finish_reason="length")
+            tokens = reply_tokens(prompt, CONTEXT - len(prompt) if params.max_tokens is None else params.max_tokens)
             for position, token in enumerate(tokens):
                 await asyncio.sleep(0)
                 last = position == len(tokens) - 1
@@ -102,7 +122,7 @@ class FakeEngine:
         for token in prompt:
             if not 0 <= token < VOCAB:
                 raise RequestError(f"token id {token} is outside the vocabulary of {VOCAB}", param="prompt")
-        if len(prompt) + (params.max_tokens or 1) > CONTEXT:
+        if len(prompt) + (1 if params.max_tokens is None else params.max_tokens) > CONTEXT:
             raise ContextLengthError(f"{len(prompt)} + {params.max_tokens} tokens do not fit {CONTEXT}", param="prompt")
         text = self.tokenizer.decode(prompt)
         if "FULL" in text:
@@ -122,18 +142,68 @@ class FakeEngine:
     ) -> RequestOutput:
         assert request_id is not None
         outputs = [CompletionOutput(index=index) for index in range(params.n)]
+        prompt_logprobs = None
         async for delta in self.stream(prompt, params, request_id=request_id):
+            if delta.prompt_logprobs is not None:
+                prompt_logprobs = list(delta.prompt_logprobs)
             output = outputs[delta.index]
             output.text += delta.text
             output.token_ids.extend(delta.token_ids)
             if delta.logprobs is not None:
                 output.logprobs = [*(output.logprobs or []), *delta.logprobs]
             output.finish_reason = delta.finish_reason
-        return RequestOutput(request_id=request_id, prompt=None, prompt_token_ids=[*prompt], outputs=outputs)  # type: ignore[list-item]
+        return RequestOutput(
+            request_id=request_id,
+            prompt=None,
+            prompt_token_ids=[*prompt],  # type: ignore[list-item]
+            outputs=outputs,
+            prompt_logprobs=prompt_logprobs,
+        )
+
+    async def embed(
+        self,
+        prompt: str | Sequence[int],
+        *,
+        pooling: Pooling | None = None,
+        dimensions: int | None = None,
+        normalize: bool = True,
+        request_id: str | None = None,
+    ) -> EmbeddingOutput:
+        assert not isinstance(prompt, str) and request_id is not None and request_id not in self.running
+        check_embedding(pooling=pooling or "last", dimensions=dimensions, hidden_size=HIDDEN)
+        text = self._validated(prompt, SamplingParams(max_tokens=0, prompt_logprobs=0))
+        self.running.add(request_id)
+        self.started.append(request_id)
+        self.most_running = max(self.most_running, len(self.running))
+        whole = False
+        try:
+            await asyncio.sleep(0.001)
+            while "WEDGE" in text and not self.released:
+                await asyncio.sleep(0.001)
+            if "FAILMID" in text:
+                raise EngineStoppedError("the engine failed")
+            whole = True
+        finally:
+            self.running.discard(request_id)
+            if not whole:
+                self.aborted.append(request_id)
+        vector = finish_embedding(raw_vector(prompt, pooling or "last"), dimensions=dimensions, normalize=normalize)
+        return EmbeddingOutput(
+            request_id=request_id,
+            prompt=None,
+            prompt_token_ids=[*prompt],  # type: ignore[list-item]
+            embedding=vector,
+        )
 
     async def drain(self, timeout_s: float) -> None:
         self.drained_with_s = timeout_s
         self.released = self.released or bool(self.running)
+
+
+def raw_vector(prompt: Sequence[int], pooling: Pooling) -> np.ndarray:
+    """What the fake engine pools: powers of a token, or their mean."""
+    tokens = np.asarray(prompt[-1:] if pooling == "last" else prompt, np.float32)
+    return np.mean((1 + tokens[:, None] / 100) ** np.arange(HIDDEN), axis=0, dtype=np.float32)
 
 
 def reply_tokens(prompt: Sequence[int], count: int) -> list[int]:

@@ -1,0 +1,126 @@
+"""/v1/embeddings on the wire: the request, one HTTP request's inputs run as one, and the answer."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import uuid
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+
+from ryzjax.errors import ContextLengthError, RequestError
+from ryzjax.serving.http.fields import ApiRequest, prompt_list
+from ryzjax.serving.http.frontend_protocol import EngineFrontend
+from ryzjax.serving.http.generation import first_error
+from ryzjax.serving.request import Pooling
+
+__all__ = ["EmbeddingRequest", "Embeddings", "embeddings_body"]
+
+
+class EmbeddingRequest(ApiRequest):
+    """Body of /v1/embeddings. `pooling`, `normalize` and `add_special_tokens` are extensions of ours."""
+
+    input: str | list[str] | list[int] | list[list[int]]
+    encoding_format: Literal["float", "base64"] | None = None
+    dimensions: int | None = None
+    pooling: Pooling | None = None
+    normalize: bool | None = None
+    add_special_tokens: bool | None = None
+
+    def inputs(self) -> list[str | list[int]]:
+        """The texts or token ids, one or more. Raises RequestError where there is none, or an empty one."""
+        inputs = prompt_list(self.input, "input")
+        for number, one in enumerate(inputs):
+            if not one:
+                kind = "an empty string" if isinstance(one, str) else "an empty list"
+                raise RequestError(f"input {number} is {kind}; give at least one token", param="input")
+        return inputs
+
+
+class Embeddings:
+    """The inputs of one HTTP request and what is wanted of them.
+
+    Args:
+      engine: what runs them.
+      inputs: token ids, one list an input.
+      request: the settings all of them share.
+      concurrency: inputs the engine is given at once: a long list must not fill its queue.
+
+    Raises:
+      RequestError: for an input without tokens.
+      ContextLengthError: for one longer than the context. Checked for all inputs before any starts.
+    """
+
+    def __init__(
+        self, engine: EngineFrontend, inputs: Sequence[list[int]], request: EmbeddingRequest, *, concurrency: int
+    ):
+        for number, ids in enumerate(inputs):
+            if not ids:
+                raise RequestError(f"input {number} has no tokens; give at least one", param="input")
+            if len(ids) > engine.max_context_tokens:
+                raise ContextLengthError(
+                    f"input {number} has {len(ids)} tokens; the context holds {engine.max_context_tokens}; shorten it, "
+                    "or split it and embed the parts",
+                    param="input",
+                )
+        self._engine = engine
+        self._inputs = inputs
+        self._request = request
+        self._slots = asyncio.Semaphore(concurrency)
+        self._id = f"embd-{uuid.uuid4().hex}"
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Tokens of all inputs."""
+        return sum(map(len, self._inputs))
+
+    async def collect(self) -> list[np.ndarray]:
+        """Runs all inputs; their vectors in order. Cancelling it, or an error of one, aborts the others."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(self._one(number)) for number in range(len(self._inputs))]
+        except* Exception as errors:
+            raise first_error(errors) from None
+        return [task.result() for task in tasks]
+
+    async def _one(self, number: int) -> np.ndarray:
+        request = self._request
+        async with self._slots:
+            try:
+                output = await self._engine.embed(
+                    self._inputs[number],
+                    pooling=request.pooling,
+                    dimensions=request.dimensions,
+                    normalize=request.normalize is not False,
+                    request_id=f"{self._id}-{number}",
+                )
+            except RequestError as error:
+                if error.param != "prompt":
+                    raise
+                # The engine's word for what is called input here.
+                raise RequestError(f"input {number}: {error}", param="input", code=error.code) from error
+        return output.embedding
+
+
+def embeddings_body(
+    vectors: Sequence[np.ndarray], *, model: str, prompt_tokens: int, encoding_format: Literal["float", "base64"]
+) -> bytes:
+    """The whole answer. base64 is of little-endian float32, as the openai client reads it."""
+    data = [
+        {
+            "object": "embedding",
+            "index": index,
+            "embedding": (
+                vector.tolist()
+                if encoding_format == "float"
+                else base64.b64encode(vector.astype("<f4").tobytes()).decode("ascii")
+            ),
+        }
+        for index, vector in enumerate(vectors)
+    ]
+    usage = {"prompt_tokens": prompt_tokens, "total_tokens": prompt_tokens}
+    body = {"object": "list", "data": data, "model": model, "usage": usage}
+    return json.dumps(body, separators=(",", ":"), allow_nan=False).encode()

@@ -1,0 +1,52 @@
+"""What engines are held against: one forward of the same weights over whole prompts, with a cache of its own."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ryzjax import LLM
+from ryzjax.batch import KVCache, TokenBatch
+
+
+class Full(NamedTuple):
+    """Of one prompt: hidden states after the final norm, [P, E], and log_softmax of the logits, [P, V]."""
+
+    normed: np.ndarray
+    logprobs: np.ndarray
+
+
+def full_forward(llm: LLM, prompts: list[list[int]]) -> list[Full]:
+    """Every prompt in one chunk, all in one step."""
+    runner = llm.engine.engine.runner
+    page, shape = runner.page_size_tokens, runner.cache.k.shape
+    lengths = np.array([len(prompt) for prompt in prompts])
+    pages = -(-int(lengths.max()) // page)
+    empty = jnp.zeros((shape[0], len(prompts) * pages + 1, *shape[2:]), runner.cache.k.dtype)
+    positions = np.concatenate([np.arange(length) for length in lengths])
+    table = 1 + np.arange(len(prompts) * pages).reshape(len(prompts), pages)
+    starts = np.cumsum(lengths) - lengths
+    batch = TokenBatch(
+        token_ids=jnp.concatenate([jnp.asarray(prompt) for prompt in prompts]),
+        positions=jnp.asarray(positions),
+        write_page=jnp.asarray(table[np.repeat(np.arange(len(prompts)), lengths), positions // page]),
+        write_offset=jnp.asarray(positions % page),
+        page_table=jnp.asarray(table),
+        query_start=jnp.asarray(starts),
+        query_len=jnp.asarray(lengths),
+        context_len=jnp.asarray(lengths),
+        num_decode_rows=jnp.int32(0),
+        num_rows=jnp.int32(len(prompts)),
+    )
+
+    @jax.jit
+    def forward(leaves: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
+        model = runner.model.merge(leaves)
+        hidden, _ = model.forward(batch, KVCache(empty, empty), max_query_len=len(positions))
+        return model.final_norm(hidden), jax.nn.log_softmax(model.logits(hidden))
+
+    parts = (np.split(np.asarray(array), starts[1:]) for array in forward(runner._leaves))
+    return [Full(*both) for both in zip(*parts, strict=True)]
