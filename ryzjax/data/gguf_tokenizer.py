@@ -39,6 +39,7 @@ def read_gguf_tokenizer(path: Path) -> tuple[tokenizers.Tokenizer, TokenizerFile
     return backend, TokenizerFiles(
         special_tokens=special,
         chat_template=config.get("chat_template"),
+        tool_template=None,
         chat_template_name=f"{path}: tokenizer.chat_template",
         add_bos_token=bool(config.get("add_bos_token", False)),
         # As llama.cpp has it: the flag alone decides, whatever the vocabulary is.

@@ -34,16 +34,24 @@ class Tokenizer:
     Attributes:
       special_tokens: such as `bos_token` -> "<s>".
       chat_template: how the model wants conversations, or None.
+      tool_template: how it wants those with tools, where that differs; else None.
     """
 
     def __init__(
-        self, backend: tokenizers.Tokenizer, files: TokenizerFiles, *, chat_template: ChatTemplate | None, name: str
+        self,
+        backend: tokenizers.Tokenizer,
+        files: TokenizerFiles,
+        *,
+        chat_template: ChatTemplate | None,
+        tool_template: ChatTemplate | None,
+        name: str,
     ):
         self._backend = backend
         self._files = files
         self._name = name
         self.special_tokens = files.special_tokens
         self.chat_template = chat_template
+        self.tool_template = tool_template
         bos = self._id_of("bos_token")
         self._bos_token_id = files.bos_token_id if bos is None else bos
         eos = self._id_of("eos_token")
@@ -73,13 +81,16 @@ class Tokenizer:
             backend = _load_backend(where)
         else:
             raise CheckpointError(f"tokenizer {str(path)!r}: no such directory; expected one with tokenizer.json")
-        source, name = files.chat_template, files.chat_template_name
+        sources, name = (files.chat_template, files.tool_template), files.chat_template_name
         if chat_template is not None:
-            source, name = read_template_file(chat_template), str(chat_template)
-        template = None
-        if source is not None:
-            template = ChatTemplate(source, name=f"chat template of {name}", special_tokens=files.special_tokens)
-        return cls(backend, files, chat_template=template, name=str(where))
+            sources, name = (read_template_file(chat_template), None), str(chat_template)
+        plain, tool = (
+            None
+            if source is None
+            else ChatTemplate(source, name=f"chat template of {name}", special_tokens=files.special_tokens)
+            for source in sources
+        )
+        return cls(backend, files, chat_template=plain, tool_template=tool, name=str(where))
 
     def save(self, directory: Path) -> None:
         """Writes `tokenizer.json` and `tokenizer_config.json`, from which `load` makes the same tokenizer."""
@@ -87,8 +98,8 @@ class Tokenizer:
         config: dict[str, object] = {**self.special_tokens, "tokenizer_class": self._files.tokenizer_class}
         if self._files.add_bos_token is not None:
             config["add_bos_token"] = self._files.add_bos_token
-        if self._files.chat_template is not None:
-            config["chat_template"] = self._files.chat_template
+        named = {"default": self._files.chat_template, "tool_use": self._files.tool_template}
+        config["chat_template"] = [{"name": k, "template": v} for k, v in named.items() if v is not None]
         text = json.dumps(config, indent=1, ensure_ascii=False)
         (directory / "tokenizer_config.json").write_text(text, encoding="utf-8")
 
@@ -161,15 +172,14 @@ class Tokenizer:
         Raises:
           RequestError: the model has no chat template, or the template refuses the messages.
         """
-        if self.chat_template is None:
+        template = self.chat_template if not tools or self.tool_template is None else self.tool_template
+        if template is None:
             raise RequestError(
                 f"the tokenizer of {self._name} has no chat template, so messages cannot become a prompt; "
                 "use /v1/completions (or generate) with plain text, or start with --chat-template FILE",
                 param="messages",
             )
-        return self.chat_template.render(
-            messages, tools=tools, add_generation_prompt=add_generation_prompt, **variables
-        )
+        return template.render(messages, tools=tools, add_generation_prompt=add_generation_prompt, **variables)
 
     def apply_chat_template(
         self,

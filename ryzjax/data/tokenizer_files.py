@@ -22,7 +22,8 @@ class TokenizerFiles:
     Attributes:
       special_tokens: such as `bos_token` -> "<s>".
       chat_template: Jinja text, or None.
-      chat_template_name: where it is from, for messages.
+      tool_template: the one for requests with tools, where the model has one of its own; else None.
+      chat_template_name: where they are from, for messages.
       add_bos_token: what tokenizer_config.json says, or None where it is silent.
       tokenizer_class: HF's class name, "" where it is silent.
       bos_token_id: of generation_config.json or config.json.
@@ -31,6 +32,7 @@ class TokenizerFiles:
 
     special_tokens: Mapping[str, str]
     chat_template: str | None
+    tool_template: str | None
     chat_template_name: str
     add_bos_token: bool | None
     tokenizer_class: str
@@ -51,13 +53,14 @@ class TokenizerFiles:
             token = _token_text(config.get(name)) or _token_text(special.get(name))
             if token is not None:
                 tokens[name] = token
-        template, template_name = _chat_template(directory, config)
+        templates, template_name = _chat_templates(directory, config)
         generation, model = _read(directory / "generation_config.json"), _read(directory / "config.json")
         bos = _ids(generation.get("bos_token_id")) or _ids(model.get("bos_token_id"))
         add_bos = config.get("add_bos_token")
         return cls(
             special_tokens=tokens,
-            chat_template=template,
+            chat_template=templates.get("default"),
+            tool_template=templates.get("tool_use"),
             chat_template_name=template_name,
             add_bos_token=add_bos if isinstance(add_bos, bool) else None,
             tokenizer_class=str(config.get("tokenizer_class") or ""),
@@ -78,22 +81,32 @@ def read_template_file(path: str | Path) -> str:
         raise ConfigError(f"chat template {str(path)!r} cannot be read ({error}); expected Jinja text") from error
 
 
-def _chat_template(directory: Path, config: Mapping[str, object]) -> tuple[str | None, str]:
-    """transformers' order: chat_template.jinja, then chat_template.json, then tokenizer_config.json."""
+def _chat_templates(directory: Path, config: Mapping[str, object]) -> tuple[Mapping[str, str], str]:
+    """(templates by name, where they are from), in transformers' order: chat_template.jinja with those in
+    additional_chat_templates/, then chat_template.json, then tokenizer_config.json. A single one is "default"."""
+    more = {file.stem: read_template_file(file) for file in sorted(directory.glob("additional_chat_templates/*.jinja"))}
     jinja = directory / "chat_template.jinja"
     if jinja.is_file():
-        return read_template_file(jinja), str(jinja)
+        return {**more, "default": read_template_file(jinja)}, str(jinja)
     for path, raw in (
         (directory / "chat_template.json", _read(directory / "chat_template.json")),
         (directory / "tokenizer_config.json", config),
     ):
         template = raw.get("chat_template")
-        if isinstance(template, list):  # several by name: "default" is the one for plain chat
-            named = {item.get("name"): item.get("template") for item in template if isinstance(item, dict)}
-            template = named.get("default")
         if isinstance(template, str):
-            return template, str(path)
-    return None, ""
+            return {**more, "default": template}, str(path)
+        if isinstance(template, list):
+            return {**more, **dict(_named(path, item) for item in template)}, str(path)
+    return more, str(directory / "additional_chat_templates")
+
+
+def _named(path: Path, item: object) -> tuple[str, str]:
+    name, template = (item.get("name"), item.get("template")) if isinstance(item, dict) else (None, None)
+    if not isinstance(name, str) or not isinstance(template, str):
+        raise CheckpointError(
+            f"{path}: chat_template has the entry {item!r:.100}; expected an object with the strings name and template"
+        )
+    return name, template
 
 
 def _token_text(value: object) -> str | None:

@@ -39,6 +39,26 @@ CONVERSATIONS: list[list[dict[str, object]]] = [
         {"role": "tool", "name": "get_weather", "tool_call_id": "abcdefghi", "content": '{"t": 3}'},
     ],
 ]
+CALL = {"id": "aaaaaaaaa", "type": "function", "function": {"name": "f", "arguments": '{"x": 1, "é": [null]}'}}
+OTHER = {"id": "bbbbbbbbb", "type": "function", "function": {"name": "g", "arguments": {}}}
+CONVERSATIONS += [
+    # Arguments as text, two calls at once, two answers, and an answer to the user after them.
+    [
+        {"role": "system", "content": "You call <tools>."},
+        {"role": "user", "content": "Both, please"},
+        {"role": "assistant", "content": "", "tool_calls": [CALL, OTHER]},
+        {"role": "tool", "name": "f", "tool_call_id": "aaaaaaaaa", "content": "1"},
+        {"role": "tool", "name": "g", "tool_call_id": "bbbbbbbbb", "content": '{"b": "\\n"}'},
+        {"role": "assistant", "content": "Done."},
+        {"role": "user", "content": "Thanks"},
+    ],
+    [{"role": "assistant", "content": "I begin."}, {"role": "user", "content": "No."}],
+    [
+        {"role": "user", "content": [{"type": "text", "text": "a part"}, {"type": "text", "text": "another"}]},
+        {"role": "assistant", "content": "<think>\nhm\n</think>\n\nyes", "reasoning_content": "hm"},
+        {"role": "user", "content": "and?"},
+    ],
+]
 PARAMETERS = {"type": "object", "properties": {"city": {"type": "string", "description": "c"}}, "required": ["city"]}
 TOOLS = [
     {"type": "function", "function": {"name": "get_weather", "description": 'the "weather"', "parameters": PARAMETERS}}
@@ -60,7 +80,7 @@ def test_equals_transformers_on_real_templates():
         source = path.read_text()
         ours = ChatTemplate(source, special_tokens=SPECIALS)
         for messages in CONVERSATIONS:
-            for tools in (None, TOOLS):
+            for tools, more in ((None, {}), (TOOLS, {}), (TOOLS, {"enable_thinking": False, "date_string": "1 May"})):
                 for prompt in (True, False):
                     try:
                         expected = render_jinja_template(
@@ -69,14 +89,16 @@ def test_equals_transformers_on_real_templates():
                             chat_template=source,
                             add_generation_prompt=prompt,
                             **SPECIALS,
+                            **more,
                         )[0][0]
                     except (TemplateError, TypeError, ValueError):
                         with pytest.raises(RequestError):
-                            ours.render(messages, tools=tools, add_generation_prompt=prompt)
+                            ours.render(messages, tools=tools, add_generation_prompt=prompt, **more)
                         continue
-                    assert ours.render(messages, tools=tools, add_generation_prompt=prompt) == expected, path.name
+                    rendered = ours.render(messages, tools=tools, add_generation_prompt=prompt, **more)
+                    assert rendered == expected, path.name
                     num_equal += 1
-    assert num_equal > 150
+    assert num_equal > 300
 
 
 def test_what_templates_rely_on():

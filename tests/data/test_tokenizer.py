@@ -143,6 +143,20 @@ def test_chat_template_sources(tmp_path: Path):
     named = {"chat_template": [{"name": "rag", "template": "r"}, {"name": "default", "template": "d"}]}
     (path / "tokenizer_config.json").write_text(json.dumps(named))
     assert Tokenizer.load(path).render_chat(messages) == "d"
+    named["chat_template"].append({"name": "tool_use", "template": "t{{ tools[0].name }}"})
+    (path / "tokenizer_config.json").write_text(json.dumps(named))
+    assert Tokenizer.load(path).render_chat(messages, tools=[{"name": "f"}]) == "tf"
+    assert Tokenizer.load(path).render_chat(messages, tools=[]) == Tokenizer.load(path).render_chat(messages) == "d"
+    (path / "tokenizer_config.json").write_text(json.dumps({"chat_template": [{"name": "default"}]}))
+    with pytest.raises(
+        CheckpointError, match=r"tokenizer_config.json: chat_template has the entry .*name and template"
+    ):
+        Tokenizer.load(path)
+    (path / "tokenizer_config.json").write_text(json.dumps(config))
+    (path / "additional_chat_templates").mkdir()
+    (path / "additional_chat_templates" / "tool_use.jinja").write_text("more")
+    assert Tokenizer.load(path).render_chat(messages, tools=[{"name": "f"}]) == "more"
+    (path / "additional_chat_templates" / "tool_use.jinja").unlink()
     (path / "chat_template.jinja").write_text(fake_tokenizers.TEMPLATE)
     tokenizer = Tokenizer.load(path)
     expected = "<|im_start|>user\nthe cat<|im_end|>\n<|im_start|>assistant\n"
