@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ryzjax.serving.llm import LLM
-    from ryzjax.serving.request import RequestOutput
+    from ryzjax.serving.request import EmbeddingOutput, RequestOutput
     from ryzjax.serving.sampling_params import SamplingParams
 
-__all__ = ["LLM", "RequestOutput", "SamplingParams", "__version__"]
+__all__ = ["LLM", "EmbeddingOutput", "RequestOutput", "SamplingParams", "__version__"]
 
 try:
     __version__ = version("ryzjax")
@@ -25,6 +25,7 @@ except PackageNotFoundError:  # run from a checkout that was not installed
 
 _HOME = {
     "LLM": "ryzjax.serving.llm",
+    "EmbeddingOutput": "ryzjax.serving.request",
     "RequestOutput": "ryzjax.serving.request",
     "SamplingParams": "ryzjax.serving.sampling_params",
 }

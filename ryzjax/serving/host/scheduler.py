@@ -22,7 +22,8 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from itertools import pairwise
 
-from ryzjax.errors import CapacityError, ConfigError, ContextLengthError, QueueFullError, RequestError
+from ryzjax.errors import CapacityError, ConfigError, QueueFullError, RequestError
+from ryzjax.serving.host.admission import check_request
 from ryzjax.serving.host.pages import PagePool
 from ryzjax.serving.host.retry import FinishRate
 from ryzjax.serving.host.schedule import Chunk, StepPlan, make_plan
@@ -119,31 +120,9 @@ class Scheduler:
           ContextLengthError: the prompt, or a token after it, does not fit.
           QueueFullError: too many requests wait.
         """
-        prompt_len = len(request.prompt_token_ids)
         if request.request_id in self._sequences:
             raise RequestError(f"request_id={request.request_id!r} is in use; expected an id of its own")
-        if not prompt_len:
-            raise RequestError("the prompt has no token; expected at least 1", param="prompt")
-        fewest = 0 if request.prompt_logprobs is not None or request.pooling is not None else 1
-        if request.max_new_tokens < fewest:
-            raise RequestError(
-                f"max_new_tokens={request.max_new_tokens} is out of range; expected at least {fewest}",
-                param="max_tokens",
-            )
-        if request.pooling is not None and request.max_new_tokens:
-            raise RequestError(
-                f"max_new_tokens={request.max_new_tokens} with pooling={request.pooling!r}; expected 0: what becomes "
-                "a vector generates nothing",
-                param="max_tokens",
-            )
-        room = self.max_context_tokens - min(request.max_new_tokens, 1)
-        if prompt_len > room:
-            raise ContextLengthError(
-                f"the prompt has {prompt_len} tokens; expected at most {room}, as the context is "
-                f"{self.max_context_tokens} tokens and {self.max_context_tokens - room} must be generated. Shorten "
-                "the prompt",
-                param="prompt",
-            )
+        check_request(request, max_context_tokens=self.max_context_tokens)
         if len(self._waiting) - len(self._free_slots) >= self.max_queue:
             retry_after_s = self.retry_after_s
             raise QueueFullError(

@@ -1,0 +1,40 @@
+"""What a request must be for the scheduler to take it at all."""
+
+from __future__ import annotations
+
+from ryzjax.errors import ContextLengthError, RequestError
+from ryzjax.serving.request import EngineRequest
+
+__all__ = ["check_request"]
+
+
+def check_request(request: EngineRequest, *, max_context_tokens: int) -> None:
+    """Refuses what could never run.
+
+    Raises:
+      RequestError: its prompt is empty, or it asks for nothing.
+      ContextLengthError: the prompt, or a token after it, does not fit.
+    """
+    prompt_len = len(request.prompt_token_ids)
+    if not prompt_len:
+        raise RequestError("the prompt has no token; expected at least 1", param="prompt")
+    fewest = 0 if request.prompt_logprobs is not None or request.pooling is not None else 1
+    if request.max_new_tokens < fewest:
+        raise RequestError(
+            f"max_new_tokens={request.max_new_tokens} is out of range; expected at least {fewest}",
+            param="max_tokens",
+        )
+    if request.pooling is not None and request.max_new_tokens:
+        raise RequestError(
+            f"max_new_tokens={request.max_new_tokens} with pooling={request.pooling!r}; expected 0: what becomes "
+            "a vector generates nothing",
+            param="max_tokens",
+        )
+    room = max_context_tokens - min(request.max_new_tokens, 1)
+    if prompt_len > room:
+        raise ContextLengthError(
+            f"the prompt has {prompt_len} tokens; expected at most {room}, as the context is "
+            f"{max_context_tokens} tokens and {max_context_tokens - room} must be generated. Shorten "
+            "the prompt",
+            param="prompt",
+        )
