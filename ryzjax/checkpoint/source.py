@@ -18,6 +18,7 @@ LoadFormat = Literal["auto", "safetensors", "gguf", "orbax", "dummy"]
 WeightFormat = Literal["safetensors", "gguf", "orbax"]
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+_HUB_GGUF = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)/([A-Za-z0-9][\w.-]*\.gguf)")
 _TEXT_FILES = [
     "config.json",
     "generation_config.json",
@@ -27,7 +28,10 @@ _TEXT_FILES = [
     "vocab.json",
     "merges.txt",
     "chat_template*",
+    "additional_chat_templates/*.jinja",
 ]
+# Sub-folders and `consolidated*` hold the same weights once more in the vendor's own layout.
+_NOT_DOWNLOADED = ["*/*.safetensors", "*/*.json", "*/*.txt", "*/*.gguf", "*/tokenizer*", "consolidated*"]
 _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 _INDEX = "model.safetensors.index.json"
 _MAX_JSON_BYTES = 100_000_000
@@ -73,7 +77,7 @@ def resolve_source(
 
     Args:
       model: a local directory; a GGUF file; a config file (with load_format "dummy" only); or a Hub id such as
-        "org/name".
+        "org/name", or "org/name/file.gguf".
       load_format: "auto" takes what is there, safetensors before GGUF; "dummy" needs no weight files.
       revision: branch, tag or commit on the Hub.
       show_progress: a bar on stderr while downloading.
@@ -93,13 +97,23 @@ def resolve_source(
         return _gguf(model, path, load_format)
     if path.is_file():
         return _config_file(model, path, load_format)
+    hub_gguf = None if path.exists() else _HUB_GGUF.fullmatch(model)
+    if hub_gguf is not None:
+        repository, name = hub_gguf.groups()
+        part = _GGUF_PART.fullmatch(name)
+        pattern = name if part is None else f"{part[1]}-*-of-{part[3]}.gguf"
+        folder = _download(repository, [pattern], revision, show_progress)
+        if not (folder / name).is_file():
+            raise CheckpointError(f"model={model!r}: the repository {repository} has no file {name}; check the name")
+        return _gguf(model, folder / name, load_format)
     if not path.exists():
         if not _HUB_ID.fullmatch(model):
             raise CheckpointError(
                 f"model={model!r}: no such directory; expected a directory with config.json, or a Hugging Face id "
                 "such as org/name"
             )
-        path = _download(model, load_format, revision, show_progress)
+        weights = [] if load_format == "dummy" else ["*.safetensors", _INDEX]
+        path = _download(model, [*_TEXT_FILES, *weights], revision, show_progress)
     return _directory(model, path, load_format)
 
 
@@ -251,22 +265,18 @@ def _read_object(path: Path) -> dict[str, object]:
     return value
 
 
-def _download(model: str, load_format: LoadFormat, revision: str | None, show_progress: bool) -> Path:
+def _download(model: str, patterns: list[str], revision: str | None, show_progress: bool) -> Path:
     # Imported here: a local directory needs neither the library nor its start-up time.
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
     from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
-    patterns = [*_TEXT_FILES] if load_format == "dummy" else [*_TEXT_FILES, "*.safetensors", _INDEX]
     bars_were_off = are_progress_bars_disabled()
     if not show_progress:
         disable_progress_bars()
     try:
-        # Sub-folders and `consolidated*` hold the same weights once more in the vendor's own layout.
         return Path(
-            snapshot_download(
-                model, revision=revision, allow_patterns=patterns, ignore_patterns=["*/*", "consolidated*"]
-            )
+            snapshot_download(model, revision=revision, allow_patterns=patterns, ignore_patterns=_NOT_DOWNLOADED)
         )
     except RepositoryNotFoundError as error:
         raise CheckpointError(

@@ -22,7 +22,12 @@ def describe_ops() -> list[OpChoice]:
     """The choice for every op of the model, on the default backend."""
     backend = jax.default_backend()
     xla = f"pure JAX compiled by XLA for {backend}; the only implementation of this version"
+    ops = ("embed", "linear", "rms_norm", "rope", "write_kv", "paged_attention", "route_top_k", "sample")
+    if backend == "cpu":
+        grouped = "tiles", "a loop that reads only the experts that are hit; ragged_dot reads all of them on cpu"
+    else:
+        grouped = "ragged_dot", f"jax.lax.ragged_dot compiled by XLA for {backend}"
     return [
-        OpChoice(op=op, implementation="xla", reason=xla)
-        for op in ("embed", "linear", "rms_norm", "rope", "write_kv", "paged_attention", "sample")
+        *(OpChoice(op=op, implementation="xla", reason=xla) for op in ops),
+        OpChoice(op="grouped_matmul", implementation=grouped[0], reason=grouped[1]),
     ]

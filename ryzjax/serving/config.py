@@ -87,7 +87,7 @@ class EngineOptions(TypedDict, total=False):
 
     model_revision: str | None
     dtype: Literal["auto", "float32", "bfloat16"]
-    load_format: Literal["auto", "safetensors", "dummy"]
+    load_format: Literal["auto", "safetensors", "gguf", "orbax", "dummy"]
     layout: str
     max_context_tokens: int | None
     max_sequences: int

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -16,6 +18,8 @@ from ryzjax.errors import CheckpointError, ConfigError
 from ryzjax.models.registry import abstract_model
 from ryzjax.sharding import Layout, Placement
 from tests.models.test_families import write_checkpoint
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def load(folder: Path, dtype: str, layout: str = "single"):
@@ -65,7 +69,7 @@ def test_nothing_is_overwritten(tmp_path: Path):
         save_converted(folder, source, config, weights)
 
 
-def test_damage_and_another_config_are_named(tmp_path: Path):
+def test_another_config_is_named(tmp_path: Path):
     folder, _ = convert("llama", tmp_path, "float32")
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 3}))
@@ -74,12 +78,26 @@ def test_damage_and_another_config_are_named(tmp_path: Path):
     (folder / "config.json").write_text(json.dumps({**config, "intermediate_size": 64}))
     with pytest.raises(CheckpointError, match=r"mlp.down.weight' has shape \[32, 48\]; expected \[32, 64\]"):
         load(folder, "auto")
-    (folder / "config.json").write_text(json.dumps(config))
+
+
+LOAD = """
+import sys
+from tests.checkpoint.test_orbax import load
+from pathlib import Path
+load(Path(sys.argv[1]), "auto")
+"""
+
+
+def test_damaged_files_are_named(tmp_path: Path):
+    folder, _ = convert("llama", tmp_path, "float32")
     for file in (folder / "orbax").rglob("*"):
         if file.is_file() and file.stat().st_size > 200 and "d" in file.parts[-2:]:
             file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-    with pytest.raises(CheckpointError, match=r"orbax: cannot be read"):
-        load(folder, "auto")
+    # A process of its own: reads that Orbax has begun end after it has given up, and complain to whoever is there.
+    command = [sys.executable, "-c", LOAD, str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120, check=False)
+    assert done.returncode == 1
+    assert "CheckpointError" in done.stderr and "orbax: cannot be read" in done.stderr
 
 
 def test_no_folder_where_one_is_asked_for(tmp_path: Path):

@@ -148,9 +148,26 @@ def test_hub_download_takes_only_safe_files(model: Path, monkeypatch: pytest.Mon
     assert isinstance(patterns, list) and "*.safetensors" in patterns
     assert not any(pattern.endswith((".bin", ".pt", ".py", "*")) and "token" not in pattern and "chat" not in pattern
                    for pattern in patterns)  # fmt: skip
+    assert "consolidated*" in asked["ignore_patterns"] and "*/*.safetensors" in asked["ignore_patterns"]  # type: ignore[operator]
     assert source.path == model and source.name == "org/name"
     resolve_source("org/name", load_format="dummy")
     assert "*.safetensors" not in asked["allow_patterns"]  # type: ignore[operator]
+
+
+def test_hub_gguf_downloads_one_file_or_all_its_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    asked: dict[str, object] = {}
+
+    def download(repo: str, **options: object) -> str:
+        asked.update(options, repo=repo)
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    with pytest.raises(CheckpointError, match=r"org/name has no file tiny-Q4_K.gguf"):
+        resolve_source("org/name/tiny-Q4_K.gguf")
+    assert (asked["repo"], asked["allow_patterns"]) == ("org/name", ["tiny-Q4_K.gguf"])
+    with pytest.raises(CheckpointError, match=r"has no file"):
+        resolve_source("org/name/tiny-00001-of-00003.gguf", revision="v2")
+    assert (asked["revision"], asked["allow_patterns"]) == ("v2", ["tiny-*-of-00003.gguf"])
 
 
 @pytest.mark.parametrize(

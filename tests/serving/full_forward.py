@@ -32,6 +32,7 @@ def full_forward(llm: LLM, prompts: list[list[int]]) -> list[Full]:
     batch = TokenBatch(
         token_ids=jnp.concatenate([jnp.asarray(prompt) for prompt in prompts]),
         positions=jnp.asarray(positions),
+        rope_lengths=jnp.asarray(np.repeat(lengths, lengths)),
         write_page=jnp.asarray(table[np.repeat(np.arange(len(prompts)), lengths), positions // page]),
         write_offset=jnp.asarray(positions % page),
         page_table=jnp.asarray(table),

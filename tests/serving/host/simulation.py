@@ -57,6 +57,7 @@ def make_scheduler(
     max_batch_tokens: int = 16,
     max_context_tokens: int = 32,
     max_queue: int = 100,
+    rope_switch_length: int | None = None,
 ) -> Scheduler:
     """A small scheduler; by default nothing but the batch budget is tight."""
     return Scheduler(
@@ -65,6 +66,7 @@ def make_scheduler(
         max_batch_tokens=max_batch_tokens,
         max_context_tokens=max_context_tokens,
         max_queue=max_queue,
+        rope_switch_length=rope_switch_length,
     )
 
 

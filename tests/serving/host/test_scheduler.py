@@ -377,3 +377,38 @@ def test_the_host_side_imports_no_jax() -> None:
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             assert not {name.split(".")[0] for name in names} & {"jax", "jaxlib", "flax"}, path
+
+
+def test_a_sequence_that_outgrows_its_rotations_is_computed_again_in_place() -> None:
+    scheduler = make_scheduler(max_batch_tokens=4, rope_switch_length=6)
+    scheduler.add(make_request("a", range(5)))
+    scheduler.add(make_request("long", range(100, 107)))
+    lengths = []
+    plans: list[list[tuple[str, int, int]]] = []
+    for _ in range(9):
+        plan = run(scheduler)
+        plans.append(shape(plan))
+        lengths.append({row.sequence.request.request_id: row.sequence.rope_length for row in plan.rows})
+        scheduler.check_integrity()
+    # Five tokens of prompt, one generated: six are within the length. The seventh makes it begin again.
+    assert [row for rows in plans for row in rows if row[0] == "a"] == [
+        ("a", 4, 4), ("a", 1, 5), ("a", 1, 6), ("a", 4, 4), ("a", 3, 7), ("a", 1, 8), ("a", 1, 9), ("a", 1, 10),
+        ("a", 1, 11),
+    ]  # fmt: skip
+    assert [step["a"] for step in lengths] == [5, 5, 5, 7, 7, 7, 7, 7, 7]
+    # A prompt that is longer from the start never does.
+    assert {step["long"] for step in lengths if "long" in step} == {7}
+    assert scheduler.num_preemptions == 0
+
+
+def test_it_waits_for_its_token_in_flight_before_it_begins_again() -> None:
+    scheduler = make_scheduler(max_batch_tokens=8, rope_switch_length=4)
+    scheduler.add(make_request("a", range(4)))
+    first = scheduler.schedule()
+    assert shape(first) == [("a", 4, 4)]
+    # Its fifth token is on the device only: it can neither be fed (the keys are of other rotations) nor computed.
+    assert scheduler.schedule() is None
+    scheduler.commit(first, [9])
+    again = scheduler.schedule()
+    assert shape(again) == [("a", 5, 5)] and again.rows[0].token_ids == (0, 1, 2, 3, 9)
+    scheduler.check_integrity()
