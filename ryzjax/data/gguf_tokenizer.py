@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from ryzjax.data.tokenizer_files import TokenizerFiles
-from ryzjax.errors import CheckpointError
+from ryzjax.errors import CheckpointError, MissingExtraError
 
 if TYPE_CHECKING:
     import tokenizers
 
 __all__ = ["read_gguf_tokenizer"]
 
-_SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token")
+_SPECIAL_TOKENS = {
+    "bos_token": "bos_token_id",
+    "eos_token": "eos_token_id",
+    "unk_token": "unknown_token_id",
+    "pad_token": "padding_token_id",
+}
 
 
 def read_gguf_tokenizer(path: Path) -> tuple[tokenizers.Tokenizer, TokenizerFiles]:
@@ -21,29 +26,52 @@ def read_gguf_tokenizer(path: Path) -> tuple[tokenizers.Tokenizer, TokenizerFile
 
     Raises:
       CheckpointError: the file has no tokenizer, or one of a kind that cannot be rebuilt.
+      MissingExtraError: the `gguf` package is not installed.
     """
-    # Imported here: it takes a second, and only GGUF files need it.
-    from transformers.integrations.gguf.gguf_tokenizer_mapping import convert_gguf_tokenizer, get_gguf_tokenizer
+    # Imported here: it takes a second, and only GGUF files need it. Its own reader of GGUF files needs torch.
+    from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_TOKENIZER_MAPPING, convert_gguf_tokenizer
 
     try:
-        architecture, vocabulary, config = get_gguf_tokenizer(str(path))
-        backend, _ = convert_gguf_tokenizer(architecture, vocabulary)
-    # The library raises these, and plain Exception from `tokenizers`, for damaged or unknown vocabularies.
+        metadata = _metadata(path)
+        found = {
+            group: {name: metadata[f"tokenizer.{key}"] for key, name in keys.items() if f"tokenizer.{key}" in metadata}
+            for group, keys in GGUF_TOKENIZER_MAPPING.items()
+        }
+        vocabulary, config = found["tokenizer"], found["tokenizer_config"]
+        tokens = cast("list[str]", vocabulary["tokens"])
+        ids = {name: metadata.get(f"tokenizer.ggml.{key}") for name, key in _SPECIAL_TOKENS.items()}
+        special = {name: tokens[token] for name, token in ids.items() if isinstance(token, int)}
+        backend, _ = convert_gguf_tokenizer(str(metadata.get("general.architecture")), vocabulary)
+    except MissingExtraError:
+        raise
+    # The libraries raise these, and plain Exception from `tokenizers`, for damaged or unknown vocabularies.
     except Exception as error:
         raise CheckpointError(
             f"{path}: its tokenizer cannot be rebuilt ({type(error).__name__}: {error}); expected tokenizer.ggml.* "
             "metadata of a known kind. Convert the model, and put a tokenizer.json beside it"
         ) from error
-    special = {name: config[name] for name in _SPECIAL_TOKENS if config.get(name) is not None}
-    eos = vocabulary.get("eos_token_id")
+    template = config.get("chat_template")
+    bos, eos = ids["bos_token"], ids["eos_token"]
     return backend, TokenizerFiles(
         special_tokens=special,
-        chat_template=config.get("chat_template"),
+        chat_template=template if isinstance(template, str) else None,
         tool_template=None,
         chat_template_name=f"{path}: tokenizer.chat_template",
-        add_bos_token=bool(config.get("add_bos_token", False)),
-        # As llama.cpp has it: the flag alone decides, whatever the vocabulary is.
+        # A SentencePiece vocabulary without the flag gets a BOS, as in llama.cpp.
+        add_bos_token=bool(config.get("add_bos_token", vocabulary.get("tokenizer_type") == "llama")),
+        # The flag alone decides, whatever the vocabulary is.
         tokenizer_class="LlamaTokenizer",
-        bos_token_id=vocabulary.get("bos_token_id"),
-        eos_token_ids=() if eos is None else (eos,),
+        bos_token_id=bos if isinstance(bos, int) else None,
+        eos_token_ids=(eos,) if isinstance(eos, int) else (),
     )
+
+
+def _metadata(path: Path) -> dict[str, object]:
+    try:
+        from gguf import GGUFReader
+    except ImportError as error:
+        raise MissingExtraError(
+            f"{path}: reading GGUF files needs the gguf package; pip install 'ryzjax[gguf]'"
+        ) from error
+    wanted = ("tokenizer.", "general.architecture")
+    return {name: field.contents() for name, field in GGUFReader(path).fields.items() if name.startswith(wanted)}

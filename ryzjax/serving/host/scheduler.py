@@ -286,6 +286,8 @@ class Scheduler:
         needed = self.pool.pages_for(len(sequence.token_ids))
         if needed + len(self._running) > self.pool.num_free:
             return False
+        if self._outgrew_rope(sequence):  # preempted before it could begin again
+            sequence.rope_length = sequence.num_tokens
         sequence.pages = self._allocate(needed)
         sequence.slot = self._free_slots.pop()
         sequence.state = SequenceState.RUNNING

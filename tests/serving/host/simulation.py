@@ -119,9 +119,11 @@ class StepOutcome(NamedTuple):
 class FakeDevice:
     """Runs plans in order, at dispatch; its pages start as garbage that would show in an output."""
 
-    def __init__(self, pool: PagePool, num_slots: int):
+    def __init__(self, pool: PagePool, num_slots: int, rope_switch_length: int | None):
         self._page_size = pool.page_size_tokens
+        self._switch = rope_switch_length
         self._cache = [[-999] * pool.page_size_tokens for _ in range(pool.num_pages)]
+        self._is_long: list[list[bool | None]] = [[None] * pool.page_size_tokens for _ in range(pool.num_pages)]
         self._last_tokens = [-777] * num_slots
         self._sums = [[-555]] * num_slots
 
@@ -131,7 +133,9 @@ class FakeDevice:
             ids = (self._last_tokens[row.slot],) if row.token_ids is None else row.token_ids
             assert len(ids) == row.query_len
             for position, token in enumerate(ids, start=row.context_len - row.query_len):
-                self._cache[row.sequence.pages[position // self._page_size]][position % self._page_size] = token
+                page, offset = row.sequence.pages[position // self._page_size], position % self._page_size
+                self._cache[page][offset] = token
+                self._is_long[page][offset] = self._rotates_long(max(row.sequence.rope_length, position + 1))
         sampled = []
         for row in plan.rows:
             if row.samples:
@@ -139,11 +143,20 @@ class FakeDevice:
                     self._cache[row.sequence.pages[position // self._page_size]][position % self._page_size]
                     for position in range(row.context_len)
                 ]
+                rotations = {
+                    self._is_long[row.sequence.pages[position // self._page_size]][position % self._page_size]
+                    for position in range(row.context_len)
+                }
+                # LongRoPE: all keys have the rotations of the sequence as long as it is now.
+                assert rotations == {self._rotates_long(row.context_len)}
                 banned = row.sequence.request.stop_token_ids if row.ban_stops else ()
                 token = next_token(context, row.output_index, banned)
                 self._last_tokens[row.slot] = token
                 sampled.append(token)
         return StepOutcome(sampled, *self._read_prompts(plan))
+
+    def _rotates_long(self, length: int) -> bool:
+        return self._switch is not None and length > self._switch
 
     def _read_prompts(self, plan: StepPlan) -> tuple[list[Score], list[list[int]]]:
         hidden = [token for row in plan.rows for token in row.token_ids or (-333,)]
@@ -171,7 +184,7 @@ class Simulation:
         self.scores: dict[str, list[Score]] = {}
         self.totals: dict[str, list[int]] = {}
         self.plans: list[StepPlan] = []
-        self._device = FakeDevice(scheduler.pool, scheduler.max_sequences)
+        self._device = FakeDevice(scheduler.pool, scheduler.max_sequences, scheduler.rope_switch_length)
         self._in_flight: deque[tuple[StepPlan, StepOutcome]] = deque()
         self._open: list[Sequence] = []
         self._last_admitted = -1
@@ -278,4 +291,7 @@ class Simulation:
         last = max(row.sequence.arrival for row in plan.rows)
         for sequence in self._open:
             ends_in_flight = sequence.state is SequenceState.RUNNING and sequence.slot is None
-            assert sequence.arrival > last or id(sequence) in served or ends_in_flight
+            switch = self.scheduler.rope_switch_length
+            outgrew = switch is not None and sequence.rope_length <= switch < sequence.num_tokens
+            waits_for_its_token = outgrew and sequence.num_in_flight > 0
+            assert sequence.arrival > last or id(sequence) in served or ends_in_flight or waits_for_its_token

@@ -412,3 +412,17 @@ def test_it_waits_for_its_token_in_flight_before_it_begins_again() -> None:
     again = scheduler.schedule()
     assert shape(again) == [("a", 5, 5)] and again.rows[0].token_ids == (0, 1, 2, 3, 9)
     scheduler.check_integrity()
+
+
+def test_one_that_is_preempted_as_it_outgrows_its_rotations_begins_with_the_new_ones() -> None:
+    # b waits for its fourth token, in flight, when a's seventh takes its pages. The simulation checks the rotations.
+    scheduler = make_scheduler(num_pages=1 + 5, page_size_tokens=2, max_context_tokens=10, rope_switch_length=3)
+    simulation = Simulation(scheduler, overlap=True)
+    requests = [make_request("a", range(4), max_new_tokens=6), make_request("b", [5], max_new_tokens=6)]
+    for request in requests:
+        simulation.add(request)
+    while simulation.has_work:
+        simulation.step()
+    assert scheduler.num_preemptions > 0
+    for request in requests:
+        assert simulation.outputs[request.request_id] == alone(request, 10)[0]

@@ -33,6 +33,7 @@ def schedulers(draw: st.DrawFn) -> Scheduler:
         max_sequences=draw(st.integers(1, 6)),
         max_batch_tokens=draw(st.integers(1, 20)),
         max_context_tokens=CONTEXT,
+        rope_switch_length=draw(st.none() | st.integers(1, CONTEXT)),
     )
 
 
