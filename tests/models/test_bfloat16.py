@@ -1,4 +1,4 @@
-"""Every kind of layer in bfloat16 stays near itself in float32 with the same (rounded) weights; experts as bits included."""
+"""Every kind of layer in bfloat16 stays near itself in float32 with the same rounded weights; experts as bits too."""
 
 from __future__ import annotations
 
