@@ -28,6 +28,7 @@ ROWS = (
     ("layers",),
     ("ops",),
     ("pallas", "native", "sharding"),
+    ("qarray",),
     ("errors", "dims", "bits", "batch", "obs", "shipped"),
 )
 HEIGHT = {name: -row for row, names in enumerate(ROWS) for name in names}

@@ -80,6 +80,7 @@ class Attention(nnx.Module):
                 out_unit=unit,
                 bias=qkv_bias,
                 dtype=dtype,
+                placement=placement,
             )
 
         self.q = project(num_heads, "heads", q_unit)
@@ -93,6 +94,7 @@ class Attention(nnx.Module):
             in_unit=q_unit,
             bias=out_bias,
             dtype=dtype,
+            placement=placement,
         )
         self.sinks = Weight((num_heads,), dtype, ("heads",), (self.heads_unit,)) if sinks else None
         norm = partial(RMSNorm, eps=norm_eps, dtype=dtype, offset=norm_offset)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import jax
 from flax import nnx
 from jax.typing import DTypeLike
@@ -28,9 +30,10 @@ class GatedMLP(nnx.Module):
     ):
         self.placement = placement
         self.glu = GLU(activation)
-        self.gate = Linear(hidden_size, intermediate_size, in_axis="embed", out_axis="ffn", bias=bias, dtype=dtype)
-        self.up = Linear(hidden_size, intermediate_size, in_axis="embed", out_axis="ffn", bias=bias, dtype=dtype)
-        self.down = Linear(intermediate_size, hidden_size, in_axis="ffn", out_axis="embed", bias=bias, dtype=dtype)
+        linear = partial(Linear, bias=bias, dtype=dtype, placement=placement)
+        self.gate = linear(hidden_size, intermediate_size, in_axis="embed", out_axis="ffn")
+        self.up = linear(hidden_size, intermediate_size, in_axis="embed", out_axis="ffn")
+        self.down = linear(intermediate_size, hidden_size, in_axis="ffn", out_axis="embed")
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """[T, E] -> float32 [T, E]."""

@@ -45,7 +45,15 @@ class MoE(nnx.Module):
         self.top_k = top_k
         self.routing: Routing = routing
         self.placement = placement
-        self.router = Linear(hidden_size, num_experts, in_axis="embed", out_axis=None, bias=router_bias, dtype=dtype)
+        self.router = Linear(
+            hidden_size,
+            num_experts,
+            in_axis="embed",
+            out_axis=None,
+            bias=router_bias,
+            dtype=dtype,
+            placement=placement,
+        )
         self.experts = Experts(
             hidden_size=hidden_size,
             expert_size=expert_size,

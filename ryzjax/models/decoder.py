@@ -56,7 +56,14 @@ class Decoder(nnx.Module, Generic[Config]):
         self.lm_head = (
             None
             if config.tie_embeddings
-            else Linear(config.hidden_size, config.vocab_size, in_axis="embed", out_axis="vocab", dtype=self.dtype)
+            else Linear(
+                config.hidden_size,
+                config.vocab_size,
+                in_axis="embed",
+                out_axis="vocab",
+                dtype=self.dtype,
+                placement=placement,
+            )
         )
 
     @property
@@ -160,8 +167,8 @@ class Decoder(nnx.Module, Generic[Config]):
     def logits(self, hidden: jax.Array) -> jax.Array:
         """[S, E] of `forward` -> float32 logits [S, V]."""
         with jax.named_scope("head"):
-            table = self.embed.weight if self.lm_head is None else self.lm_head.weight
-            logits = linear(self.final_norm(hidden), table[...])
+            normed = self.final_norm(hidden)
+            logits = linear(normed, self.embed.weight[...]) if self.lm_head is None else self.lm_head(normed)
             return logits if self.logit_softcap is None else self.logit_softcap * jnp.tanh(logits / self.logit_softcap)
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import jax
 import numpy as np
 from flax import nnx
 
-from ryzjax.errors import UnsupportedModelError
+from ryzjax.errors import ConfigError, UnsupportedModelError
+from ryzjax.layers.linear import Linear
 from ryzjax.layers.rope import LongRope, Rope
 from ryzjax.models.config import ModelConfig
 from ryzjax.models.decoder import Decoder
@@ -28,6 +29,7 @@ from ryzjax.models.qwen3 import Qwen3, Qwen3Config
 from ryzjax.models.qwen3_moe import Qwen3Moe, Qwen3MoeConfig
 from ryzjax.models.smollm3 import SmolLM3, SmolLM3Config
 from ryzjax.models.weight_spec import WeightSpec
+from ryzjax.qarray import QFormat
 from ryzjax.sharding import Placement
 
 __all__ = ["FAMILIES", "AbstractModel", "abstract_model", "family_of"]
@@ -60,6 +62,7 @@ class AbstractModel:
       weights: dotted name -> shape, dtype, sharding, in the order of the leaves.
       state: the NNX state, shapes instead of arrays.
       ropes: the different ropes of the layers.
+      quantization: name of a linear layer -> how its weight is quantized.
     """
 
     config: ModelConfig
@@ -68,6 +71,7 @@ class AbstractModel:
     weights: dict[str, WeightSpec]
     state: nnx.State
     ropes: tuple[Rope, ...]
+    quantization: Mapping[str, QFormat] = field(default_factory=dict)
 
     def merge(self, leaves: tuple[jax.Array, ...]) -> Decoder:
         """The model over `leaves`; cheap inside jit, where it runs once per trace."""
@@ -80,8 +84,15 @@ class AbstractModel:
 
     @property
     def num_parameters(self) -> int:
-        """Parameters, a tied head counted once."""
-        return sum(math.prod(w.shape) for w in self.weights.values())
+        """Parameters, a tied head counted once; of a quantized weight those of the matrix it stands for."""
+        total = 0
+        for name, spec in self.weights.items():
+            module, _, leaf = name.rpartition(".weight.")
+            if module not in self.quantization:
+                total += math.prod(spec.shape)
+            elif leaf == "values":
+                total += math.prod(spec.shape) * (2 if self.quantization[module].pack else 1)
+        return total
 
 
 def family_of(config: ModelConfig) -> str:
@@ -97,15 +108,29 @@ def family_of(config: ModelConfig) -> str:
     raise UnsupportedModelError(f"no model family has a {type(config).__name__}; expected one of {known}")
 
 
-def abstract_model(config: ModelConfig, placement: Placement) -> AbstractModel:
+def abstract_model(
+    config: ModelConfig, placement: Placement, quantization: Mapping[str, QFormat] | None = None
+) -> AbstractModel:
     """Builds a family's model without allocating a weight.
+
+    Args:
+      quantization: name of a linear layer ("layers.0.attention.q") -> how its weight is quantized; the others are
+        arrays of the config's dtype. A quantized weight's leaves are named as `qarray.LEAVES`.
 
     Raises:
       UnsupportedModelError: no such family.
-      LayoutError: the layout puts two dimensions of a weight on one mesh axis.
+      LayoutError: the layout puts two dimensions of a weight on one mesh axis, or splits a quantized group.
+      ConfigError: a quantized layer that the model does not have, or a format that does not fit its shape.
     """
     _, build = FAMILIES[family_of(config)]
-    model = nnx.eval_shape(lambda: build(config, placement))
+
+    def make() -> Decoder:
+        model = build(config, placement)
+        for name, format in (quantization or {}).items():
+            _quantize(model, name, format)
+        return model
+
+    model = nnx.eval_shape(make)
     graphdef, state = nnx.split(model)
     leaves = jax.tree.leaves(state)
     weights = {}
@@ -118,5 +143,24 @@ def abstract_model(config: ModelConfig, placement: Placement) -> AbstractModel:
             sharding=placement.sharding(metadata["axes"], leaf.shape, metadata["units"]),
         )
     return AbstractModel(
-        config=config, placement=placement, graphdef=graphdef, weights=weights, state=state, ropes=model.ropes
+        config=config,
+        placement=placement,
+        graphdef=graphdef,
+        weights=weights,
+        state=state,
+        ropes=model.ropes,
+        quantization=dict(quantization or {}),
     )
+
+
+def _quantize(model: Decoder, name: str, format: QFormat) -> None:
+    """Makes one linear layer of an empty model a quantized one."""
+    module: object = model
+    for part in name.split("."):
+        if isinstance(module, nnx.List):
+            module = module[int(part)] if part.isdecimal() and int(part) < len(module) else None
+        else:
+            module = getattr(module, part, None)
+    if not isinstance(module, Linear):
+        raise ConfigError(f"{name!r} is to be quantized, but the model has no such linear layer")
+    module.quantize(name, format)

@@ -159,10 +159,14 @@ class Placement:
     def per_shard(
         self,
         fn: Callable[..., Out],
-        in_specs: Sequence[PartitionSpec | tuple[PartitionSpec, ...]],
+        in_specs: Sequence[object],
         out_specs: PartitionSpec | tuple,
     ) -> Callable[..., Out]:
-        """`fn` run on each device's own shard (`jax.shard_map`); `fn` itself where there is one device."""
+        """`fn` run on each device's own shard (`jax.shard_map`); `fn` itself where there is one device.
+
+        Args:
+          in_specs: a pytree of PartitionSpecs an argument.
+        """
         if self.num_devices == 1:
             return fn
         return jax.shard_map(fn, mesh=self.mesh, in_specs=tuple(in_specs), out_specs=out_specs, check_vma=False)

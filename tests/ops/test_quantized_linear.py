@@ -1,0 +1,116 @@
+"""quantized_linear against the dequantized product in float64, in every format and over odd shapes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ryzjax.ops.quantized_linear import (
+    _float8_to_float32,
+    panel_matmul,
+    quantize_rows,
+    quantized_linear,
+    quantized_linear_reference,
+)
+from ryzjax.qarray import QArray, QFormat, dequantize
+from tests.qarrays import FORMATS, random_qarray
+
+WEIGHT_ONLY = [name for name, format in FORMATS.items() if format.activations is None and not format.has_order]
+
+
+def inputs(format: QFormat, rows: int, n: int, k: int) -> tuple[jax.Array, QArray]:
+    rng = np.random.default_rng(rows * n + k)
+    return jnp.asarray(rng.standard_normal((rows, k)), jnp.float32), random_qarray(rng, format, (n, k))
+
+
+@pytest.mark.parametrize("name", WEIGHT_ONLY)
+@pytest.mark.parametrize(("rows", "n", "k"), [(1, 32, 64), (2, 40, 96), (9, 600, 64), (33, 1, 32), (8, 1030, 128)])
+def test_against_float64(name: str, rows: int, n: int, k: int):
+    x, weight = inputs(FORMATS[name], rows, n, k)
+    wanted = np.asarray(x, np.float64) @ np.asarray(dequantize(weight), np.float64).T
+    # float32 accumulation over K terms.
+    tolerance = 1e-6 * np.abs(wanted).max()
+    for compute in (panel_matmul, quantized_linear_reference, quantized_linear):
+        np.testing.assert_allclose(jax.jit(compute)(x, weight), wanted, atol=tolerance * k**0.5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", WEIGHT_ONLY)
+def test_bfloat16_activations_round_the_weights_to_bfloat16(name: str):
+    x, weight = inputs(FORMATS[name], 5, 300, 128)
+    x = x.astype(jnp.bfloat16)
+    rounded = np.asarray(dequantize(weight, jnp.bfloat16), np.float64)
+    wanted = np.asarray(x, np.float64) @ rounded.T
+    np.testing.assert_allclose(jax.jit(panel_matmul)(x, weight), wanted, atol=1e-5 * np.abs(wanted).max(), rtol=1e-5)
+
+
+def test_a_block_that_overhangs():
+    """FP8 blocks of 128 x 128 over sizes that are no multiple of 128."""
+    x, weight = inputs(QFormat(kind="float8", group=128, rows=128), 3, 300, 200)
+    wanted = np.asarray(x) @ np.asarray(dequantize(weight)).T
+    np.testing.assert_allclose(jax.jit(panel_matmul)(x, weight), wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_int8_products_are_exact():
+    x, weight = inputs(FORMATS["w8a8"], 7, 50, 96)
+    q, scale = quantize_rows(x)
+    assert np.abs(np.asarray(q)).max() == 127
+    product = np.asarray(q, np.int64) @ np.asarray(weight.values, np.int64).T
+    wanted = product * np.asarray(scale, np.float64) * np.asarray(weight.scales, np.float64)[:, 0]
+    np.testing.assert_allclose(jax.jit(quantized_linear)(x, weight), wanted, rtol=1e-6)
+    np.testing.assert_array_equal(
+        np.asarray(quantized_linear(x[:1], weight))[0], np.asarray(quantized_linear(x, weight))[0]
+    )
+
+
+def test_activations_come_back_within_half_a_step():
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((4, 64)), jnp.float32).at[2].set(0)
+    q, scale = quantize_rows(x)
+    assert np.all(np.abs(np.asarray(q * scale - x)) <= np.asarray(scale) / 2 * 1.0001)
+    assert np.asarray(scale)[2, 0] == 1.0 and not np.any(np.asarray(q)[2])
+
+
+def test_a_row_does_not_depend_on_the_others():
+    x, weight = inputs(FORMATS["int4"], 16, 600, 128)
+    every = np.asarray(jax.jit(panel_matmul)(x, weight))
+    changed = np.asarray(jax.jit(panel_matmul)(x.at[1:].multiply(3.0), weight))
+    np.testing.assert_array_equal(every[0], changed[0])
+
+
+@pytest.mark.parametrize("name", ["int4", "int8", "nf4", "float8_rows", "w8a8"])
+def test_no_dequantized_copy_of_a_weight(name: str):
+    """Temporaries are a panel and the output: far from the 16-bit matrix."""
+    n, k = 4096, 1024
+    format = FORMATS[name]
+    shapes = {leaf: jax.ShapeDtypeStruct(*s) for leaf, s in format.leaf_shapes((n, k)).items()}
+    weight = QArray(format=format, **shapes)  # pyright: ignore
+    x = jax.ShapeDtypeStruct((8, k), jnp.bfloat16)
+    analysis = jax.jit(quantized_linear).lower(x, weight).compile().memory_analysis()
+    assert analysis is not None
+    assert analysis.temp_size_in_bytes < 0.3 * 2 * n * k
+
+
+def test_float8_bits_become_their_values():
+    bits = jnp.arange(256, dtype=jnp.uint8)
+    values = np.asarray(bits.view(jnp.float8_e4m3fn).astype(jnp.float32))
+    finite = np.isfinite(values)
+    assert finite.sum() == 254
+    np.testing.assert_array_equal(np.asarray(jax.jit(_float8_to_float32)(bits))[finite], values[finite])
+
+
+def test_bias_is_added_in_float32():
+    x, weight = inputs(FORMATS["int4"], 3, 40, 64)
+    bias = jnp.arange(40, dtype=jnp.bfloat16)
+    plain = quantized_linear(x, weight)
+    np.testing.assert_array_equal(quantized_linear(x, weight, bias), plain + bias.astype(jnp.float32))
+
+
+def test_the_caller_permutes():
+    x, weight = inputs(FORMATS["int4_order"], 3, 40, 64)
+    assert weight.order is not None
+    wanted = np.asarray(x) @ np.asarray(dequantize(weight)).T
+    permuted = quantized_linear(x[:, weight.order], replace(weight, order=None))
+    np.testing.assert_allclose(permuted, wanted, rtol=1e-5, atol=1e-5)
