@@ -54,7 +54,7 @@ config = model_config_from_hf(source.config, dtype=sys.argv[2])
 model = abstract_model(config, Placement(Layout.load("single")))
 jax.numpy.zeros(8).block_until_ready()
 held, started = memory("VmRSS"), time.perf_counter()
-weights = load_weights(source, config, model.weights)
+weights = load_weights(source, model)
 seconds = time.perf_counter() - started
 size = sum(w.nbytes for w in weights.values())
 print(json.dumps({"seconds": seconds, "peak": (memory("VmHWM") - held) / size, "bytes": size}))

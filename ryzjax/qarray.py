@@ -34,6 +34,7 @@ LEAVES = ("values", "scales", "zeros", "codebook", "order", "scale_codes", "scal
 _STORED: dict[Kind, type] = {"int8": jnp.int8, "int4": jnp.uint8, "float4": jnp.uint8, "float8": jnp.uint8}
 _IMPLIED_ZERO = 8
 """Of int4 without zeros: nibbles 0 to 15 stand for -8 to 7."""
+_ROW_RUN = 32
 _NESTED_RUN = 256
 """Scales that share one of the second level (bitsandbytes)."""
 
@@ -197,19 +198,15 @@ def dequantize(weight: QArray, dtype: jnp.dtype | type = jnp.float32) -> jax.Arr
 
 
 def pack_run(k: int, group: int | None) -> int:
-    """Columns to pack together in a matrix with K = `k`: a group, or the largest of 128, 64 and 32 where rows are one.
+    """Columns to pack together in a matrix with K = `k`: a group, or 32 where a scale serves a whole row.
 
     Raises:
-      ValueError: there is none.
+      ValueError: they do not divide K.
     """
-    if group is not None:
-        if group % 2 or k % group:
-            raise ValueError(f"groups of {group} do not divide {k} in features evenly")
-        return group
-    for run in (128, 64, 32):
-        if k % run == 0:
-            return run
-    raise ValueError(f"{k} in features are no multiple of 32")
+    run = group or _ROW_RUN
+    if run % 2 or k % run:
+        raise ValueError(f"{k} in features are no whole number of {'groups' if group else 'runs'} of {run}")
+    return run
 
 
 def pack_nibbles(q: AnyArray, pack: int) -> AnyArray:

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ryzjax.qarray import QFormat, dequantize, pack_nibbles, pack_run, unpack_nibbles
@@ -27,6 +27,7 @@ def test_stacked_matrices(name: str):
     np.testing.assert_allclose(dequantize(weight), expected(weight), rtol=3e-6, atol=1e-9)
 
 
+@settings(deadline=None)
 @given(st.integers(1, 4), st.integers(1, 4), st.sampled_from([2, 8, 32, 128]))
 def test_nibbles_come_back(rows: int, runs: int, pack: int):
     q = np.random.default_rng(0).integers(0, 16, (rows, runs * pack), dtype=np.uint8)
@@ -81,8 +82,8 @@ def test_formats_that_make_no_sense(fields: dict, message: str):
 def test_shapes_that_do_not_fit():
     with pytest.raises(ValueError, match="172 in features"):
         FORMATS["int4_rows"].leaf_shapes((64, 172))
-    with pytest.raises(ValueError, match="groups of 32 do not divide 172"):
+    with pytest.raises(ValueError, match="172 in features are no whole number of groups of 32"):
         pack_run(172, 32)
-    with pytest.raises(ValueError, match="172 in features are no multiple of 32"):
+    with pytest.raises(ValueError, match="172 in features are no whole number of runs of 32"):
         pack_run(172, None)
-    assert [pack_run(k, None) for k in (256, 192, 96)] == [128, 64, 32]
+    assert pack_run(256, 64) == 64 and pack_run(256, None) == 32

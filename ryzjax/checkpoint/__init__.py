@@ -2,7 +2,7 @@
 
 from ryzjax.checkpoint.dummy import dummy_weights
 from ryzjax.checkpoint.hf_config import model_config_from_hf
-from ryzjax.checkpoint.load import load_weights
+from ryzjax.checkpoint.load import load_weights, stored_model
 from ryzjax.checkpoint.source import CheckpointSource, resolve_source
 
 __all__ = [
@@ -11,4 +11,5 @@ __all__ = [
     "load_weights",
     "model_config_from_hf",
     "resolve_source",
+    "stored_model",
 ]

@@ -23,6 +23,7 @@ __all__ = ["GgufFile", "RowTransform"]
 
 _CHUNK_BYTES = 4 * 2**20
 """float32 bytes dequantized at a time: small enough for the cache, large enough for numpy."""
+_PLAIN = {"F16": np.float16, "F32": np.float32, "F64": np.float64}
 _READ_ERRORS = (
     ValueError,
     IndexError,
@@ -67,10 +68,14 @@ class GgufFile:
         """By tensor name; set by who knows the architecture (`gguf_model`)."""
         self._reader = _open(path)
         self.entries: dict[str, TensorEntry] = {}
+        self.block_kinds: dict[str, str] = {}
+        """Tensors stored as blocks of a quantized kind, such as "Q4_0"."""
         self._tensors = {tensor.name: tensor for tensor in self._reader.tensors}
         size = path.stat().st_size
         for tensor in self._reader.tensors:
             self.entries[tensor.name] = _entry(path, tensor, size)
+            if tensor.tensor_type.name not in _PLAIN and tensor.tensor_type.name != "BF16":
+                self.block_kinds[tensor.name] = tensor.tensor_type.name
 
     def metadata(self) -> dict[str, object]:
         """Every key and its value: numbers, strings, booleans, and lists of them.
@@ -100,6 +105,11 @@ class GgufFile:
                 self._read_rows(tensor.data[outer], tensor, transform, index[1:], out[i], quants)
         else:
             self._read_rows(tensor.data, tensor, transform, index, out, quants)
+
+    def raw_rows(self, name: str, rows: slice) -> np.ndarray:
+        """uint8 [rows, bytes]: rows of a matrix as they are stored, in the order of `read`."""
+        data = self._tensors[name].data
+        return data[_rows(self.transforms.get(name, RowTransform()), *rows.indices(data.shape[0]))]
 
     def _read_rows(self, data, tensor, transform: RowTransform, index: tuple[slice, ...], out, quants) -> None:
         if data.ndim == 1:
@@ -147,13 +157,12 @@ def _entry(path: Path, tensor: gguf.ReaderTensor, size: int) -> TensorEntry:
     from gguf import GGML_QUANT_SIZES, quants
 
     kind = tensor.tensor_type
-    plain = {"F16": np.float16, "F32": np.float32, "F64": np.float64}
     end = int(tensor.data_offset + tensor.n_bytes)
     if end > size:
         raise CheckpointError(
             f"{path}: tensor {tensor.name!r} ends at byte {end}, the file at {size}; it is truncated, download it again"
         )
-    if kind.name not in plain:
+    if kind.name not in _PLAIN:
         try:
             quants.dequantize(np.zeros((1, GGML_QUANT_SIZES[kind][1]), np.uint8), kind)
         except NotImplementedError as error:
@@ -163,8 +172,8 @@ def _entry(path: Path, tensor: gguf.ReaderTensor, size: int) -> TensorEntry:
             ) from error
     return TensorEntry(
         name=tensor.name,
-        dtype_name=kind.name if kind.name in plain else "F32",
-        dtype=np.dtype(plain.get(kind.name, np.float32)),
+        dtype_name=kind.name if kind.name in _PLAIN else "F32",
+        dtype=np.dtype(_PLAIN.get(kind.name, np.float32)),
         shape=tuple(int(n) for n in reversed(tensor.shape.tolist())),
         begin=int(tensor.data_offset),
         end=end,

@@ -51,6 +51,8 @@ def model_config_from_hf(
     family = SUPPORTED_ARCHITECTURES[architecture]
     fields = _text_fields(outer, family)
     fields = ConfigFields(raw={**family.defaults, **fields.raw}, source=fields.source)
+    # What the weights say of it is read with them (`checkpoint.quantized`).
+    fields.ignore("quantization_config", "compression_config")
     fields.ignore("architectures", "model_type", "dtype", "torch_dtype", "bos_token_id", "eos_token_id")
     config = family.read(HFConfig(fields=fields, generation=generation or {}, dtype=_dtype(fields, dtype)))
     check_keys(fields)

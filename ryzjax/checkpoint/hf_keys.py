@@ -19,8 +19,6 @@ _FIXED_KEYS: Mapping[str, tuple[object, ...]] = {
     "use_sliding_window": (False, None),
     "use_bidirectional_attention": (False, None),
     "layer_types": (None,),
-    "quantization_config": (None,),
-    "compression_config": (None,),
     "is_encoder_decoder": (False, None),
     "is_decoder": (False, True, None),
     "add_cross_attention": (False, None),

@@ -3,31 +3,27 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing
-from dataclasses import dataclass
 from pathlib import Path
 
 import jax
 import numpy as np
 
 from ryzjax.checkpoint.buffers import aligned_empty
-from ryzjax.checkpoint.families import HF_FAMILIES
-from ryzjax.checkpoint.gguf_file import GgufFile
-from ryzjax.checkpoint.gguf_names import gguf_weight, is_ignorable_gguf, row_transforms
+from ryzjax.checkpoint.opened import OpenCheckpoint
 from ryzjax.checkpoint.orbax import load_converted
 from ryzjax.checkpoint.progress import byte_progress
-from ryzjax.checkpoint.safetensors import SafetensorsFile
 from ryzjax.checkpoint.source import CheckpointSource
 from ryzjax.checkpoint.stored import StoredWeight
 from ryzjax.checkpoint.tensor_file import TensorEntry, TensorFile
 from ryzjax.errors import CheckpointError
 from ryzjax.models.config import ModelConfig
-from ryzjax.models.registry import family_of
+from ryzjax.models.registry import AbstractModel, abstract_model
 from ryzjax.models.weight_spec import WeightSpec
+from ryzjax.sharding import Placement
 
-__all__ = ["load_weights"]
+__all__ = ["load_weights", "stored_model"]
 
 _LISTED = 4
 """How many names a message lists before it says how many more there are."""
@@ -36,38 +32,31 @@ _MAX_THREADS = 8
 
 
 def load_weights(
-    source: CheckpointSource,
-    config: ModelConfig,
-    wanted: Mapping[str, WeightSpec],
-    *,
-    show_progress: bool = False,
+    source: CheckpointSource, model: AbstractModel, *, show_progress: bool = False
 ) -> dict[str, jax.Array]:
-    """Reads every wanted weight of a checkpoint.
+    """Reads every weight of a model.
 
     Each device's part is copied (and cast) from the mapped file into a buffer of its own, so memory holds the model
     once, plus a tensor a thread at most where the device's memory is not the host's.
 
     Args:
       source: where the files are.
-      config: of the model; says how its family stores weights.
-      wanted: our weight name -> what the model wants. Tied models do not want `lm_head.weight`.
+      model: says what is wanted: layers that are quantized in the checkpoint are dequantized where the model has
+        plain ones. Tied models do not want `lm_head.weight`.
       show_progress: a bar on stderr.
 
     Returns:
-      Our weight name -> array with the wanted shape, dtype and sharding, in the order of `wanted`.
+      Our weight name -> array with the wanted shape, dtype and sharding, in the order of `model.weights`.
 
     Raises:
       CheckpointError: a tensor is missing, unexpected, of another shape or of a dtype that needs more than a cast.
     """
+    wanted = model.weights
     if source.weight_format == "orbax":
         return load_converted(source, wanted)
-    if not source.weight_files:
-        raise CheckpointError(f"{source.path}: no weight files were resolved; resolve it with load_format auto")
-    with ExitStack() as stack:
-        files = [stack.enter_context(closing(_open(source, path, config))) for path in source.weight_files]
-        home = _locate(source, files)
-        names = _gguf_names(config) if source.weight_format == "gguf" else _hf_names(config, home)
-        stored = _plan(source, names, wanted, home)
+    with OpenCheckpoint(source, model.config) as checkpoint:
+        home = checkpoint.home
+        stored = _plan(checkpoint, model)
         for name, spec in wanted.items():
             _check_weight(stored[name], spec, home)
         # In file order, so that a cold disk reads forward.
@@ -86,6 +75,22 @@ def load_weights(
     return {name: weights[name] for name in wanted}
 
 
+def stored_model(source: CheckpointSource, config: ModelConfig, placement: Placement) -> AbstractModel:
+    """The abstract model of a checkpoint, with the linear layers quantized that are quantized in it.
+
+    Raises:
+      CheckpointError: a damaged file.
+      UnsupportedModelError: a quantization that cannot be read.
+      LayoutError: the layout does not fit the model, or splits a quantized group.
+    """
+    model = abstract_model(config, placement)
+    if source.weight_format == "orbax" or not source.weight_files:
+        return model
+    with OpenCheckpoint(source, config) as checkpoint:
+        quantization = checkpoint.quantization(model)
+    return abstract_model(config, placement, quantization) if quantization else model
+
+
 def _load_one(stored: StoredWeight, home: Mapping[str, TensorFile], spec: WeightSpec) -> jax.Array:
     dtype = np.dtype(spec.dtype)
 
@@ -101,52 +106,10 @@ def _load_one(stored: StoredWeight, home: Mapping[str, TensorFile], spec: Weight
     return array.block_until_ready()
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Names:
-    """How a format names weights: where each of ours is, and which tensors are of no use."""
-
-    weight: Callable[[str, frozenset[str]], StoredWeight]
-    is_ignorable: Callable[[str], bool]
-
-
-def _hf_names(config: ModelConfig, home: Mapping[str, TensorFile]) -> _Names:
-    family = HF_FAMILIES[family_of(config)]
-    # The usual prefix where none fits, so that errors name it.
-    fits = (prefix for prefix in family.prefixes if f"{prefix}embed_tokens.weight" in home)
-    prefix = next(fits, family.prefixes[0])
-
-    def is_ignorable(tensor: str) -> bool:
-        # Old exports store RoPE's inverse frequencies, which follow from the config, and some store the head even
-        # where it is tied to the embedding. Multimodal models have parts that see and hear.
-        is_head = config.tie_embeddings and tensor.endswith("lm_head.weight")
-        return is_head or tensor.endswith(".rotary_emb.inv_freq") or tensor.startswith(family.ignored)
-
-    return _Names(
-        weight=lambda name, available: family.weight(name, config, prefix, available), is_ignorable=is_ignorable
-    )
-
-
-def _gguf_names(config: ModelConfig) -> _Names:
-    family = family_of(config)
-    return _Names(
-        weight=lambda name, available: gguf_weight(name, family, config, available), is_ignorable=is_ignorable_gguf
-    )
-
-
-def _open(source: CheckpointSource, path: Path, config: ModelConfig) -> TensorFile:
-    if source.weight_format == "safetensors":
-        return SafetensorsFile(path)
-    file = GgufFile(path)
-    file.transforms = row_transforms(family_of(config), file.entries, config)
-    return file
-
-
-def _plan(
-    source: CheckpointSource, names: _Names, wanted: Mapping[str, WeightSpec], home: Mapping[str, TensorFile]
-) -> dict[str, StoredWeight]:
+def _plan(checkpoint: OpenCheckpoint, model: AbstractModel) -> dict[str, StoredWeight]:
     """Our weight name -> where it is stored; every tensor of the files is used, or known to be of no use."""
-    available = frozenset(home)
-    stored = {name: names.weight(name, available) for name in wanted}
+    source, home = checkpoint.source, checkpoint.home
+    stored = {name: checkpoint.stored(name, model) for name in model.weights}
     used = {tensor for weight in stored.values() for tensor in weight.names}
     missing = [tensor for weight in stored.values() for tensor in weight.names if tensor not in home]
     if missing:
@@ -154,7 +117,7 @@ def _plan(
         if missing == ["lm_head.weight"]:
             remedy = "config.json may lack tie_word_embeddings: true"
         raise CheckpointError(f"{_files(source)}: {_listing(dict.fromkeys(missing))} missing; {remedy}")
-    unexpected = [tensor for tensor in home if tensor not in used and not names.is_ignorable(tensor)]
+    unexpected = [tensor for tensor in home if tensor not in used and not checkpoint.is_ignorable(tensor)]
     if unexpected:
         path = home[unexpected[0]].path
         raise CheckpointError(
@@ -162,25 +125,6 @@ def _plan(
             "fix config.json (biases, number of layers, quantization) or serve a plain checkpoint"
         )
     return stored
-
-
-def _locate(source: CheckpointSource, files: Iterable[TensorFile]) -> dict[str, TensorFile]:
-    """Tensor name -> the file that holds it, checked against the index where there is one."""
-    home: dict[str, TensorFile] = {}
-    for file in files:
-        for tensor in file.entries:
-            if tensor in home:
-                raise CheckpointError(
-                    f"{file.path}: tensor {tensor!r} is in {home[tensor].path.name} too; remove one of the two files"
-                )
-            home[tensor] = file
-    for tensor, path in (source.weight_map or {}).items():
-        if tensor not in home or home[tensor].path != path:
-            where = f"it is in {home[tensor].path.name}" if tensor in home else "it is in no file"
-            raise CheckpointError(
-                f"{path}: tensor {tensor!r} should be here by the index, but {where}; download the files again"
-            )
-    return home
 
 
 def _check_weight(stored: StoredWeight, spec: WeightSpec, home: Mapping[str, TensorFile]) -> None:
@@ -200,8 +144,8 @@ def _check_weight(stored: StoredWeight, spec: WeightSpec, home: Mapping[str, Ten
         if entry.dtype_name not in stored.dtypes:
             raise CheckpointError(
                 f"{home[name].path}: tensor {name!r} is stored as {entry.dtype_name}; expected one of "
-                f"{', '.join(stored.dtypes)}. Quantized checkpoints cannot be loaded as plain weights; take the "
-                "unquantized model."
+                f"{', '.join(stored.dtypes)}. It is quantized, but config.json has no quantization_config that "
+                "says how; take the whole checkpoint, or the unquantized model."
             )
 
 

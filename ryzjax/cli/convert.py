@@ -43,7 +43,7 @@ class Convert:
         config = model_config_from_hf(source.config, source.generation, dtype=self.dtype, source=source.config_name)
         out = Path(self.out).expanduser()
         model = abstract_model(config, Placement(Layout.load("single"), jax.devices()[:1]))
-        weights = load_weights(source, config, model.weights, show_progress=True)
+        weights = load_weights(source, model, show_progress=True)
         save_converted(out, source, config, weights)
         if source.weight_format == "gguf":
             Tokenizer.load(source.path).save(out)

@@ -11,6 +11,7 @@ import numpy as np
 from flax import nnx
 
 from ryzjax.errors import ConfigError, UnsupportedModelError
+from ryzjax.layers.experts import ExpertLinear
 from ryzjax.layers.linear import Linear
 from ryzjax.layers.rope import LongRope, Rope
 from ryzjax.models.config import ModelConfig
@@ -62,7 +63,8 @@ class AbstractModel:
       weights: dotted name -> shape, dtype, sharding, in the order of the leaves.
       state: the NNX state, shapes instead of arrays.
       ropes: the different ropes of the layers.
-      quantization: name of a linear layer -> how its weight is quantized.
+      linears: name of each linear layer -> the shape of its weight, [N, K] or [experts, N, K].
+      quantization: name of a linear layer -> how its weight is quantized, where it is.
     """
 
     config: ModelConfig
@@ -71,6 +73,7 @@ class AbstractModel:
     weights: dict[str, WeightSpec]
     state: nnx.State
     ropes: tuple[Rope, ...]
+    linears: Mapping[str, tuple[int, ...]]
     quantization: Mapping[str, QFormat] = field(default_factory=dict)
 
     def merge(self, leaves: tuple[jax.Array, ...]) -> Decoder:
@@ -124,8 +127,13 @@ def abstract_model(
     """
     _, build = FAMILIES[family_of(config)]
 
+    linears: dict[str, tuple[int, ...]] = {}
+
     def make() -> Decoder:
         model = build(config, placement)
+        for path, module in nnx.iter_modules(model):
+            if isinstance(module, (Linear, ExpertLinear)):
+                linears[".".join(map(str, path))] = module.weight.shape  # pyright: ignore
         for name, format in (quantization or {}).items():
             _quantize(model, name, format)
         return model
@@ -149,6 +157,7 @@ def abstract_model(
         weights=weights,
         state=state,
         ropes=model.ropes,
+        linears=linears,
         quantization=dict(quantization or {}),
     )
 

@@ -15,13 +15,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from ryzjax.checkpoint.dummy import dummy_weights
 from ryzjax.checkpoint.hf_config import model_config_from_hf
-from ryzjax.checkpoint.load import load_weights
+from ryzjax.checkpoint.load import load_weights, stored_model
 from ryzjax.checkpoint.source import CheckpointSource, resolve_source
 from ryzjax.data.byte_tokenizer import write_byte_tokenizer
 from ryzjax.data.tokenizer import Tokenizer
 from ryzjax.errors import ConfigError
 from ryzjax.models.config import ModelConfig
-from ryzjax.models.registry import AbstractModel, abstract_model
+from ryzjax.models.registry import AbstractModel
 from ryzjax.obs.metrics import EngineMetrics
 from ryzjax.serving.buckets import Buckets
 from ryzjax.serving.capacity import Capacity, most_pages, plan_capacity
@@ -57,7 +57,7 @@ def launch_engine(config: EngineConfig, *, model_name: str | None = None, show_p
         )
         _check_context(config, model_config)
         placement = Placement(Layout.load(config.layout))
-        model = abstract_model(model_config, placement)
+        model = stored_model(source, model_config, placement)
         _set_compile_cache(config.compile_cache)
     with _phase("tokenizer"):
         tokenizer = _tokenizer(source, config, model_config)
@@ -151,7 +151,7 @@ def _weights(
 ) -> dict[str, jax.Array]:
     if config.load_format == "dummy":
         return dummy_weights(model.weights, config.seed)
-    return load_weights(source, model.config, model.weights, show_progress=show_progress)
+    return load_weights(source, model, show_progress=show_progress)
 
 
 def _sized_runner(

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
-from ryzjax.checkpoint import load_weights, model_config_from_hf, resolve_source
+from ryzjax.checkpoint import load_weights, model_config_from_hf, resolve_source, stored_model
 from ryzjax.checkpoint.gguf_file import GgufFile
-from ryzjax.errors import CheckpointError, ConfigError, UnsupportedModelError
-from ryzjax.models.registry import abstract_model
+from ryzjax.errors import CheckpointError, ConfigError, LayoutError, UnsupportedModelError
+from ryzjax.models.registry import AbstractModel, abstract_model
+from ryzjax.qarray import LEAVES, QArray, dequantize
 from ryzjax.sharding import Layout, Placement
 from tests.checkpoint.gguf_files import permute, write_gguf
 from tests.goldens.make_families import PROMPT_TOKENS, VARIANTS, tiny_weights
@@ -56,7 +58,7 @@ def load(path: Path, layout: str = "single"):
     source = resolve_source(str(path))
     config = model_config_from_hf(source.config, dtype="float32", source=source.config_name)
     model = abstract_model(config, Placement(Layout.load(layout), jax.devices()[: 1 if layout == "single" else 8]))
-    return model, load_weights(source, config, model.weights)
+    return model, load_weights(source, model)
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -85,9 +87,7 @@ def test_weights_and_config_are_those_of_the_safetensors(name: str, tmp_path: Pa
     for field in dataclasses.fields(config):
         if field.name not in (*UNSAID[name], "rms_norm_eps", "rope", "max_position", "eos_token_ids", "bos_token_id"):
             assert getattr(model.config, field.name) == getattr(config, field.name), field.name
-    expected = load_weights(
-        source, config, abstract_model(config, Placement(Layout.load("single"), jax.devices()[:1])).weights
-    )
+    expected = load_weights(source, abstract_model(config, Placement(Layout.load("single"), jax.devices()[:1])))
     assert list(weights) == list(expected)
     for weight in weights:  # Gemma: (1 + w) - 1 in float32
         np.testing.assert_allclose(weights[weight], expected[weight], atol=3e-7, err_msg=weight)
@@ -118,7 +118,9 @@ def random_blocks(shape: tuple[int, int], kind: str) -> np.ndarray:
 
 @pytest.mark.parametrize("layout", ["single", "tp", "fsdp_tp"])
 @pytest.mark.parametrize("kind", ["F16", "BF16", "Q8_0", "Q4_0", "Q4_K", "Q6_K"])
-def test_quantized_values_are_those_of_the_reference(kind: str, layout: str, tmp_path: Path):
+def test_quantized_values_are_those_of_the_reference(
+    kind: str, layout: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
     entry = ENTRIES["llama"]
     config = {**entry["config"], **WIDE}
     q, kv, hidden, inner, vocab = 256, 128, 256, 512, config["vocab_size"]
@@ -146,7 +148,10 @@ def test_quantized_values_are_those_of_the_reference(kind: str, layout: str, tmp
     def reference(name: str) -> np.ndarray:
         return gguf.quants.dequantize(reader[name].data, reader[name].tensor_type).astype(np.float32)
 
-    _, weights = load(path, layout)
+    model, weights = load(path, layout)
+    with caplog.at_level(logging.INFO, "ryzjax"):
+        check_kept_blocks(path, kind, model, weights)
+    assert (f"dequantized to float32: {kind} blocks" in caplog.text) == (kind in ("Q4_K", "Q6_K"))
     np.testing.assert_array_equal(weights["layers.1.mlp.down.weight"], reference("blk.1.ffn_down.weight"))
     np.testing.assert_array_equal(weights["embed.weight"], reference("token_embd.weight"))
     np.testing.assert_array_equal(weights["layers.0.attention.v.weight"], reference("blk.0.attn_v.weight"))
@@ -157,6 +162,25 @@ def test_quantized_values_are_those_of_the_reference(kind: str, layout: str, tmp
         expected = np.empty_like(stored)
         expected[order] = stored
         np.testing.assert_array_equal(weights[f"layers.1.attention.{ours}.weight"], expected)
+
+
+def check_kept_blocks(path: Path, kind: str, plain: AbstractModel, weights: dict[str, jax.Array]) -> None:
+    """Q8_0 and Q4_0 stay quantized, with the values that the dequantized weights have."""
+    source = resolve_source(str(path))
+    try:
+        model = stored_model(source, plain.config, plain.placement)
+    except LayoutError as error:  # 64 columns a device are two blocks, 8 devices leave one head half of one
+        assert "groups of 32" in str(error)
+        return
+    if kind not in ("Q8_0", "Q4_0"):
+        assert not model.quantization
+        return
+    assert set(model.quantization) == set(model.linears)
+    kept = load_weights(source, model)
+    for name, format in model.quantization.items():
+        leaves = {leaf: kept.get(f"{name}.weight.{leaf}") for leaf in LEAVES}
+        values = dequantize(QArray(format=format, **leaves))  # pyright: ignore
+        np.testing.assert_array_equal(values, weights[f"{name}.weight"], err_msg=name)
 
 
 def write_raw(path: Path, config: dict, weights: dict[str, np.ndarray], raw: dict[str, np.ndarray], qtype) -> None:

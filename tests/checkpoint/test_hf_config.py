@@ -195,7 +195,6 @@ def test_missing_required_field(key: str):
         ("eos_token_id", [2, -1]),
         ("bos_token_id", "<s>"),
         ("sliding_window", 4096),
-        ("quantization_config", {"quant_method": "gptq"}),
         ("layer_types", ["sliding_attention"] * 5),
         ("attention_multiplier", 0.5),
         ("a_key_of_the_future", None),

@@ -20,7 +20,10 @@ from ryzjax.checkpoint.dummy import dummy_weights
 from ryzjax.checkpoint.load import load_weights
 from ryzjax.checkpoint.source import resolve_source
 from ryzjax.errors import CheckpointError, ConfigError
+from ryzjax.models.config import ModelConfig
+from ryzjax.models.registry import AbstractModel, abstract_model
 from ryzjax.models.weight_spec import WeightSpec
+from ryzjax.sharding import Layout, Placement
 from tests.models.configs import CONFIGS
 
 SHARED = Path(__file__).resolve().parents[3] / "shared"
@@ -64,9 +67,15 @@ def checkpoint(path: Path, content: dict[str, np.ndarray]) -> Path:
     return path
 
 
+def wanting(config: ModelConfig, want: dict[str, WeightSpec]) -> AbstractModel:
+    """A model that has just these weights."""
+    model = abstract_model(config, Placement(Layout.load("single"), jax.devices()[:1]))
+    return dataclasses.replace(model, weights=want)
+
+
 def load(path: Path, want: dict[str, WeightSpec], **options: bool) -> dict[str, jax.Array]:
     config = dataclasses.replace(CONFIGS["llama"], tie_embeddings="lm_head.weight" not in want)
-    return load_weights(resolve_source(str(path)), config, want, **options)
+    return load_weights(resolve_source(str(path)), wanting(config, want), **options)
 
 
 @pytest.mark.parametrize("stored", [np.float32, np.float16, ml_dtypes.bfloat16])
@@ -184,17 +193,19 @@ def test_stories260k():
         want |= {f"{layer}.attention.{m}.weight": spec(s, 64) for m, s in (("q", 64), ("k", 32), ("v", 32), ("o", 64))}
         want |= {f"{layer}.mlp.gate.weight": spec(172, 64), f"{layer}.mlp.up.weight": spec(172, 64)}
         want[f"{layer}.mlp.down.weight"] = spec(64, 172)
-    weights = load_weights(source, CONFIGS["llama"], want)
+    weights = load_weights(source, wanting(CONFIGS["llama"], want))
     assert sum(array.size for array in weights.values()) == 260_032
     assert all(bool(jnp.isfinite(array).all()) for array in weights.values())
 
 
 PEAK = """
-import sys, jax, numpy as np, jax.numpy as jnp
+import dataclasses, sys, jax, numpy as np, jax.numpy as jnp
 from pathlib import Path
 from ryzjax.checkpoint.load import load_weights
 from ryzjax.checkpoint.source import resolve_source
+from ryzjax.models.registry import abstract_model
 from ryzjax.models.weight_spec import WeightSpec
+from ryzjax.sharding import Layout, Placement
 from tests.models.configs import CONFIGS
 
 def high_water():
@@ -205,8 +216,10 @@ jnp.zeros(8).block_until_ready()
 spec = WeightSpec(shape=(4096, 2560), dtype=sys.argv[2], stored_dtype=sys.argv[2], sharding=sharding)
 wanted = {f"layers.{i}.mlp.up.weight": spec for i in range(10)}
 source = resolve_source(sys.argv[1])
+model = abstract_model(CONFIGS["llama"], Placement(Layout.load("single"), jax.devices()[:1]))
+model = dataclasses.replace(model, weights=wanted)
 before = high_water()
-weights = load_weights(source, CONFIGS["llama"], wanted)
+weights = load_weights(source, model)
 print((high_water() - before) / sum(w.nbytes for w in weights.values()))
 """
 

@@ -76,7 +76,7 @@ def load(folder: Path, layout: str = "single"):
     source = resolve_source(str(folder))
     config = model_config_from_hf(source.config, dtype="float32")
     model = abstract_model(config, Placement(Layout.load(layout), jax.devices()[: 1 if layout == "single" else 8]))
-    return load_weights(source, config, model.weights)
+    return load_weights(source, model)
 
 
 @pytest.mark.parametrize("layout", ["single", "ep", "tp", "ep_dp"])

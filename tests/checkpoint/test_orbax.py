@@ -26,7 +26,7 @@ def load(folder: Path, dtype: str, layout: str = "single"):
     source = resolve_source(str(folder))
     config = model_config_from_hf(source.config, source.generation, dtype=dtype, source=source.config_name)
     model = abstract_model(config, Placement(Layout.load(layout), jax.devices()[: 1 if layout == "single" else 8]))
-    return source, config, model, load_weights(source, config, model.weights)
+    return source, config, model, load_weights(source, model)
 
 
 def convert(name: str, folder: Path, dtype: str) -> tuple[Path, dict[str, jax.Array]]:

@@ -33,7 +33,7 @@ def logits_of(folder: Path, tokens: list[int], layout: str = "single", chunk: in
     source = resolve_source(str(folder))
     config = model_config_from_hf(source.config, source.generation, dtype="float32")
     model = abstract_model(config, Placement(Layout.load(layout), jax.devices() if layout != "single" else None))
-    leaves = tuple(load_weights(source, config, model.weights).values())
+    leaves = tuple(load_weights(source, model).values())
     return sequence_logits(model, leaves, tokens, prompt_len=PROMPT_TOKENS, chunk=chunk)
 
 

@@ -1,0 +1,18 @@
+"""Scales as checkpoints store them."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from ryzjax.checkpoint.tensor_file import TensorEntry
+
+__all__ = ["SCALE_DTYPES", "scale_dtype"]
+
+SCALE_DTYPES = ("F16", "BF16", "F32")
+
+
+def scale_dtype(entry: TensorEntry) -> Literal["float32", "float16", "bfloat16"]:
+    """The dtype of a QFormat for scales stored like this."""
+    dtypes: dict[str, Literal["float32", "float16", "bfloat16"]]
+    dtypes = {"F16": "float16", "BF16": "bfloat16", "F32": "float32"}
+    return dtypes[entry.dtype_name]
