@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from ryzjax.models.registry import AbstractModel, abstract_model
 from ryzjax.models.weight_spec import WeightSpec
 from ryzjax.sharding import Placement
 
-__all__ = ["load_weights", "stored_model"]
+__all__ = ["check_checkpoint", "load_weights", "read_weights", "stored_model"]
 
 _LISTED = 4
 """How many names a message lists before it says how many more there are."""
@@ -51,28 +51,48 @@ def load_weights(
     Raises:
       CheckpointError: a tensor is missing, unexpected, of another shape or of a dtype that needs more than a cast.
     """
-    wanted = model.weights
     if source.weight_format == "orbax":
-        return load_converted(source, wanted)
+        return load_converted(source, model.weights)
     with OpenCheckpoint(source, model.config) as checkpoint:
-        home = checkpoint.home
-        stored = _plan(checkpoint, model)
-        for name, spec in wanted.items():
-            _check_weight(stored[name], spec, home)
-        # In file order, so that a cold disk reads forward.
-        order = sorted(wanted, key=lambda name: _place(stored[name], home))
-        weights: dict[str, jax.Array] = {}
-        total_bytes = sum(spec.nbytes for spec in wanted.values())
-        threads = min(_MAX_THREADS, os.cpu_count() or 1)
-        with (
-            byte_progress("Loading weights", total_bytes, show=show_progress) as advance,
-            ThreadPoolExecutor(threads, thread_name_prefix="load") as pool,
-        ):
-            loaded = pool.map(lambda name: _load_one(stored[name], home, wanted[name]), order)
-            for name, array in zip(order, loaded, strict=True):
-                weights[name] = array
-                advance(wanted[name].nbytes)
-    return {name: weights[name] for name in wanted}
+        check_checkpoint(checkpoint, model)
+        total_bytes = sum(spec.nbytes for spec in model.weights.values())
+        with byte_progress("Loading weights", total_bytes, show=show_progress) as advance:
+            return read_weights(checkpoint, model, tuple(model.weights), advance)
+
+
+def check_checkpoint(checkpoint: OpenCheckpoint, model: AbstractModel) -> None:
+    """Whether the files hold what the model wants, and nothing else.
+
+    Raises:
+      CheckpointError: a tensor is missing, unexpected, of another shape or of a dtype that needs more than a cast.
+    """
+    stored = _plan(checkpoint, model)
+    for name, spec in model.weights.items():
+        _check_weight(stored[name], spec, checkpoint.home)
+
+
+def read_weights(
+    checkpoint: OpenCheckpoint,
+    model: AbstractModel,
+    names: Sequence[str],
+    advance: Callable[[int], None] = lambda done_bytes: None,
+) -> dict[str, jax.Array]:
+    """Some weights of a checkpoint that was checked, in the order of `names`.
+
+    Args:
+      advance: is told the bytes of each weight that is done.
+    """
+    home = checkpoint.home
+    stored = {name: checkpoint.stored(name, model) for name in names}
+    # In file order, so that a cold disk reads forward.
+    order = sorted(names, key=lambda name: _place(stored[name], home))
+    weights: dict[str, jax.Array] = {}
+    with ThreadPoolExecutor(min(_MAX_THREADS, os.cpu_count() or 1), thread_name_prefix="load") as pool:
+        loaded = pool.map(lambda name: _load_one(stored[name], home, model.weights[name]), order)
+        for name, array in zip(order, loaded, strict=True):
+            weights[name] = array
+            advance(model.weights[name].nbytes)
+    return {name: weights[name] for name in names}
 
 
 def stored_model(source: CheckpointSource, config: ModelConfig, placement: Placement) -> AbstractModel:

@@ -23,7 +23,7 @@ from ryzjax.errors import CheckpointError, ConfigError
 from ryzjax.models.config import ModelConfig
 from ryzjax.models.weight_spec import WeightSpec
 
-__all__ = ["load_converted", "save_converted"]
+__all__ = ["copy_text_files", "load_converted", "save_converted"]
 
 _TEXT_PATTERNS = ("generation_config.json", "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.json")
 _MORE_PATTERNS = ("merges.txt", "chat_template*", "LICENSE*", "additional_chat_templates/*.jinja")
@@ -53,7 +53,7 @@ def save_converted(
         with ocp.StandardCheckpointer() as checkpointer:
             checkpointer.save((folder / ORBAX_FOLDER).resolve(), {name: from_bits(a) for name, a in weights.items()})
             checkpointer.wait_until_finished()
-        _copy_text_files(source.directory, folder)
+        copy_text_files(source.directory, folder)
         if source.generation is not None:
             (folder / "generation_config.json").write_text(json.dumps(source.generation, indent=1), encoding="utf-8")
         raw = {key: value for key, value in source.config.items() if key not in ("dtype", "torch_dtype")}
@@ -108,7 +108,8 @@ def _check_shapes(path: Path, metadata: object, wanted: Mapping[str, WeightSpec]
             )
 
 
-def _copy_text_files(origin: Path, folder: Path) -> None:
+def copy_text_files(origin: Path, folder: Path) -> None:
+    """Copies a model's tokenizer, templates, generation settings and licence."""
     for pattern in (*_TEXT_PATTERNS, *_MORE_PATTERNS):
         for file in origin.glob(pattern):
             if file.is_file():

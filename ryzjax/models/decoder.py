@@ -152,17 +152,21 @@ class Decoder(nnx.Module, Generic[Config]):
         Returns:
           Hidden states [T, E] before the final norm, and the cache.
         """
-        with jax.named_scope("embed"):
-            x = embed(batch.token_ids, self.embed.weight[...])
-            if self.embedding_scale is not None:
-                x = x * jnp.asarray(self.embedding_scale, x.dtype)
-            x = self.placement.constrain(x, "tokens", None)
+        x = self.embed_tokens(batch.token_ids)
         tables = {rope: rope.cos_sin(batch.positions, batch.rope_lengths) for rope in self.ropes}
         for i, layer in enumerate(self.layers):
             graphdef, weights = nnx.split(layer)
             rope = None if layer.attention.rope is None else tables[layer.attention.rope]
             x, cache = _run_block(graphdef, weights, x, rope, cache, jnp.int32(i), batch, max_query_len)
         return x, cache
+
+    def embed_tokens(self, token_ids: jax.Array) -> jax.Array:
+        """[T] -> [T, E], what the first block is given."""
+        with jax.named_scope("embed"):
+            x = embed(token_ids, self.embed.weight[...])
+            if self.embedding_scale is not None:
+                x = x * jnp.asarray(self.embedding_scale, x.dtype)
+            return self.placement.constrain(x, "tokens", None)
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """[S, E] of `forward` -> float32 logits [S, V]."""

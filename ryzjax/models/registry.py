@@ -80,6 +80,11 @@ class AbstractModel:
         """The model over `leaves`; cheap inside jit, where it runs once per trace."""
         return nnx.merge(self.graphdef, jax.tree.unflatten(jax.tree.structure(self.state), leaves))
 
+    def merge_some(self, weights: Mapping[str, jax.Array]) -> Decoder:
+        """The model over some of its weights by name; what uses others fails. Cheap inside jit."""
+        shapes = zip(self.weights, jax.tree.leaves(self.state), strict=True)
+        return self.merge(tuple(weights[name] if name in weights else shape for name, shape in shapes))
+
     @property
     def rope_switch_length(self) -> int | None:
         """Tokens after which all rotations of a sequence change, see `LongRope`; None for most models."""

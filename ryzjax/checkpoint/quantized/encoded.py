@@ -1,0 +1,65 @@
+"""Encoded: a matrix we quantized, on its way into memory and into a file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import jax.numpy as jnp
+import numpy as np
+
+from ryzjax.checkpoint.quantized.words import pack_words
+from ryzjax.qarray import QArray, QFormat, pack_nibbles
+
+__all__ = ["Encoded"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encoded:
+    """A quantized matrix [N, K].
+
+    Attributes:
+      format: int4 or int8, one scale a row and group.
+      q: uint8 nibbles or int8 [N, K].
+      scales: of the format's dtype [N, groups].
+      zeros: uint8 [N, groups], where the format has them.
+    """
+
+    format: QFormat
+    q: np.ndarray
+    scales: np.ndarray
+    zeros: np.ndarray | None = None
+
+    @property
+    def bits(self) -> int:
+        """Of a value."""
+        return 4 if self.format.kind == "int4" else 8
+
+    def qarray(self) -> QArray:
+        """As it is multiplied with."""
+        values = pack_nibbles(self.q, self.format.pack) if self.format.pack else self.q
+        scales = self.scales.view(np.uint16) if self.format.scale_dtype == "bfloat16" else self.scales
+        zeros = None if self.zeros is None else jnp.asarray(self.zeros)
+        return QArray(format=self.format, values=jnp.asarray(values), scales=jnp.asarray(scales), zeros=zeros)
+
+    def dequantized(self) -> np.ndarray:
+        """float32 [N, K]."""
+        k = self.q.shape[1]
+        group = self.format.group or k
+        zero = np.float32(8 if self.bits == 4 else 0)
+        if self.zeros is not None:
+            zero = np.repeat(self.zeros, group, axis=1).astype(np.float32)
+        return (self.q.astype(np.float32) - zero) * np.repeat(self.scales.astype(np.float32), group, axis=1)
+
+    def tensors(self) -> dict[str, np.ndarray]:
+        """Ending of the name -> tensor, as compressed-tensors stores them."""
+        if self.format.activations == "int8":
+            return {"weight": self.q, "weight_scale": self.scales}
+        q = self.q if self.bits == 4 else (self.q.view(np.uint8) ^ 0x80)
+        stored = {
+            "weight_packed": pack_words(q, self.bits, 1),
+            "weight_scale": self.scales,
+            "weight_shape": np.array(self.q.shape, np.int64),
+        }
+        if self.zeros is not None:
+            stored["weight_zero_point"] = pack_words(self.zeros, self.bits, 0)
+        return stored

@@ -1,0 +1,80 @@
+"""Writes safetensors files: any dtype, one tensor in memory at a time, complete or not there at all."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ryzjax.errors import CheckpointError
+
+__all__ = ["TensorToWrite", "write_safetensors"]
+
+_NAMES = {
+    "float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16",
+    "float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2",
+    "int64": "I64", "int32": "I32", "int16": "I16", "int8": "I8",
+    "uint64": "U64", "uint32": "U32", "uint16": "U16", "uint8": "U8", "bool": "BOOL",
+}  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorToWrite:
+    """A tensor and how to get it when its turn comes.
+
+    Attributes:
+      dtype, shape: of the array that `get` returns.
+      get: called once.
+    """
+
+    dtype: np.dtype
+    shape: tuple[int, ...]
+    get: Callable[[], np.ndarray]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in the file."""
+        return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
+
+    @classmethod
+    def of(cls, array: np.ndarray) -> TensorToWrite:
+        """An array that is there already."""
+        return cls(dtype=array.dtype, shape=array.shape, get=lambda: array)
+
+
+def write_safetensors(path: Path, tensors: Mapping[str, TensorToWrite]) -> None:
+    """Writes beside `path` first and renames at the end: a file of that name is always whole.
+
+    Raises:
+      CheckpointError: it cannot be written.
+    """
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    at = 0
+    for name, tensor in tensors.items():
+        header[name] = {
+            "dtype": _NAMES[tensor.dtype.name],
+            "shape": list(tensor.shape),
+            "data_offsets": [at, at + tensor.nbytes],
+        }
+        at += tensor.nbytes
+    raw = json.dumps(header, separators=(",", ":")).encode()
+    raw += b" " * (-len(raw) % 8)  # tensors begin on a multiple of 8
+    partial = path.with_name(path.name + ".partial")
+    try:
+        with partial.open("wb") as file:
+            file.write(len(raw).to_bytes(8, "little") + raw)
+            for name, tensor in tensors.items():
+                array = tensor.get()
+                if array.shape != tensor.shape or array.dtype != tensor.dtype:
+                    raise ValueError(f"{name} is {array.dtype} {array.shape}; declared {tensor.dtype} {tensor.shape}")
+                file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise CheckpointError(f"{path}: cannot be written ({error.strerror}); check path, rights and space") from error

@@ -1,0 +1,110 @@
+"""ryzjax quantize."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+__all__ = ["Quantize"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quantize:
+    """Write a model in 4 or 8 bits, in the compressed-tensors format that RyzJAX and vLLM load.
+
+    Without calibration text weights are rounded to nearest with searched scales. With text, each layer takes
+    whichever method loses least on text that was held out. A run that is killed goes on where it was when it is
+    started again.
+    """
+
+    model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")]
+    """Local directory, or Hugging Face id, of a plain model."""
+    out: str | None = None
+    """Folder to be made; by default MODEL's name with -w4 or -w8 after it, here."""
+    model_revision: str | None = None
+    """Branch, tag or commit of a Hugging Face id."""
+    method: Literal["rtn", "hqq", "gptq", "awq", "auto"] | None = None
+    """How to round; auto with calibration text, else rtn."""
+    bits: Literal[4, 8] = 4
+    """Bits a weight of the linear layers."""
+    group_size: int = 128
+    """In features that share a scale; 0 for a scale a row."""
+    asymmetric: bool = False
+    """Give groups a zero point."""
+    int8_activations: bool = False
+    """With --bits 8: W8A8, a scale a row, activations rounded by token as the model runs."""
+    overrides: dict[str, int] = field(default_factory=dict)
+    """Regular expressions over layer names (layers.0.mlp.down) and their bits; 16 leaves a layer as it is."""
+    target_bits: float | None = None
+    """Average bits a weight, scales included: a mix of 4 and 8 bits, by what each layer does to the model's output."""
+    max_kl: float | None = None
+    """Instead: a mix that stays under this sum of divergences."""
+    lm_head_bits: Literal[8, 16] = 16
+    """Bits of the head."""
+    calibration: str | None = None
+    """Text, JSON or JSONL file, or Hugging Face dataset id (org/name:split), to calibrate on."""
+    samples: int = 128
+    """Sequences of it."""
+    sequence_tokens: int = 512
+    """Tokens of each."""
+    seed: int = 0
+    """Of the choice of sequences."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """That the model is computed in; auto takes the checkpoint's (float16 becomes bfloat16)."""
+    layout: str = "single"
+    """Sharding of the blocks: a shipped layout's name or a TOML file."""
+
+    def run(self) -> int:
+        """Quantizes; returns the exit status."""
+        import logging
+        import sys
+
+        from rich.console import Console
+
+        from ryzjax.checkpoint.hf_config import model_config_from_hf
+        from ryzjax.checkpoint.source import resolve_source
+        from ryzjax.data.tokenizer import Tokenizer
+        from ryzjax.models.registry import abstract_model
+        from ryzjax.quant.calibration import calibration_from_text
+        from ryzjax.quant.quantize import quantize
+        from ryzjax.quant.recipe import Recipe
+        from ryzjax.quant.sensitivity import mix_of_bits
+        from ryzjax.quant.table import report_table
+        from ryzjax.sharding import Layout, Placement
+
+        logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+        recipe = Recipe(
+            method=self.method or ("auto" if self.calibration else "rtn"),
+            bits=self.bits,
+            group_size=self.group_size,
+            symmetric=not self.asymmetric,
+            int8_activations=self.int8_activations,
+            overrides=self.overrides,
+            target_bits=self.target_bits,
+            max_kl=self.max_kl,
+            lm_head_bits=self.lm_head_bits,
+        )
+        source = resolve_source(self.model, revision=self.model_revision)
+        config = model_config_from_hf(source.config, source.generation, dtype=self.dtype, source=source.config_name)
+        placement = Placement(Layout.load(self.layout))
+        out = Path(self.out or f"{Path(source.name).name}-w{self.bits}").expanduser()
+        calibration = None
+        if self.calibration is not None:
+            calibration = calibration_from_text(
+                self.calibration,
+                Tokenizer.load(source.path),
+                sequences=self.samples,
+                sequence_tokens=min(self.sequence_tokens, config.max_position),
+                seed=self.seed,
+            )
+        bits = None
+        if recipe.is_mixed and calibration is not None:
+            bits = mix_of_bits(source, abstract_model(config, placement), recipe, calibration)
+        result = quantize(source, config, placement, recipe, out, calibration=calibration, bits=bits)
+        result.finish()
+        Console().print(report_table(result.reports))
+        print(f"{out}: written in {result.wall_s:.0f} s; serve it with: ryzjax serve {out}")
+        return 0

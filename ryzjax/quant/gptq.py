@@ -1,0 +1,116 @@
+"""GPTQ (Frantar et al., arXiv 2210.17323): round one in feature after the other, and let those that are still to come
+make up for the error, as far as the inputs correlate.
+
+Scales are fixed before (static groups), so that features may be taken in the order of their importance (act-order)
+and go back to their places afterwards: nothing is left of the order at run time.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Float
+
+from ryzjax.quant.rounding import Grid
+
+__all__ = ["Factor", "factorize", "gptq"]
+
+_BLOCK = 128
+"""Features whose errors are gathered before the rest of the matrix hears of them: matmuls instead of rank-1 updates."""
+_DAMPINGS = (0.01, 0.03, 0.1, 0.3)
+
+
+class Factor(NamedTuple):
+    """What GPTQ needs of a Hessian, shared by the layers with the same inputs.
+
+    Attributes:
+      upper: U [K, K], upper triangular, with U^T U the inverse of the damped Hessian; features in `order`.
+      order: the features, the most important first.
+      dead: features that were never anything but zero.
+      damping: what was added to the diagonal, over its mean; NaN where none was enough.
+    """
+
+    upper: Float[Array, "K K"]
+    order: Array
+    dead: Bool[Array, " K"]
+    damping: Float[Array, ""]
+
+
+@jax.jit
+def factorize(hessian: Float[Array, "K K"]) -> Factor:
+    """Factorizes a Hessian (a mean of x x^T), damped as little as needed: XLA's Cholesky gives NaN, not an error.
+
+    With J reversing the order, J H J = L L^T gives H^-1 = (J L^-1 J)^T (J L^-1 J): one factorization and one
+    triangular inverse, where the usual way takes two factorizations and a full inverse.
+    """
+    diagonal = jnp.diagonal(hessian)
+    dead = diagonal <= 0
+    mean = jnp.mean(jnp.where(dead, 0, diagonal))
+    order = jnp.argsort(-diagonal)
+    eye = jnp.eye(len(diagonal))
+    plain = jnp.where(dead[:, None] | dead[None, :], 0, hessian) + eye * jnp.where(dead, jnp.maximum(mean, 1e-30), 0)
+    plain = plain[order][:, order]
+
+    def factor(damping: Array) -> Array:
+        damped = plain + eye * damping * mean
+        return jnp.linalg.cholesky(damped[::-1, ::-1])
+
+    def is_bad(state: tuple[Array, Array]) -> Array:
+        i, lower = state
+        return ~jnp.all(jnp.isfinite(lower)) & (i < len(_DAMPINGS))
+
+    dampings = jnp.array(_DAMPINGS)
+    i, lower = lax.while_loop(
+        is_bad, lambda state: (state[0] + 1, factor(dampings[state[0]])), (jnp.int32(0), jnp.full_like(plain, jnp.nan))
+    )
+    inverse = lax.linalg.triangular_solve(lower, eye, left_side=True, lower=True)
+    finite = jnp.all(jnp.isfinite(inverse))
+    return Factor(inverse[::-1, ::-1], order, dead, jnp.where(finite, dampings[i - 1], jnp.nan))
+
+
+@partial(jax.jit, static_argnames=("low", "high"))
+def gptq(w: Float[Array, "N K"], factor: Factor, grid: Grid, *, low: int, high: int) -> Float[Array, "N K"]:
+    """The q of each weight, as float32 whole numbers from `low` to `high`.
+
+    Args:
+      w: the weights, float32.
+      factor: of the inputs' Hessian.
+      grid: of the groups, which are K / G consecutive features each.
+    """
+    n, k = w.shape
+    group = k // grid.scale.shape[1]
+    padding = -k % _BLOCK
+    # One feature is a row here: updates are contiguous.
+    rows = jnp.pad(jnp.where(factor.dead, 0, w)[:, factor.order].T, ((0, padding), (0, 0)))
+    upper = jnp.pad(factor.upper, ((0, padding), (0, padding))) + jnp.diag(
+        jnp.pad(jnp.zeros(k), (0, padding), constant_values=1)
+    )
+    scale, zero = grid.scale.T, grid.zero.T
+    group_of = jnp.pad(factor.order // group, (0, padding))
+
+    def block(b: Array, state: tuple[Array, Array]) -> tuple[Array, Array]:
+        rows, out = state
+        first = b * _BLOCK
+        here = lax.dynamic_slice_in_dim(rows, first, _BLOCK)
+        strip = lax.dynamic_slice_in_dim(upper, first, _BLOCK)
+        square = lax.dynamic_slice_in_dim(strip, first, _BLOCK, axis=1)
+
+        def feature(i: Array, inner: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+            here, q, errors = inner
+            at = group_of[first + i]
+            value = here[i]
+            chosen = jnp.clip(jnp.round(value / scale[at]) + zero[at], low, high)
+            error = (value - (chosen - zero[at]) * scale[at]) / square[i, i]
+            return here - square[i][:, None] * error, q.at[i].set(chosen), errors.at[i].set(error)
+
+        _, q, errors = lax.fori_loop(0, _BLOCK, feature, (here, jnp.zeros_like(here), jnp.zeros_like(here)))
+        # Columns before the block are zero in `strip`; those inside it are done.
+        rows = rows - jnp.matmul(strip.T, errors, preferred_element_type=jnp.float32)
+        return rows, lax.dynamic_update_slice_in_dim(out, q, first, 0)
+
+    _, q = lax.fori_loop(0, (k + padding) // _BLOCK, block, (rows, jnp.zeros_like(rows)))
+    return jnp.zeros((n, k)).at[:, factor.order].set(q[:k].T)

@@ -1,0 +1,108 @@
+"""One matrix, one method: from float32 weights and the moments of their inputs to an Encoded, and what it lost."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ryzjax.checkpoint.quantized.encoded import Encoded
+from ryzjax.errors import ConfigError
+from ryzjax.quant.gptq import Factor, gptq
+from ryzjax.quant.hqq import improve_zeros
+from ryzjax.quant.rounding import Grid, nearest, round_to_grid, search_grid
+from ryzjax.quant.scheme import Scheme, scale_dtype_for
+
+__all__ = ["MatrixMethod", "check_weights", "encode_matrix", "rounded"]
+
+MatrixMethod = Literal["rtn", "hqq", "gptq"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Grouped:
+    """A matrix as groups [N, G, g], and the range of its q."""
+
+    w: jax.Array
+    low: int
+    high: int
+
+
+def check_weights(name: str, w: jax.Array) -> None:
+    """Refuses what no grid can hold.
+
+    Raises:
+      ConfigError: NaN or infinite weights.
+    """
+    if not bool(jnp.all(jnp.isfinite(w))):
+        count = int(jnp.sum(~jnp.isfinite(w)))
+        raise ConfigError(
+            f"{name}: {count:,} weights are NaN or infinite; the checkpoint is damaged, or was trained to overflow. "
+            "Take another copy of the model"
+        )
+
+
+def rounded(w: jax.Array, scheme: Scheme, importance: jax.Array, scale_dtype: str) -> jax.Array:
+    """float32 [N, K] rounded to nearest with searched scales, as "rtn" stores it."""
+    grouped = _grouped(w, scheme)
+    grid = _grid(grouped, scheme, importance, scale_dtype)
+    return round_to_grid(grouped.w, grid, grouped.low, grouped.high).reshape(w.shape)
+
+
+def encode_matrix(
+    w: jax.Array,
+    scheme: Scheme,
+    method: MatrixMethod,
+    *,
+    model_dtype: str,
+    importance: jax.Array | None = None,
+    factor: Factor | None = None,
+) -> Encoded:
+    """Quantizes one matrix.
+
+    Args:
+      w: float32 [N, K].
+      scheme: bits and groups; they fit K.
+      method: of choosing q.
+      model_dtype: decides the dtype of the scales.
+      importance: float32 [K] of the squared errors when scales are searched; the diagonal of the moments.
+      factor: of the moments, for "gptq".
+    """
+    n, k = w.shape
+    importance = jnp.ones(k) if importance is None else importance
+    grouped = _grouped(w, scheme)
+    peak = np.asarray(jnp.max(jnp.abs(grouped.w), axis=-1)) / scheme.high / 2
+    dtype = scale_dtype_for(model_dtype, peak[peak > 0])
+    grid = _grid(grouped, scheme, importance, dtype)
+    if method == "hqq" and not scheme.symmetric:
+        grid = improve_zeros(grouped.w, grid, low=grouped.low, high=grouped.high)
+    if method == "gptq":
+        assert factor is not None
+        q = gptq(w, factor, grid, low=grouped.low, high=grouped.high)
+    else:
+        q = nearest(grouped.w, grid, grouped.low, grouped.high).reshape(n, k)
+    format = scheme.format(k, dtype)
+    whole = np.asarray(q).astype(np.int8)
+    scales = np.asarray(grid.scale.astype(dtype))
+    if scheme.bits == 8:
+        return Encoded(format=format, q=whole, scales=scales)
+    zeros = None if scheme.symmetric else (np.asarray(grid.zero) + 8).astype(np.uint8)
+    return Encoded(format=format, q=(whole + 8).astype(np.uint8), scales=scales, zeros=zeros)
+
+
+def _grouped(w: jax.Array, scheme: Scheme) -> _Grouped:
+    n, k = w.shape
+    return _Grouped(w=w.reshape(n, -1, scheme.group or k), low=scheme.low, high=scheme.high)
+
+
+def _grid(grouped: _Grouped, scheme: Scheme, importance: jax.Array, scale_dtype: str) -> Grid:
+    return search_grid(
+        grouped.w,
+        importance.reshape(grouped.w.shape[1:]),
+        low=grouped.low,
+        high=grouped.high,
+        symmetric=scheme.symmetric,
+        scale_dtype=scale_dtype,
+    )

@@ -1,0 +1,119 @@
+"""The files of a quantized checkpoint: a shard a block, tensors that did not change copied as they were."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from ryzjax.checkpoint.opened import OpenCheckpoint
+from ryzjax.checkpoint.quantized.encoded import Encoded
+from ryzjax.checkpoint.quantized.matrix import read_tensor
+from ryzjax.checkpoint.safetensors_write import TensorToWrite, write_safetensors
+from ryzjax.checkpoint.stored import Stored, Strided
+from ryzjax.errors import ConfigError
+from ryzjax.models.registry import AbstractModel
+
+__all__ = ["Shards"]
+
+_LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
+
+
+class Shards:
+    """Writes the shards of one checkpoint.
+
+    Args:
+      folder: where to.
+      checkpoint: the plain one; its tensors are copied but for those that are replaced.
+      model: of it, plain.
+    """
+
+    def __init__(self, folder: Path, checkpoint: OpenCheckpoint, model: AbstractModel):
+        self.folder = folder
+        self.checkpoint = checkpoint
+        self.model = model
+        self.count = model.config.num_layers + 1
+
+    def module(self, linear: str) -> str:
+        """The name in the files of the module that holds a linear layer, alone or fused with others.
+
+        Raises:
+          ConfigError: it is stored in a way that cannot be written back.
+        """
+        stored = self.checkpoint.stored(f"{linear}.weight", self.model)
+        if isinstance(stored, Stored) and not stored.is_stack:
+            return stored.names[0].removesuffix(".weight")
+        if isinstance(stored, Strided) and not stored.is_transposed and stored.rows.step in (None, 1):
+            return stored.name.removesuffix(".weight")
+        raise ConfigError(f"{linear} is stored as a part of {stored.names[0]!r}, which cannot be written quantized")
+
+    def write(self, layer: int, encoded: Mapping[str, Encoded], changed: Mapping[str, np.ndarray]) -> None:
+        """Writes the shard of a block, or of everything that is in none (`layer` is their number).
+
+        Args:
+          encoded: linear layer -> its quantized matrix; all parts of a fused one, or none.
+          changed: our name -> values of weights that were changed (norms and rows that took scales).
+        """
+        replaced: dict[str, np.ndarray] = {}
+        gone: set[str] = set()
+        for module, parts in self._by_module(encoded).items():
+            gone.add(f"{module}.weight")
+            tensors = [part.tensors() for part in parts]
+            for ending in tensors[0]:
+                if ending == "weight_shape":
+                    rows = sum(int(t[ending][0]) for t in tensors)
+                    value = np.array([rows, tensors[0][ending][1]], np.int64)
+                else:
+                    value = np.concatenate([t[ending] for t in tensors]) if len(tensors) > 1 else tensors[0][ending]
+                replaced[f"{module}.{ending}"] = value
+        for name, value in changed.items():
+            stored = self.checkpoint.stored(name, self.model)
+            assert isinstance(stored, Stored), name
+            entry = self.checkpoint.home[stored.names[0]].entries[stored.names[0]]
+            replaced[stored.names[0]] = value.astype(entry.dtype)
+        home = self.checkpoint.home
+        out = {
+            tensor: TensorToWrite(
+                dtype=home[tensor].entries[tensor].dtype,
+                shape=home[tensor].entries[tensor].shape,
+                get=partial(read_tensor, home, tensor),
+            )
+            for tensor in home
+            if self._layer(tensor) == layer and tensor not in gone and tensor not in replaced
+        }
+        out |= {tensor: TensorToWrite.of(value) for tensor, value in replaced.items()}
+        write_safetensors(self.folder / self._file(layer), out)
+
+    def write_index(self) -> None:
+        """Writes the index of all shards."""
+        from ryzjax.checkpoint.safetensors import SafetensorsFile
+
+        weight_map: dict[str, str] = {}
+        total = 0
+        for layer in range(self.count):
+            with SafetensorsFile(self.folder / self._file(layer)) as file:
+                for name, entry in file.entries.items():
+                    weight_map[name] = file.path.name
+                    total += entry.end - entry.begin
+        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+        (self.folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=1), encoding="utf-8")
+
+    def _by_module(self, encoded: Mapping[str, Encoded]) -> dict[str, list[Encoded]]:
+        """Module -> its parts, in the order of their rows."""
+        parts: dict[str, list[tuple[int, Encoded]]] = {}
+        for linear, matrix in encoded.items():
+            stored = self.checkpoint.stored(f"{linear}.weight", self.model)
+            first = stored.rows.start or 0 if isinstance(stored, Strided) else 0
+            parts.setdefault(self.module(linear), []).append((first, matrix))
+        return {module: [matrix for _, matrix in sorted(found, key=lambda p: p[0])] for module, found in parts.items()}
+
+    def _layer(self, tensor: str) -> int:
+        match = _LAYER.search(tensor)
+        return int(match[1]) if match else self.count - 1
+
+    def _file(self, layer: int) -> str:
+        return f"model-{layer + 1:05d}-of-{self.count:05d}.safetensors"
