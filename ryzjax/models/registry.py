@@ -82,8 +82,9 @@ class AbstractModel:
 
     def merge_some(self, weights: Mapping[str, jax.Array]) -> Decoder:
         """The model over some of its weights by name; what uses others fails. Cheap inside jit."""
-        shapes = zip(self.weights, jax.tree.leaves(self.state), strict=True)
-        return self.merge(tuple(weights[name] if name in weights else shape for name, shape in shapes))
+        leaves = dict(zip(self.weights, jax.tree.leaves(self.state), strict=True))
+        leaves.update((name, weights[name]) for name in leaves if name in weights)
+        return self.merge(tuple(leaves.values()))
 
     @property
     def rope_switch_length(self) -> int | None:

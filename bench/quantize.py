@@ -1,0 +1,157 @@
+"""Quantizing: GPTQ of one matrix, and a whole Qwen2.5-0.5B-shaped model of random weights through `auto`.
+
+python bench/quantize.py [--sequences 64] [--sequence-tokens 512] [--method auto] [--folder DIR]
+
+The model runs in a process of its own: wall time of all of it, and its peak memory against the model's bfloat16 size.
+Calibration is on random tokens; what is measured does not depend on them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+from record import write_result
+
+CONFIG = {
+    "architectures": ["Qwen2ForCausalLM"],
+    "model_type": "qwen2",
+    "hidden_size": 896,
+    "intermediate_size": 4864,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 14,
+    "num_key_value_heads": 2,
+    "vocab_size": 151936,
+    "max_position_embeddings": 32768,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 1000000.0,
+    "tie_word_embeddings": True,
+    "torch_dtype": "bfloat16",
+}
+
+RUN = """
+import hashlib, json, sys, time
+from pathlib import Path
+import jax, numpy as np
+from ryzjax.checkpoint import model_config_from_hf, resolve_source
+from ryzjax.quant.calibration import Calibration
+from ryzjax.quant.quantize import quantize
+from ryzjax.quant.recipe import Recipe
+from ryzjax.sharding import Layout, Placement
+folder, out, method, sequences, tokens = sys.argv[1], Path(sys.argv[2]), sys.argv[3], int(sys.argv[4]), int(sys.argv[5])
+started = time.perf_counter()
+source = resolve_source(folder)
+config = model_config_from_hf(source.config, dtype="auto")
+ids = np.random.default_rng(0).integers(0, config.vocab_size, (sequences + sequences // 8, tokens)).astype(np.int32)
+calibration = Calibration(tokens=ids[:sequences], held_out=ids[sequences:], source="random", sha256="random")
+placement = Placement(Layout.load("single"))
+quantize(source, config, placement, Recipe(method=method), out, calibration=calibration).finish()
+lines = Path("/proc/self/status").read_text().splitlines()
+peak = int(next(l for l in lines if l.startswith("VmHWM")).split()[1]) * 1024
+print(json.dumps({"wall_s": time.perf_counter() - started, "peak_bytes": peak}))
+"""
+
+
+def write_model(folder: Path) -> int:
+    """A checkpoint of random weights; returns its bytes."""
+    from ryzjax.checkpoint import model_config_from_hf
+    from ryzjax.checkpoint.families import HF_FAMILIES
+    from ryzjax.checkpoint.safetensors_write import TensorToWrite, write_safetensors
+    from ryzjax.models.registry import abstract_model
+    from ryzjax.sharding import Layout, Placement
+
+    (folder / "config.json").write_text(json.dumps(CONFIG))
+    config = model_config_from_hf(CONFIG)
+    model = abstract_model(config, Placement(Layout.load("single")))
+    rng = np.random.default_rng(0)
+    dtype = np.dtype(ml_dtypes.bfloat16)
+
+    def draw(name: str, shape: tuple[int, ...]) -> np.ndarray:
+        if name.endswith("norm.weight"):
+            return np.ones(shape, dtype)
+        return (rng.standard_normal(shape, np.float32) * 0.02).astype(dtype)
+
+    tensors = {}
+    for name, spec in model.weights.items():
+        stored = HF_FAMILIES["qwen2"].weight(name, config, "model.", frozenset()).names[0]
+        tensors[stored] = TensorToWrite(dtype=dtype, shape=spec.shape, get=lambda n=name, s=spec.shape: draw(n, s))
+    write_safetensors(folder / "model.safetensors", tensors)
+    return sum(tensor.nbytes for tensor in tensors.values())
+
+
+def measure_gptq(size: int, repeats: int) -> dict[str, float]:
+    """GPTQ of a square matrix over correlated inputs, warm: seconds, and output errors against rounding to nearest."""
+    import jax.numpy as jnp
+
+    from ryzjax.quant.gptq import factorize, gptq
+    from ryzjax.quant.rounding import Grid, round_to_grid, search_grid
+
+    rng = np.random.default_rng(0)
+    mixing = rng.standard_normal((size, size), np.float32) * (np.arange(1, size + 1)[:, None] ** -0.5)
+    x = rng.standard_normal((4096, size), np.float32) @ mixing
+    hessian = jnp.asarray(x.T @ x / len(x))
+    w = jnp.asarray(rng.standard_normal((size, size), np.float32))
+    groups = w.reshape(size, -1, 128)
+    ones = jnp.ones(groups.shape[1:])
+
+    def grid(search: bool) -> Grid:
+        return search_grid(groups, ones, low=-8, high=7, symmetric=True, scale_dtype="bfloat16", search=search)
+
+    def values(q: jnp.ndarray, grid: Grid) -> jnp.ndarray:
+        return (q.reshape(groups.shape) * grid.scale[..., None]).reshape(w.shape)
+
+    def error(rounded: jnp.ndarray) -> float:
+        delta = rounded - w
+        return float(jnp.sqrt(jnp.sum((delta @ hessian) * delta) / jnp.sum((w @ hessian) * w)))
+
+    seconds = []
+    for _ in range(repeats + 1):
+        started = time.perf_counter()
+        found = grid(search=True)
+        q = gptq(w, factorize(hessian), found, low=-8, high=7).block_until_ready()
+        seconds.append(time.perf_counter() - started)
+    return {
+        "seconds": statistics.median(seconds[1:]),
+        "gptq_error": error(values(q, found)),
+        "rtn_error": error(round_to_grid(groups, grid(search=False), -8, 7).reshape(w.shape)),
+        "rtn_searched_error": error(round_to_grid(groups, found, -8, 7).reshape(w.shape)),
+    }
+
+
+def main() -> None:
+    """Measures and writes the result."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--sequences", type=int, default=64)
+    parser.add_argument("--sequence-tokens", type=int, default=512)
+    parser.add_argument("--method", default="auto")
+    parser.add_argument("--folder", default=None)
+    args = parser.parse_args()
+    matrix = measure_gptq(2048, 5)
+    print(f"GPTQ of 2048 x 2048, scales searched: {matrix}")
+    with tempfile.TemporaryDirectory(dir=args.folder) as folder:
+        model = Path(folder, "model")
+        model.mkdir()
+        model_bytes = write_model(model)
+        command = [sys.executable, "-c", RUN, str(model), str(Path(folder, "out")), args.method]
+        command += [str(args.sequences), str(args.sequence_tokens)]
+        result = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+        figures = json.loads(result.stdout.splitlines()[-1])
+    figures["over_model_bytes"] = figures["peak_bytes"] - model_bytes
+    print(
+        f"0.5B model: {figures['wall_s']:.0f} s, peak {figures['peak_bytes'] / 1e9:.2f} GB, of a model of "
+        f"{model_bytes / 1e9:.2f} GB"
+    )
+    shape = {"sequences": args.sequences, "sequence_tokens": args.sequence_tokens, "method": args.method}
+    print(write_result("quantize", {"matrix": matrix, "model": {**shape, "model_bytes": model_bytes, **figures}}))
+
+
+if __name__ == "__main__":
+    main()
