@@ -8,6 +8,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict
 from importlib.metadata import version
+from pathlib import Path
 
 import jax
 from rich.table import Table
@@ -31,29 +32,26 @@ def evaluation_table(
     """One line a figure, with its 95% interval and what it is over."""
     table = Table(title=title, title_justify="left")
     for column in ("", "figure", "value", "95% interval", "n"):
-        table.add_column(column, justify="left" if column in ("", "figure") else "right")
+        is_text = column in ("", "figure")
+        table.add_column(column, justify="left" if is_text else "right", no_wrap=not is_text)
     for task in (tasks or {}).values():
-        shots = f"{task.task}, {task.num_fewshot}-shot"
         for name, metric in task.metrics.items():
-            table.add_row(shots, name, f"{metric.value:.4f}", _interval(metric.low, metric.high), str(metric.n))
+            where = f"{task.task}, {task.num_fewshot}-shot"
+            table.add_row(where, name, *_numbers(metric.value, metric.low, metric.high), f"{metric.n:,}")
     if perplexity is not None:
         one = perplexity
-        table.add_row(
-            f"{one.text}",
-            "perplexity",
-            f"{one.perplexity:.4f}",
-            _interval(one.perplexity_low, one.perplexity_high),
-            str(one.tokens),
-        )
-        table.add_row("", "bits per byte", f"{one.bits_per_byte:.4f}", "", "")
+        figures = _numbers(one.perplexity, one.perplexity_low, one.perplexity_high)
+        table.add_row(Path(one.text).name, "perplexity", *figures, f"{one.tokens:,}")
+        table.add_row("", "bits per byte", _number(one.bits_per_byte))
     if divergence is not None:
         two, half = divergence, 1.96 * divergence.kl_standard_error
-        mean = _interval(two.mean_kl - half, two.mean_kl + half, digits=6)
-        table.add_row("against the reference", "mean KL, nats", f"{two.mean_kl:.6f}", mean, str(two.tokens))
-        table.add_row("", "99th percentile, maximum", f"{two.kl_p99:.6f}, {two.kl_max:.6f}", "", "")
-        agreement = _interval(two.top1_low, two.top1_high)
-        table.add_row("", "top-1 agreement", f"{two.top1_agreement:.4f}", agreement, "")
-        table.add_row("", "perplexity, reference's", f"{two.perplexity:.4f}, {two.reference_perplexity:.4f}", "", "")
+        mean = _numbers(two.mean_kl, two.mean_kl - half, two.mean_kl + half)
+        table.add_row("reference", "mean KL, nats", *mean, f"{two.tokens:,}")
+        table.add_row("", "KL, 99th percentile", _number(two.kl_p99))
+        table.add_row("", "KL, maximum", _number(two.kl_max))
+        table.add_row("", "top-1 agreement", *_numbers(two.top1_agreement, two.top1_low, two.top1_high))
+        table.add_row("", "perplexity", _number(two.perplexity))
+        table.add_row("", "reference's perplexity", _number(two.reference_perplexity))
     return table
 
 
@@ -79,8 +77,13 @@ def provenance() -> dict[str, object]:
     }
 
 
-def _interval(low: float, high: float, *, digits: int = 4) -> str:
-    return f"{low:.{digits}f} to {high:.{digits}f}"
+def _number(value: float) -> str:
+    """Four decimals where they say something, four digits where they do not."""
+    return f"{value:.4f}" if value == 0 or 1e-2 <= abs(value) < 1e5 else f"{value:.3e}"
+
+
+def _numbers(value: float, low: float, high: float) -> tuple[str, str]:
+    return _number(value), f"{_number(low)} to {_number(high)}"
 
 
 def _finite(value: object) -> object:

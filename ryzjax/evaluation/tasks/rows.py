@@ -6,6 +6,7 @@ import csv
 import hashlib
 import io
 import json
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ from pathlib import Path
 from ryzjax.errors import DataError, MissingExtraError
 
 __all__ = ["DataSource", "HubData", "LocalData", "Row", "Rows", "Split", "open_data"]
+
+_LOOSE_ROW = re.compile(r'"(.*?)",([^",\n]*)(?:\n|\Z)', re.DOTALL)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -222,13 +225,27 @@ def _json_rows(path: Path, text: str) -> Iterable[Row]:
 
 
 def _csv_rows(path: Path, text: str, columns: tuple[str, ...]) -> Iterable[Row]:
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     try:
-        for cells in reader:
-            where = f"{path}:{reader.line_num}"
-            if len(cells) != len(columns):
-                raise DataError(f"{where}: {len(cells)} columns; expected {len(columns)}: {', '.join(columns)}")
-            if tuple(cells) != columns:
-                yield Row(where, dict(zip(columns, cells, strict=True)))
-    except csv.Error as error:
-        raise DataError(f"{path}:{reader.line_num}: not valid CSV ({error}); download it again") from error
+        reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+        lines = [(reader.line_num, cells) for cells in reader]
+    except csv.Error:
+        # Copies of MMLU are about whose quoted cells have bare quotes in them.
+        lines = list(_loose_cells(path, text.replace("\r\n", "\n"), header=",".join(columns)))
+    for number, cells in lines:
+        where = f"{path}:{number}"
+        if len(cells) != len(columns):
+            raise DataError(f"{where}: {len(cells)} columns; expected {len(columns)}: {', '.join(columns)}")
+        if tuple(cells) != columns:
+            yield Row(where, dict(zip(columns, cells, strict=True)))
+
+
+def _loose_cells(path: Path, text: str, *, header: str) -> Iterable[tuple[int, list[str]]]:
+    """(line, cells) of rows whose cells are quoted, but for the last, and end at '","' only."""
+    at = len(header) + 1 if text.startswith(f"{header}\n") else 0
+    while at < len(text):
+        line = text.count("\n", 0, at) + 1
+        row = _LOOSE_ROW.match(text, at)
+        if row is None:
+            raise DataError(f"{path}:{line}: not valid CSV (a quoted cell does not end); download it again")
+        yield line, [*row[1].split('","'), row[2]]
+        at = row.end()
