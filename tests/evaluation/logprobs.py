@@ -17,7 +17,18 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
     return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
 
 
-def token_logprobs(model: AbstractModel, leaves: tuple[jax.Array, ...], tokens: Sequence[int]) -> np.ndarray:
-    """[T - 1, V]: what the model expects after each token but the last, given all before."""
-    forward = Forward(model, leaves, max_tokens=len(tokens))
-    return log_softmax(np.asarray(Head(model, leaves).logits(forward.hidden(tokens))))[:-1]
+class Oracle:
+    """A model asked one sequence after another, each from its beginning."""
+
+    def __init__(self, model: AbstractModel, leaves: tuple[jax.Array, ...], *, max_tokens: int):
+        self._forward = Forward(model, leaves, max_tokens=max_tokens)
+        self._head = Head(model, leaves)
+        self._max_tokens = max_tokens
+
+    def logprobs(self, tokens: Sequence[int]) -> np.ndarray:
+        """[T - 1, V]: what the model expects after each token but the last, given all before."""
+        hidden = np.concatenate([np.asarray(chunk) for chunk in self._forward.chunks(tokens)])
+        # One shape, one compile.
+        padded = np.zeros((self._max_tokens, hidden.shape[1]), hidden.dtype)
+        padded[: len(tokens)] = hidden
+        return log_softmax(np.asarray(self._head.logits(padded)))[: len(tokens) - 1]

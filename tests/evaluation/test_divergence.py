@@ -25,8 +25,8 @@ from ryzjax.evaluation import (
 )
 from ryzjax.models.registry import AbstractModel
 from ryzjax.sharding import Layout, Placement
-from tests.evaluation.logprobs import token_logprobs
-from tests.evaluation.test_forward import ONE, built
+from tests.evaluation.logprobs import Oracle
+from tests.evaluation.models import ONE, built
 from tests.models.configs import CONFIGS
 
 TOKENS = [(i * i + 3 * i) % 64 for i in range(333)]
@@ -49,10 +49,11 @@ def compare(reference: Built, model: Built, tokens: list[int] = TOKENS) -> Diver
 def direct(reference: Built, model: Built, tokens: list[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """KL, agreement and the model's negative log-likelihoods of every token but the first, in float64."""
     kl, same, nll = [], [], []
+    oracles = [Oracle(*one, max_tokens=WINDOWS["context_tokens"]) for one in (reference, model)]
     for window in sliding_windows(len(tokens), **WINDOWS):
         part = tokens[window.begin : window.end]
         rows = slice(window.first_target - window.begin - 1, None)
-        p, q = (token_logprobs(*one, part)[rows] for one in (reference, model))
+        p, q = (oracle.logprobs(part)[rows] for oracle in oracles)
         kl.append((np.exp(p) * (p - q)).sum(axis=-1))
         same.append(p.argmax(axis=-1) == q.argmax(axis=-1))
         nll.append(-q[np.arange(len(q)), tokens[window.first_target : window.end]])

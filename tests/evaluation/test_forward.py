@@ -8,23 +8,15 @@ import jax
 import numpy as np
 import pytest
 
-from ryzjax.checkpoint.dummy import dummy_weights
 from ryzjax.errors import ConfigError, RequestError
 from ryzjax.evaluation import Forward, Head, OpenModel, open_model
-from ryzjax.models.config import ModelConfig
-from ryzjax.models.registry import AbstractModel, abstract_model
+from ryzjax.models.registry import AbstractModel
 from ryzjax.sharding import Layout, Placement
+from tests.evaluation.models import built
 from tests.models.configs import CONFIGS
 from tests.models.paged import sequence_logits
 
 TOKENS = [(7 * i) % 64 for i in range(150)]
-ONE = Placement(Layout.load("single"), jax.devices()[:1])
-
-
-def built(config: ModelConfig, placement: Placement = ONE) -> tuple[AbstractModel, tuple[jax.Array, ...]]:
-    model = abstract_model(config, placement)
-    weights = dummy_weights(model.weights, 0)
-    return model, tuple(weights[name] * (1 if "norm" in name else 12) for name in model.weights)
 
 
 def logits(model: AbstractModel, leaves: tuple[jax.Array, ...], **settings: int) -> np.ndarray:
@@ -32,7 +24,7 @@ def logits(model: AbstractModel, leaves: tuple[jax.Array, ...], **settings: int)
     return np.asarray(Head(model, leaves).logits(forward.hidden(TOKENS)))
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", ["qwen3", "gemma2", "phi3", "smollm3", "gpt_oss"])
 def test_the_logits_of_one_chunk(name: str) -> None:
     model, leaves = built(CONFIGS[name])
     whole = sequence_logits(model, leaves, TOKENS, prompt_len=len(TOKENS), chunk=len(TOKENS))
@@ -45,7 +37,7 @@ def test_any_chunk(chunk: int) -> None:
     np.testing.assert_allclose(logits(model, leaves, chunk_tokens=chunk), logits(model, leaves), atol=2e-5)
 
 
-@pytest.mark.parametrize("layout", ["tp", "fsdp_tp", "ep", "ep_dp"])
+@pytest.mark.parametrize("layout", ["fsdp_tp", "ep_dp"])
 def test_other_placements(layout: str) -> None:
     config = CONFIGS["mixtral"]
     placement = Placement(Layout.load(layout))

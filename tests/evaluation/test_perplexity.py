@@ -11,24 +11,22 @@ import pytest
 from ryzjax import LLM
 from ryzjax.errors import ConfigError, DataError
 from ryzjax.evaluation import EvaluationText, OpenModel, open_model, perplexity
-from tests.evaluation.logprobs import token_logprobs
+from tests.evaluation.logprobs import Oracle
 
 TEXT = EvaluationText.of("".join(chr(97 + (i * i) % 26) for i in range(700)) + "äöü")
 
 
 def expected_nll(model: OpenModel, tokens: list[int], context: int, stride: int) -> np.ndarray:
     """Of every token but the first: token i is in the first window that reaches it."""
-    leaves = model.load()
+    oracle = Oracle(model.model, model.load(), max_tokens=context)
+    by_window: dict[int, np.ndarray] = {}
     nll = []
     for token in range(1, len(tokens)):
-        number = max(0, math.ceil((token + 1 - context) / stride))
-        begin = number * stride
-        nll.append((begin, min(begin + context, len(tokens)), token))
-    by_window = {}
-    for begin, end, _ in nll:
-        if (begin, end) not in by_window:
-            by_window[begin, end] = token_logprobs(model.model, leaves, tokens[begin:end])
-    return np.array([-by_window[begin, end][token - 1 - begin, tokens[token]] for begin, end, token in nll])
+        begin = max(0, math.ceil((token + 1 - context) / stride)) * stride
+        if begin not in by_window:
+            by_window[begin] = oracle.logprobs(tokens[begin : begin + context])
+        nll.append(-by_window[begin][token - 1 - begin, tokens[token]])
+    return np.array(nll)
 
 
 @pytest.mark.parametrize(("context", "stride"), [(128, 64), (200, 199), (512, 256)])
