@@ -62,6 +62,7 @@ class Eval:
         from ryzjax.evaluation import (
             EvaluationText,
             TaskOptions,
+            check_tasks,
             evaluate,
             open_data,
             open_model,
@@ -79,7 +80,9 @@ class Eval:
             add_special_tokens=self.add_special_tokens,
             max_tokens=self.max_prompt_tokens,
         )
-        # Files are looked at before a model is loaded.
+        # Names and files are looked at before a model is loaded.
+        if names:
+            check_tasks(names)
         data = open_data(self.data) if names else None
         text = None if self.perplexity is None else EvaluationText.read(self.perplexity)
         kl_text = None if self.kl is None else EvaluationText.read(self.kl)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ryzjax.evaluation.divergence import Divergence, ReferenceStates, divergence, reference_states
-from ryzjax.evaluation.evaluate import evaluate, evaluate_task, text_divergence
+from ryzjax.evaluation.evaluate import check_tasks, evaluate, evaluate_task, text_divergence
 from ryzjax.evaluation.forward import Forward, Head, OpenModel, open_model
 from ryzjax.evaluation.perplexity import Perplexity, perplexity
 from ryzjax.evaluation.tasks import TASKS, DataSource, HubData, LocalData, TaskOptions, TaskResult, open_data
@@ -24,6 +24,7 @@ __all__ = [
     "TaskOptions",
     "TaskResult",
     "Window",
+    "check_tasks",
     "divergence",
     "evaluate",
     "evaluate_task",

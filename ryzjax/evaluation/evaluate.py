@@ -15,7 +15,7 @@ from ryzjax.evaluation.tasks import TASKS, ContinuationTask, DataSource, Generat
 from ryzjax.evaluation.text import EvaluationText
 from ryzjax.serving.llm import LLM
 
-__all__ = ["evaluate", "evaluate_task", "text_divergence"]
+__all__ = ["check_tasks", "evaluate", "evaluate_task", "text_divergence"]
 
 Item = TypeVar("Item")
 
@@ -36,14 +36,19 @@ def evaluate(
       DataError: data is missing or malformed.
       RequestError: `chat` with a model that has no template, or an item that does not fit the context.
     """
-    unknown = [name for name in tasks if name not in TASKS]
-    if unknown or not tasks:
-        found = f"task {unknown[0]!r} is not known" if unknown else "no task is named"
-        raise ConfigError(f"{found}; expected some of {', '.join(TASKS)}")
+    check_tasks(tasks)
     return {
         name: evaluate_task(llm, TASKS[name], data, options, show_progress=show_progress)
         for name in dict.fromkeys(tasks)
     }
+
+
+def check_tasks(tasks: Sequence[str]) -> None:
+    """Raises ConfigError where there is no task of such a name, or none is named."""
+    unknown = [name for name in tasks if name not in TASKS]
+    if unknown or not tasks:
+        found = f"task {unknown[0]!r} is not known" if unknown else "no task is named"
+        raise ConfigError(f"{found}; expected some of {', '.join(TASKS)}")
 
 
 def evaluate_task(

@@ -11,6 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import jax
+from rich.box import SIMPLE
 from rich.table import Table
 
 from ryzjax import __version__
@@ -30,14 +31,17 @@ def evaluation_table(
     divergence: Divergence | None = None,
 ) -> Table:
     """One line a figure, with its 95% interval and what it is over."""
-    table = Table(title=title, title_justify="left")
+    # Without frames, a line fits a terminal of 80 columns.
+    table = Table(title=title, title_justify="left", box=SIMPLE, show_edge=False, padding=(0, 1, 0, 0))
     for column in ("", "figure", "value", "95% interval", "n"):
-        is_text = column in ("", "figure")
-        table.add_column(column, justify="left" if is_text else "right", no_wrap=not is_text)
+        table.add_column(column, justify="left" if column in ("", "figure") else "right", no_wrap=True)
     for task in (tasks or {}).values():
         for name, metric in task.metrics.items():
-            where = f"{task.task}, {task.num_fewshot}-shot"
+            where = f"{task.task}, {task.num_fewshot}-shot" if task.num_fewshot else task.task
             table.add_row(where, name, *_numbers(metric.value, metric.low, metric.high), f"{metric.n:,}")
+    cut = [f"{task.num_cut:,} prompts of {task.task}" for task in (tasks or {}).values() if task.num_cut]
+    if cut:
+        table.caption = f"{', '.join(cut)} were cut on the left to fit the context"
     if perplexity is not None:
         one = perplexity
         figures = _numbers(one.perplexity, one.perplexity_low, one.perplexity_high)
@@ -78,8 +82,10 @@ def provenance() -> dict[str, object]:
 
 
 def _number(value: float) -> str:
-    """Four decimals where they say something, four digits where they do not."""
-    return f"{value:.4f}" if value == 0 or 1e-2 <= abs(value) < 1e5 else f"{value:.3e}"
+    """As many decimals as say something; three digits where none does."""
+    if value == 0 or 1e-3 <= abs(value) < 10:
+        return f"{value:.4f}"
+    return f"{value:.2f}" if 10 <= abs(value) < 1e5 else f"{value:.2e}"
 
 
 def _numbers(value: float, low: float, high: float) -> tuple[str, str]:
