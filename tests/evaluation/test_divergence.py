@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import shutil
+import weakref
 from pathlib import Path
 
 import jax
@@ -85,6 +86,15 @@ def test_a_model_and_itself(name: str) -> None:
     assert (found.top1_agreement, found.top1_high) == (1.0, 1.0)
     assert found.perplexity == found.reference_perplexity
     assert found.tokens_sha256 == hashlib.sha256(np.array(TOKENS, "<i4").tobytes()).hexdigest()
+
+
+def test_only_the_head_of_the_reference_stays() -> None:
+    model, leaves = built(CONFIGS["qwen3"])
+    alive = {name: weakref.ref(leaf) for name, leaf in zip(model.weights, leaves, strict=True)}
+    states = reference_states(model, leaves, TOKENS, **WINDOWS)
+    del leaves
+    assert {name for name, leaf in alive.items() if leaf() is not None} == {"final_norm.weight", "lm_head.weight"}
+    assert states.hidden.shape == (332, 32) and isinstance(states.hidden, np.ndarray)
 
 
 def test_models_on_different_devices() -> None:
