@@ -5,6 +5,7 @@
     │   ├── UnsupportedModelError   the architecture, or a field that changes its maths, is not supported
     │   └── LayoutError             a sharding layout does not fit the mesh or the model
     ├── CheckpointError         a checkpoint file is missing, truncated or of the wrong shape
+    ├── DataError               data to evaluate on is missing, malformed or too short
     ├── MissingExtraError       an optional package is not installed
     ├── CapacityError           nothing fits the memory that was given
     ├── RequestError            one request is bad (HTTP 400); carries `param` and `code`
@@ -22,6 +23,7 @@ __all__ = [
     "CheckpointError",
     "ConfigError",
     "ContextLengthError",
+    "DataError",
     "EngineStoppedError",
     "LayoutError",
     "MissingExtraError",
@@ -50,6 +52,10 @@ class LayoutError(ConfigError):
 
 class CheckpointError(RyzJAXError):
     """A checkpoint file is missing, truncated, or does not match the model."""
+
+
+class DataError(RyzJAXError, ValueError):
+    """Data to evaluate on is missing, malformed or too short; the message names the file and the line."""
 
 
 class MissingExtraError(RyzJAXError, ImportError):

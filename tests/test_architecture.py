@@ -108,7 +108,7 @@ def loaded_by(statement: str) -> set[str]:
 
 
 HOST = sorted(f"ryzjax.serving.host.{path.stem}" for path in (PACKAGE / "serving" / "host").glob("[!_]*.py"))
-COMMANDS = [f"ryzjax.cli.{name}" for name in ("main", "serve", "generate", "chat", "info")]
+COMMANDS = [f"ryzjax.cli.{name}" for name in ("main", "serve", "generate", "chat", "eval", "quantize", "info")]
 
 
 @pytest.mark.parametrize("modules", [["ryzjax"], HOST, COMMANDS], ids=["package", "host", "cli"])

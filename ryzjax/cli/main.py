@@ -20,6 +20,7 @@ _COMMANDS = {
     "chat": ("ryzjax.cli.chat", "Chat", "talk to a model in the terminal"),
     "bench serve": ("ryzjax.cli.bench", "BenchServe", "load a running server and measure throughput and latencies"),
     "bench offline": ("ryzjax.cli.bench", "BenchOffline", "measure a model in this process, without a server"),
+    "eval": ("ryzjax.cli.eval", "Eval", "measure a model: benchmarks, perplexity, divergence from a reference"),
     "convert": ("ryzjax.cli.convert", "Convert", "write a model as a directory that loads without conversion"),
     "quantize": ("ryzjax.cli.quantize", "Quantize", "write a model in 4 or 8 bits, with a report of what it cost"),
     "info": ("ryzjax.cli.info", "Info", "versions, devices, a model's shape, and which implementation each op uses"),

@@ -11,7 +11,7 @@ import pytest
 from ryzjax import __version__
 from ryzjax.cli.main import main
 
-COMMANDS = ["serve", "generate", "chat", "info"]
+COMMANDS = ["serve", "generate", "chat", "eval", "info"]
 
 
 def test_usage_names_the_commands(capsys: pytest.CaptureFixture[str]) -> None:

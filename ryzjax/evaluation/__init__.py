@@ -1,0 +1,37 @@
+"""How good a model is: perplexity, divergence from a reference, benchmarks."""
+
+from __future__ import annotations
+
+from ryzjax.evaluation.divergence import Divergence, ReferenceStates, divergence, reference_states
+from ryzjax.evaluation.evaluate import check_tasks, evaluate, evaluate_task, text_divergence
+from ryzjax.evaluation.forward import Forward, Head, OpenModel, open_model
+from ryzjax.evaluation.perplexity import Perplexity, perplexity
+from ryzjax.evaluation.tasks import TASKS, DataSource, HubData, LocalData, TaskOptions, TaskResult, open_data
+from ryzjax.evaluation.text import EvaluationText, Window, sliding_windows
+
+__all__ = [
+    "TASKS",
+    "DataSource",
+    "Divergence",
+    "EvaluationText",
+    "Forward",
+    "Head",
+    "HubData",
+    "LocalData",
+    "OpenModel",
+    "Perplexity",
+    "ReferenceStates",
+    "TaskOptions",
+    "TaskResult",
+    "Window",
+    "check_tasks",
+    "divergence",
+    "evaluate",
+    "evaluate_task",
+    "open_data",
+    "open_model",
+    "perplexity",
+    "reference_states",
+    "sliding_windows",
+    "text_divergence",
+]

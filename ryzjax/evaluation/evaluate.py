@@ -1,0 +1,151 @@
+"""Running tasks on an engine, and two models against each other: what `ryzjax eval` and certificates call."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypeVar
+
+from ryzjax.errors import ConfigError
+from ryzjax.evaluation.divergence import Divergence, check_vocabularies, divergence, reference_states
+from ryzjax.evaluation.forward import OpenModel
+from ryzjax.evaluation.perplexity import DEFAULT_CONTEXT_TOKENS
+from ryzjax.evaluation.scoring import ContinuationScore, complete, score
+from ryzjax.evaluation.statistics import Metric
+from ryzjax.evaluation.tasks import TASKS, ContinuationTask, DataSource, GenerationTask, TaskOptions, TaskResult
+from ryzjax.evaluation.text import EvaluationText
+from ryzjax.serving.llm import LLM
+
+__all__ = ["check_tasks", "evaluate", "evaluate_task", "text_divergence"]
+
+Item = TypeVar("Item")
+
+
+def evaluate(
+    llm: LLM, tasks: Sequence[str], data: DataSource, options: TaskOptions, *, show_progress: bool = False
+) -> dict[str, TaskResult]:
+    """Runs tasks one after the other; results are by name, in the order of `tasks`.
+
+    Args:
+      tasks: names, keys of `TASKS`; each is run once.
+      data: where their data is.
+      options: of all of them.
+      show_progress: a bar on stderr for each.
+
+    Raises:
+      ConfigError: no such task, or options the engine's context has no room for.
+      DataError: data is missing or malformed.
+      RequestError: `chat` with a model that has no template, or an item that does not fit the context.
+    """
+    check_tasks(tasks)
+    return {
+        name: evaluate_task(llm, TASKS[name], data, options, show_progress=show_progress)
+        for name in dict.fromkeys(tasks)
+    }
+
+
+def check_tasks(tasks: Sequence[str]) -> None:
+    """Raises ConfigError where there is no task of such a name, or none is named."""
+    unknown = [name for name in tasks if name not in TASKS]
+    if unknown or not tasks:
+        found = f"task {unknown[0]!r} is not known" if unknown else "no task is named"
+        raise ConfigError(f"{found}; expected some of {', '.join(TASKS)}")
+
+
+def evaluate_task(
+    llm: LLM,
+    task: ContinuationTask[Item] | GenerationTask[Item],
+    data: DataSource,
+    options: TaskOptions,
+    *,
+    show_progress: bool = False,
+) -> TaskResult:
+    """Runs one task, which may be one of your own; errors as of `evaluate`."""
+    loaded = task.load(data, options)
+    groups: dict[str, Metric] = {}
+    if isinstance(task, ContinuationTask):
+        requests = [task.requests(item) for item in loaded.items]
+        flat = score(
+            llm,
+            [request for several in requests for request in several],
+            title=task.name,
+            max_tokens=options.max_tokens,
+            add_special_tokens=options.add_special_tokens,
+            show_progress=show_progress,
+        )
+        scores = _regroup(flat, [len(several) for several in requests])
+        metrics, groups = task.metrics(loaded.items, scores), task.groups(loaded.items, scores)
+        num_cut = sum(one.is_cut for one in flat)
+    else:
+        prompts = [task.prompt(item, llm.engine.tokenizer, options) for item in loaded.items]
+        completions = complete(
+            llm,
+            prompts,
+            stop=task.stop,
+            max_new_tokens=task.max_new_tokens,
+            title=task.name,
+            max_tokens=options.max_tokens,
+            show_progress=show_progress,
+        )
+        metrics = task.metrics(loaded.items, [completion.text for completion in completions])
+        num_cut = sum(completion.is_cut for completion in completions)
+    return TaskResult(
+        task=task.name,
+        metrics=metrics,
+        n=len(loaded.items),
+        num_fewshot=loaded.num_fewshot,
+        num_cut=num_cut,
+        options=options,
+        data_sha256=loaded.data_sha256,
+        groups=groups,
+    )
+
+
+def _regroup(flat: list[ContinuationScore], counts: list[int]) -> list[list[ContinuationScore]]:
+    left = iter(flat)
+    return [[next(left) for _ in range(count)] for count in counts]
+
+
+def text_divergence(
+    reference: OpenModel,
+    model: OpenModel,
+    text: EvaluationText,
+    *,
+    context_tokens: int | None = None,
+    stride_tokens: int | None = None,
+    show_progress: bool = False,
+) -> Divergence:
+    """Loads the reference, runs it, drops it, then loads and compares the model. Checks come before either load.
+
+    Models in memory are compared with `reference_states` and `divergence`, which this is made of.
+
+    Args:
+      context_tokens: longest window; by default 2048, or the shorter context of the two where that is less.
+      stride_tokens: between windows; by default half the context.
+      show_progress: bars on stderr.
+
+    Raises:
+      ConfigError: the models do not read the text as the same tokens, or the windows do not fit them.
+      CheckpointError: weights cannot be read.
+      DataError: the text has fewer than 2 tokens.
+    """
+    tokens = reference.tokenizer.encode(text.text)
+    if model.tokenizer.encode(text.text) != tokens:
+        raise ConfigError(
+            f"{model.source.name} and {reference.source.name} tokenize {text.name} differently; take a reference of "
+            "the same tokenizer"
+        )
+    check_vocabularies(reference.model, model.model)
+    longest = min(reference.model.config.max_position, model.model.config.max_position)
+    context = min(DEFAULT_CONTEXT_TOKENS, longest) if context_tokens is None else context_tokens
+    if context > longest:
+        raise ConfigError(f"context_tokens={context} is more than the {longest} tokens both models have; lower it")
+    # The leaves have no other name: they are freed with the call.
+    states = reference_states(
+        reference.model,
+        reference.load(show_progress=show_progress),
+        tokens,
+        context_tokens=context,
+        stride_tokens=max(1, context // 2) if stride_tokens is None else stride_tokens,
+        show_progress=show_progress,
+    )
+    return divergence(states, model.model, model.load(show_progress=show_progress), show_progress=show_progress)

@@ -1,0 +1,200 @@
+"""A model run over token sequences outside the engine: the hidden states of every token, and the head over them.
+
+One sequence at a time, in prefill chunks of one shape over a small paged cache of its own, so that two programs are
+compiled whatever the lengths: the chunk, and the head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ryzjax.batch import KVCache, TokenBatch
+from ryzjax.bits import storage_dtype
+from ryzjax.checkpoint.hf_config import model_config_from_hf
+from ryzjax.checkpoint.load import load_weights, stored_model
+from ryzjax.checkpoint.source import CheckpointSource, LoadFormat, resolve_source
+from ryzjax.data.tokenizer import Tokenizer
+from ryzjax.errors import ConfigError, RequestError
+from ryzjax.models.registry import AbstractModel
+from ryzjax.sharding import Layout, Placement
+
+__all__ = ["Forward", "Head", "OpenModel", "open_model"]
+
+_PAGE_TOKENS = 64
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class OpenModel:
+    """A model whose config and tokenizer are read, and whose weights are not.
+
+    Attributes:
+      source: its files.
+      model: its structure and placement.
+      tokenizer: of its directory.
+    """
+
+    source: CheckpointSource
+    model: AbstractModel
+    tokenizer: Tokenizer
+
+    def load(self, *, show_progress: bool = False) -> tuple[jax.Array, ...]:
+        """Reads the weights: the leaves, in the order of `model.weights`.
+
+        Raises:
+          CheckpointError: a weight is missing or of another shape.
+        """
+        weights = load_weights(self.source, self.model, show_progress=show_progress)
+        return tuple(weights[name] for name in self.model.weights)
+
+
+def open_model(
+    path: str,
+    *,
+    revision: str | None = None,
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto",
+    load_format: LoadFormat = "auto",
+    layout: str = "single",
+) -> OpenModel:
+    """Opens a model to be run without an engine; the arguments are those of `EngineConfig`.
+
+    Raises:
+      ConfigError, UnsupportedModelError, LayoutError, CheckpointError: as when it is served; random weights
+        (`load_format="dummy"`) are refused.
+    """
+    if load_format == "dummy":
+        raise ConfigError("load_format='dummy' gives random weights, which have nothing to compare; name a checkpoint")
+    source = resolve_source(path, revision=revision, load_format=load_format)
+    config = model_config_from_hf(source.config, source.generation, dtype=dtype, source=source.config_name)
+    model = stored_model(source, config, Placement(Layout.load(layout)))
+    return OpenModel(source=source, model=model, tokenizer=Tokenizer.load(source.path))
+
+
+class Forward:
+    """Hidden states of token sequences, one sequence at a time.
+
+    Args:
+      model, leaves: of an AbstractModel, and its weights in their order; under any placement.
+      max_tokens: longest sequence.
+      chunk_tokens: tokens of a step; a longer sequence takes several.
+
+    Raises:
+      ConfigError: `max_tokens` is less than 1 or more than the model was made for.
+    """
+
+    def __init__(
+        self, model: AbstractModel, leaves: tuple[jax.Array, ...], *, max_tokens: int, chunk_tokens: int = 512
+    ):
+        if not 1 <= max_tokens <= model.config.max_position:
+            raise ConfigError(
+                f"max_tokens={max_tokens} is out of range; expected 1 to {model.config.max_position}, the positions "
+                "the model was made for"
+            )
+        multiple = model.placement.axis_size("tokens")
+        self._model = model
+        self._leaves = leaves
+        self._max_tokens = max_tokens
+        self._chunk = -(-min(chunk_tokens, max_tokens) // multiple) * multiple
+        self._pages = -(-max_tokens // _PAGE_TOKENS)
+        self._cache = _empty_cache(model, self._pages)
+        shardings = KVCache._make(pages.sharding for pages in self._cache)
+
+        def step(leaves: tuple[jax.Array, ...], cache: KVCache, batch: TokenBatch) -> tuple[jax.Array, KVCache]:
+            return model.merge(leaves).forward(batch, cache, max_query_len=batch.token_ids.shape[0])
+
+        self._step = jax.jit(step, donate_argnums=1, out_shardings=(model.placement.replicated, shardings))
+
+    def chunks(self, tokens: Sequence[int]) -> Iterator[jax.Array]:
+        """Hidden states [N, E] before the final norm, chunk by chunk; together one row a token.
+
+        Each is on every device of the model's mesh, in its dtype.
+
+        Raises:
+          RequestError: no token, more than `max_tokens`, or one outside the vocabulary.
+        """
+        vocab = self._model.config.vocab_size
+        if not 1 <= len(tokens) <= self._max_tokens:
+            raise RequestError(f"{len(tokens)} tokens; expected 1 to max_tokens={self._max_tokens}", param="tokens")
+        bad = next((token for token in tokens if not 0 <= token < vocab), None)
+        if bad is not None:
+            raise RequestError(f"tokens contain id {bad}; expected 0 to {vocab - 1}", param="tokens")
+        ids = np.asarray(tokens, np.int32)
+        for start in range(0, len(ids), self._chunk):
+            batch = _chunk_batch(ids, start, width=self._chunk, pages=self._pages)
+            hidden, self._cache = self._step(self._leaves, self._cache, batch)
+            yield hidden[: len(ids) - start]
+
+    def hidden(self, tokens: Sequence[int]) -> jax.Array:
+        """Hidden states [T, E] before the final norm, of all tokens; errors as of `chunks`."""
+        return jnp.concatenate(list(self.chunks(tokens)))
+
+
+class Head:
+    """A model's final norm and head alone: the weights that its logits read, and no others.
+
+    Args:
+      model, leaves: as of `Forward`. The other weights are not kept.
+    """
+
+    def __init__(self, model: AbstractModel, leaves: tuple[jax.Array, ...]):
+        self.model = model
+        self.weights: dict[int, jax.Array] = {i: leaves[i] for i in _leaves_of_head(model)}
+        self._logits = jax.jit(partial(_head_logits, model), out_shardings=model.placement.replicated)
+
+    def logits(self, hidden: jax.Array | np.ndarray) -> jax.Array:
+        """[S, E] of `Forward` -> float32 logits [S, V], on every device of the model's mesh."""
+        return self._logits(self.weights, jax.device_put(hidden, self.model.placement.replicated))
+
+
+def _head_logits(model: AbstractModel, weights: dict[int, jax.Array], hidden: jax.Array) -> jax.Array:
+    # What the head does not read is never computed: XLA drops the zeros.
+    leaves = tuple(
+        weights[i] if i in weights else jnp.zeros(spec.shape, spec.stored_dtype)
+        for i, spec in enumerate(model.weights.values())
+    )
+    return model.merge(leaves).logits(hidden)
+
+
+def _leaves_of_head(model: AbstractModel) -> list[int]:
+    """Indices of the leaves that the logits depend on, read off the traced head: families differ (tied tables)."""
+    config = model.config
+    shapes = [jax.ShapeDtypeStruct(spec.shape, spec.stored_dtype) for spec in model.weights.values()]
+    hidden = jax.ShapeDtypeStruct((1, config.hidden_size), jnp.dtype(config.dtype))
+    traced = jax.make_jaxpr(lambda leaves, hidden: model.merge(leaves).logits(hidden))(tuple(shapes), hidden).jaxpr
+    read = {id(variable) for equation in traced.eqns for variable in equation.invars}
+    return [i for i, variable in enumerate(traced.invars[: len(shapes)]) if id(variable) in read]
+
+
+def _empty_cache(model: AbstractModel, pages: int) -> KVCache:
+    config = model.config
+    shape = (config.num_layers, pages + 1, config.num_kv_heads, _PAGE_TOKENS, config.head_dim)
+    sharding = model.placement.sharding((None, None, "kv_heads", None, None), shape)
+    return KVCache(*(jnp.zeros(shape, storage_dtype(config.dtype), device=sharding) for _ in range(2)))
+
+
+def _chunk_batch(ids: np.ndarray, start: int, *, width: int, pages: int) -> TokenBatch:
+    """The step that feeds ids[start : start + width] of one sequence on pages 1, 2, ...; padded to `width`."""
+    count = min(width, len(ids) - start)
+    real = np.arange(width) < count
+    positions = np.where(real, start + np.arange(width), 0)
+    fields = {
+        "token_ids": np.pad(ids[start : start + count], (0, width - count)),
+        "positions": positions,
+        # As the engine does: a prompt's rotations are those of its whole length.
+        "rope_lengths": np.full(width, len(ids)),
+        "write_page": np.where(real, 1 + positions // _PAGE_TOKENS, 0),
+        "write_offset": positions % _PAGE_TOKENS,
+        "page_table": np.arange(1, pages + 1)[None],
+        "query_start": np.zeros(1),
+        "query_len": np.full(1, count),
+        "context_len": np.full(1, start + count),
+        "num_decode_rows": 0,
+        "num_rows": 1,
+    }
+    return TokenBatch(**{name: jnp.asarray(value, jnp.int32) for name, value in fields.items()})

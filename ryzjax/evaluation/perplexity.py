@@ -1,0 +1,109 @@
+"""Perplexity of a text by sliding window, over the engine."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from ryzjax.errors import ConfigError
+from ryzjax.evaluation.batches import run_batched
+from ryzjax.evaluation.statistics import mean_and_error, perplexity_metric
+from ryzjax.evaluation.text import EvaluationText, sliding_windows
+from ryzjax.serving.llm import LLM
+from ryzjax.serving.sampling_params import SamplingParams
+
+__all__ = ["DEFAULT_CONTEXT_TOKENS", "Perplexity", "perplexity"]
+
+DEFAULT_CONTEXT_TOKENS = 2048
+"""Longest window where none is asked for: what most published figures use."""
+_SCORE_ONLY = SamplingParams(max_tokens=0, prompt_logprobs=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Perplexity:
+    """How well a model predicts a text.
+
+    Attributes:
+      nll: mean negative log-likelihood of a token, nats.
+      nll_standard_error: of that mean, as if tokens were independent (they are not quite: it is a lower bound).
+      perplexity: exp(nll).
+      perplexity_low, perplexity_high: 95% interval from that error.
+      bits_per_byte: all nats as bits, over the text's bytes: comparable between tokenizers.
+      tokens: scored; all of the text but the first, which is BOS where the tokenizer adds one.
+      windows: run.
+      context_tokens, stride_tokens: of the windows.
+      text: the file's name.
+      text_sha256: of its bytes.
+    """
+
+    nll: float
+    nll_standard_error: float
+    perplexity: float
+    perplexity_low: float
+    perplexity_high: float
+    bits_per_byte: float
+    tokens: int
+    windows: int
+    context_tokens: int
+    stride_tokens: int
+    text: str
+    text_sha256: str
+
+
+def perplexity(
+    llm: LLM,
+    text: EvaluationText,
+    *,
+    context_tokens: int | None = None,
+    stride_tokens: int | None = None,
+    show_progress: bool = False,
+) -> Perplexity:
+    """Scores every token of a text but the first, once, with the windows of `sliding_windows`.
+
+    The text is tokenized whole, with the special tokens the tokenizer adds, as Hugging Face's guide to perplexity
+    does; windows after the first begin in the middle of the text, without BOS.
+
+    Args:
+      context_tokens: longest window; by default 2048, or the engine's context where that is less.
+      stride_tokens: between windows; by default half the context.
+      show_progress: a bar on stderr.
+
+    Raises:
+      ConfigError: a context the engine does not have, or a stride that does not fit it.
+      DataError: the text has fewer than 2 tokens.
+    """
+    longest = llm.engine.max_context_tokens
+    context = min(DEFAULT_CONTEXT_TOKENS, longest) if context_tokens is None else context_tokens
+    stride = max(1, context // 2) if stride_tokens is None else stride_tokens
+    if context > longest:
+        raise ConfigError(
+            f"context_tokens={context} is more than the {longest} tokens of the engine's context; lower it"
+        )
+    tokens = llm.engine.tokenizer.encode(text.text)
+    windows = sliding_windows(len(tokens), context_tokens=context, stride_tokens=stride)
+    nll = np.full(len(tokens), np.nan)
+    prompts = [tokens[window.begin : window.end] for window in windows]
+    for i, output in run_batched(llm, prompts, _SCORE_ONLY, title="perplexity", show_progress=show_progress):
+        window, scores = windows[i], output.prompt_logprobs or []
+        targets = scores[window.first_target - window.begin :]
+        nll[window.first_target : window.end] = [-entry.logprob for entry in targets if entry is not None]
+    scored = nll[1:]
+    assert not np.isnan(scored).any(), "the windows cover every token but the first"
+    mean, error = mean_and_error(scored)
+    metric = perplexity_metric(scored)
+    return Perplexity(
+        nll=mean,
+        nll_standard_error=error,
+        perplexity=metric.value,
+        perplexity_low=metric.low,
+        perplexity_high=metric.high,
+        bits_per_byte=float(scored.sum()) / math.log(2) / text.num_bytes,
+        tokens=len(scored),
+        windows=len(windows),
+        context_tokens=context,
+        stride_tokens=stride,
+        text=text.name,
+        text_sha256=text.sha256,
+    )

@@ -1,0 +1,98 @@
+"""Results for people, as tables, and for programs, as JSON that says how they came about."""
+
+from __future__ import annotations
+
+import math
+import platform
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+
+import jax
+from rich.box import SIMPLE
+from rich.table import Table
+
+from ryzjax import __version__
+from ryzjax.evaluation.divergence import Divergence
+from ryzjax.evaluation.perplexity import Perplexity
+from ryzjax.evaluation.statistics import Metric
+from ryzjax.evaluation.tasks import TaskResult
+
+__all__ = ["evaluation_table", "provenance", "result_json"]
+
+
+def evaluation_table(
+    title: str,
+    *,
+    tasks: Mapping[str, TaskResult] | None = None,
+    perplexity: Perplexity | None = None,
+    divergence: Divergence | None = None,
+) -> Table:
+    """One line a figure, with its 95% interval and what it is over."""
+    # Without frames, a line fits a terminal of 80 columns.
+    table = Table(title=title, title_justify="left", box=SIMPLE, show_edge=False, padding=(0, 1, 0, 0))
+    for column in ("", "figure", "value", "95% interval", "n"):
+        table.add_column(column, justify="left" if column in ("", "figure") else "right", no_wrap=True)
+    for task in (tasks or {}).values():
+        for name, metric in task.metrics.items():
+            where = f"{task.task}, {task.num_fewshot}-shot" if task.num_fewshot else task.task
+            table.add_row(where, name, *_numbers(metric.value, metric.low, metric.high), f"{metric.n:,}")
+    cut = [f"{task.num_cut:,} prompts of {task.task}" for task in (tasks or {}).values() if task.num_cut]
+    if cut:
+        table.caption = f"{', '.join(cut)} were cut on the left to fit the context"
+    if perplexity is not None:
+        one = perplexity
+        figures = _numbers(one.perplexity, one.perplexity_low, one.perplexity_high)
+        table.add_row(Path(one.text).name, "perplexity", *figures, f"{one.tokens:,}")
+        table.add_row("", "bits per byte", _number(one.bits_per_byte))
+    if divergence is not None:
+        two, half = divergence, 1.96 * divergence.kl_standard_error
+        mean = _numbers(two.mean_kl, two.mean_kl - half, two.mean_kl + half)
+        table.add_row("reference", "mean KL, nats", *mean, f"{two.tokens:,}")
+        table.add_row("", "KL, 99th percentile", _number(two.kl_p99))
+        table.add_row("", "KL, maximum", _number(two.kl_max))
+        table.add_row("", "top-1 agreement", *_numbers(two.top1_agreement, two.top1_low, two.top1_high))
+        table.add_row("", "perplexity", _number(two.perplexity))
+        table.add_row("", "reference's perplexity", _number(two.reference_perplexity))
+    return table
+
+
+def result_json(result: TaskResult | Perplexity | Divergence | Metric) -> dict[str, object]:
+    """A result's fields, nested, with null for what JSON has no number for."""
+    fields = _finite(asdict(result))
+    assert isinstance(fields, dict)
+    return fields
+
+
+def provenance() -> dict[str, object]:
+    """Versions, devices and time, for a result file."""
+    packages = ("jax", "jaxlib", "flax", "numpy", "tokenizers")
+    kinds = sorted({device.device_kind for device in jax.devices()})
+    return {
+        "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "versions": {
+            "ryzjax": __version__,
+            "python": platform.python_version(),
+            **{name: version(name) for name in packages},
+        },
+        "devices": {"backend": jax.default_backend(), "count": len(jax.devices()), "kinds": kinds},
+    }
+
+
+def _number(value: float) -> str:
+    """As many decimals as say something; three digits where none does."""
+    if value == 0 or 1e-3 <= abs(value) < 10:
+        return f"{value:.4f}"
+    return f"{value:.2f}" if 10 <= abs(value) < 1e5 else f"{value:.2e}"
+
+
+def _numbers(value: float, low: float, high: float) -> tuple[str, str]:
+    return _number(value), f"{_number(low)} to {_number(high)}"
+
+
+def _finite(value: object) -> object:
+    if isinstance(value, Mapping):
+        return {key: _finite(inner) for key, inner in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,209 @@
+"""Log-likelihoods of continuations, and greedy completions: what tasks ask of a model, batched through the engine."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ryzjax.data.tokenizer import Tokenizer
+from ryzjax.errors import ConfigError, ContextLengthError
+from ryzjax.evaluation.batches import run_batched
+from ryzjax.serving.llm import LLM
+from ryzjax.serving.request import TokenLogprobs
+from ryzjax.serving.sampling_params import SamplingParams
+
+__all__ = [
+    "Completion",
+    "Continuation",
+    "ContinuationScore",
+    "EncodedPair",
+    "complete",
+    "encode_pair",
+    "fit_pair",
+    "score",
+]
+
+# One alternative says what is likeliest, which is what "greedy" is read from.
+_SCORE_ONLY = SamplingParams(max_tokens=0, prompt_logprobs=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Continuation:
+    """A text to score after another."""
+
+    context: str
+    continuation: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ContinuationScore:
+    """How likely a continuation is.
+
+    Attributes:
+      logprob: of all its tokens, nats.
+      is_greedy: whether each of them is the likeliest (ties count).
+      num_tokens: of the continuation.
+      is_cut: the context lost tokens on its left, to fit.
+    """
+
+    logprob: float
+    is_greedy: bool
+    num_tokens: int
+    is_cut: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Completion:
+    """A greedy completion's text; `is_cut` where its prompt lost tokens on its left, to fit."""
+
+    text: str
+    is_cut: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodedPair:
+    """Token ids of a context and of what follows it; `is_cut` as in ContinuationScore."""
+
+    context: tuple[int, ...]
+    continuation: tuple[int, ...]
+    is_cut: bool = False
+
+
+def encode_pair(tokenizer: Tokenizer, pair: Continuation, *, add_special_tokens: bool = True) -> EncodedPair:
+    """Tokenizes a pair as lm-evaluation-harness does.
+
+    White space at the context's end moves to the continuation; both are tokenized as one text, of which the
+    continuation is what comes after as many tokens as the context has alone. An empty context is BOS, or EOS where
+    there is none.
+
+    Args:
+      add_special_tokens: as `Tokenizer.encode` does (BOS where the model wants it).
+
+    Raises:
+      ConfigError: the context is empty and the tokenizer has neither BOS nor EOS.
+    """
+    stripped = pair.context.rstrip()
+    if not pair.context:
+        following = tokenizer.encode(pair.continuation, add_special_tokens=False)
+        prefix = _prefix(tokenizer)
+        if following[:1] == [prefix]:
+            following = following[1:]
+        return EncodedPair(context=(prefix,), continuation=tuple(following))
+    whole = tokenizer.encode(
+        stripped + pair.context[len(stripped) :] + pair.continuation, add_special_tokens=add_special_tokens
+    )
+    context = tokenizer.encode(stripped, add_special_tokens=add_special_tokens)
+    following = whole[len(context) :]
+    # A context of nothing but white space may have no token: something must come before the first that is scored.
+    return EncodedPair(context=tuple(context) or (_prefix(tokenizer),), continuation=tuple(following))
+
+
+def fit_pair(pair: EncodedPair, max_tokens: int) -> EncodedPair:
+    """The pair with its context cut on the left, so that both have at most `max_tokens` tokens.
+
+    Raises:
+      ContextLengthError: no token of the context would be left.
+    """
+    surplus = len(pair.context) + len(pair.continuation) - max_tokens
+    if surplus <= 0:
+        return pair
+    if surplus >= len(pair.context):
+        raise ContextLengthError(
+            f"a continuation has {len(pair.continuation)} tokens; at most {max_tokens - 1} fit a context of "
+            f"{max_tokens} after one token; raise max_context_tokens, or leave the item out",
+            param="continuation",
+        )
+    return EncodedPair(context=pair.context[surplus:], continuation=pair.continuation, is_cut=True)
+
+
+def score(
+    llm: LLM,
+    pairs: Sequence[Continuation],
+    *,
+    title: str,
+    max_tokens: int | None = None,
+    add_special_tokens: bool = True,
+    show_progress: bool = False,
+) -> list[ContinuationScore]:
+    """Scores continuations; results are in the order of `pairs`.
+
+    Args:
+      title: in front of the bar.
+      max_tokens: longest context and continuation together; by default the engine's context.
+      add_special_tokens: as for `encode_pair`.
+
+    Raises:
+      ConfigError: `max_tokens` is more than the engine's context.
+      ContextLengthError: a continuation fills the context alone.
+    """
+    longest = _checked_length(llm, max_tokens)
+    tokenizer = llm.engine.tokenizer
+    encoded = [fit_pair(encode_pair(tokenizer, pair, add_special_tokens=add_special_tokens), longest) for pair in pairs]
+    prompts = [(*pair.context, *pair.continuation) for pair in encoded]
+    scores: dict[int, ContinuationScore] = {}
+    for i, output in run_batched(llm, prompts, _SCORE_ONLY, title=title, show_progress=show_progress):
+        pair = encoded[i]
+        entries = [entry for entry in (output.prompt_logprobs or [])[len(pair.context) :] if entry is not None]
+        scores[i] = ContinuationScore(
+            logprob=sum(entry.logprob for entry in entries),
+            is_greedy=all(map(_is_likeliest, entries)),
+            num_tokens=len(pair.continuation),
+            is_cut=pair.is_cut,
+        )
+    return [scores[i] for i in range(len(pairs))]
+
+
+def complete(
+    llm: LLM,
+    prompts: Sequence[Sequence[int]],
+    *,
+    stop: Sequence[str],
+    max_new_tokens: int,
+    title: str,
+    max_tokens: int | None = None,
+    show_progress: bool = False,
+) -> list[Completion]:
+    """Greedy completions; results are in the order of `prompts`.
+
+    Args:
+      prompts: token ids; cut on the left where a completion would not fit after them.
+      stop: strings that end a completion.
+      max_new_tokens: most tokens of a completion.
+      title: in front of the bar.
+      max_tokens: longest prompt and completion together; by default the engine's context.
+
+    Raises:
+      ConfigError: `max_tokens` is more than the engine's context, or leaves no room for a prompt.
+    """
+    longest = _checked_length(llm, max_tokens)
+    room = longest - max_new_tokens
+    if room < 1:
+        raise ConfigError(
+            f"a completion of {max_new_tokens} tokens leaves no room for a prompt in a context of {longest}; lower "
+            "max_new_tokens, or raise max_context_tokens"
+        )
+    params = SamplingParams(temperature=0, max_tokens=max_new_tokens, stop=tuple(stop), seed=0)
+    found: dict[int, Completion] = {}
+    fitted = [prompt[-room:] for prompt in prompts]
+    for i, output in run_batched(llm, fitted, params, title=title, show_progress=show_progress):
+        found[i] = Completion(text=output.outputs[0].text, is_cut=len(prompts[i]) > room)
+    return [found[i] for i in range(len(prompts))]
+
+
+def _is_likeliest(entry: TokenLogprobs) -> bool:
+    return entry.logprob >= entry.top[0][1]
+
+
+def _checked_length(llm: LLM, max_tokens: int | None) -> int:
+    longest = llm.engine.max_context_tokens
+    if max_tokens is not None and not 2 <= max_tokens <= longest:
+        raise ConfigError(f"max_tokens={max_tokens} is out of range; expected 2 to {longest}, the engine's context")
+    return longest if max_tokens is None else max_tokens
+
+
+def _prefix(tokenizer: Tokenizer) -> int:
+    if tokenizer.bos_token_id is not None:
+        return tokenizer.bos_token_id
+    if not tokenizer.eos_token_ids:
+        raise ConfigError("a context is empty and the tokenizer has neither BOS nor EOS to begin with; give it one")
+    return tokenizer.eos_token_ids[0]

@@ -1,0 +1,29 @@
+"""Benchmarks: what each asks of a model, and how its answers are scored."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from ryzjax.evaluation.tasks.gsm8k import GSM8K
+from ryzjax.evaluation.tasks.hellaswag import HellaSwag
+from ryzjax.evaluation.tasks.lambada import Lambada
+from ryzjax.evaluation.tasks.mmlu import MMLU
+from ryzjax.evaluation.tasks.rows import DataSource, HubData, LocalData, open_data
+from ryzjax.evaluation.tasks.task import ContinuationTask, GenerationTask, TaskOptions, TaskResult
+
+__all__ = [
+    "TASKS",
+    "ContinuationTask",
+    "DataSource",
+    "GenerationTask",
+    "HubData",
+    "LocalData",
+    "TaskOptions",
+    "TaskResult",
+    "open_data",
+]
+
+TASKS: Mapping[str, ContinuationTask | GenerationTask] = {
+    task.name: task for task in (HellaSwag(), MMLU(), Lambada(), GSM8K())
+}
+"""Every task by its name."""

@@ -1,0 +1,251 @@
+"""Rows of evaluation data: local files (JSON lines, CSV) or Hugging Face datasets, read the same way."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+
+from ryzjax.errors import DataError, MissingExtraError
+
+__all__ = ["DataSource", "HubData", "LocalData", "Row", "Rows", "Split", "open_data"]
+
+_LOOSE_ROW = re.compile(r'"(.*?)",([^",\n]*)(?:\n|\Z)', re.DOTALL)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Split:
+    """One split of a data set, as both kinds of source spell it.
+
+    Attributes:
+      file: path under the local folder; `.jsonl` or `.csv`.
+      dataset, config, split: of the Hugging Face Hub; the config may be None.
+      columns: of a CSV file, in order; also its header where it has one.
+    """
+
+    file: str
+    dataset: str
+    split: str
+    config: str | None = None
+    columns: tuple[str, ...] = ()
+
+    @property
+    def hub_name(self) -> str:
+        """The Hub's spelling in one string."""
+        return ":".join(part for part in (self.dataset, self.config, self.split) if part)
+
+
+class Row:
+    """One row.
+
+    Args:
+      where: for messages, such as "data.jsonl:3".
+      values: by column.
+    """
+
+    def __init__(self, where: str, values: Mapping[str, object]):
+        self.where = where
+        self.values = values
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.values
+
+    def text(self, name: str) -> str:
+        """A column of text. Raises DataError where it is missing or something else."""
+        value = self._value(name)
+        if not isinstance(value, str):
+            raise self.error(f"{name}={value!r:.80} is not text")
+        return value
+
+    def texts(self, name: str, *, least: int = 1) -> tuple[str, ...]:
+        """A column of several texts. Raises DataError where it is anything else, or has fewer than `least`."""
+        value = self._value(name)
+        if not isinstance(value, Sequence) or isinstance(value, str) or not all(isinstance(v, str) for v in value):
+            raise self.error(f"{name}={value!r:.80} is not a list of texts")
+        if len(value) < least:
+            raise self.error(f"{name} has {len(value)} texts; expected at least {least}")
+        return tuple(value)
+
+    def index(self, name: str, count: int) -> int:
+        """A column that chooses one of `count` things: a number from 0, as digits too. Raises DataError."""
+        value = self._value(name)
+        if isinstance(value, str) and value.strip().isdecimal():
+            value = int(value)
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < count:
+            raise self.error(f"{name}={value!r:.80} chooses none of {count}; expected 0 to {count - 1}")
+        return value
+
+    def error(self, message: str) -> DataError:
+        """An error about this row."""
+        return DataError(f"{self.where}: {message}")
+
+    def _value(self, name: str) -> object:
+        if name not in self.values:
+            raise self.error(f"no {name!r}; the row has {', '.join(map(repr, self.values)) or 'nothing'}")
+        return self.values[name]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rows:
+    """Rows of one split; `sha256` is of the file's bytes, or of the rows as JSON lines where there is no file."""
+
+    name: str
+    rows: tuple[Row, ...]
+    sha256: str
+
+
+class DataSource(ABC):
+    """Where data is."""
+
+    @abstractmethod
+    def read(self, split: Split) -> Rows:
+        """All rows of a split, at least one. Raises DataError where it is missing or malformed."""
+
+    @abstractmethod
+    def has(self, split: Split) -> bool:
+        """Whether there is such a split."""
+
+    @abstractmethod
+    def subsets(self, pattern: str, dataset: str) -> tuple[str, ...]:
+        """Names of a data set's parts, sorted: what `*` stands for in a file pattern, or the configs of the Hub."""
+
+
+class LocalData(DataSource):
+    """Files in a folder.
+
+    Raises:
+      DataError: no such folder.
+    """
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder).expanduser()
+        if not self.folder.is_dir():
+            raise DataError(
+                f"data folder {str(folder)!r} is not there; expected one with files such as gsm8k_test.jsonl"
+            )
+
+    def read(self, split: Split) -> Rows:
+        path = self.folder / split.file
+        try:
+            raw = path.read_bytes()
+        except OSError as error:
+            raise DataError(
+                f"{path}: cannot be read ({error.strerror}); expected the data set {split.hub_name} there"
+            ) from error
+        try:
+            text = raw.decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise DataError(f"{path}: not UTF-8 (byte {error.start}); convert it, with iconv for example") from error
+        rows = tuple(_csv_rows(path, text, split.columns) if path.suffix == ".csv" else _json_rows(path, text))
+        if not rows:
+            raise DataError(f"{path}: has no rows; download it again")
+        return Rows(name=split.file, rows=rows, sha256=hashlib.sha256(raw).hexdigest())
+
+    def has(self, split: Split) -> bool:
+        return (self.folder / split.file).is_file()
+
+    def subsets(self, pattern: str, dataset: str) -> tuple[str, ...]:
+        before, after = Path(pattern).name.split("*")
+        names = sorted(path.name[len(before) : -len(after)] for path in self.folder.glob(pattern))
+        if not names:
+            raise DataError(f"{self.folder}: no {pattern}; expected the data set {dataset} there, a file a subject")
+        return tuple(names)
+
+
+class HubData(DataSource):
+    """Data sets of the Hugging Face Hub, or of its local cache.
+
+    Raises:
+      MissingExtraError: the package `datasets` is not installed.
+    """
+
+    def __init__(self) -> None:
+        try:
+            self._datasets = import_module("datasets")
+        except ImportError as error:
+            raise MissingExtraError(
+                "data sets of the Hub need the package datasets; install it with pip install 'ryzjax[eval]', or name "
+                "a folder of files with --data"
+            ) from error
+
+    def read(self, split: Split) -> Rows:
+        try:
+            found = self._datasets.load_dataset(split.dataset, split.config, split=split.split)
+        except (OSError, ValueError, RuntimeError) as error:
+            raise DataError(
+                f"data set {split.hub_name}: cannot be loaded ({type(error).__name__}: {error}); check the network, "
+                "or name a folder of files with --data"
+            ) from error
+        values = [dict(row) for row in found]
+        if not values:
+            raise DataError(f"data set {split.hub_name}: has no rows")
+        lines = "".join(json.dumps(row, sort_keys=True, ensure_ascii=False, default=str) + "\n" for row in values)
+        rows = tuple(Row(f"{split.hub_name}:{i}", row) for i, row in enumerate(values))
+        return Rows(name=split.hub_name, rows=rows, sha256=hashlib.sha256(lines.encode()).hexdigest())
+
+    def has(self, split: Split) -> bool:
+        return True
+
+    def subsets(self, pattern: str, dataset: str) -> tuple[str, ...]:
+        try:
+            names = self._datasets.get_dataset_config_names(dataset)
+        except (OSError, ValueError, RuntimeError) as error:
+            raise DataError(
+                f"data set {dataset}: cannot be found ({type(error).__name__}: {error}); check the network, or name "
+                "a folder of files with --data"
+            ) from error
+        # Not subjects: all of them at once, and the training rows.
+        return tuple(sorted(set(names) - {"all", "auxiliary_train"}))
+
+
+def open_data(data: str) -> DataSource:
+    """The source a flag names: "hub", or a folder. Errors as of the two classes."""
+    return HubData() if data == "hub" else LocalData(data)
+
+
+def _json_rows(path: Path, text: str) -> Iterable[Row]:
+    for number, line in enumerate(io.StringIO(text), 1):
+        if not line.strip():
+            continue
+        where = f"{path}:{number}"
+        try:
+            values = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{where}: not valid JSON ({error}); every line is one object") from error
+        if not isinstance(values, dict):
+            raise DataError(f"{where}: holds a {type(values).__name__}; expected a JSON object")
+        yield Row(where, values)
+
+
+def _csv_rows(path: Path, text: str, columns: tuple[str, ...]) -> Iterable[Row]:
+    try:
+        reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+        lines = [(reader.line_num, cells) for cells in reader]
+    except csv.Error:
+        # Copies of MMLU are about whose quoted cells have bare quotes in them.
+        lines = list(_loose_cells(path, text.replace("\r\n", "\n"), header=",".join(columns)))
+    for number, cells in lines:
+        where = f"{path}:{number}"
+        if len(cells) != len(columns):
+            raise DataError(f"{where}: {len(cells)} columns; expected {len(columns)}: {', '.join(columns)}")
+        if tuple(cells) != columns:
+            yield Row(where, dict(zip(columns, cells, strict=True)))
+
+
+def _loose_cells(path: Path, text: str, *, header: str) -> Iterable[tuple[int, list[str]]]:
+    """(line, cells) of rows whose cells are quoted, but for the last, and end at '","' only."""
+    at = len(header) + 1 if text.startswith(f"{header}\n") else 0
+    while at < len(text):
+        line = text.count("\n", 0, at) + 1
+        row = _LOOSE_ROW.match(text, at)
+        if row is None:
+            raise DataError(f"{path}:{line}: not valid CSV (a quoted cell does not end); download it again")
+        yield line, [*row[1].split('","'), row[2]]
+        at = row.end()

@@ -1,0 +1,64 @@
+"""ryzjax eval: flags, the table and the result file, with a tiny model."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+
+from ryzjax.cli.main import main
+from ryzjax.data.byte_tokenizer import write_byte_tokenizer
+from tests.goldens.make_llama3_tiny import write_checkpoint
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "nothing to measure; give --tasks, --perplexity FILE, or --kl FILE --reference MODEL"),
+        (["--kl", "f.txt"], "--kl is given without --reference"),
+        (["--reference", "m"], "--reference is given without --kl"),
+        (["--perplexity", "nowhere.txt"], "'nowhere.txt' cannot be read"),
+        (["--tasks", "lambada", "--data", "nowhere"], "data folder 'nowhere' is not there"),
+        (["--tasks", "arc", "--data", "."], "task 'arc' is not known"),
+        (["--tasks", "lambada", "--limit", "0"], "limit=0 is out of range"),
+    ],
+)
+def test_bad_input_comes_before_the_model(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["eval", "no-such-model", *words]) == 2
+    shown = capsys.readouterr()
+    assert message in shown.err and shown.err.count("\n") == 1
+
+
+def test_everything_at_once(tmp_path: Path, compile_cache: str, capsys: pytest.CaptureFixture[str]) -> None:
+    model = write_checkpoint(tmp_path / "model")
+    write_byte_tokenizer(model, vocab_size=384)
+    text = "".join(chr(97 + (i * i) % 26) for i in range(300))
+    (tmp_path / "a.txt").write_text(text)
+    rows = [{"text": f"some {word} and {word}"} for word in ("cats", "dogs", "birds")]
+    (tmp_path / "lambada_test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    hella = {"ctx": "a man", "endings": ["runs", "sits"], "label": 1}
+    (tmp_path / "hellaswag_val.jsonl").write_text(json.dumps(hella) + "\n")
+    output, file = tmp_path / "out.json", str(tmp_path / "a.txt")
+    words = ["eval", str(model), "--compile-cache", compile_cache, "--max-sequences", "4", "--max-batch-tokens", "64"]
+    words += ["--tasks", "hellaswag,lambada", "--data", str(tmp_path), "--limit", "2", "--sample-seed", "3"]
+    words += ["--perplexity", file, "--kl", file, "--reference", str(model), "--output", str(output)]
+    words += ["--context-tokens", "100", "--stride-tokens", "50"]
+    assert main(words) == 0
+    shown = capsys.readouterr()
+    for word in ("hellaswag", "acc_norm", "lambada", "a.txt", "bits per byte", "top-1 agreement"):
+        assert word in shown.out
+    report = json.loads(output.read_text())
+    assert report["model"] == str(model) and report["settings"]["engine"]["max_sequences"] == 4
+    assert report["settings"]["sample_seed"] == 3
+    assert report["tasks"]["lambada"]["n"] == 2 and report["tasks"]["hellaswag"]["n"] == 1
+    assert report["tasks"]["lambada"]["options"]["limit"] == 2
+    raw = (tmp_path / "lambada_test.jsonl").read_bytes()
+    assert report["tasks"]["lambada"]["data_sha256"] == {"lambada_test.jsonl": hashlib.sha256(raw).hexdigest()}
+    assert report["kl"]["mean_kl"] == 0.0 and report["kl"]["top1_agreement"] == 1.0
+    assert report["kl"]["text_sha256"] == report["perplexity"]["text_sha256"]
+    assert report["kl"]["perplexity"] == pytest.approx(report["perplexity"]["perplexity"], rel=1e-4)
+    assert report["perplexity"]["tokens"] == 299
+    assert {"ryzjax", "jax", "numpy", "python"} <= set(report["versions"])
+    assert report["devices"]["count"] == 8 and report["date"].endswith("Z")
