@@ -17,25 +17,9 @@ import tempfile
 import time
 from pathlib import Path
 
-import ml_dtypes
 import numpy as np
 from record import write_result
-
-CONFIG = {
-    "architectures": ["Qwen2ForCausalLM"],
-    "model_type": "qwen2",
-    "hidden_size": 896,
-    "intermediate_size": 4864,
-    "num_hidden_layers": 24,
-    "num_attention_heads": 14,
-    "num_key_value_heads": 2,
-    "vocab_size": 151936,
-    "max_position_embeddings": 32768,
-    "rms_norm_eps": 1e-6,
-    "rope_theta": 1000000.0,
-    "tie_word_embeddings": True,
-    "torch_dtype": "bfloat16",
-}
+from shapes import checkpoint
 
 RUN = """
 import hashlib, json, sys, time
@@ -58,33 +42,6 @@ lines = Path("/proc/self/status").read_text().splitlines()
 peak = int(next(l for l in lines if l.startswith("VmHWM")).split()[1]) * 1024
 print(json.dumps({"wall_s": time.perf_counter() - started, "peak_bytes": peak}))
 """
-
-
-def write_model(folder: Path) -> int:
-    """A checkpoint of random weights; returns its bytes."""
-    from ryzjax.checkpoint import model_config_from_hf
-    from ryzjax.checkpoint.families import HF_FAMILIES
-    from ryzjax.checkpoint.safetensors_write import TensorToWrite, write_safetensors
-    from ryzjax.models.registry import abstract_model
-    from ryzjax.sharding import Layout, Placement
-
-    (folder / "config.json").write_text(json.dumps(CONFIG))
-    config = model_config_from_hf(CONFIG)
-    model = abstract_model(config, Placement(Layout.load("single")))
-    rng = np.random.default_rng(0)
-    dtype = np.dtype(ml_dtypes.bfloat16)
-
-    def draw(name: str, shape: tuple[int, ...]) -> np.ndarray:
-        if name.endswith("norm.weight"):
-            return np.ones(shape, dtype)
-        return (rng.standard_normal(shape, np.float32) * 0.02).astype(dtype)
-
-    tensors = {}
-    for name, spec in model.weights.items():
-        stored = HF_FAMILIES["qwen2"].weight(name, config, "model.", frozenset()).names[0]
-        tensors[stored] = TensorToWrite(dtype=dtype, shape=spec.shape, get=lambda n=name, s=spec.shape: draw(n, s))
-    write_safetensors(folder / "model.safetensors", tensors)
-    return sum(tensor.nbytes for tensor in tensors.values())
 
 
 def measure_gptq(size: int, repeats: int) -> dict[str, float]:
@@ -137,9 +94,8 @@ def main() -> None:
     matrix = measure_gptq(2048, 5)
     print(f"GPTQ of 2048 x 2048, scales searched: {matrix}")
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
-        model = Path(folder, "model")
-        model.mkdir()
-        model_bytes = write_model(model)
+        model = checkpoint("qwen2.5-0.5b", Path(folder))
+        model_bytes = (model / "model.safetensors").stat().st_size
         command = [sys.executable, "-c", RUN, str(model), str(Path(folder, "out")), args.method]
         command += [str(args.sequences), str(args.sequence_tokens)]
         result = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)

@@ -1,10 +1,11 @@
-"""BlockRunner: one block of a model over whole sequences, without an engine, its linear layers' inputs observed."""
+"""BlockRunner: one block of a model over whole sequences, without an engine; and what its linear layers are given."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,12 +19,23 @@ from ryzjax.layers.linear import Linear
 from ryzjax.layers.rope import Rope
 from ryzjax.models.registry import AbstractModel
 
-__all__ = ["BlockRunner", "Observed"]
+__all__ = ["BlockRunner", "InputSums", "Observed"]
 
 _PAGE_TOKENS = 256
 
-Moments = dict[str, jax.Array]
-"""Linear layer of a block -> sum of x x^T over the tokens it saw, float32 [K, K]."""
+
+class InputSums(NamedTuple):
+    """Sums over tokens, float32 [K, K]: x what a linear layer is given, x + d what the plain model gives it.
+
+    Attributes:
+      inputs: of x x^T.
+      cross: of d x^T.
+      drift: of d d^T.
+    """
+
+    inputs: jax.Array
+    cross: jax.Array
+    drift: jax.Array
 
 
 class Observed(nnx.Module):
@@ -31,18 +43,16 @@ class Observed(nnx.Module):
 
     Args:
       linear: does the work.
-      name: under which its input is told.
       seen: filled while the call is traced.
     """
 
-    def __init__(self, linear: Linear, name: str, seen: _Seen):
+    def __init__(self, linear: Linear, seen: _Seen):
         self.linear = linear
-        self.name = name
         self.seen = seen
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """As the linear layer; the sum of x x^T over the tokens is told."""
-        self.seen.moments[self.name] = jnp.einsum("TK,TL->KL", x, x, preferred_element_type=jnp.float32)
+        """As the linear layer."""
+        self.seen.inputs.append(x)
         return self.linear(x)
 
 
@@ -50,7 +60,7 @@ class _Seen:
     """Where traced values are put; compares equal to any other, for it is no part of the model."""
 
     def __init__(self) -> None:
-        self.moments: Moments = {}
+        self.inputs: list[jax.Array] = []
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,26 +96,46 @@ class BlockRunner:
         """Of one block, as `AbstractModel.weights` has them."""
         return self._blocks[layer].names
 
-    def __call__(
-        self, layer: int, weights: Mapping[str, jax.Array], hidden: jax.Array, *, observe: Sequence[str] = ()
-    ) -> tuple[jax.Array, Moments]:
-        """Runs block `layer`.
+    def advance(self, layer: int, weights: Mapping[str, jax.Array], hidden: jax.Array) -> jax.Array:
+        """Runs block `layer`: [B, S, E] -> [B, S, E].
 
         Args:
           weights: at least the block's own.
-          hidden: [B, S, E].
-          observe: linear layers of the block ("attention.q") whose inputs are wanted.
-
-        Returns:
-          [B, S, E], and the moments of the observed inputs, summed over all tokens.
         """
+        return _advance(self._shape(hidden), *self._block(layer, weights), hidden)
+
+    def observe(
+        self,
+        layer: int,
+        linear: str,
+        *,
+        weights: Mapping[str, jax.Array],
+        hidden: jax.Array,
+        plain_weights: Mapping[str, jax.Array],
+        plain_hidden: jax.Array,
+    ) -> InputSums:
+        """What a linear layer of block `layer` is given in a model that is partly quantized, and in the plain one.
+
+        Args:
+          linear: "attention.q". Only what comes before it runs.
+          weights, hidden: of the model that is being quantized, [B, S, E] at the entry of the block.
+          plain_weights, plain_hidden: of the plain model.
+        """
+        shape = self._shape(hidden)
+        graphdef, rope, state = self._block(layer, weights)
+        return _observe(
+            shape, linear, graphdef, rope, state, hidden, self._block(layer, plain_weights)[2], plain_hidden
+        )
+
+    def _block(
+        self, layer: int, weights: Mapping[str, jax.Array]
+    ) -> tuple[nnx.GraphDef[Block], Rope | None, nnx.State]:
         block = self._blocks[layer]
         leaves = tuple(weights[name] for name in block.names)
-        state = jax.tree.unflatten(jax.tree.structure(block.state), leaves)
-        return self._forward(hidden.shape[0])(block.graphdef, block.rope, tuple(observe), state, hidden)
+        return block.graphdef, block.rope, jax.tree.unflatten(jax.tree.structure(block.state), leaves)
 
-    def _forward(self, rows: int):
-        return partial(_run, _Shape(self.model, rows, self.sequence_tokens))
+    def _shape(self, hidden: jax.Array) -> _Shape:
+        return _Shape(self.model, hidden.shape[0], self.sequence_tokens)
 
 
 class _Shape:
@@ -151,26 +181,43 @@ class _Shape:
         return batch, KVCache(k=cache, v=cache)
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2, 3))
-def _run(
-    shape: _Shape,
-    graphdef: nnx.GraphDef[Block],
-    rope: Rope | None,
-    observe: tuple[str, ...],
-    state: nnx.State,
-    hidden: jax.Array,
-) -> tuple[jax.Array, Moments]:
-    block = nnx.merge(graphdef, state)
-    seen = _Seen()
-    for name in observe:
-        *path, last = name.split(".")
-        owner: object = block
-        for part in path:
-            owner = getattr(owner, part)
-        setattr(owner, last, Observed(getattr(owner, last), name, seen))
+def _call(shape: _Shape, block: Block, rope: Rope | None, hidden: jax.Array) -> jax.Array:
     batch, cache = shape.batch()
     table = None if rope is None else rope.cos_sin(batch.positions, batch.rope_lengths)
     rows, tokens, size = hidden.shape
     x = shape.model.placement.constrain(hidden.reshape(rows * tokens, size), "tokens", None)
     out, _ = block(x, table, cache, jnp.int32(0), batch, max_query_len=tokens)
-    return out.reshape(rows, tokens, size), seen.moments
+    return out.reshape(rows, tokens, size)
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _advance(
+    shape: _Shape, graphdef: nnx.GraphDef[Block], rope: Rope | None, state: nnx.State, hidden: jax.Array
+) -> jax.Array:
+    return _call(shape, nnx.merge(graphdef, state), rope, hidden)
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def _observe(
+    shape: _Shape,
+    linear: str,
+    graphdef: nnx.GraphDef[Block],
+    rope: Rope | None,
+    state: nnx.State,
+    hidden: jax.Array,
+    plain_state: nnx.State,
+    plain_hidden: jax.Array,
+) -> InputSums:
+    """The block's outputs are not used: XLA drops what comes after the observed layer."""
+    inputs = []
+    for weights, states in ((state, hidden), (plain_state, plain_hidden)):
+        block = nnx.merge(graphdef, weights)
+        seen = _Seen()
+        owner, _, name = linear.rpartition(".")
+        parent = getattr(block, owner)
+        setattr(parent, name, Observed(getattr(parent, name), seen))
+        _call(shape, block, rope, states)
+        inputs.append(seen.inputs[0].astype(jnp.float32))
+    x, drift = inputs[0], inputs[1] - inputs[0]
+    product = partial(jnp.einsum, "TK,TL->KL", preferred_element_type=jnp.float32)
+    return InputSums(inputs=product(x, x), cross=product(drift, x), drift=product(drift, drift))

@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float
 
 from ryzjax.quant.rounding import Grid
 
-__all__ = ["Factor", "factorize", "gptq"]
+__all__ = ["Factor", "compensated", "factorize", "gptq"]
 
 _BLOCK = 128
 """Features whose errors are gathered before the rest of the matrix hears of them: matmuls instead of rank-1 updates."""
@@ -70,6 +70,21 @@ def factorize(hessian: Float[Array, "K K"]) -> Factor:
     inverse = lax.linalg.triangular_solve(lower, eye, left_side=True, lower=True)
     finite = jnp.all(jnp.isfinite(inverse))
     return Factor(inverse[::-1, ::-1], order, dead, jnp.where(finite, dampings[i - 1], jnp.nan))
+
+
+@jax.jit
+def compensated(w: Float[Array, "N K"], factor: Factor, cross: Float[Array, "K K"]) -> Float[Array, "N K"]:
+    """Weights that give, for inputs that have drifted, what `w` gives for those of the plain model, in least squares.
+
+    Layers before have been quantized: inputs are x where the plain model has x + d. `w + w C H^-1` with C = E[d x^T]
+    makes up for the part of d that x tells (the idea of GPTAQ, arXiv 2504.02692, and Qronos, arXiv 2505.11695).
+
+    Args:
+      factor: of H = E[x x^T].
+      cross: C.
+    """
+    delta = (w @ cross)[:, factor.order] @ factor.upper.T @ factor.upper
+    return w + jnp.zeros_like(w).at[:, factor.order].set(delta)
 
 
 @partial(jax.jit, static_argnames=("low", "high"))

@@ -11,7 +11,8 @@ import numpy as np
 
 from ryzjax.checkpoint.quantized.encoded import Encoded
 from ryzjax.quant.awq import ScaleSearch, output_error, scaled_hessian, search_scales
-from ryzjax.quant.gptq import Factor, factorize
+from ryzjax.quant.blocks import InputSums
+from ryzjax.quant.gptq import Factor, compensated, factorize
 from ryzjax.quant.matrix import MatrixMethod, encode_matrix, rounded
 from ryzjax.quant.recipe import Method
 from ryzjax.quant.scheme import Scheme
@@ -21,15 +22,33 @@ __all__ = ["GroupResult", "MemberResult", "Moments", "quantize_group"]
 
 @dataclass(frozen=True, kw_only=True)
 class Moments:
-    """Mean x x^T of a group's inputs, float32 [K, K].
+    """Means of a group's inputs over tokens.
 
     Attributes:
       calibration: what methods fit.
       held_out: what they are judged by.
     """
 
-    calibration: jax.Array
-    held_out: jax.Array
+    calibration: InputSums
+    held_out: InputSums
+
+    def error(self, w: jax.Array, rounded: jax.Array) -> float:
+        """Mean squared distance of the outputs from the plain model's, on held-out text."""
+        return float(_drifted_error(w, rounded, self.held_out))
+
+    def energy(self, w: jax.Array) -> float:
+        """Mean square of the plain model's outputs, on held-out text."""
+        sums = self.held_out
+        return float(output_error(w, jnp.zeros_like(w), sums.inputs + sums.cross + sums.cross.T + sums.drift))
+
+
+@jax.jit
+def _drifted_error(w: jax.Array, rounded: jax.Array, sums: InputSums) -> jax.Array:
+    """E |r x - w (x + d)|^2, in terms of r - w so that nothing large cancels."""
+    delta = rounded - w
+    inputs = jnp.sum((delta @ sums.inputs) * delta)
+    cross = jnp.sum((w @ sums.cross) * delta)
+    return inputs - 2 * cross + jnp.sum((w @ sums.drift) * w)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,7 +145,7 @@ def quantize_group(
     members = {}
     for name, w in weights.items():
         encoded, kind, loss = best.members[name]
-        energy = float(output_error(w, jnp.zeros_like(w), moments.held_out))
+        energy = moments.energy(w)
         values = jnp.asarray(encoded.dequantized())
         values = values if best.scales is None else values / best.scales
         members[name] = MemberResult(
@@ -167,7 +186,8 @@ def _attempt(
     moments: Moments,
     model_dtype: str,
 ) -> _Attempt:
-    hessian = moments.calibration if scales is None else scaled_hessian(moments.calibration, scales)
+    sums = moments.calibration
+    hessian = sums.inputs if scales is None else scaled_hessian(sums.inputs, scales)
     factor: Factor | None = None
     damping: float | None = None
     notes: tuple[str, ...] = ()
@@ -182,9 +202,16 @@ def _attempt(
             notes = ("gptq: the Hessian could not be factorized at any damping; rounded to nearest",)
     members: dict[str, tuple[Encoded, MatrixMethod, float]] = {}
     for name, w in weights.items():
-        scaled = w if scales is None else w * scales
+        target = w
+        if factor is not None:
+            # Scaled inputs and weights: drift is scaled as the inputs are.
+            cross = sums.cross if scales is None else scaled_hessian(sums.cross, scales)
+            fitted = compensated(w if scales is None else w * scales, factor, cross)
+            fitted = fitted if scales is None else fitted / scales
+            # What is fitted on too little text does worse on text that was held out.
+            target = fitted if moments.error(w, fitted) < moments.error(w, w) else w
         encoded = encode_matrix(
-            scaled,
+            target if scales is None else target * scales,
             schemes[name],
             kind,
             model_dtype=model_dtype,
@@ -193,7 +220,7 @@ def _attempt(
         )
         values = jnp.asarray(encoded.dequantized())
         values = values if scales is None else values / scales
-        members[name] = encoded, kind, float(output_error(w, values, moments.held_out))
+        members[name] = encoded, kind, moments.error(w, values)
     return _Attempt(scales=scales, members=members, damping=damping, notes=notes)
 
 
@@ -202,8 +229,10 @@ def _search(
 ) -> ScaleSearch:
     scheme = next(scheme for scheme in schemes.values() if scheme.bits == 4)
     dtype = "bfloat16" if model_dtype == "bfloat16" else "float32"
-    ones = jnp.ones(moments.calibration.shape[0])
-    return search_scales(list(weights.values()), moments.calibration, lambda w: rounded(w, scheme, ones, dtype))
+    hessian = moments.calibration.inputs
+    # Scales of groups are not searched for every candidate: that is done for the one that wins.
+    ones = jnp.ones(hessian.shape[0])
+    return search_scales(list(weights.values()), hessian, lambda w: rounded(w, scheme, ones, dtype, search=False))
 
 
 def _relative(loss: float, energy: float) -> float:

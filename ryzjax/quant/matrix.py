@@ -44,10 +44,10 @@ def check_weights(name: str, w: jax.Array) -> None:
         )
 
 
-def rounded(w: jax.Array, scheme: Scheme, importance: jax.Array, scale_dtype: str) -> jax.Array:
-    """float32 [N, K] rounded to nearest with searched scales, as "rtn" stores it."""
+def rounded(w: jax.Array, scheme: Scheme, importance: jax.Array, scale_dtype: str, *, search: bool = True) -> jax.Array:
+    """float32 [N, K] rounded to nearest, with searched scales as "rtn" stores it, or with each group's whole range."""
     grouped = _grouped(w, scheme)
-    grid = _grid(grouped, scheme, importance, scale_dtype)
+    grid = _grid(grouped, scheme, importance, scale_dtype, search=search)
     return round_to_grid(grouped.w, grid, grouped.low, grouped.high).reshape(w.shape)
 
 
@@ -97,7 +97,7 @@ def _grouped(w: jax.Array, scheme: Scheme) -> _Grouped:
     return _Grouped(w=w.reshape(n, -1, scheme.group or k), low=scheme.low, high=scheme.high)
 
 
-def _grid(grouped: _Grouped, scheme: Scheme, importance: jax.Array, scale_dtype: str) -> Grid:
+def _grid(grouped: _Grouped, scheme: Scheme, importance: jax.Array, scale_dtype: str, *, search: bool = True) -> Grid:
     return search_grid(
         grouped.w,
         importance.reshape(grouped.w.shape[1:]),
@@ -105,4 +105,5 @@ def _grid(grouped: _Grouped, scheme: Scheme, importance: jax.Array, scale_dtype:
         high=grouped.high,
         symmetric=scheme.symmetric,
         scale_dtype=scale_dtype,
+        search=search,
     )

@@ -1,7 +1,8 @@
 """quantize: a plain checkpoint becomes a 4- or 8-bit one, a block at a time.
 
-For each block: the inputs of its linear layers are observed on the calibration text as the blocks before, already
-quantized, give it; the layers are quantized; the text goes on through the quantized block. Memory holds a block, its
+The calibration text runs twice side by side, through the plain model and through what is quantized of it so far. For
+each block and each group of layers with the same inputs: both inputs are observed, the layers are quantized so that
+their outputs come nearest to the plain model's, and the next group sees what that did. Memory holds a block, its
 moments and the text's hidden states, and a run that was killed goes on with the block it was at.
 """
 
@@ -44,7 +45,7 @@ from ryzjax.quant.recipe import Recipe
 from ryzjax.quant.report import LayerReport
 from ryzjax.quant.scheme import Scheme
 from ryzjax.quant.shards import Shards
-from ryzjax.quant.streams import Stream, Workspace, embed_sequences
+from ryzjax.quant.streams import Pair, Stream, Workspace, embed_sequences
 from ryzjax.sharding import Placement
 
 __all__ = ["QuantizedModel", "quantize"]
@@ -155,17 +156,17 @@ class _Run:
         """Every block, then what is in none."""
         started = time.perf_counter()
         layers = self.model.config.num_layers
-        first, streams, before_s = self._begin()
+        first, pairs, before_s = self._begin()
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         console = Console(stderr=True)
         with Progress(*columns, TimeRemainingColumn(), console=console, disable=not show_progress) as bar:
             task = bar.add_task("Quantizing blocks", total=layers, completed=first)
             for layer in range(first, layers):
-                self._block(layer, streams)
+                self._block(layer, pairs)
                 spent_s = before_s + time.perf_counter() - started
-                self._save(layer + 1, streams, spent_s)
+                self._save(layer + 1, pairs, spent_s)
                 bar.update(task, advance=1)
-            self._outside(streams)
+            self._outside()
         self._write_config()
         self.workspace.clear()
         order = {name: i for i, name in enumerate(self.model.linears)}
@@ -176,7 +177,7 @@ class _Run:
             wall_s=before_s + time.perf_counter() - started,
         )
 
-    def _begin(self) -> tuple[int, dict[str, Stream], float]:
+    def _begin(self) -> tuple[int, dict[str, Pair], float]:
         """(first block that is not done, hidden states at its entry, seconds spent before)."""
         state = self.workspace.load()
         if state is not None:
@@ -188,21 +189,31 @@ class _Run:
             ]
             formats = cast("dict[str, dict]", state["formats"])
             self.formats = {name: QFormat(**fields) for name, fields in formats.items()}
-            names = ("calibration", "held_out") if self.runner is not None else ()
-            streams = {name: self.workspace.stream(name, layer, self.model.config.dtype) for name in names}
-            return layer, streams, cast("float", state["wall_s"])
+            kinds = ("calibration", "held_out") if self.runner is not None else ()
+            dtype = self.model.config.dtype
+            pairs = {
+                kind: Pair(
+                    quantized=self.workspace.stream(kind, layer, dtype),
+                    plain=self.workspace.stream(f"{kind}-plain", layer, dtype),
+                )
+                for kind in kinds
+            }
+            return layer, pairs, cast("float", state["wall_s"])
         if any(self.partial.iterdir()):
             _log.info("%s is of another run; beginning anew", self.partial)
             shutil.rmtree(self.partial)
             self.partial.mkdir()
-        streams: dict[str, Stream] = {}
+        pairs = {}
         if self.calibration is not None:
             table = read_weights(self.checkpoint, self.model, ("embed.weight",))
-            streams["calibration"] = embed_sequences(self.model, table, self.calibration.tokens)
-            streams["held_out"] = embed_sequences(self.model, table, self.calibration.held_out)
-        return 0, streams, 0.0
+            for kind, tokens in (("calibration", self.calibration.tokens), ("held_out", self.calibration.held_out)):
+                stream = embed_sequences(self.model, table, tokens)
+                pairs[kind] = Pair(quantized=Stream(hidden=stream.hidden.copy()), plain=stream)
+        return 0, pairs, 0.0
 
-    def _save(self, layer: int, streams: Mapping[str, Stream], wall_s: float) -> None:
+    def _save(self, layer: int, pairs: Mapping[str, Pair], wall_s: float) -> None:
+        streams = {kind: pair.quantized for kind, pair in pairs.items()}
+        streams |= {f"{kind}-plain": pair.plain for kind, pair in pairs.items()}
         self.workspace.save(
             {
                 "reports": [dataclasses.asdict(report) for report in self.reports],
@@ -213,29 +224,41 @@ class _Run:
             layer,
         )
 
-    def _block(self, layer: int, streams: Mapping[str, Stream]) -> None:
+    def _block(self, layer: int, pairs: Mapping[str, Pair]) -> None:
         prefix = f"layers.{layer}."
         names = [name for name in self.model.weights if name.startswith(prefix)]
-        weights = read_weights(self.checkpoint, self.model, names)
-        groups = [(group, self._schemes(layer, group)) for group in input_groups(self.model, layer)]
-        groups = [(group, schemes) for group, schemes in groups if schemes]
-        moments = self._moments(layer, weights, [group for group, _ in groups], streams)
+        plain = read_weights(self.checkpoint, self.model, names)
+        # What changes, as the quantized model will have it.
+        weights = dict(plain)
         encoded: dict[str, Encoded] = {}
         changed: set[str] = set()
-        # Backwards: a layer that takes the scales of the next one's inputs is quantized after it.
-        for group, schemes in reversed(groups):
-            result = self._group(prefix, group, schemes, weights, moments.get(group.observed), changed)
+        outcomes: dict[str, tuple[Scheme, MemberResult]] = {}
+        for group in input_groups(self.model, layer):
+            schemes = self._schemes(layer, group)
+            if not schemes:
+                continue
+            moments = self._moments(layer, group, weights, plain, pairs)
+            result = self._group(prefix, group, schemes, weights, moments)
+            if result.scales is not None:
+                self._fold(prefix, group, result.scales, weights, encoded, changed)
             for member, outcome in result.members.items():
                 name = prefix + member
                 encoded[name] = outcome.encoded
-                self.formats[name] = outcome.encoded.format
-                self.reports.append(self._report(name, schemes[member], outcome))
+                outcomes[name] = schemes[member], outcome
+                weights[f"{name}.weight"] = self._float(outcome.encoded)
+        for name, (scheme, outcome) in outcomes.items():
+            self.formats[name] = encoded[name].format
+            self.reports.append(self._report(name, scheme, outcome))
         self._report_rest(layer, encoded)
-        for name, matrix in encoded.items():
-            weights[f"{name}.weight"] = jnp.asarray(matrix.dequantized(), self.model.config.dtype)
         self.shards.write(layer, encoded, {name: np.asarray(weights[name]) for name in changed})
-        for stream in streams.values():
-            self._advance(stream, layer, weights, encoded)
+        for pair in pairs.values():
+            self._advance(pair.quantized, layer, weights, encoded)
+            assert self.runner is not None
+            pair.plain.advance(self.runner, layer, plain)
+
+    def _float(self, encoded: Encoded) -> jax.Array:
+        """A quantized weight as the model multiplies with it."""
+        return jnp.asarray(encoded.dequantized(), self.model.config.dtype)
 
     def _advance(
         self, stream: Stream, layer: int, weights: Mapping[str, jax.Array], encoded: Mapping[str, Encoded]
@@ -274,34 +297,33 @@ class _Run:
         return scheme if scheme.fits(k) else Scheme(bits=8, group=None, activations=scheme.activations)
 
     def _moments(
-        self, layer: int, weights: Mapping[str, jax.Array], groups: list[InputGroup], streams: Mapping[str, Stream]
-    ) -> dict[str, Moments]:
-        if self.runner is None or not groups:
-            return {}
-        names = [group.observed for group in groups]
-        seen = {kind: stream.observe(self.runner, layer, weights, names) for kind, stream in streams.items()}
-        return {name: Moments(calibration=seen["calibration"][name], held_out=seen["held_out"][name]) for name in names}
+        self,
+        layer: int,
+        group: InputGroup,
+        weights: Mapping[str, jax.Array],
+        plain: Mapping[str, jax.Array],
+        pairs: Mapping[str, Pair],
+    ) -> Moments | None:
+        if self.runner is None:
+            return None
+        sums = {kind: pair.observe(self.runner, layer, group.observed, weights, plain) for kind, pair in pairs.items()}
+        return Moments(calibration=sums["calibration"], held_out=sums["held_out"])
 
     def _group(
         self,
         prefix: str,
         group: InputGroup,
         schemes: Mapping[str, Scheme],
-        weights: dict[str, jax.Array],
+        weights: Mapping[str, jax.Array],
         moments: Moments | None,
-        changed: set[str],
     ) -> GroupResult:
-        """Quantizes a group; scales of its inputs go into `weights`, and their names into `changed`."""
         own = {member: weights[f"{prefix}{member}.weight"].astype(jnp.float32) for member in schemes}
         for member, w in own.items():
             check_weights(prefix + member, w)
         can_scale = len(schemes) == len(group.members) and self._can_fold(prefix, group, weights)
-        result = quantize_group(
+        return quantize_group(
             own, schemes, self.recipe.method, moments, model_dtype=self.model.config.dtype, can_scale=can_scale
         )
-        if result.scales is not None:
-            self._fold(prefix, group, result.scales, weights, changed)
-        return result
 
     def _can_fold(self, prefix: str, group: InputGroup, weights: Mapping[str, jax.Array]) -> bool:
         """Whether what makes the inputs of a group can be divided by scales, and written back."""
@@ -312,22 +334,28 @@ class _Run:
         return is_quantized and (bias not in weights or isinstance(self.checkpoint.stored(bias, self.model), Stored))
 
     def _fold(
-        self, prefix: str, group: InputGroup, scales: jax.Array, weights: dict[str, jax.Array], changed: set[str]
+        self,
+        prefix: str,
+        group: InputGroup,
+        scales: jax.Array,
+        weights: dict[str, jax.Array],
+        encoded: dict[str, Encoded],
+        changed: set[str],
     ) -> None:
         """Divides what makes the inputs by the scales that the weights were multiplied by."""
-        name = f"{prefix}{group.fold}.weight"
-        value = weights[name].astype(jnp.float32)
+        dtype = self.model.config.dtype
+        maker = prefix + (group.fold or "")
         if group.fold_is_norm:
             offset = norm_offset(self.model)
-            value = (value + offset) / scales - offset
-        else:  # not rounded to the model's dtype: it is quantized next, from float32
-            weights[name] = value / scales[:, None]
-            name, value = f"{prefix}{group.fold}.bias", weights.get(f"{prefix}{group.fold}.bias")
-            if value is None:
-                return
-            value = value.astype(jnp.float32) / scales
-        weights[name] = value.astype(self.model.config.dtype)
-        changed.add(name)
+            norm = (weights[f"{maker}.weight"].astype(jnp.float32) + offset) / scales - offset
+            weights[f"{maker}.weight"] = norm.astype(dtype)
+            changed.add(f"{maker}.weight")
+            return
+        encoded[maker] = encoded[maker].with_rows_divided(np.asarray(scales))
+        weights[f"{maker}.weight"] = self._float(encoded[maker])
+        if f"{maker}.bias" in weights:
+            weights[f"{maker}.bias"] = (weights[f"{maker}.bias"].astype(jnp.float32) / scales).astype(dtype)
+            changed.add(f"{maker}.bias")
 
     def _report(self, name: str, scheme: Scheme, outcome: MemberResult) -> LayerReport:
         wanted = self.recipe.scheme(self._bits_of(name))
@@ -379,9 +407,8 @@ class _Run:
                 )
             )
 
-    def _outside(self, streams: Mapping[str, Stream]) -> None:
+    def _outside(self) -> None:
         """The head, if it is to be quantized, and everything that is in no block."""
-        del streams
         encoded: dict[str, Encoded] = {}
         bits = self.recipe.lm_head_bits
         if bits != 16 and "lm_head" in self.model.linears:

@@ -16,14 +16,16 @@ from jaxtyping import Array, Float
 __all__ = ["Grid", "nearest", "round_to_grid", "search_grid"]
 
 _SHRINKS = 40
-_SMALLEST_SHRINK = 0.5
+_SMALLEST_SHRINK, _LARGEST_SHRINK = 0.5, 1.1
+"""Of the range that just holds a group. Above 1 the grid's own rounding may still gain: there is one level more on one
+side than on the other."""
 
 
 class Grid(NamedTuple):
     """The values a group can have: scale * (q - zero), q from `low` to `high`.
 
     Attributes:
-      scale: float32 [N, G], above zero.
+      scale: float32 [N, G], not zero. Negative where the side with one level more is better given to positive weights.
       zero: float32 [N, G] whole numbers; 0 where the grid is symmetric.
     """
 
@@ -62,7 +64,9 @@ def search_grid(
       scale_dtype: scales are rounded to it first, as they will be stored.
       search: False takes the whole range of each group.
     """
-    shrinks = jnp.linspace(1.0, _SMALLEST_SHRINK, _SHRINKS) if search else jnp.ones(1)
+    shrinks = jnp.linspace(_LARGEST_SHRINK, _SMALLEST_SHRINK, _SHRINKS) if search else jnp.ones(1)
+    if symmetric and search:
+        shrinks = jnp.concatenate([shrinks, -shrinks])
 
     def grid(shrink: Array) -> Grid:
         if symmetric:
@@ -73,7 +77,7 @@ def search_grid(
             scale = (top - bottom) / (high - low)
             zero = jnp.clip(jnp.round(low - bottom / jnp.where(scale > 0, scale, 1)), low, high)
         scale = scale.astype(scale_dtype).astype(jnp.float32)
-        return Grid(jnp.where(scale > 0, scale, 1.0), zero)
+        return Grid(jnp.where(scale != 0, scale, 1.0), zero)
 
     def error(candidate: Grid) -> Array:
         return jnp.sum(importance * (round_to_grid(w, candidate, low, high) - w) ** 2, axis=-1)

@@ -13,9 +13,9 @@ import numpy as np
 
 from ryzjax.bits import storage_dtype
 from ryzjax.models.registry import AbstractModel
-from ryzjax.quant.blocks import BlockRunner, Moments
+from ryzjax.quant.blocks import BlockRunner, InputSums
 
-__all__ = ["Stream", "Workspace", "embed_sequences"]
+__all__ = ["Pair", "Stream", "Workspace", "embed_sequences"]
 
 _BATCH_TOKENS = 2048
 """Tokens that go through a block at a time: enough for full matmuls, few enough to bound temporaries."""
@@ -27,25 +27,50 @@ class Stream:
 
     hidden: np.ndarray
 
-    def observe(self, runner: BlockRunner, layer: int, weights: Mapping[str, jax.Array], names: list[str]) -> Moments:
-        """Mean x x^T of the inputs of some linear layers of a block; the states stay as they are."""
-        total: Moments = {}
-        for part in self._parts():
-            _, moments = runner(layer, weights, jnp.asarray(self.hidden[part]), observe=names)
-            total = moments if not total else {name: total[name] + value for name, value in moments.items()}
-        count = self.hidden.shape[0] * self.hidden.shape[1]
-        return {name: value / count for name, value in total.items()}
-
     def advance(self, runner: BlockRunner, layer: int, weights: Mapping[str, jax.Array]) -> None:
         """Takes the states through a block."""
-        for part in self._parts():
-            self.hidden[part] = runner(layer, weights, jnp.asarray(self.hidden[part]))[0]
+        for part in batches(self.hidden):
+            self.hidden[part] = runner.advance(layer, weights, jnp.asarray(self.hidden[part]))
 
-    def _parts(self) -> Iterator[slice]:
-        sequences, tokens, _ = self.hidden.shape
-        rows = max(1, min(sequences, _BATCH_TOKENS // tokens))
-        for first in range(0, sequences, rows):
-            yield slice(first, min(first + rows, sequences))
+
+@dataclass(kw_only=True)
+class Pair:
+    """The same sequences in the model that is being quantized and in the plain one."""
+
+    quantized: Stream
+    plain: Stream
+
+    def observe(
+        self,
+        runner: BlockRunner,
+        layer: int,
+        linear: str,
+        weights: Mapping[str, jax.Array],
+        plain_weights: Mapping[str, jax.Array],
+    ) -> InputSums:
+        """Means over all tokens of what a linear layer of a block is given; see `BlockRunner.observe`."""
+        total: InputSums | None = None
+        for part in batches(self.plain.hidden):
+            sums = runner.observe(
+                layer,
+                linear,
+                weights=weights,
+                hidden=jnp.asarray(self.quantized.hidden[part]),
+                plain_weights=plain_weights,
+                plain_hidden=jnp.asarray(self.plain.hidden[part]),
+            )
+            total = sums if total is None else jax.tree.map(jnp.add, total, sums)
+        assert total is not None
+        count = self.plain.hidden.shape[0] * self.plain.hidden.shape[1]
+        return jax.tree.map(lambda sum_: sum_ / count, total)
+
+
+def batches(hidden: np.ndarray) -> Iterator[slice]:
+    """Sequences that go through a block together."""
+    sequences, tokens, _ = hidden.shape
+    rows = max(1, min(sequences, _BATCH_TOKENS // tokens))
+    for first in range(0, sequences, rows):
+        yield slice(first, min(first + rows, sequences))
 
 
 def embed_sequences(model: AbstractModel, weights: Mapping[str, jax.Array], tokens: np.ndarray) -> Stream:

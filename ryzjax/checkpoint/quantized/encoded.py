@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax.numpy as jnp
 import numpy as np
@@ -49,6 +49,11 @@ class Encoded:
         if self.zeros is not None:
             zero = np.repeat(self.zeros, group, axis=1).astype(np.float32)
         return (self.q.astype(np.float32) - zero) * np.repeat(self.scales.astype(np.float32), group, axis=1)
+
+    def with_rows_divided(self, by: np.ndarray) -> Encoded:
+        """The matrix whose rows are divided by float32 [N]: by way of the scales, which are rounded once more."""
+        scales = (self.scales.astype(np.float32) / by[:, None]).astype(self.scales.dtype)
+        return replace(self, scales=scales)
 
     def tensors(self) -> dict[str, np.ndarray]:
         """Ending of the name -> tensor, as compressed-tensors stores them."""
