@@ -49,11 +49,16 @@ class Eval:
     """Window of perplexity and KL; by default 2048, or the model's context where that is less."""
     stride_tokens: int | None = None
     """Between windows; by default half the window."""
+    verify: bool = False
+    """Measure again what the model's certificate holds, and compare: --reference, --kl and --data say where the plain
+    model, the text and the data are, where they have moved."""
     output: str | None = None
     """JSON file for the results, and how they came about."""
 
     def run(self) -> int:
         """Measures, prints a table, writes the file; returns the exit status."""
+        if self.verify:
+            return self._verify()
         names = [name for words in self.tasks for name in words.split(",") if name]
         self._check(names)
         # Heavy modules only now: wrong flags are reported before jax is imported.
@@ -121,6 +126,23 @@ class Eval:
             Path(self.output).write_text(json.dumps(report | provenance(), indent=1) + "\n", encoding="utf-8")
             console.print(f"written to {self.output}")
         return 0
+
+    def _verify(self) -> int:
+        """0 where all figures are the certified ones, else 1."""
+        from rich.console import Console
+
+        from ryzjax.evaluation.certificate import verify
+        from ryzjax.evaluation.report import check_table, provenance
+
+        data = None if self.data == "hub" else self.data
+        checks = verify(self.engine.model, base=self.reference, text=self.kl, data=data, show_progress=True)
+        Console().print(check_table(checks))
+        if self.output is not None:
+            report = {"model": self.engine.model, "checks": [asdict(check) for check in checks], **provenance()}
+            Path(self.output).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        differ = sum(not check.is_same for check in checks)
+        print(f"{len(checks) - differ} of {len(checks)} figures and files are as certified")
+        return 1 if differ else 0
 
     def _check(self, names: list[str]) -> None:
         if (self.kl is None) != (self.reference is None):

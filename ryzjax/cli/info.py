@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 from dataclasses import dataclass
 from importlib.metadata import version
+from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
@@ -40,22 +41,33 @@ class Info:
         console.print(machine)
         if self.model is not None:
             console.print(self._model_table(self.model))
+            self._print_certificate(console, self.model)
         console.print(_ops_table())
         return 0
 
-    def _model_table(self, name: str) -> Table:
-        from pathlib import Path
-
-        from ryzjax.checkpoint.hf_config import model_config_from_hf
+    def _print_certificate(self, console: Console, name: str) -> None:
+        from ryzjax.checkpoint.certificate import read_certificate
         from ryzjax.checkpoint.source import resolve_source
-        from ryzjax.models.registry import abstract_model, family_of
+        from ryzjax.evaluation.report import certificate_table
+
+        if Path(name).is_file():
+            return
+        certificate = read_certificate(resolve_source(name).directory)
+        if certificate is not None:
+            console.print(certificate_table(certificate))
+
+    def _model_table(self, name: str) -> Table:
+        from ryzjax.checkpoint.hf_config import model_config_from_hf
+        from ryzjax.checkpoint.load import stored_model
+        from ryzjax.checkpoint.source import resolve_source
+        from ryzjax.models.registry import family_of
         from ryzjax.serving.capacity import kv_page_bytes
         from ryzjax.sharding import Layout, Placement
 
         source = resolve_source(name, load_format="dummy" if Path(name).is_file() else "auto")
         config = model_config_from_hf(source.config, source.generation, dtype=self.dtype, source=source.config_name)
         placement = Placement(Layout.load(self.layout))
-        model = abstract_model(config, placement)
+        model = stored_model(source, config, placement)
         table = _table(f"model {name}", "", "")
         table.add_row("family", family_of(config))
         for field in ("dtype", "num_layers", "hidden_size", "intermediate_size", "num_heads"):

@@ -52,6 +52,14 @@ class Quantize:
     """Tokens of each."""
     seed: int = 0
     """Of the choice of sequences."""
+    eval_text: str | None = None
+    """Text file the result is measured on against MODEL: KL, top-1 agreement, perplexity. Not the calibration text."""
+    tasks: tuple[str, ...] = ()
+    """Benchmarks that both are measured on: hellaswag, mmlu, lambada, gsm8k."""
+    data: str = "hub"
+    """Folder with the benchmarks' files, or hub for Hugging Face data sets."""
+    limit: int | None = None
+    """Items of each benchmark."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """That the model is computed in; auto takes the checkpoint's (float16 becomes bfloat16)."""
     layout: str = "single"
@@ -64,9 +72,15 @@ class Quantize:
 
         from rich.console import Console
 
+        from ryzjax.checkpoint.certificate import read_certificate
         from ryzjax.checkpoint.hf_config import model_config_from_hf
         from ryzjax.checkpoint.source import resolve_source
         from ryzjax.data.tokenizer import Tokenizer
+        from ryzjax.evaluation.certificate import Measurement, certify
+        from ryzjax.evaluation.evaluate import check_tasks
+        from ryzjax.evaluation.report import certificate_table
+        from ryzjax.evaluation.tasks import TaskOptions, open_data
+        from ryzjax.evaluation.text import EvaluationText
         from ryzjax.models.registry import abstract_model
         from ryzjax.quant.calibration import calibration_from_text
         from ryzjax.quant.quantize import quantize
@@ -87,6 +101,12 @@ class Quantize:
             max_kl=self.max_kl,
             lm_head_bits=self.lm_head_bits,
         )
+        # What is measured at the end is looked at before hours of work.
+        if self.tasks:
+            check_tasks(self.tasks)
+            open_data(self.data)
+        if self.eval_text is not None:
+            EvaluationText.read(self.eval_text)
         source = resolve_source(self.model, revision=self.model_revision)
         config = model_config_from_hf(source.config, source.generation, dtype=self.dtype, source=source.config_name)
         placement = Placement(Layout.load(self.layout))
@@ -104,7 +124,18 @@ class Quantize:
         if recipe.is_mixed and calibration is not None:
             bits = mix_of_bits(source, abstract_model(config, placement), recipe, calibration)
         result = quantize(source, config, placement, recipe, out, calibration=calibration, bits=bits)
-        result.finish()
-        Console().print(report_table(result.reports))
+        what = Measurement(
+            text=self.eval_text,
+            tasks=self.tasks,
+            data=self.data,
+            options=TaskOptions(limit=self.limit),
+            dtype=self.dtype,
+        )
+        certify(result, source, recipe, calibration, what, seed=self.seed, show_progress=True)
+        console = Console()
+        console.print(report_table(result.reports))
+        certificate = read_certificate(out)
+        assert certificate is not None
+        console.print(certificate_table(certificate))
         print(f"{out}: written in {result.wall_s:.0f} s; serve it with: ryzjax serve {out}")
         return 0

@@ -5,22 +5,27 @@ from __future__ import annotations
 import math
 import platform
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import jax
 from rich.box import SIMPLE
 from rich.table import Table
 
 from ryzjax import __version__
+from ryzjax.checkpoint.certificate import certificate_summary
 from ryzjax.evaluation.divergence import Divergence
 from ryzjax.evaluation.perplexity import Perplexity
 from ryzjax.evaluation.statistics import Metric
 from ryzjax.evaluation.tasks import TaskResult
 
-__all__ = ["evaluation_table", "provenance", "result_json"]
+if TYPE_CHECKING:
+    from ryzjax.evaluation.certificate import Check
+
+__all__ = ["certificate_table", "check_table", "evaluation_table", "provenance", "result_json"]
 
 
 def evaluation_table(
@@ -86,6 +91,38 @@ def _number(value: float) -> str:
     if value == 0 or 1e-3 <= abs(value) < 10:
         return f"{value:.4f}"
     return f"{value:.2f}" if 10 <= abs(value) < 1e5 else f"{value:.2e}"
+
+
+def certificate_table(certificate: Mapping[str, object]) -> Table:
+    """The figures of a quantized model's certificate that a reader looks for first."""
+    table = Table(title="certificate", title_justify="left", show_header=False)
+    table.add_column("")
+    table.add_column("")
+    for name, value in certificate_summary(certificate).items():
+        if isinstance(value, Mapping):
+            for task, scores in value.items():
+                table.add_row(f"{name}: {task}", str(scores))
+        elif value is not None:
+            table.add_row(name.replace("_", " "), _number(value) if isinstance(value, float) else str(value))
+    if not (certificate.get("measured") or {}):
+        table.add_row("measured", "nothing")
+    return table
+
+
+def check_table(checks: Sequence[Check]) -> Table:
+    """Figures of a certificate beside those measured again; of names, sizes and files only those that differ."""
+    table = Table(title="certificate, verified", title_justify="left", box=SIMPLE, show_edge=False)
+    for column in ("figure", "certified", "measured", ""):
+        table.add_column(column, overflow="fold")
+    for check in checks:
+        if check.is_same and not isinstance(check.certified, float):
+            continue
+        table.add_row(check.name, _short(check.certified), _short(check.measured), "" if check.is_same else "DIFFERS")
+    return table
+
+
+def _short(value: object) -> str:
+    return _number(value) if isinstance(value, float) else str(value)[:24]
 
 
 def _numbers(value: float, low: float, high: float) -> tuple[str, str]:

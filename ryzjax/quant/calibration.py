@@ -36,6 +36,16 @@ class Calibration:
     source: str
     sha256: str
 
+    def describe(self) -> dict[str, object]:
+        """For a certificate."""
+        return {
+            "source": self.source,
+            "sha256": self.sha256,
+            "sequences": self.tokens.shape[0],
+            "held_out_sequences": self.held_out.shape[0],
+            "sequence_tokens": self.tokens.shape[1],
+        }
+
 
 def calibration_from_text(
     source: str, tokenizer: Tokenizer, *, sequences: int, sequence_tokens: int, seed: int = 0

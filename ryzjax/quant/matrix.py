@@ -12,7 +12,7 @@ import numpy as np
 from ryzjax.checkpoint.quantized.encoded import Encoded
 from ryzjax.errors import ConfigError
 from ryzjax.quant.gptq import Factor, gptq
-from ryzjax.quant.hqq import improve_zeros
+from ryzjax.quant.hqq import improve_grid
 from ryzjax.quant.rounding import Grid, nearest, round_to_grid, search_grid
 from ryzjax.quant.scheme import Scheme, scale_dtype_for
 
@@ -77,7 +77,7 @@ def encode_matrix(
     dtype = scale_dtype_for(model_dtype, peak[peak > 0])
     grid = _grid(grouped, scheme, importance, dtype)
     if method == "hqq" and not scheme.symmetric:
-        grid = improve_zeros(grouped.w, grid, low=grouped.low, high=grouped.high)
+        grid = improve_grid(grouped.w, grid, low=grouped.low, high=grouped.high, scale_dtype=dtype)
     if method == "gptq":
         assert factor is not None
         q = gptq(w, factor, grid, low=grouped.low, high=grouped.high)

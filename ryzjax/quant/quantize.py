@@ -184,7 +184,7 @@ class _Run:
             layer = cast("int", state["layer"])
             _log.info("%s: going on with block %d", self.partial, layer)
             self.reports = [
-                LayerReport(**{**report, "notes": tuple(report["notes"])})
+                LayerReport(**{**report, "notes": tuple(report["notes"]), "shape": tuple(report["shape"])})
                 for report in cast("list[dict]", state["reports"])
             ]
             formats = cast("dict[str, dict]", state["formats"])
@@ -369,6 +369,7 @@ class _Run:
             bits=scheme.bits,
             group_size=outcome.encoded.format.group or 0,
             symmetric=scheme.symmetric,
+            shape=outcome.encoded.q.shape,
             nbytes=outcome.encoded.format.nbytes(outcome.encoded.q.shape),
             output_error=outcome.output_error,
             rtn_error=outcome.rtn_error,
@@ -399,6 +400,7 @@ class _Run:
                     bits=16 if spec.dtype != np.float32 else 32,
                     group_size=0,
                     symmetric=True,
+                    shape=shape,
                     nbytes=spec.nbytes,
                     output_error=None,
                     rtn_error=None,

@@ -18,6 +18,7 @@ class LayerReport:
       bits: a value's; 16 where it was left.
       group_size: in features that share a scale; 0 for a row.
       symmetric: without zeros.
+      shape: [N, K], or [experts, N, K].
       nbytes: in memory, scales included.
       output_error: relative root mean square error of its outputs on held-out inputs; None without data.
       rtn_error: the same of rounding to nearest.
@@ -32,6 +33,7 @@ class LayerReport:
     bits: int
     group_size: int
     symmetric: bool
+    shape: tuple[int, ...]
     nbytes: int
     output_error: float | None
     rtn_error: float | None

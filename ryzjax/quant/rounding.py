@@ -64,7 +64,9 @@ def search_grid(
       scale_dtype: scales are rounded to it first, as they will be stored.
       search: False takes the whole range of each group.
     """
-    shrinks = jnp.linspace(_LARGEST_SHRINK, _SMALLEST_SHRINK, _SHRINKS) if search else jnp.ones(1)
+    shrinks = jnp.ones(1)
+    if search:
+        shrinks = jnp.concatenate([shrinks, jnp.linspace(_LARGEST_SHRINK, _SMALLEST_SHRINK, _SHRINKS)])
     if symmetric and search:
         shrinks = jnp.concatenate([shrinks, -shrinks])
 

@@ -51,7 +51,7 @@ class Scheme:
 
     def fits(self, k: int) -> bool:
         """Whether K = `k` in features are whole groups, and can be packed."""
-        return k % (self.group or 1) == 0 and (self.bits == 8 or k % 32 == 0)
+        return k % (self.group or (32 if self.bits == 4 else 1)) == 0
 
     def format(self, k: int, scale_dtype: Literal["float32", "float16", "bfloat16"]) -> QFormat:
         """Of a matrix with K = `k`; a group of all columns is a row's."""

@@ -7,7 +7,7 @@ import threading
 import time
 import uuid
 from collections import defaultdict
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -59,6 +59,7 @@ class AsyncEngine:
       max_context_tokens: longest prompt plus output.
       max_queue: requests that may wait beside the running ones.
       pooling: of `embed` where a request names none.
+      certificate: what the model's quantization cost, in short; None where there is no certificate.
     """
 
     def __init__(
@@ -71,10 +72,12 @@ class AsyncEngine:
         max_context_tokens: int,
         max_queue: int,
         pooling: Pooling,
+        certificate: Mapping[str, object] | None = None,
     ):
         self.tokenizer = tokenizer
         self.model_config = config
         self.model_name = model_name
+        self.certificate = certificate
         self.max_context_tokens = max_context_tokens
         self.metrics: EngineMetrics = engine.metrics
         self.engine = engine

@@ -13,6 +13,7 @@ import jax
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from ryzjax.checkpoint.certificate import certificate_summary, read_certificate
 from ryzjax.checkpoint.dummy import dummy_weights
 from ryzjax.checkpoint.hf_config import model_config_from_hf
 from ryzjax.checkpoint.load import load_weights, stored_model
@@ -58,6 +59,7 @@ def launch_engine(config: EngineConfig, *, model_name: str | None = None, show_p
         _check_context(config, model_config)
         placement = Placement(Layout.load(config.layout))
         model = stored_model(source, model_config, placement)
+        certificate = _certificate(source)
         _set_compile_cache(config.compile_cache)
     with _phase("tokenizer"):
         tokenizer = _tokenizer(source, config, model_config)
@@ -100,6 +102,7 @@ def launch_engine(config: EngineConfig, *, model_name: str | None = None, show_p
         max_context_tokens=capacity.max_context_tokens,
         max_queue=config.max_queue,
         pooling=config.pooling,
+        certificate=certificate,
     )
     engine.start()
     return engine
@@ -110,6 +113,11 @@ def _phase(name: str) -> Iterator[None]:
     started = time.perf_counter()
     yield
     _log.info("phase %s %.3f", name, time.perf_counter() - started)
+
+
+def _certificate(source: CheckpointSource) -> dict[str, object] | None:
+    found = read_certificate(source.directory) if source.weight_format == "safetensors" else None
+    return None if found is None else certificate_summary(found)
 
 
 def _set_compile_cache(setting: str | None) -> None:

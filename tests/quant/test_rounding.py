@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ryzjax.quant.hqq import improve_zeros
+from ryzjax.quant.hqq import improve_grid
 from ryzjax.quant.rounding import Grid, nearest, round_to_grid, search_grid
 
 RNG = np.random.default_rng(0)
@@ -26,14 +26,15 @@ def grid(w: jnp.ndarray, *, symmetric: bool = True, search: bool = True, importa
 def test_a_searched_scale_is_never_worse_and_mostly_better(symmetric: bool):
     plain, searched = (loss(HEAVY, grid(HEAVY, symmetric=symmetric, search=search)) for search in (False, True))
     assert np.all(searched <= plain * (1 + 1e-6))
-    assert searched.sum() < 0.9 * plain.sum()
+    assert searched.sum() < 0.95 * plain.sum()
 
 
 def test_the_search_is_the_best_of_its_candidates():
     """Against a loop over the same shrinks in numpy."""
     w = np.asarray(HEAVY, np.float64)
     best = np.full(w.shape[:2], np.inf)
-    for shrink in np.linspace(1.0, 0.5, 40):
+    shrinks = [1.0, *np.linspace(1.1, 0.5, 40)]
+    for shrink in [*shrinks, *(-shrink for shrink in shrinks)]:
         scale = np.abs(w).max(axis=-1) * shrink * 2 / 15
         rounded = np.clip(np.round(w / scale[..., None]), -8, 7) * scale[..., None]
         best = np.minimum(best, ((rounded - w) ** 2).sum(axis=-1))
@@ -56,7 +57,7 @@ def test_groups_of_zeros_and_of_one_sign():
     w = jnp.stack([jnp.zeros((4, 64)), 1 + jnp.abs(HEAVY[0]), -1 - jnp.abs(HEAVY[0])])
     for symmetric in (True, False):
         found = grid(w, symmetric=symmetric)
-        assert bool(jnp.all(found.scale > 0)) and bool(jnp.all(jnp.isfinite(found.scale)))
+        assert bool(jnp.all(found.scale != 0)) and bool(jnp.all(jnp.isfinite(found.scale)))
         np.testing.assert_array_equal(round_to_grid(w, found, -8, 7)[0], 0)
         q = nearest(w, found, -8, 7)
         assert q.min() >= -8 and q.max() <= 7
@@ -70,15 +71,15 @@ def test_int8_comes_back_within_half_a_step():
     assert bool(jnp.all(error <= found.scale[..., None] * 0.5001))
 
 
-def test_hqq_zeros_lose_less_in_their_norm():
+def test_hqq_loses_less_in_its_norm():
     skewed = jnp.asarray(RNG.exponential(1.0, (32, 4, 64)) - 0.3, jnp.float32)
     before = grid(skewed, symmetric=False, search=False)
-    after = improve_zeros(skewed, before, low=-8, high=7)
+    after = improve_grid(skewed, before, low=-8, high=7, scale_dtype="bfloat16")
 
     def norm(found: Grid) -> np.ndarray:
         return np.asarray(jnp.sum(jnp.abs(round_to_grid(skewed, found, -8, 7) - skewed) ** 0.7, axis=-1))
 
     assert np.all(norm(after) <= norm(before) * (1 + 1e-6))
-    assert np.any(norm(after) < norm(before))
+    assert norm(after).sum() < 0.95 * norm(before).sum()
     np.testing.assert_array_equal(after.zero, jnp.round(after.zero))
-    np.testing.assert_array_equal(after.scale, before.scale)
+    assert bool(jnp.all((after.zero >= -8) & (after.zero <= 7)))

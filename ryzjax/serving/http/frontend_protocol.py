@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Protocol
 
 from ryzjax.serving.request import EmbeddingOutput, Pooling, RequestOutput, StreamDelta
@@ -40,6 +40,11 @@ class EngineFrontend(Protocol):
     @property
     def model_name(self) -> str:
         """What the model is called when the server gives it no other name."""
+        ...
+
+    @property
+    def certificate(self) -> Mapping[str, object] | None:
+        """What its quantization cost, in short; None where it has no certificate."""
         ...
 
     @property

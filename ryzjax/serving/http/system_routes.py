@@ -18,7 +18,9 @@ _STARTED_S = int(time.time())
 
 
 def _model_card(context: ServerContext) -> dict[str, object]:
-    return {
+    certificate = context.engine.certificate
+    quantization: dict[str, object] = {} if certificate is None else {"quantization": dict(certificate)}
+    return quantization | {
         "id": context.model_name,
         "object": "model",
         "created": _STARTED_S,

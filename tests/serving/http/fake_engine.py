@@ -59,6 +59,7 @@ class FakeEngine:
         self.tokenizer = FakeTokenizer()
         self.model_name = "fake"
         self.max_context_tokens = CONTEXT
+        self.certificate = None
         self.is_ready = True
         self.is_healthy = True
         self.running: set[str] = set()

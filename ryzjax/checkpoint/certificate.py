@@ -1,0 +1,64 @@
+"""The certificate beside a quantized checkpoint: what was done to it, and what that cost."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import cast
+
+from ryzjax.errors import CheckpointError
+
+__all__ = ["CERTIFICATE_FILE", "certificate_summary", "read_certificate"]
+
+CERTIFICATE_FILE = "ryzjax_certificate.json"
+_MAX_BYTES = 50_000_000
+
+
+def read_certificate(directory: Path) -> Mapping[str, object] | None:
+    """The parsed certificate of a model's directory; None where there is none.
+
+    Raises:
+      CheckpointError: it is there, but no certificate.
+    """
+    path = directory / CERTIFICATE_FILE
+    if not path.is_file():
+        return None
+    try:
+        if path.stat().st_size > _MAX_BYTES:
+            raise CheckpointError(f"{path}: {path.stat().st_size} bytes; a certificate is smaller. Remove it")
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: cannot be read as JSON ({error}); remove it, or quantize again") from error
+    if not isinstance(value, dict) or not isinstance(value.get("layers"), list):
+        raise CheckpointError(f"{path}: not a certificate of RyzJAX; remove it, or quantize again")
+    return value
+
+
+def certificate_summary(certificate: Mapping[str, object]) -> dict[str, object]:
+    """The figures a reader looks for first: bits, method, KL, agreement, perplexity, scores."""
+    recipe = cast("Mapping[str, object]", certificate.get("recipe") or {})
+    measured = cast("Mapping[str, object]", certificate.get("measured") or {})
+    layers = cast("list[Mapping[str, object]]", certificate["layers"])
+    summary: dict[str, object] = {
+        "base_model": cast("Mapping[str, object]", certificate.get("base_model") or {}).get("name"),
+        "method": recipe.get("method"),
+        "bits": recipe.get("bits"),
+        "bits_per_weight": certificate.get("bits_per_weight"),
+        "fallbacks": sum(1 for layer in layers if layer.get("notes")),
+    }
+    divergence = measured.get("divergence")
+    if isinstance(divergence, Mapping):
+        for name in ("mean_kl", "top1_agreement", "perplexity", "reference_perplexity"):
+            summary[name] = divergence.get(name)
+    tasks = measured.get("tasks")
+    if isinstance(tasks, Mapping) and tasks:
+        summary["tasks"] = {
+            name: {which: _scores(result) for which, result in both.items()} for name, both in tasks.items()
+        }
+    return summary
+
+
+def _scores(result: object) -> dict[str, object]:
+    metrics = result.get("metrics", {}) if isinstance(result, Mapping) else {}
+    return {name: metric.get("value") for name, metric in metrics.items() if isinstance(metric, Mapping)}
