@@ -58,7 +58,7 @@ class KVFormat:
     def __post_init__(self) -> None:
         if (self.dtype == "fp8_e4m3") != (self.scales is not None):
             raise ConfigError(
-                f"a {self.dtype} KV cache {'without' if self.scales is None else 'with'} calibrated scales; fp8_e4m3 "
+                f"a KV cache of {self.dtype} {'without' if self.scales is None else 'with'} calibrated scales; fp8_e4m3 "
                 "needs them, and nothing else has a use for them"
             )
 
