@@ -1,6 +1,6 @@
 """Decode steps over KV caches of bfloat16, int8 and fp8, in turn: one step of each engine after the other.
 
-    python bench/kv_cache.py [--shape qwen2.5-0.5b] [--contexts 1024 16384] [--batches 1 8] [--steps 40]
+python bench/kv_cache.py [--shape qwen2.5-0.5b] [--contexts 1024 16384] [--batches 1 8] [--steps 40]
 """
 
 from __future__ import annotations

@@ -103,6 +103,4 @@ def test_scales_that_do_not_belong():
         KVFormat(dtype="int8", scales=scales_of(CONFIGS["llama"]))
     other = KVScales(k=np.ones((9, 9), np.float32), v=np.ones((9, 9), np.float32))
     with pytest.raises(ConfigError, match=r"KV scales k have shape \[9, 9\]; expected \["):
-        empty_kv_cache(
-            CONFIGS["llama"], ONE, KVFormat(dtype="fp8_e4m3", scales=other), num_pages=2, page_size_tokens=8
-        )
+        empty_kv_cache(CONFIGS["llama"], ONE, KVFormat(dtype="fp8_e4m3", scales=other), num_pages=2, page_size_tokens=8)

@@ -89,7 +89,7 @@ def check(kind: str, rows: list[tuple[int, int]], page_size: int, features: dict
     if placement is not None:
         assert cache.k.addressable_shards[0].data.shape[2] == 1  # each device has one of the two KV heads
         assert cache.k_scale is not None
-        assert KV_HEADS == 2 * cache.k_scale.addressable_shards[0].data.shape[1 if kind == "fp8" else 2]
+        assert 2 * cache.k_scale.addressable_shards[0].data.shape[1 if kind == "fp8" else 2] == KV_HEADS
     assert np.isfinite(out).all()
     all_k, all_v = values_of(cache)
     table, at = np.asarray(batch.page_table), 0
