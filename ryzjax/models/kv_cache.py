@@ -59,8 +59,8 @@ class KVFormat:
         if (self.dtype == "fp8_e4m3") != (self.scales is not None):
             which = "without" if self.scales is None else "with"
             raise ConfigError(
-                f"a KV cache of {self.dtype} {which} calibrated scales; fp8_e4m3 needs them, and nothing else has a use "
-                "for them"
+                f"a KV cache of {self.dtype} {which} calibrated scales; fp8_e4m3 needs them, and nothing else has "
+                "a use for them"
             )
 
 
