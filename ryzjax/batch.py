@@ -20,18 +20,23 @@ __all__ = ["KVCache", "TokenBatch"]
 class KVCache(NamedTuple):
     """Keys and values of every layer, in pages; donated to each step and updated in place.
 
-    Page 0 takes the writes of padding tokens and belongs to no sequence. bfloat16 is stored as its bits
-    (`ryzjax.bits`).
+    Page 0 takes the writes of padding tokens and belongs to no sequence. The dtype of `k` and `v` says how numbers
+    are stored (`ops.kv_pages`): float32; uint16, the bits of bfloat16; int8, with a scale a token and head, itself
+    the bits of a bfloat16; uint8, the bits of a float8 e4m3, with one scale a layer and head.
     """
 
     k: (
         Float[Array, "layers pages kv_heads page_size head_dim"]
         | UInt[Array, "layers pages kv_heads page_size head_dim"]
+        | Int[Array, "layers pages kv_heads page_size head_dim"]
     )
     v: (
         Float[Array, "layers pages kv_heads page_size head_dim"]
         | UInt[Array, "layers pages kv_heads page_size head_dim"]
+        | Int[Array, "layers pages kv_heads page_size head_dim"]
     )
+    k_scale: UInt[Array, "layers pages kv_heads page_size"] | Float[Array, "layers kv_heads"] | None = None
+    v_scale: UInt[Array, "layers pages kv_heads page_size"] | Float[Array, "layers kv_heads"] | None = None
 
     @property
     def page_size(self) -> int:

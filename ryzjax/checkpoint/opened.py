@@ -14,6 +14,7 @@ from types import TracebackType
 from ryzjax.checkpoint.families import HF_FAMILIES
 from ryzjax.checkpoint.gguf_file import GgufFile
 from ryzjax.checkpoint.gguf_names import gguf_weight, is_ignorable_gguf, row_transforms
+from ryzjax.checkpoint.kv_scales import KV_SCALE_ENDINGS
 from ryzjax.checkpoint.quantized.gguf import GgufMatrix
 from ryzjax.checkpoint.quantized.matrix import DequantizedWeight, QuantizedLeaf, RowsOf, StoredMatrix
 from ryzjax.checkpoint.quantized.method import quant_method
@@ -92,7 +93,8 @@ class OpenCheckpoint:
     def is_ignorable(self, tensor: str) -> bool:
         """Whether a tensor that no weight is made of may be left unread."""
         ignored = self._method.ignored if self._method is not None else ()
-        return self._names.is_ignorable(tensor) or tensor.endswith(ignored)
+        # Scales of the KV cache are read apart from the weights, and only where the cache is to be fp8.
+        return self._names.is_ignorable(tensor) or tensor.endswith((*ignored, *KV_SCALE_ENDINGS))
 
     def stored(self, name: str, model: AbstractModel) -> StoredWeight:
         """Where one of the model's weights is, or one leaf of a quantized one; quantized ones are read as floats

@@ -60,8 +60,8 @@ class Info:
         from ryzjax.checkpoint.hf_config import model_config_from_hf
         from ryzjax.checkpoint.load import stored_model
         from ryzjax.checkpoint.source import resolve_source
+        from ryzjax.models.kv_cache import kv_page_bytes
         from ryzjax.models.registry import family_of
-        from ryzjax.serving.capacity import kv_page_bytes
         from ryzjax.sharding import Layout, Placement
 
         source = resolve_source(name, load_format="dummy" if Path(name).is_file() else "auto")
@@ -79,7 +79,9 @@ class Info:
         table.add_row("parameters", f"{model.num_parameters:,}")
         weight_bytes = sum(spec.nbytes for spec in model.weights.values())
         table.add_row("weights", f"{weight_bytes / 2**20:,.1f} MiB over {placement.num_devices} device(s)")
-        table.add_row("KV cache", f"{kv_page_bytes(config, placement, 1):,} bytes a token and device")
+        for dtype in dict.fromkeys((config.dtype, "int8", "fp8_e4m3")):
+            size = kv_page_bytes(config, placement, dtype, 1)
+            table.add_row(f"KV cache, {dtype}", f"{size:,} bytes a token and device")
         return table
 
 

@@ -16,12 +16,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from ryzjax.batch import KVCache, TokenBatch
-from ryzjax.bits import storage_dtype
 from ryzjax.checkpoint.hf_config import model_config_from_hf
 from ryzjax.checkpoint.load import load_weights, stored_model
 from ryzjax.checkpoint.source import CheckpointSource, LoadFormat, resolve_source
 from ryzjax.data.tokenizer import Tokenizer
 from ryzjax.errors import ConfigError, RequestError
+from ryzjax.models.kv_cache import KVFormat, empty_kv_cache
 from ryzjax.models.registry import AbstractModel
 from ryzjax.sharding import Layout, Placement
 
@@ -102,8 +102,14 @@ class Forward:
         self._max_tokens = max_tokens
         self._chunk = -(-min(chunk_tokens, max_tokens) // multiple) * multiple
         self._pages = -(-max_tokens // _PAGE_TOKENS)
-        self._cache = _empty_cache(model, self._pages)
-        shardings = KVCache._make(pages.sharding for pages in self._cache)
+        self._cache = empty_kv_cache(
+            model.config,
+            model.placement,
+            KVFormat(dtype=model.config.dtype),
+            num_pages=self._pages + 1,
+            page_size_tokens=_PAGE_TOKENS,
+        )
+        shardings = jax.tree.map(lambda array: array.sharding, self._cache)
 
         def step(leaves: tuple[jax.Array, ...], cache: KVCache, batch: TokenBatch) -> tuple[jax.Array, KVCache]:
             return model.merge(leaves).forward(batch, cache, max_query_len=batch.token_ids.shape[0])
@@ -169,13 +175,6 @@ def _leaves_of_head(model: AbstractModel) -> list[int]:
     traced = jax.make_jaxpr(lambda leaves, hidden: model.merge(leaves).logits(hidden))(tuple(shapes), hidden).jaxpr
     read = {id(variable) for equation in traced.eqns for variable in equation.invars}
     return [i for i, variable in enumerate(traced.invars[: len(shapes)]) if id(variable) in read]
-
-
-def _empty_cache(model: AbstractModel, pages: int) -> KVCache:
-    config = model.config
-    shape = (config.num_layers, pages + 1, config.num_kv_heads, _PAGE_TOKENS, config.head_dim)
-    sharding = model.placement.sharding((None, None, "kv_heads", None, None), shape)
-    return KVCache(*(jnp.zeros(shape, storage_dtype(config.dtype), device=sharding) for _ in range(2)))
 
 
 def _chunk_batch(ids: np.ndarray, start: int, *, width: int, pages: int) -> TokenBatch:

@@ -152,7 +152,7 @@ class Attention(nnx.Module):
             )
             return out, cache
 
-        specs = self.placement.attention_specs(self.num_heads, self.num_kv_heads)
+        specs = self.placement.attention_specs(self.num_heads, self.num_kv_heads, cache)
         attend = self.placement.per_shard(
             attend,
             in_specs=(

@@ -15,9 +15,10 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from ryzjax.batch import KVCache, TokenBatch
+from ryzjax.ops.kv_pages import KVBlock, head_scales, load_block
 
 __all__ = ["BLOCK_TOKENS", "DECODE_GROUP", "QUERY_TILE", "paged_attention"]
 
@@ -89,12 +90,17 @@ def paged_attention(
     num_tokens, num_heads, head_dim = q.shape
     num_kv_heads = cache.k.shape[2]
     grouped = q.astype(jnp.float32).reshape(num_tokens, num_kv_heads, num_heads // num_kv_heads, head_dim) * scale
+    k_scale, v_scale = head_scales(cache, layer)
+    if k_scale is not None:
+        grouped = grouped * k_scale[:, None, None]
     if sinks is not None:
         sinks = sinks.astype(jnp.float32).reshape(grouped.shape[1:3])
     scores = _Scores(window=window, softcap=softcap, sinks=sinks)
     out = _decode_rows(grouped, cache, layer, batch, scores)
     if max_query_len > 1:
         out = _chunks(out, grouped, cache, layer, batch, scores)
+    if v_scale is not None:
+        out = out * v_scale[:, None, None]
     return out.reshape(num_tokens, num_heads, head_dim).astype(q.dtype)
 
 
@@ -148,9 +154,9 @@ def _attend_rows(
         at = here[..., None] * block + jnp.arange(block)
         written = at < lengths[:, None]
         visible = written & to_scores.in_window(at, lengths[:, None] - 1)
-        keys, values = _load_pages(cache.k, layer, pages), _load_values(cache, layer, pages, written)
-        scores = to_scores.cap(jnp.einsum("RHGD,RHBD->RHGB", q, keys, preferred_element_type=jnp.float32))
-        return _accumulate(state, scores, visible[:, None, None, :], values, "RHGB,RHBD->RHGD")
+        loaded = load_block(cache, layer, pages, written)
+        scores = to_scores.cap(_raw_scores(q, loaded, "RHGD,RHBD->RHGB"))
+        return _accumulate(state, scores, visible[:, None, None, :], loaded, "RHGB,RHBD->RHGD")
 
     return _finish(lax.fori_loop(0, jnp.max(blocks), body, _start(q, to_scores.sinks)))
 
@@ -220,36 +226,15 @@ def _attend_tile(
         here = lax.dynamic_slice_in_dim(pages, i * block_pages, block_pages)
         at = i * block + jnp.arange(block)
         written = at < context_len
-        keys = _load_pages(cache.k, layer, here[None])[0]
-        values = _load_values(cache, layer, here[None], written[None])[0]
-        scores = to_scores.cap(jnp.einsum("HQD,HBD->HQB", queries, keys, preferred_element_type=jnp.float32))
+        loaded = load_block(cache, layer, here[None], written[None]).row(0)
+        scores = to_scores.cap(_raw_scores(queries, loaded, "HQD,HBD->HQB"))
         visible = (at <= positions[:, None]) & written & to_scores.in_window(at, positions[:, None])
-        return _accumulate(state, scores, visible, values, "HQB,HBD->HQD")
+        return _accumulate(state, scores, visible, loaded, "HQB,HBD->HQD")
 
     sinks = None if to_scores.sinks is None else jnp.repeat(to_scores.sinks, tile, axis=1)
     first = to_scores.first_block(first_position, block)
     done = _finish(lax.fori_loop(first, (end + block - 1) // block, body, _start(queries, sinks)))
     return done.reshape(num_kv_heads, group, tile, head_dim).transpose(2, 0, 1, 3)
-
-
-def _load_pages(pages_array: Array, layer: int | Int[Array, ""], pages: Int[Array, "R P"]) -> Float[Array, "R H B D"]:
-    """One block of pages of each row, as float32 [rows, kv_heads, tokens, head_dim]."""
-    loaded = pages_array[layer, pages].swapaxes(1, 2)
-    rows, heads, num_pages, page_size, head_dim = loaded.shape
-    loaded = loaded.reshape(rows, heads, num_pages * page_size, head_dim)
-    if loaded.dtype == jnp.uint16:  # bfloat16 bits are the upper half of a float32
-        return lax.bitcast_convert_type(loaded.astype(jnp.uint32) << 16, jnp.float32)
-    return loaded.astype(jnp.float32)
-
-
-def _load_values(
-    cache: KVCache, layer: int | Int[Array, ""], pages: Int[Array, "R P"], written: Bool[Array, "R B"]
-) -> Float[Array, "R H B D"]:
-    """Values of one block of pages, zero where the row has written none.
-
-    A page's unused slots hold what an earlier sequence left there; were that NaN, a weight of 0 would not hide it.
-    """
-    return jnp.where(written[:, None, :, None], _load_pages(cache.v, layer, pages), 0.0)
 
 
 def _start(q: Float[Array, "... D"], sinks: Float[Array, ...] | None) -> _Softmax:
@@ -260,17 +245,23 @@ def _start(q: Float[Array, "... D"], sinks: Float[Array, ...] | None) -> _Softma
     return _Softmax(jnp.broadcast_to(sinks, lanes), jnp.ones(lanes), jnp.zeros(q.shape))
 
 
-def _accumulate(state: _Softmax, scores: Array, visible: Array, values: Array, weigh: str) -> _Softmax:
+def _raw_scores(queries: Array, block: KVBlock, look: str) -> Array:
+    """Queries times keys; the scale of a key is that of its scores. Lanes of a head share its keys."""
+    scores = jnp.einsum(look, queries, block.keys, preferred_element_type=jnp.float32)
+    return scores if block.key_scale is None else scores * block.key_scale[..., None, :]
+
+
+def _accumulate(state: _Softmax, scores: Array, visible: Array, block: KVBlock, weigh: str) -> _Softmax:
     scores = jnp.where(visible, scores, _MASKED)
     peak = jnp.maximum(state.peak, scores.max(axis=-1))
     # A lane that has seen nothing yet has peak _MASKED, where exp(score - peak) would be 1: mask again.
     weights = jnp.where(visible, jnp.exp(scores - peak[..., None]), 0.0)
     shrink = jnp.exp(state.peak - peak)
-    return _Softmax(
-        peak,
-        state.total * shrink + weights.sum(axis=-1),
-        state.weighted * shrink[..., None] + jnp.einsum(weigh, weights, values, preferred_element_type=jnp.float32),
-    )
+    total = state.total * shrink + weights.sum(axis=-1)
+    if block.value_scale is not None:
+        weights = weights * block.value_scale[..., None, :]
+    weighed = jnp.einsum(weigh, weights, block.values, preferred_element_type=jnp.float32)
+    return _Softmax(peak, total, state.weighted * shrink[..., None] + weighed)
 
 
 def _finish(state: _Softmax) -> Array:

@@ -6,12 +6,12 @@ import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ryzjax.bits import storage_dtype
 from ryzjax.errors import CapacityError
 from ryzjax.models.config import ModelConfig
+from ryzjax.models.kv_cache import KVDtype, kv_page_bytes
 from ryzjax.sharding import Placement
 
-__all__ = ["Capacity", "device_memory_bytes", "kv_page_bytes", "most_pages", "plan_capacity"]
+__all__ = ["Capacity", "device_memory_bytes", "most_pages", "plan_capacity"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +21,8 @@ class Capacity:
     Attributes:
       budget_bytes: memory for weights (already there), temporaries and the pool.
       weight_bytes, temporary_bytes: taken before the pool.
-      page_bytes: one page of all layers.
+      kv_dtype: numbers of the pool.
+      page_bytes: one page of all layers, scales included.
       num_pages: pages of the pool, page 0 (padding) included.
       page_size_tokens: tokens a page.
       max_context_tokens: longest sequence.
@@ -30,6 +31,7 @@ class Capacity:
     budget_bytes: int
     weight_bytes: int
     temporary_bytes: int
+    kv_dtype: KVDtype
     page_bytes: int
     num_pages: int
     page_size_tokens: int
@@ -48,7 +50,8 @@ class Capacity:
             ("step temporaries", _gib(self.temporary_bytes)),
             (
                 "KV pool",
-                f"{_gib(self.num_pages * self.page_bytes)} = {self.num_pages} pages of {_mib(self.page_bytes)}",
+                f"{_gib(self.num_pages * self.page_bytes)} = {self.num_pages} pages of {_mib(self.page_bytes)}, "
+                f"{self.kv_dtype}",
             ),
             ("tokens in the pool", f"{self.pool_tokens:,}"),
             ("longest context, batch 1", f"{min(self.max_context_tokens, self.pool_tokens):,} tokens"),
@@ -80,13 +83,6 @@ def _available_memory_bytes() -> int:
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
-def kv_page_bytes(config: ModelConfig, placement: Placement, page_size_tokens: int) -> int:
-    """Bytes of one page on one device, keys and values of all layers."""
-    heads = config.num_kv_heads // placement.split("kv_heads", config.num_kv_heads)
-    itemsize = storage_dtype(config.dtype).itemsize
-    return 2 * config.num_layers * heads * page_size_tokens * config.head_dim * itemsize
-
-
 def most_pages(max_sequences: int, max_context_tokens: int, page_size_tokens: int) -> int:
     """Pages that every slot at full context uses, and page 0: more would never be touched."""
     return max_sequences * -(-max_context_tokens // page_size_tokens) + 1
@@ -96,6 +92,7 @@ def plan_capacity(
     config: ModelConfig,
     placement: Placement,
     *,
+    kv_dtype: KVDtype,
     page_size_tokens: int,
     max_sequences: int,
     max_context_tokens: int | None,
@@ -107,6 +104,7 @@ def plan_capacity(
     """Sizes the pool.
 
     Args:
+      kv_dtype: numbers of the pool.
       max_context_tokens: as asked for; None takes the model's, or less where only less fits.
       kv_memory_bytes: the pool's budget per device; None takes what `memory_fraction` leaves.
       memory_fraction: share of the device's memory for weights, temporaries and pool.
@@ -116,7 +114,7 @@ def plan_capacity(
     Raises:
       CapacityError: no page fits, or not one sequence of `max_context_tokens`; carries the table.
     """
-    page_bytes = kv_page_bytes(config, placement, page_size_tokens)
+    page_bytes = kv_page_bytes(config, placement, kv_dtype, page_size_tokens)
     if kv_memory_bytes is None:
         budget = int(device_memory_bytes(placement, weight_bytes) * memory_fraction)
         pool_bytes = budget - weight_bytes - temporary_bytes
@@ -130,6 +128,7 @@ def plan_capacity(
         budget_bytes=budget,
         weight_bytes=weight_bytes,
         temporary_bytes=temporary_bytes,
+        kv_dtype=kv_dtype,
         page_bytes=page_bytes,
         num_pages=num_pages,
         page_size_tokens=page_size_tokens,

@@ -26,7 +26,11 @@ class EngineConfig:
     model_revision: str | None = None
     """Branch, tag or commit of a Hugging Face id."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Of weights, activations and KV cache; auto takes the checkpoint's (float16 becomes bfloat16)."""
+    """Of weights and activations; auto takes the checkpoint's (float16 becomes bfloat16)."""
+    kv_dtype: Literal["auto", "bfloat16", "float32", "int8", "fp8_e4m3"] = "auto"
+    """Of the KV cache; auto takes the model's. int8 scales each token and head; fp8_e4m3 needs calibrated scales."""
+    kv_scale_unit: bool = False
+    """Take 1.0 for all scales of an fp8_e4m3 cache, whatever the checkpoint has: quality may suffer."""
     load_format: Literal["auto", "safetensors", "gguf", "orbax", "dummy"] = "auto"
     """auto takes what is there; dummy fills the model's shape with random weights, for benchmarks."""
     layout: str = "single"
@@ -80,6 +84,11 @@ class EngineConfig:
             )
         if self.kv_memory is not None:
             parse_bytes(self.kv_memory)
+        if self.kv_scale_unit and self.kv_dtype != "fp8_e4m3":
+            raise ConfigError(
+                f"kv_scale_unit is set, but kv_dtype={self.kv_dtype} has no calibrated scales; leave it out, or take "
+                "kv_dtype=fp8_e4m3"
+            )
 
 
 class EngineOptions(TypedDict, total=False):
@@ -87,6 +96,8 @@ class EngineOptions(TypedDict, total=False):
 
     model_revision: str | None
     dtype: Literal["auto", "float32", "bfloat16"]
+    kv_dtype: Literal["auto", "bfloat16", "float32", "int8", "fp8_e4m3"]
+    kv_scale_unit: bool
     load_format: Literal["auto", "safetensors", "gguf", "orbax", "dummy"]
     layout: str
     max_context_tokens: int | None

@@ -16,12 +16,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from ryzjax.checkpoint.certificate import certificate_summary, read_certificate
 from ryzjax.checkpoint.dummy import dummy_weights
 from ryzjax.checkpoint.hf_config import model_config_from_hf
+from ryzjax.checkpoint.kv_scales import fp8_kv_scales
 from ryzjax.checkpoint.load import load_weights, stored_model
 from ryzjax.checkpoint.source import CheckpointSource, resolve_source
 from ryzjax.data.byte_tokenizer import write_byte_tokenizer
 from ryzjax.data.tokenizer import Tokenizer
 from ryzjax.errors import ConfigError
 from ryzjax.models.config import ModelConfig
+from ryzjax.models.kv_cache import KVFormat
 from ryzjax.models.registry import AbstractModel
 from ryzjax.obs.metrics import EngineMetrics
 from ryzjax.serving.buckets import Buckets
@@ -57,6 +59,7 @@ def launch_engine(config: EngineConfig, *, model_name: str | None = None, show_p
             source.config, source.generation, dtype=config.dtype, source=source.config_name
         )
         _check_context(config, model_config)
+        kv_format = _kv_format(source, config, model_config)
         placement = Placement(Layout.load(config.layout))
         model = stored_model(source, model_config, placement)
         certificate = _certificate(source)
@@ -67,7 +70,7 @@ def launch_engine(config: EngineConfig, *, model_name: str | None = None, show_p
     with _phase("weights"):
         weights = _weights(model, source, config, show_progress)
     with _phase("plan"):
-        runner, capacity = _sized_runner(model, weights, config)
+        runner, capacity = _sized_runner(model, weights, config, kv_format)
         del weights
         runner.allocate(capacity.num_pages)
     _log.info(
@@ -93,7 +96,13 @@ def launch_engine(config: EngineConfig, *, model_name: str | None = None, show_p
     )
     name = model_name or Path(source.name).name
     metrics = EngineMetrics(model_name=name)
-    metrics.set_cache_config({"num_pages": capacity.num_pages, "page_size_tokens": capacity.page_size_tokens})
+    metrics.set_cache_config(
+        {
+            "num_pages": capacity.num_pages,
+            "page_size_tokens": capacity.page_size_tokens,
+            "kv_dtype": capacity.kv_dtype,
+        }
+    )
     engine = AsyncEngine(
         Engine(runner, scheduler, metrics, overlap=config.overlap),
         tokenizer,
@@ -135,6 +144,13 @@ def _check_context(config: EngineConfig, model: ModelConfig) -> None:
         )
 
 
+def _kv_format(source: CheckpointSource, config: EngineConfig, model: ModelConfig) -> KVFormat:
+    """What the KV cache is kept in; of fp8 with the checkpoint's scales."""
+    dtype = model.dtype if config.kv_dtype == "auto" else config.kv_dtype
+    scales = fp8_kv_scales(source, model, unit=config.kv_scale_unit) if dtype == "fp8_e4m3" else None
+    return KVFormat(dtype=dtype, scales=scales)
+
+
 def _check_vocabulary(tokenizer: Tokenizer, model: ModelConfig, source: CheckpointSource) -> None:
     if tokenizer.vocab_size > model.vocab_size:
         raise ConfigError(
@@ -163,7 +179,7 @@ def _weights(
 
 
 def _sized_runner(
-    model: AbstractModel, weights: dict[str, jax.Array], config: EngineConfig
+    model: AbstractModel, weights: dict[str, jax.Array], config: EngineConfig, kv_format: KVFormat
 ) -> tuple[ModelRunner, Capacity]:
     """The runner, and what fits: the pool takes what weights and the largest step's temporaries leave."""
 
@@ -179,6 +195,7 @@ def _sized_runner(
             max_sequences=config.max_sequences,
             max_context_tokens=max_context_tokens,
             page_size_tokens=config.page_size_tokens,
+            kv_format=kv_format,
         )
 
     wanted = config.max_context_tokens or model.config.max_position
@@ -186,6 +203,7 @@ def _sized_runner(
     capacity = plan_capacity(
         model.config,
         model.placement,
+        kv_dtype=kv_format.dtype,
         page_size_tokens=config.page_size_tokens,
         max_sequences=config.max_sequences,
         max_context_tokens=config.max_context_tokens,

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from ryzjax.batch import KVCache
-from ryzjax.bits import storage_dtype
 from ryzjax.dims import Int32Array
+from ryzjax.models.kv_cache import KVFormat, empty_kv_cache, kv_cache_shapes
 from ryzjax.models.registry import AbstractModel
 from ryzjax.ops.sampling import PROMPT_BIT, STOP_BIT
 from ryzjax.serving.buckets import Buckets
@@ -58,6 +58,7 @@ class ModelRunner:
       max_sequences: rows of a step and slots.
       max_context_tokens: longest sequence.
       page_size_tokens: tokens a page.
+      kv_format: of the cache; by default the model's dtype.
     """
 
     def __init__(
@@ -69,8 +70,10 @@ class ModelRunner:
         max_sequences: int,
         max_context_tokens: int,
         page_size_tokens: int,
+        kv_format: KVFormat | None = None,
     ):
         self.model = model
+        self.kv_format = kv_format or KVFormat(dtype=model.config.dtype)
         self.buckets = buckets
         self.max_sequences = max_sequences
         self.page_size_tokens = page_size_tokens
@@ -105,10 +108,15 @@ class ModelRunner:
 
     def allocate(self, num_pages: int) -> None:
         """Makes the KV cache, the sampling state and the sums of pooled hidden states."""
-        shapes = self._cache_shape(num_pages), self._state_shape(), self._sums_shape()
-        self._cache, self._state, self._sums = jax.tree.map(
-            lambda s: jnp.zeros(s.shape, s.dtype, device=s.sharding), shapes
+        self._cache = empty_kv_cache(
+            self.model.config,
+            self.model.placement,
+            self.kv_format,
+            num_pages=num_pages,
+            page_size_tokens=self.page_size_tokens,
         )
+        shapes = self._state_shape(), self._sums_shape()
+        self._state, self._sums = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype, device=s.sharding), shapes)
 
     def compile(self, on_done: Callable[[ProgramKey], None] = lambda key: None) -> None:
         """Compiles every step shape; after this, running steps compiles nothing."""
@@ -212,11 +220,13 @@ class ModelRunner:
         self._state = SamplerState(history=new_history, bias=new_bias, tokens=state.tokens)
 
     def _cache_shape(self, num_pages: int) -> KVCache:
-        config, placement = self.model.config, self.model.placement
-        shape = (config.num_layers, num_pages, config.num_kv_heads, self.page_size_tokens, config.head_dim)
-        sharding = placement.sharding((None, None, "kv_heads", None, None), shape)
-        pages = jax.ShapeDtypeStruct(shape, storage_dtype(config.dtype), sharding=sharding)
-        return KVCache._make([pages, pages])
+        return kv_cache_shapes(
+            self.model.config,
+            self.model.placement,
+            self.kv_format.dtype,
+            num_pages=num_pages,
+            page_size_tokens=self.page_size_tokens,
+        )
 
     def _state_shape(self) -> SamplerState:
         vocab, slots = self.model.config.vocab_size, self.max_sequences
@@ -253,7 +263,7 @@ class ModelRunner:
         step = make_backbone(self.model, layout, max_query_len=1 if kind == "decode" else tokens)
         cache = self._cache_shape(num_pages)
         replicated = self.model.placement.replicated
-        out = (KVCache._make([cache.k.sharding, cache.v.sharding]), replicated, replicated)
+        out = (jax.tree.map(lambda array: array.sharding, cache), replicated, replicated)
         if kind == "mixed":
             out = (*out, self._hidden_shape(tokens).sharding)
         return lambda: jax.jit(step, donate_argnums=1, out_shardings=out).lower(

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from ryzjax.batch import KVCache
 from ryzjax.errors import LayoutError
 from ryzjax.sharding.layout import Layout
 
@@ -27,7 +28,7 @@ class AttentionSpecs(NamedTuple):
 
     heads: PartitionSpec
     kv_heads: PartitionSpec
-    cache: PartitionSpec
+    cache: KVCache
     per_head: PartitionSpec
     replicated: PartitionSpec
 
@@ -143,7 +144,17 @@ class Placement:
         """Pin an activation's sharding inside jit; `units` as in `spec`."""
         return jax.lax.with_sharding_constraint(x, self.sharding(axes, x.shape, units))
 
-    def attention_specs(self, num_heads: int, num_kv_heads: int) -> AttentionSpecs:
+    def cache_specs(self, cache: KVCache) -> KVCache:
+        """A PartitionSpec for each array of a cache, by its rank: all are split over their KV heads alone."""
+
+        def spec(array: jax.Array | jax.ShapeDtypeStruct) -> PartitionSpec:
+            # Scales without pages are [layers, kv_heads]; all else begins with [layers, pages, kv_heads].
+            axes = (None, "kv_heads") if array.ndim == 2 else (None, None, "kv_heads", *(None,) * (array.ndim - 3))
+            return self.spec(axes, array.shape)
+
+        return jax.tree.map(spec, cache)
+
+    def attention_specs(self, num_heads: int, num_kv_heads: int, cache: KVCache) -> AttentionSpecs:
         """Specs of one attention call: heads are split, tokens and pages are whole on every device."""
         unit = self.query_heads_unit(num_heads, num_kv_heads)
         (heads,) = self.spec(("heads",), (num_heads,), (unit,))
@@ -151,7 +162,7 @@ class Placement:
         return AttentionSpecs(
             heads=PartitionSpec(None, heads, None),
             kv_heads=PartitionSpec(None, kv_heads, None),
-            cache=PartitionSpec(None, None, kv_heads, None, None),
+            cache=self.cache_specs(cache),
             per_head=PartitionSpec(heads),
             replicated=PartitionSpec(),
         )

@@ -5,23 +5,19 @@ from __future__ import annotations
 from functools import partial
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from ryzjax.batch import KVCache, TokenBatch
-from ryzjax.bits import storage_dtype
-from ryzjax.models.config import ModelConfig
+from ryzjax.models.kv_cache import KVFormat, empty_kv_cache
 from ryzjax.models.registry import AbstractModel
 
 PAGE = 8
 
 
-def empty_cache(model: AbstractModel, pages: int) -> KVCache:
-    """Pages 1 to `pages` and page 0, on the model's mesh."""
-    config: ModelConfig = model.config
-    shape = (config.num_layers, pages + 1, config.num_kv_heads, PAGE, config.head_dim)
-    sharding = model.placement.sharding((None, None, "kv_heads", None, None), shape)
-    return KVCache(*(jnp.zeros(shape, storage_dtype(config.dtype), device=sharding) for _ in range(2)))
+def empty_cache(model: AbstractModel, pages: int, kv_format: KVFormat | None = None) -> KVCache:
+    """Pages 1 to `pages` and page 0, on the model's mesh; in the model's dtype by default."""
+    kv_format = kv_format or KVFormat(dtype=model.config.dtype)
+    return empty_kv_cache(model.config, model.placement, kv_format, num_pages=pages + 1, page_size_tokens=PAGE)
 
 
 def one_row(tokens: list[int], start: int, *, pages: int, rope_length: int) -> TokenBatch:
@@ -45,7 +41,13 @@ def one_row(tokens: list[int], start: int, *, pages: int, rope_length: int) -> T
 
 
 def sequence_logits(
-    model: AbstractModel, leaves: tuple[jax.Array, ...], tokens: list[int], *, prompt_len: int, chunk: int
+    model: AbstractModel,
+    leaves: tuple[jax.Array, ...],
+    tokens: list[int],
+    *,
+    prompt_len: int,
+    chunk: int,
+    kv_format: KVFormat | None = None,
 ) -> np.ndarray:
     """float32 logits [len(tokens), V]: the prompt in chunks of `chunk`, the rest one token a step."""
     pages = -(-len(tokens) // PAGE)
@@ -56,7 +58,7 @@ def sequence_logits(
         hidden, cache = built.forward(batch, cache, max_query_len=batch.token_ids.shape[0])
         return cache, built.logits(hidden)
 
-    cache, logits, at = empty_cache(model, pages), [], 0
+    cache, logits, at = empty_cache(model, pages, kv_format), [], 0
     while at < len(tokens):
         size = min(chunk, prompt_len - at) if at < prompt_len else 1
         batch = one_row(tokens[at : at + size], at, pages=pages, rope_length=prompt_len)

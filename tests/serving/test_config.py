@@ -37,6 +37,8 @@ def test_sizes_that_are_not_understood(text: str) -> None:
         ({"memory_fraction": 0.0}, "memory_fraction=0.0"),
         ({"memory_fraction": float("nan")}, "memory_fraction=nan"),
         ({"kv_memory": "lots"}, "size 'lots'"),
+        ({"kv_scale_unit": True}, "kv_scale_unit is set, but kv_dtype=auto has no calibrated scales"),
+        ({"kv_scale_unit": True, "kv_dtype": "int8"}, "but kv_dtype=int8 has no calibrated scales"),
     ],
 )
 def test_values_out_of_range(options: EngineOptions, message: str) -> None:

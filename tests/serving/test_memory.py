@@ -5,16 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 
 from ryzjax import LLM
 from ryzjax.checkpoint.dummy import dummy_weights
 from ryzjax.errors import CapacityError, ConfigError
 from ryzjax.layers.rope import Rope
+from ryzjax.models.kv_cache import KVDtype, KVFormat, KVScales, kv_page_bytes
 from ryzjax.models.llama import LlamaConfig
 from ryzjax.models.registry import abstract_model
 from ryzjax.serving.buckets import Buckets
-from ryzjax.serving.capacity import kv_page_bytes, most_pages, plan_capacity
+from ryzjax.serving.capacity import most_pages, plan_capacity
 from ryzjax.serving.runner import ModelRunner
 from ryzjax.sharding import Layout, Placement
 
@@ -36,7 +38,10 @@ CONFIG = LlamaConfig(
 )
 
 
-def temporaries(max_context_tokens: int) -> dict[str, int]:
+ONES = np.ones((CONFIG.num_layers, CONFIG.num_kv_heads), np.float32)
+
+
+def temporaries(max_context_tokens: int, kv_dtype: KVDtype) -> dict[str, int]:
     """Temporaries of a decode and a mixed step with a pool for 4 sequences of that context."""
     placement = Placement(Layout.load("single"), jax.devices()[:1])
     model = abstract_model(CONFIG, placement)
@@ -47,11 +52,15 @@ def temporaries(max_context_tokens: int) -> dict[str, int]:
         max_sequences=4,
         max_context_tokens=max_context_tokens,
         page_size_tokens=64,
+        kv_format=KVFormat(dtype=kv_dtype, scales=KVScales(ONES, ONES) if kv_dtype == "fp8_e4m3" else None),
     )
     runner.allocate(most_pages(4, max_context_tokens, 64))
     runner.compile()
     steps = [("mixed", 64), ("decode", 4), ("head", 4)]
     assert runner.program_keys == [*steps, ("gather", 64), ("score", 64), ("pool", 64), ("set_slot", 0)]
+    for key in steps[:2]:  # the cache is updated in place, scales included
+        cache_bytes = sum(array.nbytes for array in jax.tree.leaves(runner.cache))
+        assert runner.programs[key].memory_analysis().alias_size_in_bytes == cache_bytes
     return {key[0]: p.memory_analysis().temp_size_in_bytes for key, p in runner.programs.items()}
 
 
@@ -78,9 +87,10 @@ def test_scoring_a_long_chunk_holds_the_logits_of_a_tile_only():
     assert score_temporaries(16) < small
 
 
-def test_temporaries_do_not_grow_from_1k_to_16k():
-    small, large = temporaries(1024), temporaries(16384)
-    cache_growth = 2 * 4 * 2 * 16 * 2 * 4 * (16384 - 1024)
+@pytest.mark.parametrize("kv_dtype", ["bfloat16", "int8", "fp8_e4m3"])
+def test_temporaries_do_not_grow_from_1k_to_16k(kv_dtype: KVDtype):
+    small, large = temporaries(1024, kv_dtype), temporaries(16384, kv_dtype)
+    cache_growth = 2 * 4 * 2 * 16 * 4 * (16384 - 1024)  # at a byte a number, the least there is
     for step in ("decode", "mixed"):
         # The page table is all that is longer: 4 rows of 240 more pages.
         assert large[step] - small[step] <= 4 * 4 * 240 * 4 < cache_growth / 100, (step, small, large)
@@ -88,6 +98,7 @@ def test_temporaries_do_not_grow_from_1k_to_16k():
 
 def plan(**changes: object):
     options = {
+        "kv_dtype": "bfloat16",
         "page_size_tokens": 64,
         "max_sequences": 4,
         "max_context_tokens": None,
@@ -102,9 +113,15 @@ def plan(**changes: object):
 def test_page_bytes_by_hand():
     single = Placement(Layout.load("single"), jax.devices()[:1])
     # keys and values, 4 layers, 2 KV heads, 64 tokens, 16 numbers of 2 bytes
-    assert kv_page_bytes(CONFIG, single, 64) == 2 * 4 * 2 * 64 * 16 * 2
+    assert kv_page_bytes(CONFIG, single, "bfloat16", 64) == 2 * 4 * 2 * 64 * 16 * 2
+    assert kv_page_bytes(CONFIG, single, "float32", 64) == 2 * 4 * 2 * 64 * 16 * 4
+    # a byte a number, and 2 bytes a token and head for the scale of int8
+    assert kv_page_bytes(CONFIG, single, "int8", 64) == 2 * 4 * 2 * 64 * (16 + 2)
+    assert kv_page_bytes(CONFIG, single, "fp8_e4m3", 64) == 2 * 4 * 2 * 64 * 16
     # 8 devices: each KV head is held four times, one a device.
-    assert kv_page_bytes(CONFIG, Placement(Layout.load("tp")), 64) == 2 * 4 * 1 * 64 * 16 * 2
+    eight = Placement(Layout.load("tp"))
+    assert kv_page_bytes(CONFIG, eight, "bfloat16", 64) == 2 * 4 * 1 * 64 * 16 * 2
+    assert kv_page_bytes(CONFIG, eight, "int8", 64) == 2 * 4 * 1 * 64 * (16 + 2)
 
 
 def test_a_budget_gives_its_pages_and_no_more_than_can_be_used():
@@ -114,6 +131,13 @@ def test_a_budget_gives_its_pages_and_no_more_than_can_be_used():
     assert capacity.budget_bytes == 100 * page + 5 + 2000
     roomy = plan(kv_memory_bytes=10**12, max_context_tokens=640)
     assert (roomy.num_pages, roomy.max_context_tokens) == (4 * 10 + 1, 640)
+
+
+def test_a_quantized_pool_has_as_many_more_pages():
+    budget = 100 * 2 * 4 * 2 * 64 * 16 * 2
+    plans = {dtype: plan(kv_memory_bytes=budget, kv_dtype=dtype) for dtype in ("bfloat16", "int8", "fp8_e4m3")}
+    assert {dtype: p.num_pages for dtype, p in plans.items()} == {"bfloat16": 100, "int8": 177, "fp8_e4m3": 200}
+    assert "= 177 pages of 0.02 MiB, int8" in plans["int8"].table()
 
 
 def test_what_does_not_fit_is_refused_with_the_table():

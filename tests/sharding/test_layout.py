@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import pytest
 from jax.sharding import AxisType, PartitionSpec
 
+from ryzjax.batch import KVCache
 from ryzjax.errors import LayoutError
 from ryzjax.sharding import Layout, Placement
 
@@ -95,5 +97,12 @@ def test_query_heads_stay_with_their_kv_heads():
     assert placement.query_heads_unit(64, 16) == 1
     # 6 KV heads are split in two; 24 query heads could be split in eight, which would cut groups apart.
     assert placement.query_heads_unit(24, 6) == 4
-    specs = placement.attention_specs(24, 6)
+    pages, scales = (jax.ShapeDtypeStruct(shape, jnp.int8) for shape in ((2, 3, 6, 8, 4), (2, 3, 6, 8)))
+    specs = placement.attention_specs(24, 6, KVCache._make([pages, pages, scales, scales]))
+    assert specs.cache.k == specs.cache.v == PartitionSpec(None, None, "tensor_0", None, None)
+    assert specs.cache.k_scale == specs.cache.v_scale == PartitionSpec(None, None, "tensor_0", None)
+    per_head = jax.ShapeDtypeStruct((2, 6), jnp.float32)
+    assert placement.cache_specs(KVCache._make([pages, pages, per_head, None])).k_scale == PartitionSpec(
+        None, "tensor_0"
+    )
     assert specs.heads == specs.kv_heads == PartitionSpec(None, "tensor_0", None)
