@@ -8,6 +8,8 @@ from typing import Annotated, Literal
 
 import tyro
 
+from ryzjax.errors import ConfigError
+
 __all__ = ["Quantize"]
 
 
@@ -46,6 +48,8 @@ class Quantize:
     """Bits of the head."""
     calibration: str | None = None
     """Text, JSON or JSONL file, or Hugging Face dataset id (org/name:split), to calibrate on."""
+    kv_scales: bool = False
+    """Calibrate scales of an fp8 KV cache (--kv-dtype fp8_e4m3 of serve) on the calibration text, too."""
     samples: int = 128
     """Sequences of it."""
     sequence_tokens: int = 512
@@ -83,12 +87,15 @@ class Quantize:
         from ryzjax.evaluation.text import EvaluationText
         from ryzjax.models.registry import abstract_model
         from ryzjax.quant.calibration import calibration_from_text
+        from ryzjax.quant.kv_scales import add_kv_scales
         from ryzjax.quant.quantize import quantize
         from ryzjax.quant.recipe import Recipe
         from ryzjax.quant.sensitivity import mix_of_bits
         from ryzjax.quant.table import report_table
         from ryzjax.sharding import Layout, Placement
 
+        if self.kv_scales and self.calibration is None:
+            raise ConfigError("--kv-scales needs --calibration: scales of keys and values come from text")
         logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
         recipe = Recipe(
             method=self.method or ("auto" if self.calibration else "rtn"),
@@ -124,6 +131,10 @@ class Quantize:
         if recipe.is_mixed and calibration is not None:
             bits = mix_of_bits(source, abstract_model(config, placement), recipe, calibration)
         result = quantize(source, config, placement, recipe, out, calibration=calibration, bits=bits)
+        kv_scales = None
+        if calibration is not None and self.kv_scales:
+            add_kv_scales(result.folder, placement, list(calibration.tokens), dtype=self.dtype)
+            kv_scales = {"kind": "fp8_e4m3", "rule": "largest magnitude / 448, a KV head", **calibration.describe()}
         what = Measurement(
             text=self.eval_text,
             tasks=self.tasks,
@@ -131,7 +142,7 @@ class Quantize:
             options=TaskOptions(limit=self.limit),
             dtype=self.dtype,
         )
-        certify(result, source, recipe, calibration, what, seed=self.seed, show_progress=True)
+        certify(result, source, recipe, calibration, what, seed=self.seed, kv_scales=kv_scales, show_progress=True)
         console = Console()
         console.print(report_table(result.reports))
         certificate = read_certificate(out)

@@ -112,6 +112,7 @@ def certify(
     what: Measurement,
     *,
     seed: int,
+    kv_scales: Mapping[str, object] | None = None,
     show_progress: bool = False,
 ) -> Path:
     """Measures a model that was just written, puts the certificate beside it, and gives the folder its name.
@@ -121,6 +122,7 @@ def certify(
       source: of the plain model.
       recipe, calibration, seed: how it was made.
       what: to measure.
+      kv_scales: where scales of an fp8 KV cache come from, where there are some.
     """
     measured = measure(str(quantized.folder), source.name, what, show_progress=show_progress)
     quantized_layers = [report for report in quantized.reports if report.method != "none"]
@@ -131,7 +133,7 @@ def certify(
         "recipe": dataclasses.asdict(recipe),
         "calibration": None if calibration is None else calibration.describe(),
         "seed": seed,
-        "kv_scales": None,
+        "kv_scales": kv_scales,
         "bits_per_weight": 8 * sum(report.nbytes for report in quantized_layers) / weights if weights else None,
         "layers": [dataclasses.asdict(report) for report in quantized.reports],
         "measured": measured,

@@ -26,7 +26,7 @@ ONE = Placement(Layout.load("single"), jax.devices()[:1])
 def scales_of(config: ModelConfig) -> KVScales:
     """Different for every layer and head, and for keys and values."""
     shape = config.num_layers, config.num_kv_heads
-    k = np.linspace(0.004, 0.02, config.num_layers * config.num_kv_heads, dtype=np.float32).reshape(shape)
+    k = np.linspace(0.012, 0.04, config.num_layers * config.num_kv_heads, dtype=np.float32).reshape(shape)
     return KVScales(k=k, v=k[::-1].copy())
 
 

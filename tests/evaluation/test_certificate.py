@@ -1,0 +1,128 @@
+"""Certificates: from the command line to /v1/models, verified, and found out when something changed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from ryzjax.checkpoint.certificate import CERTIFICATE_FILE, certificate_summary, read_certificate
+from ryzjax.checkpoint.source import resolve_source
+from ryzjax.cli.main import main
+from ryzjax.errors import CheckpointError, ConfigError
+from ryzjax.evaluation.certificate import verify
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Two texts a model of tiny stories can read: to calibrate on, and to be measured on."""
+    folder = tmp_path_factory.mktemp("text")
+    story = "Once upon a time there was a little girl named Lily. She loved to play in the park with her dog."
+    words = story.split()
+    for name, step in (("calibration", 3), ("other", 7)):
+        sentences = [" ".join(words[(i * step + j) % len(words)] for j in range(9)) + "." for i in range(220)]
+        (folder / f"{name}.txt").write_text(" ".join(sentences))
+    return folder / "calibration.txt", folder / "other.txt"
+
+
+@pytest.fixture(scope="module")
+def quantized(stories: Path, text: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("models") / "stories-w4"
+    calibration, other = text
+    words = ["quantize", str(stories), "--out", str(out), "--group-size", "32", "--method", "gptq", "--kv-scales"]
+    words += ["--calibration", str(calibration), "--samples", "8", "--sequence-tokens", "128"]
+    assert main([*words, "--eval-text", str(other)]) == 0
+    return out
+
+
+def test_it_holds_what_was_done_and_what_that_cost(quantized: Path, stories: Path):
+    certificate = read_certificate(quantized)
+    assert certificate is not None
+    raw = json.loads((quantized / CERTIFICATE_FILE).read_text())
+    assert raw["recipe"]["method"] == "gptq" and raw["calibration"]["sequences"] == 8
+    assert raw["base_model"]["name"] == str(stories) and len(raw["base_model"]["files"]["model.safetensors"]) == 64
+    assert raw["kv_scales"]["kind"] == "fp8_e4m3"
+    layers = {layer["name"]: layer for layer in raw["layers"]}
+    assert len(layers) == 35
+    assert layers["layers.0.mlp.up"]["bits"] == 4 and layers["layers.0.mlp.up"]["output_error"] > 0
+    assert "172 in features" in layers["layers.0.mlp.down"]["notes"][0] and layers["layers.0.mlp.down"]["bits"] == 8
+    measured = raw["measured"]["divergence"]
+    assert 0 < measured["mean_kl"] < 0.5 and 0.5 < measured["top1_agreement"] < 1
+    assert set(raw["files"]) == {file.name for file in quantized.glob("*.safetensors")}
+    assert "jax" in json.dumps(raw["versions"])
+
+
+def test_the_summary_has_the_figures_first(quantized: Path):
+    certificate = read_certificate(quantized)
+    assert certificate is not None
+    summary = certificate_summary(certificate)
+    assert summary["bits"] == 4 and summary["fallbacks"] == 5 and 4 < float(str(summary["bits_per_weight"])) < 6
+    assert float(str(summary["perplexity"])) > float(str(summary["reference_perplexity"])) * 0.9
+
+
+def test_the_fp8_cache_has_its_scales(quantized: Path, stories: Path):
+    from ryzjax.checkpoint.hf_config import model_config_from_hf
+    from ryzjax.checkpoint.kv_scales import fp8_kv_scales
+
+    source = resolve_source(str(quantized))
+    config = model_config_from_hf(source.config, source.generation)
+    scales = fp8_kv_scales(source, config, unit=False)
+    assert scales.k.shape == (5, 4) and (scales.k > 0).all() and not (scales.k == 1).any()
+
+
+def test_verify_finds_the_same_figures(quantized: Path):
+    checks = verify(str(quantized))
+    assert all(check.is_same for check in checks), [check for check in checks if not check.is_same]
+    assert {"divergence.mean_kl", "divergence.top1_agreement"} <= {check.name for check in checks}
+
+
+def test_verify_finds_a_file_that_changed(quantized: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    for file in quantized.iterdir():
+        (copy / file.name).write_bytes(file.read_bytes())
+    shard = copy / "model-00003-of-00006.safetensors"
+    tensors = dict(load_file(shard))
+    name = next(name for name in tensors if name.endswith("up_proj.weight_scale"))
+    tensors[name] = tensors[name] * 2
+    save_file(tensors, shard)
+    assert main(["eval", str(copy), "--verify"]) == 1
+    assert "DIFFERS" in capsys.readouterr().out
+    checks = {check.name: check for check in verify(str(copy))}
+    assert not checks[shard.name].is_same and not checks["divergence.mean_kl"].is_same
+    assert checks["model-00001-of-00006.safetensors"].is_same
+
+
+def test_info_shows_it(quantized: Path, capsys: pytest.CaptureFixture[str]):
+    assert main(["info", str(quantized)]) == 0
+    out = capsys.readouterr().out
+    assert "certificate" in out and "gptq" in out and "mean kl" in out
+
+
+def test_models_without_one(stories: Path):
+    assert read_certificate(stories) is None
+    with pytest.raises(ConfigError, match=f"no {CERTIFICATE_FILE}"):
+        verify(str(stories))
+
+
+def test_damaged_certificates(tmp_path: Path):
+    for text, message in (("{", "cannot be read as JSON"), ("[]", "not a certificate"), ("{}", "not a certificate")):
+        (tmp_path / CERTIFICATE_FILE).write_text(text)
+        with pytest.raises(CheckpointError, match=message):
+            read_certificate(tmp_path)
+
+
+def test_what_is_measured_is_looked_at_before_the_work(stories: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    out = tmp_path / "out"
+    for words, message in (
+        (["--eval-text", str(tmp_path / "none.txt")], "none.txt"),
+        (["--tasks", "chess"], "'chess'"),
+        (["--kv-scales"], "needs --calibration"),
+        (["--method", "gptq"], "needs calibration text"),
+        (["--calibration", str(tmp_path / "none.txt")], "no such file"),
+    ):
+        assert main(["quantize", str(stories), "--out", str(out), *words]) == 2
+        assert message in capsys.readouterr().err
+        assert not out.exists()
