@@ -28,7 +28,7 @@ def parse(command: type[Command], name: str, argv: Sequence[str]) -> Command:
     Args:
       command: a dataclass; fields that are dataclasses themselves are config sections.
       name: as typed, for the usage line.
-      argv: what follows the name. `--config` names a TOML file, or one shipped in configs/serve.
+      argv: what follows the name. `--config` names a TOML file, or one shipped in configs/serve or configs/quantize.
 
     Raises:
       ConfigError: the file is missing, is not TOML, has a key no flag has or a value of the wrong type; or the
@@ -55,8 +55,8 @@ def parse(command: type[Command], name: str, argv: Sequence[str]) -> Command:
 
 
 def _is_default(command: type, key: str, value: object) -> bool:
-    """Whether a value becomes a default, not a flag: as a flag, a list would swallow the positional after it."""
-    return isinstance(value, list) or key in _positional(command)
+    """Whether a value becomes a default, not a flag: a list, as a flag, would swallow the positional after it."""
+    return isinstance(value, (list, dict)) or key in _positional(command)
 
 
 def _flag(key: str, value: object) -> list[str]:

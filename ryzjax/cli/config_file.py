@@ -13,6 +13,9 @@ from ryzjax.shipped import shipped_path
 
 __all__ = ["check_values", "file_values"]
 
+_FOLDERS = ("serve", "quantize")
+"""Shipped files, whose names are unique over both: a command refuses the keys of the other's."""
+
 
 def file_values(argv: Sequence[str]) -> dict[str, object]:
     """What the file that `argv` names with --config says; nothing where it names none.
@@ -53,10 +56,11 @@ def check_values(values: Mapping[str, object], types: Mapping[str, type]) -> Non
 
 def _load(name_or_path: str) -> dict[str, object]:
     path = Path(name_or_path)
+    shipped = {file.stem: file for folder in _FOLDERS for file in sorted(shipped_path(folder).glob("*.toml"))}
     if path.suffix != ".toml":
-        path = shipped_path(f"serve/{name_or_path}.toml")
+        path = shipped.get(name_or_path, path)
     if not path.is_file():
-        names = sorted(p.stem for p in shipped_path("serve").glob("*.toml"))
+        names = sorted(shipped)
         raise ConfigError(f"--config {name_or_path!r}: no such file; give a TOML file or one of {names}")
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))

@@ -24,6 +24,9 @@ class Quantize:
 
     model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")]
     """Local directory, or Hugging Face id, of a plain model."""
+    config: str | None = None
+    """TOML file with any of these flags, or the name of one in configs/quantize (w4, w4_small, w8a8, mixed); a flag
+    wins over it."""
     out: str | None = None
     """Folder to be made; by default MODEL's name with -w4 or -w8 after it, here."""
     model_revision: str | None = None
