@@ -13,21 +13,22 @@ from ryzjax.shipped import shipped_path
 
 __all__ = ["check_values", "file_values"]
 
-_FOLDERS = ("serve", "quantize")
-"""Shipped files, whose names are unique over both: a command refuses the keys of the other's."""
 
-
-def file_values(argv: Sequence[str]) -> dict[str, object]:
+def file_values(argv: Sequence[str], folder: str) -> dict[str, object]:
     """What the file that `argv` names with --config says; nothing where it names none.
+
+    Args:
+      argv: what was typed after the command.
+      folder: of the shipped files that a bare name stands for, such as "serve".
 
     Raises:
       ConfigError: no such file, or not TOML.
     """
     for i, word in enumerate(argv):
         if word == "--config" and i + 1 < len(argv):
-            return _load(argv[i + 1])
+            return _load(argv[i + 1], folder)
         if word.startswith("--config="):
-            return _load(word.removeprefix("--config="))
+            return _load(word.removeprefix("--config="), folder)
     return {}
 
 
@@ -54,9 +55,9 @@ def check_values(values: Mapping[str, object], types: Mapping[str, type]) -> Non
             raise ConfigError(f"--config: {key}={value!r}: {error.errors()[0]['msg']}") from error
 
 
-def _load(name_or_path: str) -> dict[str, object]:
+def _load(name_or_path: str, folder: str) -> dict[str, object]:
     path = Path(name_or_path)
-    shipped = {file.stem: file for folder in _FOLDERS for file in sorted(shipped_path(folder).glob("*.toml"))}
+    shipped = {file.stem: file for file in shipped_path(folder).glob("*.toml")}
     if path.suffix != ".toml":
         path = shipped.get(name_or_path, path)
     if not path.is_file():
