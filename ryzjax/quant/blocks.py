@@ -30,12 +30,12 @@ class InputSums(NamedTuple):
     Attributes:
       inputs: of x x^T.
       cross: of d x^T.
-      drift: of d d^T.
+      drift: of d d^T; None where it was not asked for.
     """
 
     inputs: jax.Array
     cross: jax.Array
-    drift: jax.Array
+    drift: jax.Array | None
 
 
 class Observed(nnx.Module):
@@ -113,6 +113,7 @@ class BlockRunner:
         hidden: jax.Array,
         plain_weights: Mapping[str, jax.Array],
         plain_hidden: jax.Array,
+        with_drift: bool,
     ) -> InputSums:
         """What a linear layer of block `layer` is given in a model that is partly quantized, and in the plain one.
 
@@ -120,12 +121,12 @@ class BlockRunner:
           linear: "attention.q". Only what comes before it runs.
           weights, hidden: of the model that is being quantized, [B, S, E] at the entry of the block.
           plain_weights, plain_hidden: of the plain model.
+          with_drift: a third of the work; what is fitted to the sums does not need it, what judges it does.
         """
         shape = self._shape(hidden)
         graphdef, rope, state = self._block(layer, weights)
-        return _observe(
-            shape, linear, graphdef, rope, state, hidden, self._block(layer, plain_weights)[2], plain_hidden
-        )
+        plain_state = self._block(layer, plain_weights)[2]
+        return _observe(shape, linear, with_drift, graphdef, rope, state, hidden, plain_state, plain_hidden)
 
     def _block(
         self, layer: int, weights: Mapping[str, jax.Array]
@@ -197,10 +198,11 @@ def _advance(
     return _call(shape, nnx.merge(graphdef, state), rope, hidden)
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2, 3))
+@partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
 def _observe(
     shape: _Shape,
     linear: str,
+    with_drift: bool,
     graphdef: nnx.GraphDef[Block],
     rope: Rope | None,
     state: nnx.State,
@@ -220,4 +222,4 @@ def _observe(
         inputs.append(seen.inputs[0].astype(jnp.float32))
     x, drift = inputs[0], inputs[1] - inputs[0]
     product = partial(jnp.einsum, "TK,TL->KL", preferred_element_type=jnp.float32)
-    return InputSums(inputs=product(x, x), cross=product(drift, x), drift=product(drift, drift))
+    return InputSums(inputs=product(x, x), cross=product(drift, x), drift=product(drift, drift) if with_drift else None)

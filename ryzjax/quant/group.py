@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ryzjax.checkpoint.quantized.encoded import Encoded
-from ryzjax.quant.awq import ScaleSearch, output_error, scaled_hessian, search_scales
+from ryzjax.quant.awq import ScaleSearch, scaled_hessian, search_scales
 from ryzjax.quant.blocks import InputSums
 from ryzjax.quant.gptq import Factor, compensated, factorize
 from ryzjax.quant.matrix import MatrixMethod, encode_matrix, rounded
@@ -26,29 +26,56 @@ class Moments:
 
     Attributes:
       calibration: what methods fit.
-      held_out: what they are judged by.
+      held_out: what they are judged by; with its drift.
     """
 
     calibration: InputSums
     held_out: InputSums
 
-    def error(self, w: jax.Array, rounded: jax.Array) -> float:
-        """Mean squared distance of the outputs from the plain model's, on held-out text."""
-        return float(_drifted_error(w, rounded, self.held_out))
-
-    def energy(self, w: jax.Array) -> float:
-        """Mean square of the plain model's outputs, on held-out text."""
+    def judge(self, w: jax.Array) -> Judge:
+        """What candidates for a matrix are judged by."""
         sums = self.held_out
-        return float(output_error(w, jnp.zeros_like(w), sums.inputs + sums.cross + sums.cross.T + sums.drift))
+        assert sums.drift is not None
+        return Judge(w, sums.inputs, *_constants(w, sums.inputs, sums.cross, sums.drift))
+
+
+class Judge:
+    """How far the outputs of a matrix are from the plain model's, on held-out text.
+
+    E |r x - w (x + d)|^2, in terms of r - w so that nothing large cancels; what does not depend on r is worked out
+    once.
+
+    Args:
+      w: float32 [N, K], the plain matrix.
+      inputs: E x x^T.
+      cross: w E d x^T.
+      drift: E |w d|^2.
+      energy: E |w (x + d)|^2.
+    """
+
+    def __init__(self, w: jax.Array, inputs: jax.Array, cross: jax.Array, drift: jax.Array, energy: jax.Array):
+        self._terms = w, inputs, cross, drift
+        self.energy = float(energy)
+
+    def error(self, rounded: jax.Array) -> float:
+        """Mean squared distance of the outputs."""
+        return float(_error(rounded, *self._terms))
 
 
 @jax.jit
-def _drifted_error(w: jax.Array, rounded: jax.Array, sums: InputSums) -> jax.Array:
-    """E |r x - w (x + d)|^2, in terms of r - w so that nothing large cancels."""
+def _constants(
+    w: jax.Array, inputs: jax.Array, cross: jax.Array, drift: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    w_cross = w @ cross
+    w_drift = jnp.sum((w @ drift) * w)
+    energy = jnp.sum((w @ inputs) * w) + 2 * jnp.sum(w_cross * w) + w_drift
+    return w_cross, w_drift, energy
+
+
+@jax.jit
+def _error(rounded: jax.Array, w: jax.Array, inputs: jax.Array, cross: jax.Array, drift: jax.Array) -> jax.Array:
     delta = rounded - w
-    inputs = jnp.sum((delta @ sums.inputs) * delta)
-    cross = jnp.sum((w @ sums.cross) * delta)
-    return inputs - 2 * cross + jnp.sum((w @ sums.drift) * w)
+    return jnp.sum((delta @ inputs) * delta) - 2 * jnp.sum(cross * delta) + drift
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,9 +146,10 @@ def quantize_group(
         return _without_data(weights, schemes, method, model_dtype)
     attempts: list[_Attempt] = []
     notes: tuple[str, ...] = ()
+    judges = {name: moments.judge(w) for name, w in weights.items()}
 
     def attempt(kind: MatrixMethod, scales: jax.Array | None) -> _Attempt:
-        return _attempt(weights, schemes, kind, scales, moments, model_dtype)
+        return _attempt(weights, schemes, kind, scales, moments.calibration, judges, model_dtype)
 
     rtn = attempt("rtn", None)
     if method in ("rtn", "hqq"):
@@ -145,7 +173,7 @@ def quantize_group(
     members = {}
     for name, w in weights.items():
         encoded, kind, loss = best.members[name]
-        energy = moments.energy(w)
+        energy = judges[name].energy
         values = jnp.asarray(encoded.dequantized())
         values = values if best.scales is None else values / best.scales
         members[name] = MemberResult(
@@ -183,10 +211,10 @@ def _attempt(
     schemes: Mapping[str, Scheme],
     kind: MatrixMethod,
     scales: jax.Array | None,
-    moments: Moments,
+    sums: InputSums,
+    judges: Mapping[str, Judge],
     model_dtype: str,
 ) -> _Attempt:
-    sums = moments.calibration
     hessian = sums.inputs if scales is None else scaled_hessian(sums.inputs, scales)
     factor: Factor | None = None
     damping: float | None = None
@@ -202,14 +230,14 @@ def _attempt(
             notes = ("gptq: the Hessian could not be factorized at any damping; rounded to nearest",)
     members: dict[str, tuple[Encoded, MatrixMethod, float]] = {}
     for name, w in weights.items():
-        target = w
+        target, error = w, judges[name].error
         if factor is not None:
             # Scaled inputs and weights: drift is scaled as the inputs are.
             cross = sums.cross if scales is None else scaled_hessian(sums.cross, scales)
             fitted = compensated(w if scales is None else w * scales, factor, cross)
             fitted = fitted if scales is None else fitted / scales
             # What is fitted on too little text does worse on text that was held out.
-            target = fitted if moments.error(w, fitted) < moments.error(w, w) else w
+            target = fitted if error(fitted) < error(w) else w
         encoded = encode_matrix(
             target if scales is None else target * scales,
             schemes[name],
@@ -220,7 +248,7 @@ def _attempt(
         )
         values = jnp.asarray(encoded.dequantized())
         values = values if scales is None else values / scales
-        members[name] = encoded, kind, moments.error(w, values)
+        members[name] = encoded, kind, error(values)
     return _Attempt(scales=scales, members=members, damping=damping, notes=notes)
 
 

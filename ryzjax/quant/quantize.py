@@ -285,16 +285,12 @@ class _Run:
             name = f"layers.{layer}.{member}"
             bits = self._bits_of(name)
             if bits != 16:
-                schemes[member] = self._fitting(self.recipe.scheme(bits), self.model.linears[name][-1])
+                schemes[member] = self.recipe.scheme(bits).fitted(self.model.linears[name][-1])
         return schemes
 
     def _bits_of(self, name: str) -> int:
         bits = self.recipe.bits_of(name)
         return bits if bits == 16 or self.bits is None else self.bits.get(name, bits)
-
-    def _fitting(self, scheme: Scheme, k: int) -> Scheme:
-        """The scheme, or 8 bits with a scale a row where its groups do not divide K in features."""
-        return scheme if scheme.fits(k) else Scheme(bits=8, group=None, activations=scheme.activations)
 
     def _moments(
         self,
@@ -306,8 +302,11 @@ class _Run:
     ) -> Moments | None:
         if self.runner is None:
             return None
-        sums = {kind: pair.observe(self.runner, layer, group.observed, weights, plain) for kind, pair in pairs.items()}
-        return Moments(calibration=sums["calibration"], held_out=sums["held_out"])
+        calibration, held_out = (
+            pairs[kind].observe(self.runner, layer, group.observed, weights, plain, with_drift=kind == "held_out")
+            for kind in ("calibration", "held_out")
+        )
+        return Moments(calibration=calibration, held_out=held_out)
 
     def _group(
         self,
@@ -416,7 +415,7 @@ class _Run:
         if bits != 16 and "lm_head" in self.model.linears:
             w = read_weights(self.checkpoint, self.model, ("lm_head.weight",))["lm_head.weight"].astype(jnp.float32)
             check_weights("lm_head", w)
-            scheme = self._fitting(dataclasses.replace(self.recipe.scheme(bits), activations=None), w.shape[1])
+            scheme = dataclasses.replace(self.recipe.scheme(bits), activations=None).fitted(w.shape[1])
             result = quantize_group(
                 {"lm_head": w}, {"lm_head": scheme}, "rtn", None, model_dtype=self.model.config.dtype, can_scale=False
             )

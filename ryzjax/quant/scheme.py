@@ -53,6 +53,10 @@ class Scheme:
         """Whether K = `k` in features are whole groups, and can be packed."""
         return k % (self.group or (32 if self.bits == 4 else 1)) == 0
 
+    def fitted(self, k: int) -> Scheme:
+        """The scheme, or 8 bits with a scale a row where its groups do not divide K = `k` in features."""
+        return self if self.fits(k) else Scheme(bits=8, group=None, activations=self.activations)
+
     def format(self, k: int, scale_dtype: Literal["float32", "float16", "bfloat16"]) -> QFormat:
         """Of a matrix with K = `k`; a group of all columns is a row's."""
         group = None if self.group == k else self.group

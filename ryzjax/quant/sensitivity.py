@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +31,7 @@ from ryzjax.quant.recipe import Recipe
 from ryzjax.quant.scheme import Scheme
 from ryzjax.quant.streams import Stream, embed_sequences
 
-__all__ = ["Sensitivity", "choose_bits", "mix_of_bits", "sensitivities"]
+__all__ = ["Rest", "Sensitivity", "choose_bits", "mix_of_bits", "sensitivities"]
 
 _log = logging.getLogger(__name__)
 
@@ -56,6 +57,13 @@ class Sensitivity:
     bytes_8: int
 
 
+class Rest(NamedTuple):
+    """Quantized layers that have no choice: asked to have 8 bits, or groups do not divide them."""
+
+    weights: int
+    nbytes: int
+
+
 def mix_of_bits(
     source: CheckpointSource,
     model: AbstractModel,
@@ -73,14 +81,30 @@ def mix_of_bits(
         check_checkpoint(checkpoint, model)
         weights = read_weights(checkpoint, model, tuple(model.weights))
     found = sensitivities(model, weights, recipe, calibration, show_progress=show_progress)
-    return choose_bits(found, target_bits=recipe.target_bits, max_kl=recipe.max_kl)
+    rest = _rest(model, recipe, {layer for group in found for layer in group.layers})
+    return choose_bits(found, rest, target_bits=recipe.target_bits, max_kl=recipe.max_kl)
 
 
-def choose_bits(found: list[Sensitivity], *, target_bits: float | None, max_kl: float | None) -> dict[str, int]:
+def _rest(model: AbstractModel, recipe: Recipe, chosen: set[str]) -> Rest:
+    weights = nbytes = 0
+    for name, shape in model.linears.items():
+        bits = recipe.bits_of(name)
+        # What stays in 16 bits is not quantized: experts, routers, and what the recipe leaves alone.
+        if name in chosen or bits == 16 or len(shape) != 2 or name.endswith(".router"):
+            continue
+        weights += shape[0] * shape[1]
+        nbytes += recipe.scheme(bits).fitted(shape[1]).nbytes((shape[0], shape[1]))
+    return Rest(weights, nbytes)
+
+
+def choose_bits(
+    found: list[Sensitivity], rest: Rest, *, target_bits: float | None, max_kl: float | None
+) -> dict[str, int]:
     """Linear layer -> 4 or 8 bits: groups go to 8 in the order of divergence saved for a byte.
 
     Args:
       found: every group.
+      rest: what is quantized besides; it counts in the average.
       target_bits: average bits a weight, scales included, that may be spent.
       max_kl: or the sum of divergences to get under.
 
@@ -88,13 +112,14 @@ def choose_bits(found: list[Sensitivity], *, target_bits: float | None, max_kl: 
       ConfigError: 4 bits for all are above `target_bits` already.
     """
     bits = {layer: 4 for group in found for layer in group.layers}
-    weights = sum(group.weights for group in found)
-    spent = sum(group.bytes_4 for group in found)
+    weights = rest.weights + sum(group.weights for group in found)
+    spent = rest.nbytes + sum(group.bytes_4 for group in found)
     left = sum(group.kl for group in found)
     if target_bits is not None and 8 * spent > target_bits * weights:
         raise ConfigError(
-            f"target_bits={target_bits}: 4 bits with their scales take {8 * spent / weights:.3f} a weight already; ask "
-            "for more, or take larger groups"
+            f"target_bits={target_bits}: 4 bits with their scales take {8 * spent / weights:.3f} a weight already"
+            + (f", {rest.weights:,} weights at 8 bits that have no choice included" if rest.weights else "")
+            + "; ask for more, or take larger groups"
         )
     for group in sorted(found, key=lambda g: g.kl / max(1, g.bytes_8 - g.bytes_4), reverse=True):
         more = group.bytes_8 - group.bytes_4

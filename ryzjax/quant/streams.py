@@ -47,6 +47,8 @@ class Pair:
         linear: str,
         weights: Mapping[str, jax.Array],
         plain_weights: Mapping[str, jax.Array],
+        *,
+        with_drift: bool,
     ) -> InputSums:
         """Means over all tokens of what a linear layer of a block is given; see `BlockRunner.observe`."""
         total: InputSums | None = None
@@ -58,6 +60,7 @@ class Pair:
                 hidden=jnp.asarray(self.quantized.hidden[part]),
                 plain_weights=plain_weights,
                 plain_hidden=jnp.asarray(self.plain.hidden[part]),
+                with_drift=with_drift,
             )
             total = sums if total is None else jax.tree.map(jnp.add, total, sums)
         assert total is not None
