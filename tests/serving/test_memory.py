@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -15,6 +16,7 @@ from ryzjax.layers.rope import Rope
 from ryzjax.models.kv_cache import KVDtype, KVFormat, KVScales, kv_page_bytes
 from ryzjax.models.llama import LlamaConfig
 from ryzjax.models.registry import abstract_model
+from ryzjax.qarray import QFormat
 from ryzjax.serving.buckets import Buckets
 from ryzjax.serving.capacity import most_pages, plan_capacity
 from ryzjax.serving.runner import ModelRunner
@@ -62,6 +64,47 @@ def temporaries(max_context_tokens: int, kv_dtype: KVDtype) -> dict[str, int]:
         cache_bytes = sum(array.nbytes for array in jax.tree.leaves(runner.cache))
         assert runner.programs[key].memory_analysis().alias_size_in_bytes == cache_bytes
     return {key[0]: p.memory_analysis().temp_size_in_bytes for key, p in runner.programs.items()}
+
+
+def step_temporaries(config: LlamaConfig, format: QFormat | None) -> dict[str, int]:
+    """Temporaries of a decode and a mixed step of a model whose linear layers are all quantized; nothing is run."""
+    placement = Placement(Layout.load("single"), jax.devices()[:1])
+    model = abstract_model(config, placement)
+    if format is not None:
+        model = abstract_model(config, placement, dict.fromkeys(model.linears, format))
+    runner = ModelRunner(
+        model,
+        dummy_weights(model.weights, 0),
+        buckets=Buckets(decode=(4,), mixed=(64,), sample=(4,)),
+        max_sequences=4,
+        max_context_tokens=256,
+        page_size_tokens=64,
+    )
+    runner.allocate(most_pages(4, 256, 64))
+    runner.compile()
+    return {key[0]: runner.programs[key].memory_analysis().temp_size_in_bytes for key in (("decode", 4), ("mixed", 64))}
+
+
+def test_a_quantized_step_holds_no_dequantized_weights():
+    """What a quantized step needs besides a plain one is less than one matrix in 16 bits, however many layers.
+
+    Of a decode step that is a panel; a mixed step's 64 tokens add the panels' outputs.
+    """
+    config = replace(CONFIG, hidden_size=1024, intermediate_size=4096, num_layers=2, num_heads=16, head_dim=64)
+    config = replace(config, rope=Rope(theta=10000.0, rotary_dim=64))
+    matrix_bytes = 2 * 1024 * 4096
+    plain = step_temporaries(config, None)
+    for format in (
+        QFormat(kind="int4", group=128, pack=128, scale_dtype="bfloat16"),
+        QFormat(kind="int8", group=128, scale_dtype="bfloat16"),
+        QFormat(kind="int8", activations="int8"),
+    ):
+        quantized = step_temporaries(config, format)
+        for step, temporary_bytes in quantized.items():
+            most = {"decode": 0.3, "mixed": 0.9}[step] * matrix_bytes
+            assert temporary_bytes - plain[step] < most, (format, step, quantized, plain)
+    deeper = step_temporaries(replace(config, num_layers=4), format)
+    assert all(deeper[step] < 1.05 * quantized[step] for step in quantized), (deeper, quantized)
 
 
 def score_temporaries(max_batch_tokens: int) -> int:
