@@ -10,12 +10,11 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from ryzjax.batch import KVCache, TokenBatch
-from ryzjax.layers.linear import Linear
+from ryzjax.layers.linear import Linear, linears
 from ryzjax.layers.norm import RMSNorm
 from ryzjax.layers.rope import Rope
 from ryzjax.layers.weight import Weight
-from ryzjax.ops.kv_write import write_kv
-from ryzjax.ops.paged_attention import paged_attention
+from ryzjax.ops.attend import attend
 from ryzjax.ops.rope import apply_rope
 from ryzjax.sharding import Placement
 
@@ -97,7 +96,7 @@ class Attention(nnx.Module):
             placement=placement,
         )
         self.sinks = Weight((num_heads,), dtype, ("heads",), (self.heads_unit,)) if sinks else None
-        norm = partial(RMSNorm, eps=norm_eps, dtype=dtype, offset=norm_offset)
+        norm = partial(RMSNorm, eps=norm_eps, dtype=dtype, placement=placement, offset=norm_offset)
         if qk_norm == "head":
             self.q_norm, self.k_norm = norm(head_dim), norm(head_dim)
         elif qk_norm == "projection":
@@ -119,7 +118,7 @@ class Attention(nnx.Module):
         Args:
           rope: cos and sin of `self.rope` for this step's tokens; None where it is None.
         """
-        q, k, v = (projection(x).astype(x.dtype) for projection in (self.q, self.k, self.v))
+        q, k, v = (y.astype(x.dtype) for y in linears(x, (self.q, self.k, self.v)))
         if self.qk_norm == "projection":
             q, k = self.q_norm(q), self.k_norm(k)
         q, k, v = self._heads(q, "heads"), self._heads(k, "kv_heads"), self._heads(v, "kv_heads")
@@ -129,7 +128,7 @@ class Attention(nnx.Module):
             q, k = apply_rope(q, *rope), apply_rope(k, *rope)
         sinks = None if self.sinks is None else self.sinks[...]
 
-        def attend(
+        def attend_shard(
             q: jax.Array,
             k: jax.Array,
             v: jax.Array,
@@ -138,9 +137,10 @@ class Attention(nnx.Module):
             layer: jax.Array,
             batch: TokenBatch,
         ) -> tuple[jax.Array, KVCache]:
-            cache = write_kv(cache, layer, k, v, batch)
-            out = paged_attention(
+            return attend(
                 q,
+                k,
+                v,
                 cache,
                 layer,
                 batch,
@@ -150,11 +150,10 @@ class Attention(nnx.Module):
                 softcap=self.softcap,
                 sinks=sinks,
             )
-            return out, cache
 
         specs = self.placement.attention_specs(self.num_heads, self.num_kv_heads, cache)
-        attend = self.placement.per_shard(
-            attend,
+        attend_shards = self.placement.per_shard(
+            attend_shard,
             in_specs=(
                 specs.heads,
                 specs.kv_heads,
@@ -166,7 +165,9 @@ class Attention(nnx.Module):
             ),
             out_specs=(specs.heads, specs.cache),
         )
-        out, cache = attend(q, k, v, sinks, cache, layer, batch)
+        out, cache = attend_shards(q, k, v, sinks, cache, layer, batch)
+        # A kernel's results know no mesh; the next layer must not be traced again because of that.
+        cache = self.placement.constrain_cache(cache)
         out = self.placement.constrain(out, "tokens", "heads", None, units=(1, self.heads_unit, 1))
         return self.o(out.reshape(x.shape[0], -1)), cache
 

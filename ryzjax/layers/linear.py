@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 import jax
 from flax import nnx
+from jax.sharding import PartitionSpec
 from jax.typing import DTypeLike
 
 from ryzjax.layers.quantized import QuantizedWeight
 from ryzjax.layers.weight import Weight
 from ryzjax.ops.linear import linear
-from ryzjax.ops.quantized_linear import quantized_linear
+from ryzjax.ops.project import native_refusal_of, project
 from ryzjax.qarray import QArray, QFormat
 from ryzjax.sharding import Placement
 
-__all__ = ["Linear"]
+__all__ = ["Linear", "linears", "multiply"]
 
 
 class Linear(nnx.Module):
@@ -40,7 +44,6 @@ class Linear(nnx.Module):
         out_unit: int = 1,
     ):
         self.placement = placement
-        self.in_axis, self.out_axis = in_axis, out_axis
         self.weight: Weight | QuantizedWeight = Weight(
             (out_size, in_size), dtype, (out_axis, in_axis), (out_unit, in_unit)
         )
@@ -56,35 +59,101 @@ class Linear(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """[T, in] -> float32 [T, out]."""
-        bias = None if self.bias is None else self.bias[...]
-        if isinstance(self.weight, Weight):
-            return linear(x, self.weight[...], bias)
-        return self._quantized(x, self.weight, bias)
+        return linears(x, (self,))[0]
 
-    def _quantized(self, x: jax.Array, weight: QuantizedWeight, bias: jax.Array | None) -> jax.Array:
-        """Each device multiplies with its own shard; the loop over panels must not be left to the partitioner."""
-        placement = self.placement
-        array = weight.array()
-        specs = weight.specs(placement, whole=("embed",))
-        if array.order is not None:
-            x = x[:, array.order]
-            array, specs = replace(array, order=None), replace(specs, order=None)
+
+def linears(x: jax.Array, layers: Sequence[Linear]) -> tuple[jax.Array, ...]:
+    """Several layers of one input, [T, in] -> float32 [T, out] each: one call where a kernel takes them together."""
+    if not all(isinstance(layer, Linear) for layer in layers):
+        return tuple(layer(x) for layer in layers)  # what stands in a layer's place has its own way of calling it
+    out = multiply(x, [layer.weight for layer in layers], layers[0].placement)
+    biases = (None if layer.bias is None else layer.bias[...] for layer in layers)
+    return tuple(y if bias is None else y + bias.astype(y.dtype) for y, bias in zip(out, biases, strict=True))
+
+
+def multiply(x: jax.Array, weights: Sequence[Weight | QuantizedWeight], placement: Placement) -> tuple[jax.Array, ...]:
+    """x W^T for weights [out, in] that share the logical axis of `in`: [T, in] -> float32 [T, out] each.
+
+    Over several devices each multiplies with its own shard wherever a kernel of ours may run: the partitioner would
+    gather a whole matrix for a call that it cannot look into. XLA's own products of plain weights are left to it.
+    """
+    out: dict[int, jax.Array] = {}
+    matrices: dict[int, _Matrix] = {}
+    for i, weight in enumerate(weights):
+        if isinstance(weight, Weight) and _is_left_to_partitioner(x, weight, placement):
+            out[i] = linear(x, weight[...])
+            continue
+        matrix = _matrix(weight, placement)
+        if isinstance(matrix.array, QArray) and matrix.array.order is not None:
+            permuted = x[:, matrix.array.order]
+            (out[i],) = _each_on_its_device(permuted, [_without_order(matrix)], placement)
+        else:
+            matrices[i] = matrix
+    if matrices:
+        products = _each_on_its_device(x, list(matrices.values()), placement)
+        out.update(zip(matrices, products, strict=True))
+    return tuple(out[i] for i in range(len(weights)))
+
+
+class _Matrix(NamedTuple):
+    """A weight as `project` takes it: logical axes (out, in) and their indivisible runs, and how it is split."""
+
+    array: jax.Array | QArray
+    specs: PartitionSpec | QArray
+    axes: tuple[str | None, str | None]
+    units: tuple[int, int]
+
+
+def _is_left_to_partitioner(x: jax.Array, weight: Weight, placement: Placement) -> bool:
+    if placement.num_devices == 1:
+        return False
+    return placement.platform != "cpu" or native_refusal_of(x, weight[...]) is not None
+
+
+def _matrix(weight: Weight | QuantizedWeight, placement: Placement) -> _Matrix:
+    """Whole along "embed": what a layout splits there (fsdp) is gathered for the product."""
+    if isinstance(weight, QuantizedWeight):
+        array, specs = weight.array(), weight.specs(placement, whole=("embed",))
         if array.format.scale_dtype == "nested":
             array, specs = _flat_scales(array, specs)
-        k, n = x.shape[1], array.shape[0]
-        in_axis, out_axis = (None if axis == "embed" else axis for axis in (self.in_axis, self.out_axis))
-        summed_over = placement.mesh_axes(in_axis, k // weight.column_unit) if in_axis else ()
+        axes, units = weight.axes, (weight.row_unit, weight.column_unit)
+    else:
+        metadata = weight.get_metadata()
+        array, axes, units = weight[...], metadata["axes"], metadata["units"]
+        specs = placement.spec(_split_axes(axes), weight.shape, units)
+    return _Matrix(array, specs, _split_axes(axes), units)
 
-        def multiply(x: jax.Array, array: QArray) -> jax.Array:
-            return quantized_linear(x, array, summed_over=summed_over)
 
-        local = placement.per_shard(
-            multiply,
-            in_specs=(placement.spec(("tokens", in_axis), x.shape, (1, weight.column_unit)), specs),
-            out_specs=placement.spec(("tokens", out_axis), (x.shape[0], n), (1, weight.row_unit)),
-        )
-        out = local(x, array)
-        return out if bias is None else out + bias.astype(out.dtype)
+def _split_axes(axes: tuple[str | None, ...]) -> tuple[str | None, str | None]:
+    row, column = (None if axis == "embed" else axis for axis in axes)
+    return row, column
+
+
+def _without_order(matrix: _Matrix) -> _Matrix:
+    array, specs = matrix.array, matrix.specs
+    assert isinstance(array, QArray) and isinstance(specs, QArray)
+    return matrix._replace(array=replace(array, order=None), specs=replace(specs, order=None))
+
+
+def _each_on_its_device(x: jax.Array, matrices: Sequence[_Matrix], placement: Placement) -> tuple[jax.Array, ...]:
+    in_axis = matrices[0].axes[1]
+    unit = math.lcm(*(matrix.units[1] for matrix in matrices))
+    summed_over = placement.mesh_axes(in_axis, x.shape[1] // unit) if in_axis else ()
+
+    def products(x: jax.Array, arrays: list[jax.Array | QArray]) -> tuple[jax.Array, ...]:
+        return project(x, arrays, summed_over=summed_over)
+
+    local = placement.per_shard(
+        products,
+        in_specs=(
+            placement.spec(("tokens", in_axis), x.shape, (1, unit)),
+            [matrix.specs for matrix in matrices],
+        ),
+        out_specs=tuple(
+            placement.spec(("tokens", m.axes[0]), (x.shape[0], m.array.shape[0]), (1, m.units[0])) for m in matrices
+        ),
+    )
+    return local(x, [matrix.array for matrix in matrices])
 
 
 def _flat_scales(array: QArray, specs: QArray) -> tuple[QArray, QArray]:

@@ -7,7 +7,8 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from ryzjax.layers.weight import Weight
-from ryzjax.ops.norm import rms_norm
+from ryzjax.ops.norm import rms_norm, rms_norm_by_xla
+from ryzjax.sharding import Placement
 
 __all__ = ["RMSNorm"]
 
@@ -22,12 +23,23 @@ class RMSNorm(nnx.Module):
     """
 
     def __init__(
-        self, size: int, *, eps: float, dtype: DTypeLike, offset: float = 0.0, axis: str | None = None, unit: int = 1
+        self,
+        size: int,
+        *,
+        eps: float,
+        dtype: DTypeLike,
+        placement: Placement,
+        offset: float = 0.0,
+        axis: str | None = None,
+        unit: int = 1,
     ):
+        self.placement = placement
         self.weight = Weight((size,), dtype, (axis,), (unit,))
         self.eps = eps
         self.offset = offset
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """[..., size] -> the same shape and dtype."""
-        return rms_norm(x, self.weight[...], self.eps, offset=self.offset)
+        # Over several devices XLA splits it; a call it cannot look into would be repeated on each.
+        norm = rms_norm if self.placement.num_devices == 1 else rms_norm_by_xla
+        return norm(x, self.weight[...], self.eps, offset=self.offset)

@@ -41,6 +41,7 @@ class QuantizedWeight(nnx.Module):
         placement: Placement,
     ):
         self.format = format
+        self.axes = axes
         *lead, n, k = shape
         row_block = format.rows or 1
         self.row_unit = math.lcm(units[-2], row_block)

@@ -14,7 +14,7 @@ from ryzjax.batch import KVCache, TokenBatch
 from ryzjax.layers.attention import Attention, QKNorm
 from ryzjax.layers.block import Block
 from ryzjax.layers.glu import Activation, Gate
-from ryzjax.layers.linear import Linear
+from ryzjax.layers.linear import Linear, multiply
 from ryzjax.layers.mlp import GatedMLP
 from ryzjax.layers.moe import MoE
 from ryzjax.layers.norm import RMSNorm
@@ -22,7 +22,6 @@ from ryzjax.layers.rope import Rope
 from ryzjax.layers.weight import Weight
 from ryzjax.models.config import ModelConfig
 from ryzjax.ops.embedding import embed
-from ryzjax.ops.linear import linear
 from ryzjax.ops.routing import Routing
 from ryzjax.sharding import Placement
 
@@ -78,7 +77,13 @@ class Decoder(nnx.Module, Generic[Config]):
     def norm(self) -> RMSNorm:
         """A norm over the hidden dimension."""
         config = self.config
-        return RMSNorm(config.hidden_size, eps=config.rms_norm_eps, dtype=self.dtype, offset=self.norm_offset)
+        return RMSNorm(
+            config.hidden_size,
+            eps=config.rms_norm_eps,
+            dtype=self.dtype,
+            placement=self.placement,
+            offset=self.norm_offset,
+        )
 
     def attention(
         self,
@@ -172,7 +177,7 @@ class Decoder(nnx.Module, Generic[Config]):
         """[S, E] of `forward` -> float32 logits [S, V]."""
         with jax.named_scope("head"):
             normed = self.final_norm(hidden)
-            logits = linear(normed, self.embed.weight[...]) if self.lm_head is None else self.lm_head(normed)
+            logits = self.embed.logits(normed, self.placement) if self.lm_head is None else self.lm_head(normed)
             return logits if self.logit_softcap is None else self.logit_softcap * jnp.tanh(logits / self.logit_softcap)
 
 
@@ -181,6 +186,10 @@ class Embedding(nnx.Module):
 
     def __init__(self, vocab_size: int, hidden_size: int, dtype: jnp.dtype):
         self.weight = Weight((vocab_size, hidden_size), dtype, ("vocab", "embed"))
+
+    def logits(self, hidden: jax.Array, placement: Placement) -> jax.Array:
+        """[S, E] -> float32 [S, V]: the table as the head."""
+        return multiply(hidden, (self.weight,), placement)[0]
 
 
 @partial(jax.jit, static_argnums=(0, 7))

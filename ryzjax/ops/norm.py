@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-__all__ = ["rms_norm"]
+from ryzjax.native.norm import native_rms_norm, native_rms_norm_refusal
+
+__all__ = ["rms_norm", "rms_norm_by_xla"]
 
 
 def rms_norm(
@@ -14,9 +18,22 @@ def rms_norm(
 ) -> Float[Array, "... E"]:
     """`x / sqrt(mean(x^2) + eps) * (offset + weight)`, computed in float32 and rounded once, to x's dtype.
 
+    By the native kernel on a CPU: not to be left to automatic partitioning.
+
     Args:
       offset: 1.0 for Gemma, whose weights are stored as their distance from one; else 0.0.
     """
+    by_xla = partial(rms_norm_by_xla, eps=eps, offset=offset)
+    if native_rms_norm_refusal(x.dtype, weight.dtype) is not None:
+        return by_xla(x, weight)
+    native = partial(native_rms_norm, eps=eps, offset=offset)
+    return lax.platform_dependent(x, weight, cpu=native, default=by_xla)
+
+
+def rms_norm_by_xla(
+    x: Float[Array, "... E"], weight: Float[Array, " E"], eps: float, *, offset: float
+) -> Float[Array, "... E"]:
+    """`rms_norm` in pure JAX."""
     f32 = x.astype(jnp.float32)
     normed = f32 * lax.rsqrt(jnp.mean(f32 * f32, axis=-1, keepdims=True) + eps)
     return (normed * (offset + weight.astype(jnp.float32))).astype(x.dtype)

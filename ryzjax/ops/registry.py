@@ -6,7 +6,18 @@ from dataclasses import dataclass
 
 import jax
 
+from ryzjax.native.library import isa, native_refusal
+
 __all__ = ["OpChoice", "describe_ops"]
+
+# Op -> what the native kernel takes; all else is left to XLA.
+_NATIVE = {
+    "linear": "bfloat16 weights",
+    "quantized_linear": "bfloat16 activations with int8 and 4-bit weights in groups of 32 columns and more",
+    "attend": "queries in float32 or bfloat16, any KV cache",
+    "rms_norm": "float32 and bfloat16, on one device",
+}
+_XLA = ("embed", "rope", "route_top_k", "sample")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,13 +32,21 @@ class OpChoice:
 def describe_ops() -> list[OpChoice]:
     """The choice for every op of the model, on the default backend."""
     backend = jax.default_backend()
-    xla = f"pure JAX compiled by XLA for {backend}; the only implementation of this version"
-    ops = ("embed", "linear", "rms_norm", "rope", "write_kv", "paged_attention", "route_top_k", "sample")
+    xla = f"pure JAX compiled by XLA for {backend}"
+    refusal = f"the native kernels are for a CPU, this is {backend}" if backend != "cpu" else native_refusal()
+    if refusal is None:
+        native = [
+            OpChoice(op=op, implementation="native", reason=f"{isa()} kernels for {what}; else XLA")
+            for op, what in _NATIVE.items()
+        ]
+    else:
+        native = [OpChoice(op=op, implementation="xla", reason=f"{xla}; {refusal}") for op in _NATIVE]
     if backend == "cpu":
         grouped = "tiles", "a loop that reads only the experts that are hit; ragged_dot reads all of them on cpu"
     else:
         grouped = "ragged_dot", f"jax.lax.ragged_dot compiled by XLA for {backend}"
     return [
-        *(OpChoice(op=op, implementation="xla", reason=xla) for op in ops),
+        *native,
+        *(OpChoice(op=op, implementation="xla", reason=f"{xla}; the only implementation") for op in _XLA),
         OpChoice(op="grouped_matmul", implementation=grouped[0], reason=grouped[1]),
     ]

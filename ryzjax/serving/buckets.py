@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 __all__ = ["Buckets"]
 
-_SAMPLES = (2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+_SAMPLES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 # Finer than powers of two, which waste up to half of a step.
-_ROWS = (2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
+_ROWS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
 _TOKENS = (16, 32, 64, 128, 256, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192, 12288, 16384)
 
 
@@ -55,7 +55,7 @@ class Buckets:
 
 def _up_to(sizes: tuple[int, ...], limit: int, multiple: int) -> tuple[int, ...]:
     below = [size for size in sizes if size < limit]
-    return tuple(sorted({-(-size // multiple) * multiple for size in (*below, max(limit, 2))}))
+    return tuple(sorted({-(-size // multiple) * multiple for size in (*below, limit)}))
 
 
 def _at_least(sizes: tuple[int, ...], wanted: int) -> int:

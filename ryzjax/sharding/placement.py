@@ -59,6 +59,11 @@ class Placement:
         """Devices of the mesh."""
         return self.mesh.size
 
+    @property
+    def platform(self) -> str:
+        """Of the mesh's devices: "cpu", "gpu"."""
+        return self.mesh.devices.flat[0].platform
+
     def axis_size(self, logical: str) -> int:
         """Devices along which a logical axis may be split (1 where no rule names it)."""
         axis = self.layout.rules.get(logical)
@@ -153,6 +158,14 @@ class Placement:
             return self.spec(axes, array.shape)
 
         return jax.tree.map(spec, cache)
+
+    def constrain_cache(self, cache: KVCache) -> KVCache:
+        """Pin a cache's sharding inside jit."""
+
+        def pin(array: jax.Array, spec: PartitionSpec) -> jax.Array:
+            return jax.lax.with_sharding_constraint(array, NamedSharding(self.mesh, spec))
+
+        return jax.tree.map(pin, cache, self.cache_specs(cache))
 
     def attention_specs(self, num_heads: int, num_kv_heads: int, cache: KVCache) -> AttentionSpecs:
         """Specs of one attention call: heads are split, tokens and pages are whole on every device."""

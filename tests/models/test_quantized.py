@@ -74,16 +74,16 @@ def test_layouts_agree_with_one_device(name: str, layout: str):
 
 
 def test_layers_of_one_format_are_traced_once(monkeypatch: pytest.MonkeyPatch):
-    from ryzjax.layers import linear
+    from ryzjax.ops import project
 
     traced = []
-    original = linear.quantized_linear
+    original = project.quantized_linear
 
     def counting(*args, **kwargs):
         traced.append(args[1].format)
         return original(*args, **kwargs)
 
-    monkeypatch.setattr(linear, "quantized_linear", counting)
+    monkeypatch.setattr(project, "quantized_linear", counting)
     config = dataclasses.replace(CONFIG, num_layers=6)
     names = [f"layers.{i}.mlp.up" for i in range(6)]
     model = abstract_model(config, ONE, dict.fromkeys(names, FORMATS["int4"]))

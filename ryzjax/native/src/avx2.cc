@@ -1,0 +1,144 @@
+// The kernels with AVX2 and FMA: bfloat16 as float32.
+#include "kernels.h"
+#include "numbers.h"
+
+#if defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
+#include <immintrin.h>
+
+#include <algorithm>
+#include <cmath>
+#include <type_traits>
+#include <vector>
+
+namespace ryzjax {
+namespace {
+
+struct Isa {
+  static constexpr int kWidth = 8;        // floats of a vector
+  static constexpr int kValueVectors = 2;  // of a value, held in registers for every lane
+  using Vec = float __attribute__((vector_size(4 * kWidth)));
+  static Vec fma(Vec a, Vec b, Vec c) { return (Vec)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c); }
+
+  struct Chunk {
+    __m256 v[4];  // 32 numbers, exactly bfloat16
+  };
+  using Sum = __m256;
+  struct Scale {
+    __m256 scale, zero;
+  };
+  struct Table {
+    __m256 low, high;  // of nibbles 0 to 7 and 8 to 15
+  };
+
+  static Sum zero() { return _mm256_setzero_ps(); }
+  static __m256 widen(const uint16_t* p) {
+    const __m256i words = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+    return _mm256_castsi256_ps(_mm256_slli_epi32(words, 16));
+  }
+  static Chunk load(const uint16_t* p) { return {{widen(p), widen(p + 8), widen(p + 16), widen(p + 24)}}; }
+  static Chunk load_part(const uint16_t* p, int64_t count) {
+    uint16_t part[32] = {};
+    for (int64_t i = 0; i < count; ++i) part[i] = p[i];
+    return load(part);
+  }
+  static void store(uint16_t* p, const Chunk& chunk, int64_t count) {
+    float values[32];
+    for (int i = 0; i < 4; ++i) _mm256_storeu_ps(values + 8 * i, chunk.v[i]);
+    for (int64_t i = 0; i < count; ++i) p[i] = static_cast<uint16_t>(float_to_bits(values[i]) >> 16);
+  }
+  static Sum dot(Sum sum, const Chunk& a, const Chunk& b) {
+    for (int i = 0; i < 4; ++i) sum = _mm256_fmadd_ps(a.v[i], b.v[i], sum);
+    return sum;
+  }
+  static float total(Sum sum) {
+    const __m128 halves = _mm_add_ps(_mm256_castps256_ps128(sum), _mm256_extractf128_ps(sum, 1));
+    const __m128 pairs = _mm_add_ps(halves, _mm_movehl_ps(halves, halves));
+    return _mm_cvtss_f32(_mm_add_ss(pairs, _mm_movehdup_ps(pairs)));
+  }
+
+  static void store_totals(Sum a, Sum b, Sum c, Sum d, float* out) {
+    out[0] = total(a);
+    out[1] = total(b);
+    out[2] = total(c);
+    out[3] = total(d);
+  }
+
+  // To nearest bfloat16, ties to even; weights are finite.
+  static __m256 rounded(__m256 values) {
+    const __m256i bits = _mm256_castps_si256(values);
+    const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+    const __m256i up = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
+    return _mm256_castsi256_ps(_mm256_and_si256(up, _mm256_set1_epi32(static_cast<int>(0xffff0000u))));
+  }
+
+  static Vec load_half(const uint16_t* p) {
+    return (Vec)_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  }
+  static Scale scale(float scale, float zero) { return {_mm256_set1_ps(scale), _mm256_set1_ps(zero)}; }
+  template <bool kHasZeros>
+  static Chunk from_int8(const int8_t* p, const Scale& s) {
+    Chunk chunk;
+    for (int i = 0; i < 4; ++i) {
+      const __m256i q = _mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p + 8 * i)));
+      chunk.v[i] = rounded(_mm256_mul_ps(kHasZeros ? _mm256_sub_ps(_mm256_cvtepi32_ps(q), s.zero) : _mm256_cvtepi32_ps(q), s.scale));
+    }
+    return chunk;
+  }
+
+  static Table table(float scale, float zero) {
+    const __m256 low = _mm256_set_ps(7, 6, 5, 4, 3, 2, 1, 0), high = _mm256_add_ps(low, _mm256_set1_ps(8));
+    const __m256 s = _mm256_set1_ps(scale), z = _mm256_set1_ps(zero);
+    return {rounded(_mm256_mul_ps(_mm256_sub_ps(low, z), s)), rounded(_mm256_mul_ps(_mm256_sub_ps(high, z), s))};
+  }
+  static Table table_of(const float* codebook, float scale) {
+    const __m256 s = _mm256_set1_ps(scale);
+    return {rounded(_mm256_mul_ps(_mm256_loadu_ps(codebook), s)),
+            rounded(_mm256_mul_ps(_mm256_loadu_ps(codebook + 8), s))};
+  }
+  static __m256 look_up(__m256i nibbles, const Table& table) {
+    const __m256 low = _mm256_permutevar8x32_ps(table.low, nibbles);
+    const __m256 high = _mm256_permutevar8x32_ps(table.high, nibbles);
+    // Bit 3 becomes the sign, which is what a blend looks at.
+    return _mm256_blendv_ps(low, high, _mm256_castsi256_ps(_mm256_slli_epi32(nibbles, 28)));
+  }
+  static __m256i bytes(const uint8_t* p) {
+    return _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
+  }
+  static Chunk from_low(const uint8_t* p, const Table& table) {
+    Chunk chunk;
+    for (int i = 0; i < 4; ++i) chunk.v[i] = look_up(bytes(p + 8 * i), table);
+    return chunk;
+  }
+  static Chunk from_high(const uint8_t* p, const Table& table) {
+    Chunk chunk;
+    for (int i = 0; i < 4; ++i) chunk.v[i] = look_up(_mm256_srli_epi32(bytes(p + 8 * i), 4), table);
+    return chunk;
+  }
+  static Chunk from_run(const uint8_t* p, const Table& table) {
+    Chunk chunk;
+    for (int i = 0; i < 2; ++i) {
+      const __m256i both = bytes(p + 8 * i);
+      chunk.v[i] = look_up(both, table);
+      chunk.v[i + 2] = look_up(_mm256_srli_epi32(both, 4), table);
+    }
+    return chunk;
+  }
+};
+
+#include "vectors.h"
+#include "linear_tiles.h"
+#include "norm_rows.h"
+#include "attention_tiles.h"
+
+constexpr Kernels kKernels{"avx2", run_linear, attend, rms_norm};
+
+}  // namespace
+
+const Kernels* avx2_kernels() { return &kKernels; }
+
+}  // namespace ryzjax
+#else
+namespace ryzjax {
+const Kernels* avx2_kernels() { return nullptr; }
+}  // namespace ryzjax
+#endif

@@ -1,0 +1,111 @@
+// The kernels with AVX-512 and its bfloat16 dot products.
+#include "kernels.h"
+#include "numbers.h"
+
+#if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VL__) && defined(__AVX512BF16__)
+#include <immintrin.h>
+
+#include <algorithm>
+#include <cmath>
+#include <type_traits>
+#include <vector>
+
+namespace ryzjax {
+namespace {
+
+struct Isa {
+  static constexpr int kWidth = 16;        // floats of a vector
+  static constexpr int kValueVectors = 4;  // of a value, held in registers for every lane
+  using Vec = float __attribute__((vector_size(4 * kWidth)));
+  static Vec fma(Vec a, Vec b, Vec c) { return (Vec)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c); }
+
+  using Chunk = __m512bh;  // 32 bfloat16
+  using Sum = __m512;      // 16 float32, each of two columns in 32
+  struct Scale {
+    __m512 scale, zero;
+  };
+  using Table = __m512i;  // bfloat16 of every nibble, twice: bit 4 of an index is another's
+
+  static Sum zero() { return _mm512_setzero_ps(); }
+  static Chunk load(const uint16_t* p) { return (Chunk)_mm512_loadu_si512(p); }
+  static Chunk load_part(const uint16_t* p, int64_t count) {
+    return (Chunk)_mm512_maskz_loadu_epi16(static_cast<__mmask32>((uint64_t{1} << count) - 1), p);
+  }
+  static void store(uint16_t* p, Chunk chunk, int64_t count) {
+    _mm512_mask_storeu_epi16(p, static_cast<__mmask32>((uint64_t{1} << count) - 1), (__m512i)chunk);
+  }
+  static Sum dot(Sum sum, Chunk a, Chunk b) { return _mm512_dpbf16_ps(sum, a, b); }
+  static float total(Sum sum) {
+    const __m256 halves = _mm256_add_ps(_mm512_castps512_ps256(sum), _mm512_extractf32x8_ps(sum, 1));
+    const __m128 quarters = _mm_add_ps(_mm256_castps256_ps128(halves), _mm256_extractf128_ps(halves, 1));
+    const __m128 pairs = _mm_add_ps(quarters, _mm_movehl_ps(quarters, quarters));
+    return _mm_cvtss_f32(_mm_add_ss(pairs, _mm_movehdup_ps(pairs)));
+  }
+  // Four totals side by side, the same tree of additions as `total`.
+  static void store_totals(Sum a, Sum b, Sum c, Sum d, float* out) {
+    const __m512 ab = _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x44), _mm512_shuffle_f32x4(a, b, 0xee));
+    const __m512 cd = _mm512_add_ps(_mm512_shuffle_f32x4(c, d, 0x44), _mm512_shuffle_f32x4(c, d, 0xee));
+    const __m512 quarters = _mm512_add_ps(_mm512_shuffle_f32x4(ab, cd, 0x88), _mm512_shuffle_f32x4(ab, cd, 0xdd));
+    const __m512 pairs = _mm512_add_ps(quarters, _mm512_permute_ps(quarters, 0x4e));
+    const __m512 totals = _mm512_add_ps(pairs, _mm512_permute_ps(pairs, 0xb1));
+    const __m512i firsts = _mm512_set_epi32(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 12, 8, 4, 0);
+    _mm_storeu_ps(out, _mm512_castps512_ps128(_mm512_permutexvar_ps(firsts, totals)));
+  }
+
+  static Vec load_half(const uint16_t* p) {
+    return (Vec)_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+  }
+  static Scale scale(float scale, float zero) { return {_mm512_set1_ps(scale), _mm512_set1_ps(zero)}; }
+  template <bool kHasZeros>
+  static Chunk from_int8(const int8_t* p, const Scale& s) {
+    const __m512 low = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+    const __m512 high =
+        _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p + 16))));
+    return _mm512_cvtne2ps_pbh(_mm512_mul_ps(kHasZeros ? _mm512_sub_ps(high, s.zero) : high, s.scale),
+                               _mm512_mul_ps(kHasZeros ? _mm512_sub_ps(low, s.zero) : low, s.scale));
+  }
+
+  static Table twice(__m512 values) {
+    const __m256i once = (__m256i)_mm512_cvtneps_pbh(values);
+    return _mm512_broadcast_i64x4(once);
+  }
+  static Table table(float scale, float zero) {
+    const __m512 nibbles = _mm512_set_ps(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+    return twice(_mm512_mul_ps(_mm512_sub_ps(nibbles, _mm512_set1_ps(zero)), _mm512_set1_ps(scale)));
+  }
+  static Table table_of(const float* codebook, float scale) {
+    return twice(_mm512_mul_ps(_mm512_loadu_ps(codebook), _mm512_set1_ps(scale)));
+  }
+  static __m512i words(const uint8_t* p) {
+    return _mm512_cvtepu8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+  }
+  static Chunk from_low(const uint8_t* p, Table table) {
+    return (Chunk)_mm512_permutexvar_epi16(words(p), table);
+  }
+  static Chunk from_high(const uint8_t* p, Table table) {
+    return (Chunk)_mm512_permutexvar_epi16(_mm512_srli_epi16(words(p), 4), table);
+  }
+  static Chunk from_run(const uint8_t* p, Table table) {
+    const __m256i low = _mm256_cvtepu8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+    const __m512i both = _mm512_inserti64x4(_mm512_castsi256_si512(low), _mm256_srli_epi16(low, 4), 1);
+    return (Chunk)_mm512_permutexvar_epi16(both, table);
+  }
+};
+
+#include "vectors.h"
+#include "linear_tiles.h"
+#include "norm_rows.h"
+#include "attention_tiles.h"
+
+constexpr Kernels kKernels{"avx512", run_linear, attend, rms_norm};
+
+}  // namespace
+
+const Kernels* avx512_kernels() { return &kKernels; }
+
+}  // namespace ryzjax
+#else
+namespace ryzjax {
+const Kernels* avx512_kernels() { return nullptr; }
+}  // namespace ryzjax
+#endif

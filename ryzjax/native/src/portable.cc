@@ -1,0 +1,120 @@
+// The kernels in plain C++, in loops a compiler turns into whatever vectors there are (NEON on Arm).
+#include "kernels.h"
+#include "numbers.h"
+
+#include <algorithm>
+#include <cmath>
+#include <type_traits>
+#include <vector>
+
+namespace ryzjax {
+namespace {
+
+struct Isa {
+  static constexpr int kWidth = 4;        // floats of a vector
+  static constexpr int kValueVectors = 2;  // of a value, held in registers for every lane
+  using Vec = float __attribute__((vector_size(4 * kWidth)));
+  static Vec fma(Vec a, Vec b, Vec c) { return a * b + c; }
+
+  struct Chunk {
+    float v[32];  // exactly bfloat16
+  };
+  struct Sum {
+    float v[16];
+  };
+  struct Scale {
+    float scale, zero;
+  };
+  struct Table {
+    float v[16];
+  };
+
+  static Sum zero() { return {}; }
+  static Chunk load(const uint16_t* p) {
+    Chunk chunk;
+    for (int i = 0; i < 32; ++i) chunk.v[i] = bf16_to_float(p[i]);
+    return chunk;
+  }
+  static Chunk load_part(const uint16_t* p, int64_t count) {
+    Chunk chunk = {};
+    for (int64_t i = 0; i < count; ++i) chunk.v[i] = bf16_to_float(p[i]);
+    return chunk;
+  }
+  static void store(uint16_t* p, const Chunk& chunk, int64_t count) {
+    for (int64_t i = 0; i < count; ++i) p[i] = static_cast<uint16_t>(float_to_bits(chunk.v[i]) >> 16);
+  }
+  static Sum dot(Sum sum, const Chunk& a, const Chunk& b) {
+    for (int i = 0; i < 16; ++i) sum.v[i] += a.v[i] * b.v[i];
+    for (int i = 0; i < 16; ++i) sum.v[i] += a.v[i + 16] * b.v[i + 16];
+    return sum;
+  }
+  static float total(const Sum& sum) {
+    float part[16];
+    std::copy(sum.v, sum.v + 16, part);
+    for (int width = 8; width > 0; width /= 2)
+      for (int i = 0; i < width; ++i) part[i] += part[i + width];
+    return part[0];
+  }
+
+  static void store_totals(const Sum& a, const Sum& b, const Sum& c, const Sum& d, float* out) {
+    out[0] = total(a);
+    out[1] = total(b);
+    out[2] = total(c);
+    out[3] = total(d);
+  }
+
+  static float rounded(float value) { return bf16_to_float(float_to_bf16(value)); }
+  static Vec load_half(const uint16_t* p) {
+    Vec v;
+    for (int i = 0; i < kWidth; ++i) v[i] = half_to_float(p[i]);
+    return v;
+  }
+  static Scale scale(float scale, float zero) { return {scale, zero}; }
+  template <bool kHasZeros>
+  static Chunk from_int8(const int8_t* p, const Scale& s) {
+    Chunk chunk;
+    for (int i = 0; i < 32; ++i) chunk.v[i] = rounded((static_cast<float>(p[i]) - s.zero) * s.scale);
+    return chunk;
+  }
+  static Table table(float scale, float zero) {
+    Table table;
+    for (int i = 0; i < 16; ++i) table.v[i] = rounded((static_cast<float>(i) - zero) * scale);
+    return table;
+  }
+  static Table table_of(const float* codebook, float scale) {
+    Table table;
+    for (int i = 0; i < 16; ++i) table.v[i] = rounded(codebook[i] * scale);
+    return table;
+  }
+  static Chunk from_low(const uint8_t* p, const Table& table) {
+    Chunk chunk;
+    for (int i = 0; i < 32; ++i) chunk.v[i] = table.v[p[i] & 15];
+    return chunk;
+  }
+  static Chunk from_high(const uint8_t* p, const Table& table) {
+    Chunk chunk;
+    for (int i = 0; i < 32; ++i) chunk.v[i] = table.v[p[i] >> 4];
+    return chunk;
+  }
+  static Chunk from_run(const uint8_t* p, const Table& table) {
+    Chunk chunk;
+    for (int i = 0; i < 16; ++i) {
+      chunk.v[i] = table.v[p[i] & 15];
+      chunk.v[i + 16] = table.v[p[i] >> 4];
+    }
+    return chunk;
+  }
+};
+
+#include "vectors.h"
+#include "linear_tiles.h"
+#include "norm_rows.h"
+#include "attention_tiles.h"
+
+constexpr Kernels kKernels{"portable", run_linear, attend, rms_norm};
+
+}  // namespace
+
+const Kernels* portable_kernels() { return &kKernels; }
+
+}  // namespace ryzjax

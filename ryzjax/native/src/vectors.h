@@ -1,0 +1,69 @@
+// Vectors of float32 over an instruction set's `Isa`. Included once by each of them, inside its namespace.
+
+// Sums stay in registers only if the loops over them are gone.
+#if defined(__clang__)
+#define RYZJAX_UNROLL _Pragma("unroll")
+#else
+#define RYZJAX_UNROLL _Pragma("GCC unroll 32")
+#endif
+
+constexpr int kWidth = Isa::kWidth;
+using Vec = Isa::Vec;
+using IntVec = int32_t __attribute__((vector_size(4 * kWidth)));
+using HalfVec = uint16_t __attribute__((vector_size(2 * kWidth)));
+
+inline Vec splat(float value) { return value - Vec{}; }
+inline Vec load(const float* p) {
+  Vec v;
+  std::memcpy(&v, p, sizeof v);
+  return v;
+}
+inline void store(float* p, Vec v) { std::memcpy(p, &v, sizeof v); }
+inline Vec load_bf16(const uint16_t* p) {
+  HalfVec half;
+  std::memcpy(&half, p, sizeof half);
+  return (Vec)(__builtin_convertvector(half, IntVec) << 16);
+}
+inline Vec larger(Vec a, Vec b) { return b > a ? b : a; }  // a where b is NaN
+
+// The same tree whatever the values are.
+inline float total(Vec v) {
+  float part[kWidth];
+  store(part, v);
+  for (int width = kWidth / 2; width > 0; width /= 2)
+    for (int i = 0; i < width; ++i) part[i] += part[i + width];
+  return part[0];
+}
+inline float largest(Vec v) {
+  float part[kWidth];
+  store(part, v);
+  for (int width = kWidth / 2; width > 0; width /= 2)
+    for (int i = 0; i < width; ++i) part[i] = part[i + width] > part[i] ? part[i + width] : part[i];
+  return part[0];
+}
+
+// e^x to 2 units in the last place; 0 below -87, as if for x = 88 above it; NaN stays.
+inline Vec exponential(Vec x) {
+  const Vec bounded = x > splat(88.0f) ? splat(88.0f) : x;
+  // Adding 1.5 * 2^23 rounds to a whole number and leaves it in the low bits.
+  const Vec shifted = Isa::fma(bounded, splat(1.44269504088896341f), splat(12582912.0f));
+  const Vec n = shifted - splat(12582912.0f);
+  Vec r = Isa::fma(n, splat(-0.693359375f), bounded);
+  r = Isa::fma(n, splat(2.12194440e-4f), r);
+  Vec p = splat(1.9875691500e-4f);
+  p = Isa::fma(p, r, splat(1.3981999507e-3f));
+  p = Isa::fma(p, r, splat(8.3334519073e-3f));
+  p = Isa::fma(p, r, splat(4.1665795894e-2f));
+  p = Isa::fma(p, r, splat(1.6666665459e-1f));
+  p = Isa::fma(p, r, splat(5.0000001201e-1f));
+  p = Isa::fma(p, r * r, r) + splat(1.0f);
+  const IntVec exponent = ((IntVec)shifted + (127 - 0x4b400000)) << 23;
+  const Vec value = p * (Vec)exponent;
+  return x < splat(-87.0f) ? Vec{} : value;
+}
+
+// tanh x, to 2^-22 or so of 1.
+inline Vec hyperbolic_tangent(Vec x) {
+  const Vec e = exponential(x + x);
+  return splat(1.0f) - splat(2.0f) / (e + splat(1.0f));
+}

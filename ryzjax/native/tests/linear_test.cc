@@ -1,0 +1,134 @@
+// The kernels against plain loops in float64, for every instruction set of this machine, on odd sizes and tails.
+// Built with sanitizers, on buffers of exactly the size they must have: what reads or writes beside them is caught.
+#include <cmath>
+#include <cstdio>
+#include <cstring>
+
+#include "testing.h"
+
+namespace {
+
+using ryzjax::Kernels;
+using ryzjax::LinearArgs;
+using ryzjax::ScaleKind;
+using ryzjax::WeightKind;
+using ryzjax::testing::exactly;
+using ryzjax::testing::random_bits;
+using ryzjax::testing::ThreadSet;
+using ryzjax::testing::uniform;
+
+struct Case {
+  WeightKind kind;
+  int64_t m, n, k, group, pack;
+  bool zeros = false, codebook = false, one_scale_row = false;
+  ScaleKind scale_kind = ScaleKind::kFloat32;
+};
+
+double check(const Kernels& kernels, const Case& c) {
+  const int64_t groups = c.group ? c.k / c.group : 1, scale_rows = c.one_scale_row ? 1 : c.n;
+  auto x = exactly<uint16_t>(c.m * c.k);
+  for (int64_t i = 0; i < c.m * c.k; ++i) x[i] = ryzjax::float_to_bf16(uniform(-1, 1));
+  auto out = exactly<float>(c.m * c.n);
+  auto scales32 = exactly<float>(scale_rows * groups);
+  auto scales16 = exactly<uint16_t>(scale_rows * groups);
+  for (int64_t i = 0; i < scale_rows * groups; ++i) {
+    scales16[i] = ryzjax::float_to_bf16(uniform(0.01f, 0.1f));
+    scales32[i] = ryzjax::bf16_to_float(scales16[i]);
+    if (c.scale_kind == ScaleKind::kFloat16) {
+      scales16[i] = static_cast<uint16_t>(0x2000 + (random_bits() & 0x7ff));
+      scales32[i] = ryzjax::half_to_float(scales16[i]);
+    }
+  }
+  auto zeros = exactly<uint8_t>(scale_rows * groups);
+  for (int64_t i = 0; i < scale_rows * groups; ++i) zeros[i] = random_bits() & 15;
+  auto codebook = exactly<float>(16);
+  for (int i = 0; i < 16; ++i) codebook[i] = uniform(-1, 1);
+  auto wide = exactly<uint16_t>(c.kind == WeightKind::kBfloat16 ? c.n * c.k : 0);
+  auto bytes = exactly<uint8_t>(c.kind == WeightKind::kBfloat16 ? 0 : c.kind == WeightKind::kInt8 ? c.n * c.k : c.n * c.k / 2);
+  std::vector<double> w(c.n * c.k);
+  for (int64_t n = 0; n < c.n; ++n)
+    for (int64_t k = 0; k < c.k; ++k) {
+      if (c.kind == WeightKind::kBfloat16) {
+        wide[n * c.k + k] = ryzjax::float_to_bf16(uniform(-1, 1));
+        w[n * c.k + k] = ryzjax::bf16_to_float(wide[n * c.k + k]);
+        continue;
+      }
+      const int64_t at = (c.one_scale_row ? 0 : n) * groups + (c.group ? k / c.group : 0);
+      float value;
+      if (c.kind == WeightKind::kInt8) {
+        bytes[n * c.k + k] = static_cast<uint8_t>(random_bits());
+        value = static_cast<float>(static_cast<int8_t>(bytes[n * c.k + k]));
+        if (c.zeros) value -= static_cast<float>(static_cast<int8_t>(zeros[at]));
+      } else {
+        const int64_t run = k / c.pack, in_run = k % c.pack, half = c.pack / 2;
+        uint8_t& byte = bytes[n * c.k / 2 + run * half + in_run % half];
+        if (in_run < half) byte = static_cast<uint8_t>(random_bits());
+        const int nibble = in_run < half ? byte & 15 : byte >> 4;
+        value = c.codebook ? codebook[nibble] : static_cast<float>(nibble) - (c.zeros ? zeros[at] : 8.0f);
+      }
+      w[n * c.k + k] = ryzjax::bf16_to_float(ryzjax::float_to_bf16(value * scales32[at]));
+    }
+  LinearArgs args = {};
+  args.m = c.m, args.n = c.n, args.k = c.k;
+  args.x = x.get(), args.out = out.get(), args.kind = c.kind;
+  args.values = c.kind == WeightKind::kBfloat16 ? static_cast<void*>(wide.get()) : bytes.get();
+  args.group = c.group ? c.group : c.k, args.pack = c.pack;
+  args.scale_kind = c.scale_kind, args.scale_rows = scale_rows;
+  args.scales = c.scale_kind == ScaleKind::kFloat32 ? static_cast<void*>(scales32.get()) : scales16.get();
+  args.zeros = c.zeros ? zeros.get() : nullptr;
+  args.codebook = c.codebook ? codebook.get() : nullptr;
+  {
+    ThreadSet threads;
+    // The same matrix twice, as projections of one input are: the second run must not disturb the first.
+    LinearArgs both[2] = {args, args};
+    auto again = exactly<float>(c.m * c.n);
+    both[1].out = again.get();
+    kernels.linear(both, 2, threads.view());
+    threads.join();
+    for (int64_t i = 0; i < c.m * c.n; ++i)
+      if (std::memcmp(&out[i], &again[i], 4) != 0) return HUGE_VAL;
+  }
+  double worst = 0;
+  for (int64_t m = 0; m < c.m; ++m)
+    for (int64_t n = 0; n < c.n; ++n) {
+      double sum = 0, size = 0;
+      for (int64_t k = 0; k < c.k; ++k) {
+        const double product = ryzjax::bf16_to_float(x[m * c.k + k]) * w[n * c.k + k];
+        sum += product, size += std::abs(product);
+      }
+      worst = std::max(worst, std::abs(out[m * c.n + n] - sum) / size);
+    }
+  return worst;
+}
+
+}  // namespace
+
+int main() {
+  int ran = 0;
+  for (const Kernels* kernels : ryzjax::testing::every_kernels()) {
+    std::vector<Case> cases;
+    for (int64_t m : {1, 2, 3, 4, 5, 8, 9, 16, 17, 24, 35}) {
+      cases.push_back({WeightKind::kBfloat16, m, 37, 100, 0, 0});
+      cases.push_back({WeightKind::kBfloat16, m, 5, 2112, 0, 0});
+      cases.push_back({WeightKind::kBfloat16, m, 1, 1, 0, 0});
+      cases.push_back({WeightKind::kInt8, m, 37, 192, 64, 0});
+      cases.push_back({WeightKind::kInt8, m, 9, 45, 0, 0, true});
+      cases.push_back({WeightKind::kInt8, m, 13, 128, 32, 0, false, false, true, ScaleKind::kFloat16});
+      cases.push_back({WeightKind::kNibbles, m, 37, 192, 64, 64});
+      cases.push_back({WeightKind::kNibbles, m, 21, 96, 32, 32, true});
+      cases.push_back({WeightKind::kNibbles, m, 6, 2176, 128, 128, false, true, false, ScaleKind::kBfloat16});
+      cases.push_back({WeightKind::kNibbles, m, 11, 160, 0, 32});
+    }
+    for (const Case& c : cases) {
+      const double worst = check(*kernels, c);
+      if (!(worst < 1e-6)) {
+        std::printf("%s: kind %d, m %ld, n %ld, k %ld: error %g\n", kernels->name, static_cast<int>(c.kind),
+                    static_cast<long>(c.m), static_cast<long>(c.n), static_cast<long>(c.k), worst);
+        return 1;
+      }
+      ++ran;
+    }
+    std::printf("linear, %s: %zu cases\n", kernels->name, cases.size());
+  }
+  return ran > 0 ? 0 : 1;
+}

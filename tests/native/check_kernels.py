@@ -1,0 +1,145 @@
+"""Every native kernel against its reference, for the instruction set of this process (RYZJAX_NATIVE_ISA).
+
+    python tests/native/check_kernels.py ISA
+
+A process of its own, because a process loads one instruction set. Prints how many cases it ran.
+"""
+
+from __future__ import annotations
+
+import sys
+from functools import partial
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ryzjax.batch import KVCache
+from ryzjax.native.library import isa
+from ryzjax.native.linear import native_linears, native_quantized_refusal
+from ryzjax.native.norm import native_rms_norm
+from ryzjax.ops.attend import attend, attend_by_xla
+from ryzjax.ops.norm import rms_norm_by_xla
+from ryzjax.qarray import dequantize
+from tests.ops.test_paged_attention import make_batch
+from tests.qarrays import FORMATS, random_qarray
+
+# (M, N, K): every M of the register tiles and past them, sizes that no tile divides.
+SHAPES = (*((m, 37, 128) for m in range(1, 19)), (1, 1, 64), (5, 301, 2112), (33, 64, 96), (130, 20, 64))
+
+
+def linears() -> int:
+    """Plain and quantized matrices in one call; and that a row's result is its own."""
+    cases = 0
+    for m, n, k in SHAPES:
+        rng = np.random.default_rng(m * n + k)
+        x = jnp.asarray(rng.standard_normal((m, k)), jnp.bfloat16)
+        weights = [jnp.asarray(rng.standard_normal((n, k)), jnp.bfloat16)]
+        for format in FORMATS.values():
+            if not format.has_order and native_quantized_refusal(x.dtype, format, k) is None:
+                weights.append(random_qarray(rng, format, (n, k)))
+        assert len(weights) > 4
+        got = jax.jit(native_linears)(x, weights)
+        for weight, y in zip(weights, got, strict=True):
+            dense = weight if isinstance(weight, jax.Array) else dequantize(weight, jnp.bfloat16)
+            exact = np.asarray(x, np.float64) @ np.asarray(dense, np.float64).T
+            size = np.abs(np.asarray(x, np.float64)) @ np.abs(np.asarray(dense, np.float64)).T
+            np.testing.assert_array_less(np.abs(np.asarray(y) - exact), 1e-6 * size + 1e-30)
+            cases += 1
+        alone = jax.jit(native_linears)(x[-1:], weights)
+        for one, all_rows in zip(alone, got, strict=True):
+            np.testing.assert_array_equal(one[0], all_rows[-1])
+    return cases
+
+
+def norms() -> int:
+    """RMSNorm over sizes with and without tails."""
+    cases = 0
+    for rows, size in ((1, 896), (3, 7), (40, 64), (2, 1)):
+        rng = np.random.default_rng(size)
+        for dtype, weight_dtype in (
+            (jnp.bfloat16, jnp.bfloat16),
+            (jnp.float32, jnp.float32),
+            (jnp.bfloat16, jnp.float32),
+        ):
+            x = jnp.asarray(rng.standard_normal((rows, 2, size)) * 3, dtype)
+            weight = jnp.asarray(rng.standard_normal(size), weight_dtype)
+            got = jax.jit(partial(native_rms_norm, eps=1e-6, offset=1.0))(x, weight)
+            want = rms_norm_by_xla(x.astype(jnp.float32), weight, 1e-6, offset=1.0)
+            tolerance = 1e-5 if dtype == jnp.float32 else 1 / 250
+            np.testing.assert_allclose(got.astype(jnp.float32), want, rtol=tolerance, atol=1e-6)
+            cases += 1
+    return cases
+
+
+def attention() -> int:
+    """A prefill step, then a ragged one over what it left; every storage format."""
+    cases = 0
+    for storage in ("float32", "bfloat16", "int8", "float8"):
+        for dtype in (jnp.bfloat16, jnp.float32):
+            for heads, kv_heads, dim, extra in (
+                (14, 2, 64, {}),
+                (4, 4, 8, {"window": 7, "sinks": True}),
+                (6, 2, 40, {"window": 100, "softcap": 30.0}),
+            ):
+                _attention_case(storage, dtype, heads, kv_heads, dim, **extra)
+                cases += 1
+    return cases
+
+
+def _attention_case(
+    storage: str,
+    dtype: jnp.dtype,
+    heads: int,
+    kv_heads: int,
+    dim: int,
+    *,
+    window: int | None = None,
+    softcap: float | None = None,
+    sinks: bool = False,
+) -> None:
+    page, row_pages, rng = 16, 12, np.random.default_rng(heads * dim)
+    table = rng.permutation(np.arange(1, 4 * row_pages + 1)).reshape(4, row_pages).astype(np.int32)
+    ours = theirs = empty_cache(storage, 4 * row_pages + 1, kv_heads, page, dim)
+    sink = jnp.asarray(rng.standard_normal(heads), jnp.float32) if sinks else None
+    for rows in ([(0, 150), (0, 70), (0, 3)], [(150, 1), (70, 1), (3, 33), (0, 9)]):
+        tokens = sum(query for _, query in rows) + 5
+        batch = make_batch(rows, tokens=tokens, max_rows=4, page_size=page, pages=row_pages)
+        at, write = 0, np.zeros(tokens, np.int32)
+        for row, (before, query) in enumerate(rows):
+            write[at : at + query] = table[row, (before + np.arange(query)) // page]
+            at += query
+        batch = batch._replace(page_table=jnp.asarray(table), write_page=jnp.asarray(write))
+        q, k, v = (jnp.asarray(rng.standard_normal((tokens, n, dim)), dtype) for n in (heads, kv_heads, kv_heads))
+        options = {"scale": dim**-0.5, "max_query_len": tokens, "window": window, "softcap": softcap}
+        got, ours = jax.jit(partial(attend, sinks=sink, **options))(q, k, v, ours, 1, batch)
+        want, theirs = jax.jit(partial(attend_by_xla, **options))(q, k, v, theirs, 1, batch, sink)
+        # int8: XLA multiplies by 1 / scale, which rounds a tie now and then to the other side.
+        tolerance = 2e-2 if storage == "int8" else 1e-2 if dtype == jnp.bfloat16 else 2e-5
+        np.testing.assert_allclose(
+            got[:at].astype(jnp.float32), want[:at].astype(jnp.float32), atol=tolerance, rtol=1e-2
+        )
+        for mine, other in zip(ours[:2], theirs[:2], strict=True):
+            difference = np.asarray(mine[:, 1:], np.float32) != np.asarray(other[:, 1:], np.float32)
+            assert difference.mean() < (1e-4 if storage == "int8" else 1e-9)
+
+
+def empty_cache(storage: str, pages: int, kv_heads: int, page: int, dim: int) -> KVCache:
+    """A cache of two layers."""
+    shape = (2, pages, kv_heads, page, dim)
+    dtype = {"float32": jnp.float32, "bfloat16": jnp.uint16, "int8": jnp.int8, "float8": jnp.uint8}[storage]
+    pages_of = jnp.zeros(shape, dtype)
+    if storage == "int8":
+        return KVCache(pages_of, pages_of, jnp.zeros(shape[:4], jnp.uint16), jnp.zeros(shape[:4], jnp.uint16))
+    if storage == "float8":
+        scales = jnp.asarray(np.random.default_rng(0).uniform(0.005, 0.02, (2, 2, kv_heads)), jnp.float32)
+        return KVCache(pages_of, pages_of, scales[0], scales[1])
+    return KVCache(pages_of, pages_of)
+
+
+if __name__ == "__main__":
+    assert isa() == sys.argv[1], f"expected {sys.argv[1]}, have {isa()}"
+    print(linears(), norms(), attention())
