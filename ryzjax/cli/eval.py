@@ -110,6 +110,8 @@ class Eval:
                     dtype=self.engine.dtype,
                     load_format=self.engine.load_format,
                     layout=self.engine.layout,
+                    weights=self.engine.weights,
+                    weights_group=self.engine.weights_group,
                 ),
                 kl_text,
                 **windows,

@@ -17,12 +17,12 @@ import numpy as np
 
 from ryzjax.batch import KVCache, TokenBatch
 from ryzjax.checkpoint.hf_config import model_config_from_hf
-from ryzjax.checkpoint.load import load_weights, stored_model
 from ryzjax.checkpoint.source import CheckpointSource, LoadFormat, resolve_source
 from ryzjax.data.tokenizer import Tokenizer
 from ryzjax.errors import ConfigError, RequestError
 from ryzjax.models.kv_cache import KVFormat, empty_kv_cache
 from ryzjax.models.registry import AbstractModel
+from ryzjax.quant.on_load import WeightPlan, Weights, plan_weights
 from ryzjax.sharding import Layout, Placement
 
 __all__ = ["Forward", "Head", "OpenModel", "open_model"]
@@ -36,13 +36,18 @@ class OpenModel:
 
     Attributes:
       source: its files.
-      model: its structure and placement.
+      plan: what its weights are to be.
       tokenizer: of its directory.
     """
 
     source: CheckpointSource
-    model: AbstractModel
+    plan: WeightPlan
     tokenizer: Tokenizer
+
+    @property
+    def model(self) -> AbstractModel:
+        """Its structure and placement."""
+        return self.plan.model
 
     def load(self, *, show_progress: bool = False) -> tuple[jax.Array, ...]:
         """Reads the weights: the leaves, in the order of `model.weights`.
@@ -50,7 +55,7 @@ class OpenModel:
         Raises:
           CheckpointError: a weight is missing or of another shape.
         """
-        weights = load_weights(self.source, self.model, show_progress=show_progress)
+        weights = self.plan.load(show_progress=show_progress)
         return tuple(weights[name] for name in self.model.weights)
 
 
@@ -61,6 +66,8 @@ def open_model(
     dtype: Literal["auto", "float32", "bfloat16"] = "auto",
     load_format: LoadFormat = "auto",
     layout: str = "single",
+    weights: Weights = "auto",
+    weights_group: int = 64,
 ) -> OpenModel:
     """Opens a model to be run without an engine; the arguments are those of `EngineConfig`.
 
@@ -72,8 +79,8 @@ def open_model(
         raise ConfigError("load_format='dummy' gives random weights, which have nothing to compare; name a checkpoint")
     source = resolve_source(path, revision=revision, load_format=load_format)
     config = model_config_from_hf(source.config, source.generation, dtype=dtype, source=source.config_name)
-    model = stored_model(source, config, Placement(Layout.load(layout)))
-    return OpenModel(source=source, model=model, tokenizer=Tokenizer.load(source.path))
+    plan = plan_weights(source, config, Placement(Layout.load(layout)), weights=weights, group=weights_group)
+    return OpenModel(source=source, plan=plan, tokenizer=Tokenizer.load(source.path))
 
 
 class Forward:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from ryzjax.batch import KVCache, TokenBatch
+from ryzjax.errors import ConfigError
 from ryzjax.layers.attention import Attention, QKNorm
 from ryzjax.layers.block import Block
 from ryzjax.layers.glu import Activation, Gate
@@ -18,11 +19,13 @@ from ryzjax.layers.linear import Linear, multiply
 from ryzjax.layers.mlp import GatedMLP
 from ryzjax.layers.moe import MoE
 from ryzjax.layers.norm import RMSNorm
+from ryzjax.layers.quantized import QuantizedWeight
 from ryzjax.layers.rope import Rope
 from ryzjax.layers.weight import Weight
 from ryzjax.models.config import ModelConfig
-from ryzjax.ops.embedding import embed
+from ryzjax.ops.embedding import embed, embed_quantized
 from ryzjax.ops.routing import Routing
+from ryzjax.qarray import QFormat
 from ryzjax.sharding import Placement
 
 __all__ = ["Decoder", "Embedding"]
@@ -49,7 +52,7 @@ class Decoder(nnx.Module, Generic[Config]):
         self.config = config
         self.placement = placement
         self.dtype = jnp.dtype(config.dtype)
-        self.embed = Embedding(config.vocab_size, config.hidden_size, self.dtype)
+        self.embed = Embedding(config.vocab_size, config.hidden_size, self.dtype, placement)
         self.layers = nnx.List([self.block(layer) for layer in range(config.num_layers)])
         self.final_norm = self.norm()
         self.lm_head = (
@@ -168,7 +171,7 @@ class Decoder(nnx.Module, Generic[Config]):
     def embed_tokens(self, token_ids: jax.Array) -> jax.Array:
         """[T] -> [T, E], what the first block is given."""
         with jax.named_scope("embed"):
-            x = embed(token_ids, self.embed.weight[...])
+            x = self.embed(token_ids)
             if self.embedding_scale is not None:
                 x = x * jnp.asarray(self.embedding_scale, x.dtype)
             return self.placement.constrain(x, "tokens", None)
@@ -177,19 +180,37 @@ class Decoder(nnx.Module, Generic[Config]):
         """[S, E] of `forward` -> float32 logits [S, V]."""
         with jax.named_scope("head"):
             normed = self.final_norm(hidden)
-            logits = self.embed.logits(normed, self.placement) if self.lm_head is None else self.lm_head(normed)
+            logits = self.embed.logits(normed) if self.lm_head is None else self.lm_head(normed)
             return logits if self.logit_softcap is None else self.logit_softcap * jnp.tanh(logits / self.logit_softcap)
 
 
 class Embedding(nnx.Module):
-    """The token embedding table, weight [V, E]."""
+    """The token embedding table, weight [V, E]; the head too, where it is tied."""
 
-    def __init__(self, vocab_size: int, hidden_size: int, dtype: jnp.dtype):
-        self.weight = Weight((vocab_size, hidden_size), dtype, ("vocab", "embed"))
+    def __init__(self, vocab_size: int, hidden_size: int, dtype: jnp.dtype, placement: Placement):
+        self.placement = placement
+        self.dtype = dtype
+        self.weight: Weight | QuantizedWeight = Weight((vocab_size, hidden_size), dtype, ("vocab", "embed"))
 
-    def logits(self, hidden: jax.Array, placement: Placement) -> jax.Array:
+    def quantize(self, name: str, format: QFormat) -> None:
+        """Replaces the table by an empty quantized one, with scales of its rows; `name` is for messages."""
+        assert isinstance(self.weight, Weight), f"{name} is quantized already"
+        if format.kind != "int8" or format.rows != 1 or format.has_zeros or format.has_order:
+            raise ConfigError(f"{name!r} cannot be {format}; expected int8 with a scale a row and group")
+        metadata = self.weight.get_metadata()
+        self.weight = QuantizedWeight(
+            name, format, self.weight.shape, metadata["axes"], metadata["units"], self.placement
+        )
+
+    def __call__(self, token_ids: jax.Array) -> jax.Array:
+        """[T] -> [T, E]."""
+        if isinstance(self.weight, Weight):
+            return embed(token_ids, self.weight[...])
+        return embed_quantized(token_ids, self.weight.array(), self.dtype)
+
+    def logits(self, hidden: jax.Array) -> jax.Array:
         """[S, E] -> float32 [S, V]: the table as the head."""
-        return multiply(hidden, (self.weight,), placement)[0]
+        return multiply(hidden, (self.weight,), self.placement)[0]
 
 
 @partial(jax.jit, static_argnums=(0, 7))

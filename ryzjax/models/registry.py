@@ -15,7 +15,7 @@ from ryzjax.layers.experts import ExpertLinear
 from ryzjax.layers.linear import Linear
 from ryzjax.layers.rope import LongRope, Rope
 from ryzjax.models.config import ModelConfig
-from ryzjax.models.decoder import Decoder
+from ryzjax.models.decoder import Decoder, Embedding
 from ryzjax.models.gemma2 import Gemma2, Gemma2Config
 from ryzjax.models.gemma3 import Gemma3, Gemma3Config
 from ryzjax.models.gpt_oss import GptOss, GptOssConfig
@@ -123,8 +123,8 @@ def abstract_model(
     """Builds a family's model without allocating a weight.
 
     Args:
-      quantization: name of a linear layer ("layers.0.attention.q") -> how its weight is quantized; the others are
-        arrays of the config's dtype. A quantized weight's leaves are named as `qarray.LEAVES`.
+      quantization: name of a linear layer ("layers.0.attention.q"), or "embed" -> how its weight is quantized; the
+        others are arrays of the config's dtype. A quantized weight's leaves are named as `qarray.LEAVES`.
 
     Raises:
       UnsupportedModelError: no such family.
@@ -176,6 +176,6 @@ def _quantize(model: Decoder, name: str, format: QFormat) -> None:
             module = module[int(part)] if part.isdecimal() and int(part) < len(module) else None
         else:
             module = getattr(module, part, None)
-    if not isinstance(module, Linear):
+    if not isinstance(module, (Linear, Embedding)):
         raise ConfigError(f"{name!r} is to be quantized, but the model has no such linear layer")
     module.quantize(name, format)

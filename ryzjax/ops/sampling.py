@@ -17,6 +17,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, UInt
 
+from ryzjax.ops.argmax import argmax_logsumexp
+
 __all__ = ["MAX_TOP", "PROMPT_BIT", "STOP_BIT", "Sampled", "SamplingInputs", "sample", "score"]
 
 MAX_TOP = 20
@@ -91,17 +93,18 @@ def sample(
       bias: per slot, added to the logits.
       slots: the rows' slots; history and bias are read where `use_history` says so.
     """
-    shifted = lax.cond(
-        jnp.any(inputs.use_history),
-        lambda: _shape_by_history(logits, inputs, history[slots], bias[slots]),
-        lambda: logits,
-    )
-    greedy = jnp.argmax(shifted, axis=-1).astype(jnp.int32)
+    likeliest, normalizer = argmax_logsumexp(logits)
+
+    def shaped() -> tuple[Array, Array]:
+        by_history = _shape_by_history(logits, inputs, history[slots], bias[slots])
+        return by_history, argmax_logsumexp(by_history)[0]
+
+    shifted, greedy = lax.cond(jnp.any(inputs.use_history), shaped, lambda: (logits, likeliest))
     draws = inputs.temperature > 0
     token = lax.cond(jnp.any(draws), lambda: jnp.where(draws, _draw(shifted, inputs), greedy), lambda: greedy)
-    logprobs, chosen = _logprobs(logits, token)
+    chosen = _logprobs_of(logits, normalizer, token)
     rank, top_tokens, top_logprobs = lax.cond(
-        jnp.any(inputs.wants_top), lambda: _top(logprobs, chosen), lambda: _no_top(logits)
+        jnp.any(inputs.wants_top), lambda: _top(logits - normalizer[:, None], chosen), lambda: _no_top(logits)
     )
     return Sampled(token, chosen[:, 0], rank, top_tokens, top_logprobs)
 
@@ -113,14 +116,14 @@ def score(logits: Float[Array, "S V"], tokens: Int[Array, " S"]) -> Sampled:
       logits: float32.
       tokens: the token of each row.
     """
-    logprobs, chosen = _logprobs(logits, tokens)
-    return Sampled(tokens, chosen[:, 0], *_top(logprobs, chosen))
+    normalizer = argmax_logsumexp(logits)[1]
+    chosen = _logprobs_of(logits, normalizer, tokens)
+    return Sampled(tokens, chosen[:, 0], *_top(logits - normalizer[:, None], chosen))
 
 
-def _logprobs(logits: Array, tokens: Array) -> tuple[Array, Array]:
-    """Log-probabilities [S, V], and those of one token a row, [S, 1]."""
-    logprobs = logits - jax.nn.logsumexp(logits, axis=-1, keepdims=True)
-    return logprobs, jnp.take_along_axis(logprobs, tokens[:, None], axis=-1)
+def _logprobs_of(logits: Array, normalizer: Array, tokens: Array) -> Array:
+    """Log-probability of one token a row, [S, 1]."""
+    return jnp.take_along_axis(logits, tokens[:, None], axis=-1) - normalizer[:, None]
 
 
 def _shape_by_history(logits: Array, inputs: SamplingInputs, history: Array, bias: Array) -> Array:

@@ -17,7 +17,6 @@ from ryzjax.checkpoint.certificate import certificate_summary, read_certificate
 from ryzjax.checkpoint.dummy import dummy_weights
 from ryzjax.checkpoint.hf_config import model_config_from_hf
 from ryzjax.checkpoint.kv_scales import fp8_kv_scales
-from ryzjax.checkpoint.load import load_weights, stored_model
 from ryzjax.checkpoint.source import CheckpointSource, resolve_source
 from ryzjax.data.byte_tokenizer import write_byte_tokenizer
 from ryzjax.data.tokenizer import Tokenizer
@@ -26,6 +25,7 @@ from ryzjax.models.config import ModelConfig
 from ryzjax.models.kv_cache import KVFormat
 from ryzjax.models.registry import AbstractModel
 from ryzjax.obs.metrics import EngineMetrics
+from ryzjax.quant.on_load import WeightPlan, plan_weights
 from ryzjax.serving.buckets import Buckets
 from ryzjax.serving.capacity import Capacity, most_pages, plan_capacity
 from ryzjax.serving.compiler import default_cache_dir, use_compile_cache
@@ -61,14 +61,15 @@ def launch_engine(config: EngineConfig, *, model_name: str | None = None, show_p
         _check_context(config, model_config)
         kv_format = _kv_format(source, config, model_config)
         placement = Placement(Layout.load(config.layout))
-        model = stored_model(source, model_config, placement)
+        plan = plan_weights(source, model_config, placement, weights=config.weights, group=config.weights_group)
+        model = plan.model
         certificate = _certificate(source)
         _set_compile_cache(config.compile_cache)
     with _phase("tokenizer"):
         tokenizer = _tokenizer(source, config, model_config)
         _check_vocabulary(tokenizer, model_config, source)
     with _phase("weights"):
-        weights = _weights(model, source, config, show_progress)
+        weights = _weights(plan, config, show_progress)
     with _phase("plan"):
         runner, capacity = _sized_runner(model, weights, config, kv_format)
         del weights
@@ -170,12 +171,10 @@ def _tokenizer(source: CheckpointSource, config: EngineConfig, model: ModelConfi
         return Tokenizer.load(folder, chat_template=config.chat_template)
 
 
-def _weights(
-    model: AbstractModel, source: CheckpointSource, config: EngineConfig, show_progress: bool
-) -> dict[str, jax.Array]:
+def _weights(plan: WeightPlan, config: EngineConfig, show_progress: bool) -> dict[str, jax.Array]:
     if config.load_format == "dummy":
-        return dummy_weights(model.weights, config.seed)
-    return load_weights(source, model, show_progress=show_progress)
+        return dummy_weights(plan.model.weights, config.seed)
+    return plan.load(show_progress=show_progress)
 
 
 def _sized_runner(

@@ -101,7 +101,7 @@ def test_info_of_a_model(stories: Path, capsys: pytest.CaptureFixture[str]) -> N
     words = capsys.readouterr().out.split()
     assert words[words.index("num_layers") + 2] == "5"
     assert words[words.index("vocab_size") + 2] == "512"
-    assert "paged_attention" in words and "xla" in words
+    assert "attend" in words and "rms_norm" in words and "xla" in words
 
 
 def test_generate_continues_the_prompt(stories: Path, compile_cache: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -41,7 +41,8 @@ struct Isa {
     for (int64_t i = 0; i < count; ++i) part[i] = p[i];
     return load(part);
   }
-  static void store(uint16_t* p, const Chunk& chunk, int64_t count) {
+  static void store(uint16_t* p, const Chunk& chunk) { store_part(p, chunk, 32); }
+  static void store_part(uint16_t* p, const Chunk& chunk, int64_t count) {
     float values[32];
     for (int i = 0; i < 4; ++i) _mm256_storeu_ps(values + 8 * i, chunk.v[i]);
     for (int64_t i = 0; i < count; ++i) p[i] = static_cast<uint16_t>(float_to_bits(values[i]) >> 16);
@@ -128,9 +129,10 @@ struct Isa {
 #include "vectors.h"
 #include "linear_tiles.h"
 #include "norm_rows.h"
+#include "argmax_rows.h"
 #include "attention_tiles.h"
 
-constexpr Kernels kKernels{"avx2", run_linear, attend, rms_norm};
+constexpr Kernels kKernels{"avx2", run_linear, attend, argmax, rms_norm};
 
 }  // namespace
 

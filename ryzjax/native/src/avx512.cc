@@ -31,7 +31,8 @@ struct Isa {
   static Chunk load_part(const uint16_t* p, int64_t count) {
     return (Chunk)_mm512_maskz_loadu_epi16(static_cast<__mmask32>((uint64_t{1} << count) - 1), p);
   }
-  static void store(uint16_t* p, Chunk chunk, int64_t count) {
+  static void store(uint16_t* p, Chunk chunk) { _mm512_storeu_si512(p, (__m512i)chunk); }
+  static void store_part(uint16_t* p, Chunk chunk, int64_t count) {
     _mm512_mask_storeu_epi16(p, static_cast<__mmask32>((uint64_t{1} << count) - 1), (__m512i)chunk);
   }
   static Sum dot(Sum sum, Chunk a, Chunk b) { return _mm512_dpbf16_ps(sum, a, b); }
@@ -95,9 +96,10 @@ struct Isa {
 #include "vectors.h"
 #include "linear_tiles.h"
 #include "norm_rows.h"
+#include "argmax_rows.h"
 #include "attention_tiles.h"
 
-constexpr Kernels kKernels{"avx512", run_linear, attend, rms_norm};
+constexpr Kernels kKernels{"avx512", run_linear, attend, argmax, rms_norm};
 
 }  // namespace
 

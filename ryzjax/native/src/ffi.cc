@@ -219,6 +219,18 @@ ffi::Error rms_norm(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer weigh
   return ffi::Error::Success();
 }
 
+ffi::Error argmax(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::Result<ffi::Buffer<ffi::S32>> at,
+                  ffi::Result<ffi::Buffer<ffi::F32>> logsumexp) {
+  if (kernels() == nullptr) return ffi::Error::Internal("ryzjax_argmax: no implementation for this machine");
+  const auto shape = x.dimensions();
+  if (shape.size() != 2 || shape[1] == 0 || at->element_count() != static_cast<size_t>(shape[0]) ||
+      logsumexp->element_count() != static_cast<size_t>(shape[0]))
+    return ffi::Error::InvalidArgument("ryzjax_argmax: expected x [S, V] and results [S]");
+  const ArgmaxArgs a = {shape[0], shape[1], x.typed_data(), at->typed_data(), logsumexp->typed_data()};
+  kernels()->argmax(a, threads_of(pool));
+  return ffi::Error::Success();
+}
+
 }  // namespace
 }  // namespace ryzjax
 
@@ -265,6 +277,13 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(ryzjax_rms_norm, ryzjax::rms_norm,
                                   .Ret<ffi::AnyBuffer>()
                                   .Attr<float>("eps")
                                   .Attr<float>("offset"));
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(ryzjax_argmax, ryzjax::argmax,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Ret<ffi::Buffer<ffi::S32>>()
+                                  .Ret<ffi::Buffer<ffi::F32>>());
 
 // The implementation in use, or "" where RYZJAX_NATIVE_ISA asks for one that is not there.
 extern "C" const char* ryzjax_native_isa() {

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "argmax.h"
 #include "attention.h"
 #include "linear.h"
 #include "norm.h"
@@ -15,6 +16,7 @@ struct Kernels {
   // Several matrices that meet the same x, as one parallel loop.
   void (*linear)(const LinearArgs* matrices, int64_t count, const Threads& threads);
   void (*attend)(const AttentionArgs& args, const Threads& threads);
+  void (*argmax)(const ArgmaxArgs& args, const Threads& threads);
   void (*rms_norm)(const NormArgs& args, const Threads& threads);
 };
 

@@ -11,6 +11,10 @@ constexpr int64_t kTaskBytes = 96 << 10;    // of stored weights: what a thread 
 
 inline int64_t round_up(int64_t value, int64_t unit) { return (value + unit - 1) / unit * unit; }
 
+inline int64_t row_bytes(const LinearArgs& a) {
+  return a.kind == WeightKind::kBfloat16 ? 2 * a.k : a.kind == WeightKind::kInt8 ? a.k : a.k / 2;
+}
+
 // The scales of rows [first, last) as float32: where they lie, or converted into a thread's buffer.
 struct Scales {
   const float* values;
@@ -88,10 +92,21 @@ struct NibbleRow {
   }
 };
 
+// How far ahead of its rows a walk fetches what comes next: rows are short streams, and a new one begins before the
+// processor has seen where the last one went. 0 for none.
+inline int64_t prefetch_distance(int64_t tile_bytes) {
+  constexpr int64_t kLeast = 4 << 10;
+  return (kLeast + tile_bytes - 1) / tile_bytes * tile_bytes;
+}
+
+inline void prefetch(const void* p) { __builtin_prefetch(p, 0, 3); }
+
 // use(k, count, w) for the chunks w of R rows at columns [k, k + count), in order, over columns [k0, k1); k0 is a
-// multiple of 32 and of the group.
+// multiple of 32 and of the group. What lies `ahead` bytes further is fetched, if that is not 0.
 template <typename Row, int R, typename Use>
-inline __attribute__((always_inline)) void walk(const LinearArgs& a, Row (&rows)[R], int64_t k0, int64_t k1, Use&& use) {
+inline __attribute__((always_inline)) void walk(const LinearArgs& a, Row (&rows)[R], int64_t k0, int64_t k1,
+                                                int64_t ahead, Use&& use) {
+  constexpr int kBytes = std::is_same_v<Row, Bfloat16Row> ? 64 : 32;  // of a chunk; of two chunks of nibbles
   int64_t group = k0 == 0 ? 0 : k0 / a.group;
   for (int64_t g0 = k0; g0 < k1; ++group) {
     const int64_t g1 = std::min(g0 + a.group, k1);
@@ -100,6 +115,7 @@ inline __attribute__((always_inline)) void walk(const LinearArgs& a, Row (&rows)
     if constexpr (std::is_same_v<Row, NibbleRow>) {
       if (a.pack == 32) {
         for (int64_t k = g0; k < g1; k += 32) {
+          if (ahead) RYZJAX_UNROLL for (int r = 0; r < R; ++r) prefetch(rows[r].values + k / 2 + ahead);
           RYZJAX_UNROLL for (int r = 0; r < R; ++r) w[r] = Isa::from_run(rows[r].values + k / 2, rows[r].table);
           use(k, 32, w);
         }
@@ -107,6 +123,7 @@ inline __attribute__((always_inline)) void walk(const LinearArgs& a, Row (&rows)
         const int64_t half = a.pack / 2;
         for (int64_t run = g0; run < g1; run += a.pack) {
           for (int64_t i = 0; i < half; i += 32) {
+            if (ahead) RYZJAX_UNROLL for (int r = 0; r < R; ++r) prefetch(rows[r].values + run / 2 + i + ahead);
             RYZJAX_UNROLL for (int r = 0; r < R; ++r) w[r] = Isa::from_low(rows[r].values + run / 2 + i, rows[r].table);
             use(run + i, 32, w);
           }
@@ -119,6 +136,9 @@ inline __attribute__((always_inline)) void walk(const LinearArgs& a, Row (&rows)
     } else {
       int64_t k = g0;
       for (; k + 32 <= g1; k += 32) {
+        if (ahead)
+          RYZJAX_UNROLL for (int r = 0; r < R; ++r)
+            prefetch(reinterpret_cast<const char*>(rows[r].values) + k * (kBytes / 32) + ahead);
         RYZJAX_UNROLL for (int r = 0; r < R; ++r) w[r] = rows[r].chunk(k);
         use(k, 32, w);
       }
@@ -134,10 +154,10 @@ inline __attribute__((always_inline)) void walk(const LinearArgs& a, Row (&rows)
 // sums[r][c] += row r of W . row c of x, over columns [k0, k1).
 template <typename Row, int R, int C>
 inline __attribute__((always_inline)) void dot_tile(const LinearArgs& a, Row (&rows)[R], const uint16_t* x, int64_t k0,
-                                                    int64_t k1, typename Isa::Sum (&sums)[R][C]) {
+                                                    int64_t k1, int64_t ahead, typename Isa::Sum (&sums)[R][C]) {
   typename Isa::Sum acc[R][C];
   RYZJAX_UNROLL for (int r = 0; r < R; ++r) RYZJAX_UNROLL for (int c = 0; c < C; ++c) acc[r][c] = sums[r][c];
-  walk<Row, R>(a, rows, k0, k1, [&](int64_t k, int64_t count, typename Isa::Chunk(&w)[R]) __attribute__((always_inline)) {
+  walk<Row, R>(a, rows, k0, k1, ahead, [&](int64_t k, int64_t count, typename Isa::Chunk(&w)[R]) __attribute__((always_inline)) {
     RYZJAX_UNROLL for (int c = 0; c < C; ++c) {
       const auto v = count == 32 ? Isa::load(x + c * a.k + k) : Isa::load_part(x + c * a.k + k, count);
       RYZJAX_UNROLL for (int r = 0; r < R; ++r) acc[r][c] = Isa::dot(acc[r][c], w[r], v);
@@ -168,6 +188,7 @@ inline void store_totals(const typename Isa::Sum (&sums)[R][C], float* out, int6
 // C columns of y for rows [first, last) of W, all of K at once; `scales` are those of row `first` and on.
 template <typename Row, int R, int C>
 void whole_rows(const LinearArgs& a, int64_t first, int64_t last, Scales scales) {
+  const int64_t ahead = prefetch_distance(R * row_bytes(a));
   int64_t n = first;
   for (; n + R <= last; n += R) {
     Row rows[R];
@@ -176,7 +197,7 @@ void whole_rows(const LinearArgs& a, int64_t first, int64_t last, Scales scales)
       rows[r].begin(a, n + r, scales.values + (n + r - first) * scales.stride);
       RYZJAX_UNROLL for (int c = 0; c < C; ++c) sums[r][c] = Isa::zero();
     }
-    dot_tile<Row, R, C>(a, rows, a.x, 0, a.k, sums);
+    dot_tile<Row, R, C>(a, rows, a.x, 0, a.k, ahead, sums);
     store_totals<R, C>(sums, a.out + n, a.n);
   }
   if constexpr (R > 1) {
@@ -196,23 +217,34 @@ void decode_rows(const LinearArgs& a, int64_t first, int64_t last) {
   }
 }
 
-// Rows of W as bfloat16 [rows, k], in `panel`.
-template <typename Row>
-void round_panel(const LinearArgs& a, int64_t first, int64_t last, uint16_t* panel) {
-  const Scales scales = scales_of(a, first, last);
-  for (int64_t n = first; n < last; ++n) {
-    Row rows[1];
-    rows[0].begin(a, n, scales.values + (n - first) * scales.stride);
+// Rows of W as bfloat16 [rows, k], in `panel`; R at a time.
+template <typename Row, int R>
+void round_rows(const LinearArgs& a, int64_t first, int64_t last, Scales scales, uint16_t* panel) {
+  const int64_t ahead = prefetch_distance(R * row_bytes(a));
+  int64_t n = first;
+  for (; n + R <= last; n += R) {
+    Row rows[R];
+    RYZJAX_UNROLL for (int r = 0; r < R; ++r) rows[r].begin(a, n + r, scales.values + (n + r - first) * scales.stride);
     uint16_t* to = panel + (n - first) * a.k;
-    walk<Row, 1>(a, rows, 0, a.k, [&](int64_t k, int64_t count, typename Isa::Chunk(&w)[1]) __attribute__((always_inline)) {
-      Isa::store(to + k, w[0], count);
+    walk<Row, R>(a, rows, 0, a.k, ahead, [&](int64_t k, int64_t count, typename Isa::Chunk(&w)[R]) __attribute__((always_inline)) {
+      RYZJAX_UNROLL for (int r = 0; r < R; ++r) {
+        if (count == 32) {
+          Isa::store(to + r * a.k + k, w[r]);
+        } else {
+          Isa::store_part(to + r * a.k + k, w[r], count);
+        }
+      }
     });
+  }
+  if constexpr (R > 1) {
+    if (n < last)
+      round_rows<Row, 1>(a, n, last, {scales.values + (n - first) * scales.stride, scales.stride}, panel + (n - first) * a.k);
   }
 }
 
 // C rows of x against a bfloat16 panel; sums wait in `sums` between slices of K.
 template <int C>
-void panel_columns(const LinearArgs& panel, const uint16_t* x, float* out, int64_t ld_out, typename Isa::Sum* sums) {
+void panel_columns(const LinearArgs& panel, int64_t ahead, const uint16_t* x, float* out, int64_t ld_out, typename Isa::Sum* sums) {
   const int64_t n = panel.n;
   for (int64_t k0 = 0; k0 < panel.k; k0 += kDepth) {
     const int64_t k1 = k0 + kDepth < panel.k ? k0 + kDepth : panel.k;
@@ -225,7 +257,7 @@ void panel_columns(const LinearArgs& panel, const uint16_t* x, float* out, int64
         rows[r].begin(panel, row + r, nullptr);
         RYZJAX_UNROLL for (int c = 0; c < C; ++c) acc[r][c] = is_first ? Isa::zero() : sums[(row + r) * C + c];
       }
-      dot_tile<Bfloat16Row, R, C>(panel, rows, x, k0, k1, acc);
+      dot_tile<Bfloat16Row, R, C>(panel, rows, x, k0, k1, ahead, acc);
       if (is_last) {
         store_totals<R, C>(acc, out + row, ld_out);
       } else {
@@ -247,18 +279,20 @@ void panel_rows(const LinearArgs& a, int64_t first, int64_t last, uint16_t* scra
   if constexpr (std::is_same_v<Row, Bfloat16Row>) {
     panel.values = static_cast<const uint16_t*>(a.values) + first * a.k;
   } else {
-    round_panel<Row>(a, first, last, scratch);
+    round_rows<Row, kTileRows>(a, first, last, scales_of(a, first, last), scratch);
     panel.values = scratch;
   }
   // Columns are dealt out evenly: 8 are two tiles of 4, not one of 6 and one of 2.
   const int64_t tiles = (a.m + kTileColumns - 1) / kTileColumns;
   for (int64_t i = 0; i < tiles; ++i) {
     const int64_t m = i * a.m / tiles;
+    // Only the first tile of columns meets rows that come from memory.
+    const int64_t ahead = i == 0 && std::is_same_v<Row, Bfloat16Row> ? prefetch_distance(kTileRows * 2 * a.k) : 0;
     const uint16_t* x = a.x + m * a.k;
     float* out = a.out + m * a.n + first;
     switch ((i + 1) * a.m / tiles - m) {
 #define RYZJAX_CASE(C) \
-  case C: panel_columns<C>(panel, x, out, a.n, sums); break;
+  case C: panel_columns<C>(panel, ahead, x, out, a.n, sums); break;
       RYZJAX_CASE(1) RYZJAX_CASE(2) RYZJAX_CASE(3) RYZJAX_CASE(4) RYZJAX_CASE(5) RYZJAX_CASE(6)
 #undef RYZJAX_CASE
     }
@@ -266,10 +300,8 @@ void panel_rows(const LinearArgs& a, int64_t first, int64_t last, uint16_t* scra
 }
 
 // Rows of x up to which weights go from memory straight into sums.
-inline int64_t decode_limit(const LinearArgs& a) { return a.kind == WeightKind::kBfloat16 ? 4 : 8; }
-
-inline int64_t row_bytes(const LinearArgs& a) {
-  return a.kind == WeightKind::kBfloat16 ? 2 * a.k : a.kind == WeightKind::kInt8 ? a.k : a.k / 2;
+inline int64_t decode_limit(const LinearArgs& a) {
+  return a.kind == WeightKind::kInt8 ? 8 : 4;
 }
 
 // Rows of W that a thread takes at a time; `all` rows are there to be shared, of this matrix and its neighbours.

@@ -40,7 +40,8 @@ struct Isa {
     for (int64_t i = 0; i < count; ++i) chunk.v[i] = bf16_to_float(p[i]);
     return chunk;
   }
-  static void store(uint16_t* p, const Chunk& chunk, int64_t count) {
+  static void store(uint16_t* p, const Chunk& chunk) { store_part(p, chunk, 32); }
+  static void store_part(uint16_t* p, const Chunk& chunk, int64_t count) {
     for (int64_t i = 0; i < count; ++i) p[i] = static_cast<uint16_t>(float_to_bits(chunk.v[i]) >> 16);
   }
   static Sum dot(Sum sum, const Chunk& a, const Chunk& b) {
@@ -109,9 +110,10 @@ struct Isa {
 #include "vectors.h"
 #include "linear_tiles.h"
 #include "norm_rows.h"
+#include "argmax_rows.h"
 #include "attention_tiles.h"
 
-constexpr Kernels kKernels{"portable", run_linear, attend, rms_norm};
+constexpr Kernels kKernels{"portable", run_linear, attend, argmax, rms_norm};
 
 }  // namespace
 

@@ -75,12 +75,12 @@ def test_a_prefill_then_a_mixed_step():
 
 def test_buckets():
     buckets = Buckets.make(max_sequences=20, max_batch_tokens=200)
-    assert buckets.decode == (2, 4, 8, 12, 16, 20)
+    assert buckets.decode == (1, 2, 4, 8, 12, 16, 20)
     assert buckets.mixed == (16, 32, 64, 128, 200)
-    assert buckets.sample == (2, 4, 8, 16, 20)
-    assert [buckets.decode_tokens(n) for n in (1, 2, 9, 20)] == [2, 2, 12, 20]
+    assert buckets.sample == (1, 2, 4, 8, 16, 20)
+    assert [buckets.decode_tokens(n) for n in (1, 2, 9, 20)] == [1, 2, 12, 20]
     assert buckets.mixed_tokens(129) == 200 and buckets.sample_rows(5) == 8
-    assert Buckets.make(max_sequences=1, max_batch_tokens=8).decode == (2,)
+    assert Buckets.make(max_sequences=1, max_batch_tokens=8).decode == (1,)
     # Over 4 devices along the tokens axis every token bucket is a multiple of 4; the head's rows need not be.
     split = Buckets.make(max_sequences=6, max_batch_tokens=30, multiple=4)
-    assert split.decode == (4, 8) and split.mixed == (16, 32) and split.sample == (2, 4, 6)
+    assert split.decode == (4, 8) and split.mixed == (16, 32) and split.sample == (1, 2, 4, 6)
