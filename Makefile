@@ -38,7 +38,10 @@ $(VENV)/bin/uv:
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt uv
 
-$(VENV)/.installed: $(VENV)/bin/uv pyproject.toml constraints.txt
+# The kernels are compiled at install.
+NATIVE := hatch_build.py ryzjax/native/CMakeLists.txt $(wildcard ryzjax/native/src/*)
+
+$(VENV)/.installed: $(VENV)/bin/uv pyproject.toml constraints.txt $(NATIVE)
 	$(INSTALL) -e .
 	@touch $@
 

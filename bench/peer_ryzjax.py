@@ -10,8 +10,15 @@ from ryzjax.bench.offline import decode_step_seconds, prefill_seconds
 
 
 def main() -> None:
-    """Loads argv[1] and answers commands until end of input."""
-    llm = LLM(sys.argv[1], dtype="bfloat16", max_sequences=8, max_batch_tokens=512, max_context_tokens=int(sys.argv[2]))
+    """Loads argv[1] with contexts of argv[2] tokens and weights of argv[3]; answers commands until end of input."""
+    llm = LLM(
+        sys.argv[1],
+        dtype="bfloat16",
+        weights=sys.argv[3],  # pyright: ignore[reportArgumentType]
+        max_sequences=8,
+        max_batch_tokens=512,
+        max_context_tokens=int(sys.argv[2]),
+    )
     llm.close()  # the engine is stepped here, on this thread
     print(json.dumps({"ready": True}), flush=True)
     for line in sys.stdin:

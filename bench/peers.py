@@ -1,9 +1,9 @@
-"""RyzJAX and transformers + torch in turn, on the same random weights: decode and prefill, medians and ratios.
+"""RyzJAX, llama.cpp and transformers + torch in turn, on the same random weights: decode and prefill.
 
-    python bench/peers.py [--shape qwen2.5-0.5b] [--rounds 5]
+    python bench/peers.py [--shape qwen2.5-0.5b] [--bits bf16 int8 int4] [--rounds 5] [--long]
 
-Both engines stay loaded in processes of their own and take turns, so that a change of the machine's speed falls
-on both. Needs the `bench` extra (torch).
+The engines of one bit width stay loaded in processes of their own and take turns, so that a change of the machine's
+speed falls on all; medians and ratios come from the same rounds. torch takes part at bf16. Needs the `bench` extra.
 """
 
 from __future__ import annotations
@@ -14,21 +14,26 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
+from gguf_checkpoint import gguf_checkpoint
 from record import write_result
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 from shapes import SHAPES, checkpoint
+from stream import stream_bytes_a_second
 
 HERE = Path(__file__).parent
-# name -> (command, what must be reached: ratio of peer seconds to ours)
+OURS = "ryzjax"
+# name -> (command, what is wanted: seconds of llama.cpp to ours)
 CASES = {
-    "decode, batch 1, context 1024": ({"kind": "decode", "batch": 1, "context": 1024, "steps": 16}, 0.8),
-    "decode, batch 8, context 1024": ({"kind": "decode", "batch": 8, "context": 1024, "steps": 12}, 0.75),
-    "prefill 512": ({"kind": "prefill", "batch": 1, "context": 512, "steps": 3}, 1.0),
+    "decode, batch 1, context 1K": ({"kind": "decode", "batch": 1, "context": 1024, "steps": 24}, 1.1),
+    "decode, batch 8, context 1K": ({"kind": "decode", "batch": 8, "context": 1024, "steps": 12}, 1.3),
+    "prefill 512": ({"kind": "prefill", "batch": 1, "context": 512, "steps": 3}, 1.2),
 }
+LONG = {"decode, batch 1, context 16K": ({"kind": "decode", "batch": 1, "context": 16384, "steps": 8}, 1.1)}
 
 
 class Peer:
@@ -42,9 +47,9 @@ class Peer:
             stderr=subprocess.DEVNULL,
             text=True,
         )
-        self._answer()
+        self.told = self._answer()
 
-    def measure(self, command: dict[str, object]) -> list[float]:
+    def measure(self, command: Mapping[str, object]) -> list[float]:
         """Seconds, one a step."""
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(command) + "\n")
@@ -69,40 +74,85 @@ def main() -> None:
     """Measures every case in rounds and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=sorted(SHAPES), default="qwen2.5-0.5b")
+    parser.add_argument("--bits", nargs="+", choices=("bf16", "int8", "int4"), default=["bf16", "int8", "int4"])
+    parser.add_argument("--peers", nargs="+", choices=("llama.cpp", "torch"), default=["llama.cpp", "torch"])
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=2, help="torch threads; XLA uses every core")
+    parser.add_argument("--threads", type=int, default=2, help="of the peers; XLA uses every core")
+    parser.add_argument("--long", action="store_true", help="16K of context too")
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "ryzjax-bench")
     arguments = parser.parse_args()
 
-    model = str(checkpoint(arguments.shape, arguments.folder))
-    peers = {
-        "torch": Peer("peer_torch.py", model, str(arguments.threads)),
-        "ryzjax": Peer("peer_ryzjax.py", model, "2048"),
-    }
-    seconds: dict[str, dict[str, list[float]]] = {case: {name: [] for name in peers} for case in CASES}
+    cases = CASES | (LONG if arguments.long else {})
+    model = checkpoint(arguments.shape, arguments.folder)
+    figures: dict[str, object] = {}
+    table = Table(title=f"{arguments.shape}: medians of {arguments.rounds} rounds; ratios are peer / ryzjax")
+    for column in ("weights", "case", "ryzjax ms", "llama.cpp ms", "ratio", "wanted", "torch ms", "ratio", "GB/s"):
+        table.add_column(column, justify="left" if column in ("weights", "case") else "right")
+    stream = stream_bytes_a_second()
     with Progress(console=Console(stderr=True)) as progress:
-        task = progress.add_task("rounds", total=(arguments.rounds + 1) * len(CASES))
-        for round_number in range(arguments.rounds + 1):  # the first is a warm-up
-            for case, (command, _) in CASES.items():
-                for name, peer in peers.items():
-                    median = statistics.median(peer.measure(command))
-                    if round_number:
-                        seconds[case][name].append(median)
-                progress.advance(task)
+        for bits in arguments.bits:
+            seconds = _rounds(model, bits, cases, arguments, progress)
+            for case, measured in seconds.items():
+                figures[f"{bits}, {case}"] = _row(table, bits, case, cases[case], measured, model)
+    Console(width=140).print(table)
+    Console().print(f"memory streams at {stream / 1e9:.1f} GB/s; GB/s are of weights, in steps of one token")
+    print(
+        write_result(
+            f"peers-{arguments.shape}",
+            {"shape": arguments.shape, "stream_gb_s": stream / 1e9, "rounds": arguments.rounds, "cases": figures},
+        )
+    )
+
+
+def _rounds(
+    model: Path, bits: str, cases: Mapping[str, tuple], arguments: argparse.Namespace, progress: Progress
+) -> dict[str, dict[str, list[float]]]:
+    """Case -> engine -> the median of each round."""
+    room = max(command["context"] for command, _ in cases.values()) + 64
+    threads = str(arguments.threads)
+    peers = {OURS: Peer("peer_ryzjax.py", str(model), str(room), bits)}
+    if "llama.cpp" in arguments.peers:
+        peers["llama.cpp"] = Peer("peer_llama_cpp.py", str(gguf_checkpoint(model, bits)), threads)
+    if "torch" in arguments.peers and bits == "bf16":
+        peers["torch"] = Peer("peer_torch.py", str(model), threads)
+    seconds: dict[str, dict[str, list[float]]] = {case: {name: [] for name in peers} for case in cases}
+    task = progress.add_task(bits, total=(arguments.rounds + 1) * len(cases))
+    for round_number in range(arguments.rounds + 1):  # the first is a warm-up
+        for case, (command, _) in cases.items():
+            for name, peer in peers.items():
+                if name == "torch" and case in LONG:
+                    continue
+                median = statistics.median(peer.measure(command))
+                if round_number:
+                    seconds[case][name].append(median)
+            progress.advance(task)
     for peer in peers.values():
         peer.close()
+    return seconds
 
-    table = Table(title=f"{arguments.shape}, bf16, medians of {arguments.rounds} rounds")
-    for column in ("case", "torch ms", "ryzjax ms", "torch / ryzjax", "wanted"):
-        table.add_column(column)
-    figures: dict[str, object] = {}
-    for case, (_, wanted) in CASES.items():
-        torch_s, ours_s = (statistics.median(seconds[case][name]) for name in ("torch", "ryzjax"))
-        ratio = statistics.median(t / o for t, o in zip(seconds[case]["torch"], seconds[case]["ryzjax"], strict=True))
-        table.add_row(case, f"{torch_s * 1e3:.1f}", f"{ours_s * 1e3:.1f}", f"{ratio:.2f}", f">= {wanted}")
-        figures[case] = {"torch_ms": torch_s * 1e3, "ryzjax_ms": ours_s * 1e3, "ratio": ratio, "wanted": wanted}
-    Console(width=100).print(table)
-    print(write_result(f"peers-{arguments.shape}", {"shape": arguments.shape, "cases": figures, "rounds_s": seconds}))
+
+def _row(
+    table: Table, bits: str, case: str, wanted: tuple, measured: dict[str, list[float]], model: Path
+) -> dict[str, object]:
+    """Adds a case to the table; what is recorded of it."""
+    ours = measured[OURS]
+    found: dict[str, object] = {"ryzjax_ms": statistics.median(ours) * 1e3, "wanted": wanted[1], "rounds_s": measured}
+    cells = []
+    for name in ("llama.cpp", "torch"):
+        theirs = measured.get(name, [])
+        if not theirs:
+            cells += ["", ""]
+            continue
+        ratio = statistics.median(t / o for t, o in zip(theirs, ours, strict=True))
+        found |= {f"{name}_ms": statistics.median(theirs) * 1e3, f"{name}_ratio": ratio}
+        cells += [f"{statistics.median(theirs) * 1e3:.1f}", f"{ratio:.2f}"]
+    rate = ""
+    if wanted[0]["kind"] == "decode" and wanted[0]["batch"] == 1:
+        # llama.cpp's file holds the same numbers in as many bits; its size is what a step reads.
+        found["weight_gb_s"] = gguf_checkpoint(model, bits).stat().st_size / statistics.median(ours) / 1e9
+        rate = f"{found['weight_gb_s']:.1f}"
+    table.add_row(bits, case, f"{statistics.median(ours) * 1e3:.1f}", *cells[:2], f">= {wanted[1]}", *cells[2:], rate)
+    return found
 
 
 if __name__ == "__main__":

@@ -105,9 +105,14 @@ def test_a_group_must_not_be_split():
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("layers.0.mlp.side", "no such linear"), ("layers.9.mlp.up", "no such linear"), ("embed", "no such linear")],
+    [
+        ("layers.0.mlp.side", "no such linear"),
+        ("layers.9.mlp.up", "no such linear"),
+        ("final_norm", "no such linear"),
+        ("embed", "'embed' cannot be QFormat.*int4.*expected int8"),
+    ],
 )
-def test_a_layer_the_model_does_not_have(name: str, message: str):
+def test_a_layer_that_cannot_be_quantized(name: str, message: str):
     with pytest.raises(ConfigError, match=message):
         quantized(FORMATS["int4"], ONE, [name])
 

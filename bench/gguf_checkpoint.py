@@ -1,0 +1,66 @@
+"""The benchmark checkpoints as GGUF files, for llama.cpp: the same random weights, at the bits RyzJAX runs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import gguf
+import numpy as np
+from safetensors import safe_open
+
+# Ours -> (linear layers, embedding table and tied head).
+TYPES = {
+    "bf16": (gguf.GGMLQuantizationType.BF16, gguf.GGMLQuantizationType.BF16),
+    "int8": (gguf.GGMLQuantizationType.Q8_0, gguf.GGMLQuantizationType.Q8_0),
+    "int4": (gguf.GGMLQuantizationType.Q4_0, gguf.GGMLQuantizationType.Q8_0),
+}
+
+
+def gguf_checkpoint(folder: Path, bits: str) -> Path:
+    """Writes `folder`'s model (of shapes.py) beside it, on first use."""
+    target = folder / f"{bits}.gguf"
+    if target.is_file():
+        return target
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    layers, heads, kv_heads = (
+        config[key] for key in ("num_hidden_layers", "num_attention_heads", "num_key_value_heads")
+    )
+    partial = target.with_suffix(".partial")
+    writer = gguf.GGUFWriter(partial, "llama")
+    writer.add_context_length(config["max_position_embeddings"])
+    writer.add_embedding_length(config["hidden_size"])
+    writer.add_block_count(layers)
+    writer.add_feed_forward_length(config["intermediate_size"])
+    writer.add_head_count(heads)
+    writer.add_head_count_kv(kv_heads)
+    writer.add_rope_dimension_count(config["head_dim"])
+    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+    writer.add_rope_freq_base(config["rope_theta"])
+    writer.add_vocab_size(config["vocab_size"])
+    writer.add_tokenizer_model("no_vocab")
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, layers)
+    linear, table = TYPES[bits]
+    with safe_open(folder / "model.safetensors", "np") as tensors:
+        for name in tensors.keys():  # noqa: SIM118 (not a dict)
+            weight = tensors.get_tensor(name).astype(np.float32)
+            if name.endswith(("q_proj.weight", "k_proj.weight")):
+                weight = _interleaved(weight, heads if "q_proj" in name else kv_heads)
+            renamed = names.get_name(name, try_suffixes=(".weight",))
+            assert renamed is not None, name
+            if weight.ndim == 1:
+                writer.add_tensor(renamed, weight)
+                continue
+            kind = table if "embed_tokens" in name else linear
+            writer.add_tensor(renamed, gguf.quants.quantize(weight, kind), raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return partial.rename(target)
+
+
+def _interleaved(weight: np.ndarray, heads: int) -> np.ndarray:
+    """Rows of each head from halves to pairs, as llama.cpp rotates them."""
+    rows = weight.shape[0]
+    return weight.reshape(heads, 2, rows // heads // 2, -1).swapaxes(1, 2).reshape(rows, -1)

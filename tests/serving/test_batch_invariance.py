@@ -1,0 +1,51 @@
+"""On a CPU with the native kernels a request's log-probabilities are the same to the last bit, whatever runs beside it
+and however its prompt was cut."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import pytest
+
+from ryzjax import LLM, SamplingParams
+from ryzjax.native.library import native_refusal
+
+pytestmark = pytest.mark.skipif(native_refusal() is not None, reason=f"no native kernels: {native_refusal()}")
+
+PROMPT = "Once upon a time there was a little dog who wanted to see the big blue sea behind the hills"
+NEIGHBOURS = ["The cat", "One day a girl named Lily found a very old map in a box", "Tom", "It was raining", "Ben ran"]
+
+
+@pytest.mark.parametrize(
+    ("weights", "kv_dtype"), [("auto", "auto"), ("int8", "auto"), ("int4", "int8"), ("auto", "float32")]
+)
+def test_neighbours_and_chunks_change_no_bit(
+    stories: Path,
+    compile_cache: str,
+    weights: Literal["auto", "int8", "int4"],
+    kv_dtype: Literal["auto", "int8", "float32"],
+):
+    def logprobs(prompts: list[str], max_batch_tokens: int) -> tuple[list[int], list[float]]:
+        llm = LLM(
+            str(stories),
+            dtype="bfloat16",
+            weights=weights,
+            weights_group=32,
+            kv_dtype=kv_dtype,
+            max_sequences=8,
+            max_batch_tokens=max_batch_tokens,
+            max_context_tokens=128,
+            compile_cache=compile_cache,
+        )
+        try:
+            params = SamplingParams(temperature=0, max_tokens=24, logprobs=1, ignore_eos=True)
+            answer = llm.generate(prompts, params)[-1].outputs[0]
+        finally:
+            llm.close()
+        assert answer.logprobs is not None
+        return list(answer.token_ids), [entry.logprob for entry in answer.logprobs]
+
+    alone = logprobs([PROMPT], 128)
+    assert logprobs([*NEIGHBOURS, PROMPT], 128) == alone
+    assert logprobs([*NEIGHBOURS, PROMPT], 8) == alone
