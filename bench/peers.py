@@ -108,7 +108,7 @@ def _rounds(
     model: Path, bits: str, cases: Mapping[str, tuple], arguments: argparse.Namespace, progress: Progress
 ) -> dict[str, dict[str, list[float]]]:
     """Case -> engine -> the median of each round."""
-    room = max(command["context"] for command, _ in cases.values()) + 64
+    room = max(command["context"] for command, _ in cases.values()) + 96
     threads = str(arguments.threads)
     peers = {OURS: Peer("peer_ryzjax.py", str(model), str(room), bits)}
     if "llama.cpp" in arguments.peers:

@@ -108,13 +108,20 @@ class BenchOffline:
 
 
 def decode_step_seconds(engine: Engine, *, batch: int, context: int, steps: int) -> list[float]:
-    """Seconds of `steps` steps in which `batch` sequences of about `context` tokens decode, as a server runs them."""
-    for i in range(batch):
-        engine.add(_request(f"decode-{i}", i, context, steps + 8))
+    """Seconds of `steps` steps in which `batch` sequences of about `context` tokens decode, as a server runs them.
+
+    The first sequences decode while the last are still read in: they are then some steps longer.
+
+    Raises:
+      ConfigError: the sequences reach the longest context before all of them have decoded `steps` times.
+    """
+    names = [f"decode-{i}" for i in range(batch)]
+    for i, name in enumerate(names):
+        engine.add(_request(name, i, context, engine.scheduler.max_context_tokens - context))
     seconds: list[float] = []
     decoding = 0
     last = time.perf_counter()
-    while engine.has_work:
+    while engine.has_work and len(seconds) < steps:
         events = engine.step()
         now = time.perf_counter()
         # Steady state only: every sequence got a token, in this step and in the three before.
@@ -122,7 +129,16 @@ def decode_step_seconds(engine: Engine, *, batch: int, context: int, steps: int)
         if decoding > 3:
             seconds.append(now - last)
         last = now
-    return seconds[:steps]
+    for name in names:
+        engine.abort(name)
+    while engine.has_work:
+        engine.step()
+    if len(seconds) < steps:
+        raise ConfigError(
+            f"batch={batch} sequences of {context} tokens decode together {len(seconds)} times, not {steps}, before "
+            f"one reaches max_context_tokens={engine.scheduler.max_context_tokens}"
+        )
+    return seconds
 
 
 def prefill_seconds(engine: Engine, *, tokens: int, repeats: int) -> list[float]:

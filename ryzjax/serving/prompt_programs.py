@@ -1,8 +1,8 @@
 """The compiled programs that read the hidden states of a prompt: log-probabilities, and one vector of it.
 
     gather(hidden, indices)                     -> rows [N, E]           one a token bucket, a copy
-    score(leaves, rows, next_tokens)            -> result                one, the head over a tile
-    pool(leaves, sums, rows, slots, restarts)   -> sums, totals [N, E]   one
+    score(outer, rows, next_tokens)             -> result                one, the head over a tile
+    pool(outer, sums, rows, slots, restarts)    -> sums, totals [N, E]   one
 
 Tiles (see `host.prompt_tiles`) have one size, so only `gather`, which compiles in no time, is made for each bucket,
 and N x V logits exist at a time, however long the chunk. Steps without such tokens run none of these.
@@ -10,7 +10,7 @@ and N x V logits exist at a time, however long the chunk. Steps without such tok
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -38,8 +38,8 @@ def make_gather(model: AbstractModel) -> Callable[..., jax.Array]:
 def make_score(model: AbstractModel) -> Callable[..., jax.Array]:
     """Raw log-probability, rank and alternatives of the token after each row: int32 [N, RESULT_FIELDS]."""
 
-    def score_tile(leaves: tuple[jax.Array, ...], rows: jax.Array, next_tokens: jax.Array) -> jax.Array:
-        logits = lax.with_sharding_constraint(model.merge(leaves).logits(rows), model.placement.replicated)
+    def score_tile(outer: Mapping[str, jax.Array], rows: jax.Array, next_tokens: jax.Array) -> jax.Array:
+        logits = lax.with_sharding_constraint(model.merge_some(outer).logits(rows), model.placement.replicated)
         return pack_result(score(logits, next_tokens))
 
     return score_tile
@@ -53,9 +53,9 @@ def make_pool(model: AbstractModel) -> Callable[..., tuple[jax.Array, jax.Array]
     """
 
     def pool(
-        leaves: tuple[jax.Array, ...], sums: jax.Array, rows: jax.Array, slots: jax.Array, restarts: jax.Array
+        outer: Mapping[str, jax.Array], sums: jax.Array, rows: jax.Array, slots: jax.Array, restarts: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
-        normed = model.merge(leaves).final_norm(rows).astype(jnp.float32)
+        normed = model.merge_some(outer).final_norm(rows).astype(jnp.float32)
 
         def add(sums: jax.Array, token: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
             row, slot, restarts = token

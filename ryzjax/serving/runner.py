@@ -78,6 +78,7 @@ class ModelRunner:
         self.max_sequences = max_sequences
         self.page_size_tokens = page_size_tokens
         self._leaves = tuple(weights[name] for name in model.weights)
+        self._outer = {name: weights[name] for name in model.weights if not name.startswith("layers.")}
         self._packer = StepPacker(max_sequences=max_sequences, max_pages=-(-max_context_tokens // page_size_tokens))
         self._programs: dict[ProgramKey, jax.stages.Compiled] = {}
         self._programs_pages = 0
@@ -176,7 +177,7 @@ class ModelRunner:
             return InFlightStep(plan=plan, padded_tokens=tokens, result=None, scores=scores, totals=totals)
         rows = self.buckets.sample_rows(num_samples)
         history, chosen, result = self._programs["head", rows](
-            self._leaves, state.history, state.bias, state.tokens, hidden, samples
+            self._outer, state.history, state.bias, state.tokens, hidden, samples
         )
         self._state = SamplerState(history=history, bias=state.bias, tokens=chosen)
         result.copy_to_host_async()
@@ -197,7 +198,7 @@ class ModelRunner:
         results = []
         for tile in score_tiles(plan, self._tile):
             indices, next_tokens = tile
-            result = score(self._leaves, gather(hidden, indices), next_tokens)
+            result = score(self._outer, gather(hidden, indices), next_tokens)
             result.copy_to_host_async()
             results.append(result)
         return tuple(results)
@@ -208,7 +209,7 @@ class ModelRunner:
         results = []
         for tile in pool_tiles(plan, self._tile, max_sequences=self.max_sequences):
             indices, slots, restarts = tile
-            self._sums, totals = pool(self._leaves, self._sums, gather(hidden, indices), slots, restarts)
+            self._sums, totals = pool(self._outer, self._sums, gather(hidden, indices), slots, restarts)
             results.append(totals)
         return tuple(results)
 
@@ -278,7 +279,7 @@ class ModelRunner:
         head = make_head(self.model, rows)
         out = self.model.placement.replicated
         return lambda: jax.jit(head, donate_argnums=1, out_shardings=out).lower(
-            self._leaves, state.history, state.bias, state.tokens, hidden, samples
+            self._outer, state.history, state.bias, state.tokens, hidden, samples
         )
 
     def _hidden_shape(self, tokens: int) -> jax.ShapeDtypeStruct:
@@ -296,9 +297,9 @@ class ModelRunner:
         rows = self._replicated((size, config.hidden_size), jnp.dtype(config.dtype))
         column, out = self._replicated((size,), jnp.int32), self.model.placement.replicated
         if kind == "score":
-            return lambda: jax.jit(make_score(self.model), out_shardings=out).lower(self._leaves, rows, column)
+            return lambda: jax.jit(make_score(self.model), out_shardings=out).lower(self._outer, rows, column)
         return lambda: jax.jit(make_pool(self.model), donate_argnums=1, out_shardings=out).lower(
-            self._leaves, self._sums_shape(), rows, column, column
+            self._outer, self._sums_shape(), rows, column, column
         )
 
     def _lower_set_slot(self) -> Callable[[], jax.stages.Lowered]:

@@ -2,7 +2,9 @@
 
     backbone(leaves, cache, tokens, packed)            -> cache, hidden of the sampling rows, sample fields
                                                           (and all hidden, of a step with chunks)
-    head(leaves, history, bias, tokens, hidden, fields) -> history, tokens, result
+    head(outer, history, bias, tokens, hidden, fields) -> history, tokens, result
+
+`leaves` are all weights, `outer` those outside the layers, by name: handing an array over costs the host time.
 
 Two executables, because compiles then add up (T buckets + S buckets) instead of multiplying. Tokens chosen
 by a step stay on the device, by slot, where the next step reads them: it can be dispatched before the host
@@ -11,7 +13,7 @@ has seen them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -69,7 +71,7 @@ def make_head(model: AbstractModel, rows: int) -> Callable[..., tuple]:
     """The head for `rows` sampling rows."""
 
     def head(
-        leaves: tuple[jax.Array, ...],
+        outer: Mapping[str, jax.Array],
         history: jax.Array,
         bias: jax.Array,
         tokens: jax.Array,
@@ -77,7 +79,7 @@ def make_head(model: AbstractModel, rows: int) -> Callable[..., tuple]:
         samples: jax.Array,
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         fields = {name: samples[:rows, i] for i, name in enumerate(SAMPLE_FIELDS)}
-        logits = model.merge(leaves).logits(hidden[:rows])
+        logits = model.merge_some(outer).logits(hidden[:rows])
         logits = lax.with_sharding_constraint(logits, model.placement.replicated)
         inputs = _sampling_inputs(fields)
         slots = fields["slot"]

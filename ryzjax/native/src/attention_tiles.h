@@ -178,6 +178,41 @@ inline void read_slot(const AttentionArgs& a, const void* cache, int64_t slot, f
   for (; d < size; ++d) out[d] = 0;
 }
 
+// The slots of a task's positions, one after the other.
+class Slots {
+ public:
+  Slots(const AttentionArgs& a, const Task& task, int64_t first)
+      : a_(a), pages_(a.page_table + task.row * a.row_pages), head_(task.head), page_(first / a.page_size),
+        offset_(first % a.page_size) {
+    turn();
+  }
+  int64_t next() {
+    if (offset_ == a_.page_size) ++page_, offset_ = 0, turn();
+    return slot_ + offset_++;
+  }
+
+ private:
+  void turn() { slot_ = slot_of(a_, pages_[page_], head_, 0); }
+
+  const AttentionArgs& a_;
+  const int32_t* const pages_;
+  const int64_t head_;
+  int64_t page_, offset_, slot_ = 0;
+};
+
+// Asks for a slot's keys and values, which lie apart from the last one's: no processor guesses that by itself.
+inline __attribute__((always_inline)) void prefetch_slot(const AttentionArgs& a, int64_t slot) {
+  const int64_t bytes = a.head_dim * static_cast<int64_t>(kv_bytes(a.kv_kind));
+  const char* const rows[] = {static_cast<const char*>(a.k_cache), static_cast<const char*>(a.v_cache)};
+  for (const char* row : rows)
+    for (int64_t at = 0; at < bytes; at += 64) prefetch(row + slot * bytes + at);
+  if (a.kv_kind == KVKind::kInt8 && slot % 32 == 0) {
+    prefetch(static_cast<const uint16_t*>(a.k_scale) + slot);
+    prefetch(static_cast<const uint16_t*>(a.v_scale) + slot);
+  }
+}
+
+// Positions [first, first + kBlock) of those before `end`; asks for the ones after.
 template <typename Dot>
 void load_block(const AttentionArgs& a, const Shape& shape, const Task& task, int64_t first, int64_t end,
                 Workspace& space, Block<Dot>& block) {
@@ -190,10 +225,12 @@ void load_block(const AttentionArgs& a, const Shape& shape, const Task& task, in
   float* values = static_cast<float*>(space.values.at_least(kBlock * shape.value_size * 4));
   float* row = static_cast<float*>(space.weights.at_least(shape.key_size * 4));
   block.values = values;
+  Slots slots(a, task, first);
+  const int64_t ahead = std::min<int64_t>(block.count, std::max<int64_t>(0, end - first - kBlock));
+  Slots later(a, task, ahead ? first + kBlock : first);
   for (int i = 0; i < block.count; ++i) {
-    const int64_t at = first + i;
-    const int64_t page = a.page_table[task.row * a.row_pages + at / a.page_size];
-    const int64_t slot = slot_of(a, page, task.head, at % a.page_size);
+    if (i < ahead) prefetch_slot(a, later.next());
+    const int64_t slot = slots.next();
     if (in_place) {
       block.keys[i] = static_cast<const Element*>(a.k_cache) + slot * a.head_dim;
     } else {

@@ -7,11 +7,15 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
+#include <memory>
 #include <type_traits>
 #include <vector>
 
 namespace ryzjax {
 namespace {
+
+#define RYZJAX_NIBBLE_BLOCKS
 
 struct Isa {
   static constexpr int kWidth = 16;        // floats of a vector
@@ -77,6 +81,41 @@ struct Isa {
   static Table table_of(const float* codebook, float scale) {
     return twice(_mm512_mul_ps(_mm512_loadu_ps(codebook), _mm512_set1_ps(scale)));
   }
+  // Nibbles in blocks (nibble_blocks.h).
+  using Codes = __m512;  // what the nibbles stand for, before their scale
+  using Words = __m512i;
+  static Codes codes(const float* codebook, bool has_zeros) {
+    if (codebook != nullptr) return _mm512_loadu_ps(codebook);
+    const __m512 nibbles = _mm512_set_ps(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+    return has_zeros ? nibbles : _mm512_sub_ps(nibbles, _mm512_set1_ps(8));
+  }
+  static Codes less(Codes codes, float zero) { return _mm512_sub_ps(codes, _mm512_set1_ps(zero)); }
+  // One table for the first half of the words, and one for the second.
+  static Table tables(Codes first, float first_scale, Codes second, float second_scale) {
+    return (Table)_mm512_cvtne2ps_pbh(_mm512_mul_ps(second, _mm512_set1_ps(second_scale)),
+                                      _mm512_mul_ps(first, _mm512_set1_ps(first_scale)));
+  }
+  static Table table_twice(Codes codes, float scale) { return twice(_mm512_mul_ps(codes, _mm512_set1_ps(scale))); }
+  static Words load_words(const uint8_t* p) { return _mm512_loadu_si512(p); }
+  // The nibbles at bit kShift of every word; look-ups see five bits of a word.
+  template <int kShift, bool kTwoTables>
+  static Chunk from_words(Words words, Table table) {
+    const __m512i shifted = kShift ? _mm512_srli_epi16(words, kShift) : words;
+    if (!kTwoTables) return (Chunk)_mm512_permutexvar_epi16(shifted, table);
+    const __m512i half = _mm512_inserti64x4(_mm512_setzero_si512(), _mm256_set1_epi16(16), 1);
+    // (shifted & 15) | half
+    return (Chunk)_mm512_permutexvar_epi16(_mm512_ternarylogic_epi32(shifted, _mm512_set1_epi16(15), half, 0xea), table);
+  }
+  // 32 columns at `p` and 32 at `q`: those of even places, then those of odd ones.
+  static void deal(const uint16_t* p, const uint16_t* q, uint16_t* out) {
+    const __m512i a = _mm512_loadu_si512(p), b = _mm512_loadu_si512(q);
+    const __m512i evens = _mm512_cvtepu8_epi16(_mm256_set_epi8(62, 60, 58, 56, 54, 52, 50, 48, 46, 44, 42, 40, 38, 36, 34, 32,
+                                                               30, 28, 26, 24, 22, 20, 18, 16, 14, 12, 10, 8, 6, 4, 2, 0));
+    const __m512i odds = _mm512_add_epi16(evens, _mm512_set1_epi16(1));
+    _mm512_storeu_si512(out, _mm512_permutex2var_epi16(a, evens, b));
+    _mm512_storeu_si512(out + 32, _mm512_permutex2var_epi16(a, odds, b));
+  }
+
   static __m512i words(const uint8_t* p) {
     return _mm512_cvtepu8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
   }

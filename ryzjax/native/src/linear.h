@@ -1,8 +1,8 @@
 // y = x W^T: the contract of the kernels, the same for every instruction set.
 //
 // Activations are bfloat16, weights bfloat16 or quantized; sums are float32. A row of y depends on its row of x
-// alone: each element is one chain of 32-wide dot products in the order of k, whatever M is and whichever tile it
-// falls into. Quantized weights are rounded to bfloat16 after their scale, as the reference does.
+// alone: each element is one chain of 32-wide dot products, in an order that the weights' format decides, whatever M is
+// and whichever tile it falls into. Quantized weights are rounded to bfloat16 after their scale, as the reference does.
 #pragma once
 
 #include <cstdint>

@@ -99,7 +99,10 @@ inline int64_t prefetch_distance(int64_t tile_bytes) {
   return (kLeast + tile_bytes - 1) / tile_bytes * tile_bytes;
 }
 
-inline void prefetch(const void* p) { __builtin_prefetch(p, 0, 3); }
+// Inlined always: GCC drops calls of a function that only prefetches, which looks as if it did nothing.
+inline __attribute__((always_inline)) void prefetch(const void* p) { __builtin_prefetch(p, 0, 3); }
+
+#include "nibble_blocks.h"
 
 // use(k, count, w) for the chunks w of R rows at columns [k, k + count), in order, over columns [k0, k1); k0 is a
 // multiple of 32 and of the group. What lies `ahead` bytes further is fetched, if that is not 0.
@@ -107,6 +110,10 @@ template <typename Row, int R, typename Use>
 inline __attribute__((always_inline)) void walk(const LinearArgs& a, Row (&rows)[R], int64_t k0, int64_t k1,
                                                 int64_t ahead, Use&& use) {
   constexpr int kBytes = std::is_same_v<Row, Bfloat16Row> ? 64 : 32;  // of a chunk; of two chunks of nibbles
+  if constexpr (std::is_same_v<Row, NibbleRow>) {
+    // All columns of such rows are walked at once.
+    if (const int64_t dealt = dealt_columns(a)) walk_dealt(a, rows, k0 = dealt, ahead, use);
+  }
   int64_t group = k0 == 0 ? 0 : k0 / a.group;
   for (int64_t g0 = k0; g0 < k1; ++group) {
     const int64_t g1 = std::min(g0 + a.group, k1);
@@ -327,7 +334,29 @@ void run_rows(const LinearArgs& a, int64_t first, int64_t last) {
   panel_rows<Row>(a, first, last, panel, waiting);
 }
 
-void run_linear(const LinearArgs* matrices, int64_t count, const Threads& threads) {
+// x as `a` reads it: dealt into `buffer` where it must be.
+inline const uint16_t* dealt_x(const LinearArgs& a, AlignedBuffer& buffer, const Threads& threads) {
+  if (!dealt_columns(a)) return a.x;
+  auto* to = static_cast<uint16_t*>(buffer.at_least(a.m * a.k * 2));
+  constexpr int64_t kRows = 32;  // a task
+  parallel_for(threads, (a.m + kRows - 1) / kRows, [&](int64_t task) {
+    for (int64_t m = task * kRows; m < std::min(a.m, (task + 1) * kRows); ++m) deal_row(a, a.x + m * a.k, to + m * a.k);
+  });
+  return to;
+}
+
+void run_linear(const LinearArgs* given, int64_t count, const Threads& threads) {
+  // The calling thread's own: others read what is dealt here while this one waits for them.
+  thread_local std::vector<LinearArgs> dealt;
+  thread_local std::vector<std::unique_ptr<AlignedBuffer>> buffers;
+  dealt.assign(given, given + count);
+  for (int64_t i = 0; i < count; ++i) {
+    int64_t same = 0;  // matrices of one kind share what they multiply
+    while (given[same].kind != given[i].kind || given[same].pack != given[i].pack) ++same;
+    if (static_cast<int64_t>(buffers.size()) <= i) buffers.push_back(std::make_unique<AlignedBuffer>());
+    dealt[i].x = same < i ? dealt[same].x : dealt_x(given[i], *buffers[i], threads);
+  }
+  const LinearArgs* const matrices = dealt.data();
   int64_t all = 0;
   for (int64_t i = 0; i < count; ++i) all += matrices[i].n;
   int64_t tasks = 0;

@@ -118,6 +118,12 @@ int main() {
       cases.push_back({WeightKind::kNibbles, m, 21, 96, 32, 32, true});
       cases.push_back({WeightKind::kNibbles, m, 6, 2176, 128, 128, false, true, false, ScaleKind::kBfloat16});
       cases.push_back({WeightKind::kNibbles, m, 11, 160, 0, 32});
+      // Where blocks of 128 nibbles are two runs, one, and a part of one, with groups that begin inside them or not.
+      cases.push_back({WeightKind::kNibbles, m, 9, 384, 128, 64, true});
+      cases.push_back({WeightKind::kNibbles, m, 7, 640, 320, 64});
+      cases.push_back({WeightKind::kNibbles, m, 5, 448, 64, 64, true, false, false, ScaleKind::kFloat16});
+      cases.push_back({WeightKind::kNibbles, m, 6, 1024, 512, 256, true});
+      cases.push_back({WeightKind::kNibbles, m, 3, 384, 192, 192, false, true});
     }
     for (const Case& c : cases) {
       const double worst = check(*kernels, c);

@@ -9,6 +9,7 @@ slot and gathered, so that packing costs a few numpy calls, not a Python loop ov
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -68,7 +69,7 @@ class PackedLayout:
         }
         start = 0
         for part, shape in sizes.items():
-            size = int(np.prod(shape))
+            size = math.prod(shape)
             if part == name:
                 return slice(start, start + size), shape
             start += size
@@ -106,15 +107,15 @@ class StepPacker:
         A token whose value is still on the device is packed as -1 - slot. Padding tokens have row -1,
         unused sample rows have slot R, which no write reaches.
         """
-        layout = self.layout(tokens)
-        buffer = np.zeros(layout.size, np.int32)
         views = self._views.get(tokens)
         if views is None:
+            layout = self.layout(tokens)
             views = {
                 name: layout.part(name)
                 for name in ("counts", "token_ids", "token_rows", "rows", "page_table", "samples")
             }
             self._views[tokens] = views
+        buffer = np.zeros(views["samples"][0].stop, np.int32)
         counts, token_ids, token_rows, rows, table, samples = (
             buffer[where].reshape(shape) for where, shape in views.values()
         )

@@ -1,0 +1,77 @@
+// Nibbles in blocks of 64 bytes, where an instruction set has them (RYZJAX_NIBBLE_BLOCKS). Included by linear_tiles.h.
+//
+// A word of two bytes is four nibbles, and a shift brings each where the table look-up finds it. So the columns of a
+// block of 128 come as those of the low nibbles of even bytes, of odd bytes, then of the high nibbles; x is dealt into
+// that order once.
+
+#ifdef RYZJAX_NIBBLE_BLOCKS
+
+constexpr int64_t kNibbleBlock = 128;
+
+// Columns, from the first, that are read in blocks.
+inline int64_t dealt_columns(const LinearArgs& a) {
+  if (a.kind != WeightKind::kNibbles || (a.pack != 64 && a.pack % kNibbleBlock)) return 0;
+  return a.k / kNibbleBlock * kNibbleBlock;
+}
+
+// A row of x in the order of the blocks; what is left of it as it is.
+inline void deal_row(const LinearArgs& a, const uint16_t* x, uint16_t* to) {
+  const int64_t half = a.pack / 2;
+  int64_t k = 0;
+  for (const int64_t end = dealt_columns(a); k < end; k += kNibbleBlock) {
+    // Where the low nibbles of the first 32 bytes belong, and those of the other 32; high ones lie half a run further.
+    const int64_t run = k / a.pack * a.pack;
+    const int64_t low = a.pack == 64 ? k : run + (k - run) / 2, next = a.pack == 64 ? k + 64 : low + 32;
+    Isa::deal(x + low, x + next, to + k);
+    Isa::deal(x + low + half, x + next + half, to + k + 64);
+  }
+  std::memcpy(to + k, x + k, (a.k - k) * 2);
+}
+
+template <bool kHasZeros, bool kTwoTables, int R, typename Use>
+inline __attribute__((always_inline)) void walk_blocks(const LinearArgs& a, NibbleRow (&rows)[R], int64_t end,
+                                                       int64_t ahead, Use&& use) {
+  const auto codes = Isa::codes(rows[0].codebook, kHasZeros);
+  const auto codes_of = [&](const NibbleRow& row, int64_t group) __attribute__((always_inline)) {
+    return kHasZeros ? Isa::less(codes, row.zeros[group]) : codes;
+  };
+  for (int64_t k = 0; k < end; k += kNibbleBlock) {
+    Isa::Words words[R];
+    Isa::Table tables[R];
+    Isa::Chunk w[R];
+    const int64_t first = k / a.group, second = kTwoTables ? (k + 64) / a.group : first;
+    RYZJAX_UNROLL for (int r = 0; r < R; ++r) {
+      const NibbleRow& row = rows[r];
+      if (ahead) prefetch(row.values + k / 2 + ahead);
+      words[r] = Isa::load_words(row.values + k / 2);
+      tables[r] = kTwoTables ? Isa::tables(codes_of(row, first), row.scales[first], codes_of(row, second), row.scales[second])
+                             : Isa::table_twice(codes_of(row, first), row.scales[first]);
+    }
+#define RYZJAX_CHUNK(AT, SHIFT)                                                                                      \
+  RYZJAX_UNROLL for (int r = 0; r < R; ++r) w[r] = Isa::from_words<SHIFT, kTwoTables>(words[r], tables[r]);          \
+  use(k + AT, 32, w);
+    RYZJAX_CHUNK(0, 0) RYZJAX_CHUNK(32, 8) RYZJAX_CHUNK(64, 4) RYZJAX_CHUNK(96, 12)
+#undef RYZJAX_CHUNK
+  }
+}
+
+// use(k, count, w) for the chunks w of R rows over the dealt columns [0, end).
+template <int R, typename Use>
+inline __attribute__((always_inline)) void walk_dealt(const LinearArgs& a, NibbleRow (&rows)[R], int64_t end,
+                                                      int64_t ahead, Use&& use) {
+  const bool two = a.group % kNibbleBlock != 0;
+  if (a.zeros) {
+    two ? walk_blocks<true, true>(a, rows, end, ahead, use) : walk_blocks<true, false>(a, rows, end, ahead, use);
+  } else {
+    two ? walk_blocks<false, true>(a, rows, end, ahead, use) : walk_blocks<false, false>(a, rows, end, ahead, use);
+  }
+}
+
+#else
+
+inline int64_t dealt_columns(const LinearArgs&) { return 0; }
+inline void deal_row(const LinearArgs&, const uint16_t*, uint16_t*) {}
+template <int R, typename Use>
+inline void walk_dealt(const LinearArgs&, NibbleRow (&)[R], int64_t, int64_t, Use&&) {}
+
+#endif

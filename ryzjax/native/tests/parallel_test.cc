@@ -1,0 +1,65 @@
+// Parallel loops: every index once, whoever comes to help and when; loops of several callers at a time; helpers that
+// linger, come late, or never come.
+#include <atomic>
+#include <cstdio>
+#include <thread>
+#include <vector>
+
+#include "parallel.h"
+#include "testing.h"
+
+namespace {
+
+using ryzjax::parallel_for;
+using ryzjax::Threads;
+
+bool every_index_once(const Threads& threads, int64_t n) {
+  std::vector<std::atomic<int>> seen(n);
+  parallel_for(threads, n, [&](int64_t i) { seen[i].fetch_add(1); });
+  for (auto& count : seen)
+    if (count.load() != 1) return false;
+  return true;
+}
+
+// Loops one after the other with nothing, or a sleep, between: helpers are met waiting and gone.
+bool repeated(const Threads& threads) {
+  for (int round = 0; round < 200; ++round) {
+    if (!every_index_once(threads, 1 + round % 37)) return false;
+    if (round % 50 == 0) std::this_thread::sleep_for(std::chrono::microseconds(300));
+  }
+  return true;
+}
+
+bool fail(const char* what) {
+  std::printf("%s: an index was not run exactly once\n", what);
+  return false;
+}
+
+}  // namespace
+
+int main() {
+  bool fine = true;
+  {
+    ryzjax::testing::ThreadSet threads;
+    fine = (repeated(threads.view()) || fail("one caller")) && fine;
+  }
+  {
+    std::atomic<int> failed{0};
+    std::vector<std::thread> callers;
+    for (int c = 0; c < 4; ++c)
+      callers.emplace_back([&] {
+        ryzjax::testing::ThreadSet threads;
+        if (!repeated(threads.view())) failed.fetch_add(1);
+      });
+    for (auto& caller : callers) caller.join();
+    fine = (failed.load() == 0 || fail("four callers")) && fine;
+  }
+  {
+    // Nobody comes until the loops are over.
+    std::vector<std::function<void()>> later;
+    const Threads threads{40, [&](std::function<void()> work) { later.push_back(std::move(work)); }};
+    fine = ((every_index_once(threads, 100) && every_index_once(threads, 7)) || fail("late helpers")) && fine;
+    for (auto& work : later) work();
+  }
+  return fine ? 0 : 1;
+}
