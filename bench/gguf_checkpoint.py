@@ -38,7 +38,7 @@ def gguf_checkpoint(folder: Path, bits: str) -> Path:
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
     writer.add_rope_freq_base(config["rope_theta"])
     writer.add_vocab_size(config["vocab_size"])
-    writer.add_tokenizer_model("no_vocab")
+    _add_byte_tokenizer(writer, config["vocab_size"])
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, layers)
     linear, table = TYPES[bits]
     with safe_open(folder / "model.safetensors", "np") as tensors:
@@ -58,6 +58,21 @@ def gguf_checkpoint(folder: Path, bits: str) -> Path:
     writer.write_tensors_to_file()
     writer.close()
     return partial.rename(target)
+
+
+def _add_byte_tokenizer(writer: gguf.GGUFWriter, vocab_size: int) -> None:
+    """Three special tokens, the 256 bytes and fillers, as a SentencePiece vocabulary: a server must write some text."""
+    kinds = gguf.TokenType
+    tokens = [("<unk>", kinds.UNKNOWN), ("<s>", kinds.CONTROL), ("</s>", kinds.CONTROL)]
+    tokens += [(f"<0x{byte:02X}>", kinds.BYTE) for byte in range(256)]
+    tokens += [(f"<filler{i}>", kinds.NORMAL) for i in range(len(tokens), vocab_size)]
+    writer.add_tokenizer_model("llama")
+    writer.add_token_list([text for text, _ in tokens])
+    writer.add_token_scores([0.0] * len(tokens))
+    writer.add_token_types([int(kind) for _, kind in tokens])
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    writer.add_add_bos_token(False)
 
 
 def _interleaved(weight: np.ndarray, heads: int) -> np.ndarray:

@@ -18,7 +18,7 @@ class RequestTimes:
     """How one request went; times in seconds.
 
     Attributes:
-      prompt_tokens: sent.
+      prompt_tokens: as the server counted them, or as sent.
       output_tokens: as the server counted them.
       ttft_s: to the first token.
       itl_s: between one chunk of tokens and the next.
@@ -35,13 +35,23 @@ class RequestTimes:
 
 
 async def send(
-    client: httpx.AsyncClient, request: PlannedRequest, *, model: str, ignore_eos: bool, temperature: float
+    client: httpx.AsyncClient,
+    request: PlannedRequest,
+    *,
+    model: str,
+    ignore_eos: bool,
+    temperature: float,
+    as_text: bool = False,
 ) -> RequestTimes:
-    """Streams one completion. A refusal or a broken stream is a failed request, not an exception."""
+    """Streams one completion. A refusal or a broken stream is a failed request, not an exception.
+
+    Args:
+      as_text: send a letter for each token id, for servers that take no ids.
+    """
     times = RequestTimes(prompt_tokens=len(request.prompt_token_ids))
     body: dict[str, object] = {
         "model": model,
-        "prompt": request.prompt_token_ids,
+        "prompt": _letters(request.prompt_token_ids) if as_text else request.prompt_token_ids,
         "max_tokens": request.output_tokens,
         "temperature": temperature,
         "stream": True,
@@ -64,8 +74,9 @@ async def send(
                 if "error" in event:
                     times.error = str(event["error"])
                     return times
-                if event.get("usage"):
-                    times.output_tokens = event["usage"]["completion_tokens"]
+                if usage := event.get("usage"):
+                    times.prompt_tokens = usage.get("prompt_tokens", times.prompt_tokens)
+                    times.output_tokens = usage["completion_tokens"]
                 if event["choices"]:
                     if times.ttft_s == 0.0:
                         times.ttft_s = now - started
@@ -78,3 +89,7 @@ async def send(
     if times.error is None and times.output_tokens == 0:
         times.error = "the stream ended without a usage count"
     return times
+
+
+def _letters(token_ids: list[int]) -> str:
+    return "".join(chr(ord("a") + token % 26) for token in token_ids)

@@ -8,6 +8,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import httpx
 from rich.console import Console
@@ -55,6 +56,9 @@ class BenchServe:
     """Most requests in flight."""
     vocab_size: int = 256
     """Random tokens are drawn from 3 to this; any model has these."""
+    prompts: Literal["tokens", "text"] = "tokens"
+    """What prompts are sent as. text is for servers that take no token ids: a random letter for each, which a tokenizer
+    with merges makes fewer tokens of."""
     temperature: float = 0.0
     """Of every request."""
     ignore_eos: bool = True
@@ -130,7 +134,14 @@ class BenchServe:
             return list(await asyncio.gather(*(one(r, at) for r, at in zip(requests, arrivals, strict=True))))
 
     async def _send(self, client: httpx.AsyncClient, request: PlannedRequest, model: str) -> RequestTimes:
-        return await send(client, request, model=model, ignore_eos=self.ignore_eos, temperature=self.temperature)
+        return await send(
+            client,
+            request,
+            model=model,
+            ignore_eos=self.ignore_eos,
+            temperature=self.temperature,
+            as_text=self.prompts == "text",
+        )
 
     def _requests(self) -> list[PlannedRequest]:
         if self.trace is None:

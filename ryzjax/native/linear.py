@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, BFloat16, Float
 
 from ryzjax.native.library import native_refusal
-from ryzjax.qarray import QArray, QFormat
+from ryzjax.qarray import QArray, QFormat, dequantize
 
 __all__ = ["native_linear_refusal", "native_linears", "native_quantized_refusal"]
 
@@ -50,7 +50,7 @@ def native_linears(
     """`x @ weight.T` for each weight [N, K], all in one call; accumulated and returned in float32.
 
     Quantized weights are rounded to bfloat16 after their scale. A row of a result depends on its row of x alone, not
-    on M. Gradients flow to x, and to weights that are arrays.
+    on M. Gradients, from cotangents rounded to bfloat16, flow to x and to weights that are arrays.
 
     Raises:
       ValueError: a dtype, format or shape they cannot multiply with.
@@ -71,6 +71,7 @@ def _refusal(x: jax.Array, weight: jax.Array | QArray) -> str | None:
     return native_quantized_refusal(x.dtype, weight.format, x.shape[1])
 
 
+@jax.custom_vjp
 def _linears(x: jax.Array, weights: tuple[jax.Array | QArray, ...]) -> tuple[jax.Array, ...]:
     arrays: list[jax.Array] = []
     formats: list[int] = []
@@ -86,3 +87,32 @@ def _linears(x: jax.Array, weights: tuple[jax.Array | QArray, ...]) -> tuple[jax
             formats += [_KINDS["bfloat16"], 0, 0, 0, 0]
     out = [jax.ShapeDtypeStruct((x.shape[0], weight.shape[0]), jnp.float32) for weight in weights]
     return tuple(jax.ffi.ffi_call("ryzjax_linear", out)(x, *arrays, formats=np.asarray(formats, np.int64)))
+
+
+Matrices = tuple[jax.Array | QArray, ...]
+
+
+def _forward(x: jax.Array, weights: Matrices) -> tuple[tuple[jax.Array, ...], tuple[jax.Array, Matrices]]:
+    return _linears(x, weights), (x, weights)
+
+
+def _backward(
+    saved: tuple[jax.Array, Matrices], grads: tuple[jax.Array, ...]
+) -> tuple[jax.Array, tuple[jax.Array | None, ...]]:
+    """By XLA; a quantized weight is frozen."""
+    x, weights = saved
+    x_grad = jnp.zeros(x.shape, jnp.float32)
+    weight_grads: list[jax.Array | None] = []
+    for weight, grad in zip(weights, grads, strict=True):
+        rounded = grad.astype(jnp.bfloat16)
+        dense = dequantize(weight, jnp.bfloat16) if isinstance(weight, QArray) else weight
+        x_grad += jnp.matmul(rounded, dense, preferred_element_type=jnp.float32)
+        if isinstance(weight, QArray):
+            weight_grads.append(None)
+        else:
+            product = jnp.matmul(rounded.T, x, preferred_element_type=jnp.float32)
+            weight_grads.append(product.astype(weight.dtype))
+    return x_grad.astype(x.dtype), tuple(weight_grads)
+
+
+_linears.defvjp(_forward, _backward)

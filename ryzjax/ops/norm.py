@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
@@ -26,7 +27,7 @@ def rms_norm(
     by_xla = partial(rms_norm_by_xla, eps=eps, offset=offset)
     if native_rms_norm_refusal(x.dtype, weight.dtype) is not None:
         return by_xla(x, weight)
-    native = partial(native_rms_norm, eps=eps, offset=offset)
+    native = partial(_differentiable, eps, offset)
     return lax.platform_dependent(x, weight, cpu=native, default=by_xla)
 
 
@@ -37,3 +38,23 @@ def rms_norm_by_xla(
     f32 = x.astype(jnp.float32)
     normed = f32 * lax.rsqrt(jnp.mean(f32 * f32, axis=-1, keepdims=True) + eps)
     return (normed * (offset + weight.astype(jnp.float32))).astype(x.dtype)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _differentiable(eps: float, offset: float, x: jax.Array, weight: jax.Array) -> jax.Array:
+    return native_rms_norm(x, weight, eps=eps, offset=offset)
+
+
+def _forward(
+    eps: float, offset: float, x: jax.Array, weight: jax.Array
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return native_rms_norm(x, weight, eps=eps, offset=offset), (x, weight)
+
+
+def _backward(
+    eps: float, offset: float, saved: tuple[jax.Array, jax.Array], grad: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    return jax.vjp(partial(rms_norm_by_xla, eps=eps, offset=offset), *saved)[1](grad)
+
+
+_differentiable.defvjp(_forward, _backward)

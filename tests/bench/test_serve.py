@@ -59,12 +59,19 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        assert body["model"] == "tiny" and body["stream"] and body["ignore_eos"]
+        assert body["model"] == "tiny" and body["stream"]
+        # As transformers serve: text only, and fields it does not know are refused.
+        if isinstance(body["prompt"], str) == ("ignore_eos" in body):
+            self.answer(422, b'{"error": {"message": "unexpected"}}')
+            return
         if len(body["prompt"]) == 13:
             self.answer(429, b'{"error": {"message": "full"}}')
             return
         events = [{"choices": [{"text": "x"}]} for _ in range(body["max_tokens"])]
-        events.append({"choices": [], "usage": {"completion_tokens": body["max_tokens"]}})
+        usage = {"completion_tokens": body["max_tokens"]}
+        if isinstance(body["prompt"], str):
+            usage["prompt_tokens"] = body["prompt"].isalpha() and len(body["prompt"]) + 1
+        events.append({"choices": [], "usage": usage})
         lines = "".join(f"data: {json.dumps(event)}\n\n" for event in events) + "data: [DONE]\n\n"
         self.answer(200, lines.encode())
 
@@ -99,6 +106,21 @@ def test_a_run(url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert (report["completed"], report["failed"], report["total_output_tokens"]) == (12, 0, 60)
     assert report["hardware"]["cores"] >= 1
     assert "time to first token" in capsys.readouterr().out
+
+
+def test_prompts_as_text_are_as_long_as_the_server_says(url: str, tmp_path: Path):
+    output = tmp_path / "out.json"
+    status = BenchServe(
+        base_url=url,
+        num_prompts=4,
+        input_tokens=8,
+        output_tokens=5,
+        prompts="text",
+        ignore_eos=False,
+        output=str(output),
+    ).run()
+    assert status == 0
+    assert json.loads(output.read_text())["total_input_tokens"] == 4 * 9
 
 
 def test_refusals_are_counted_and_shown(url: str, capsys: pytest.CaptureFixture[str]):

@@ -1,0 +1,83 @@
+"""From how many rows on XLA's bfloat16 products would beat the native kernels: the ratio by rows, matrix and format.
+
+    python bench/crossover.py [--rows 1 8 64 512 2048] [--rounds 5]
+
+Both multiply in turn in the same process, over copies of the matrices that do not fit the caches together.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from record import write_result
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from ryzjax.native.library import isa
+from ryzjax.native.linear import native_linears
+from ryzjax.ops.linear import linear
+from ryzjax.ops.quantized_linear import quantized_linear
+from ryzjax.qarray import QArray, QFormat
+from ryzjax.quant.on_load import round_matrix
+
+MATRICES = {"gate and up, 896 -> 9728": (896, 9728), "down, 4864 -> 896": (4864, 896), "qkv, 896 -> 1152": (896, 1152)}
+FORMATS = {
+    "bf16": None,
+    "int8": QFormat(kind="int8", group=64, scale_dtype="bfloat16"),
+    "int4": QFormat(kind="int4", group=64, pack=64, scale_dtype="bfloat16"),
+}
+COPIES = 6
+
+
+def main() -> None:
+    """Measures every case in rounds and prints the ratios."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, nargs="+", default=[1, 8, 64, 256, 512, 2048])
+    parser.add_argument("--rounds", type=int, default=5)
+    arguments = parser.parse_args()
+    rng = np.random.default_rng(0)
+    figures: dict[str, dict[str, float]] = {}
+    table = Table("matrix", "weights", *(f"{rows} rows" for rows in arguments.rows), title=f"XLA / native ({isa()})")
+    cases = [(matrix, weights) for matrix in MATRICES for weights in FORMATS]
+    for matrix, weights in track(cases, description="measuring", console=Console(stderr=True)):
+        k, n = MATRICES[matrix]
+        dense = [jnp.asarray(rng.standard_normal((n, k), np.float32), jnp.bfloat16) for _ in range(COPIES)]
+        format = FORMATS[weights]
+        copies = dense if format is None else [round_matrix(matrix, w, format) for w in dense]
+        ratios = {}
+        for rows in arguments.rows:
+            x = jnp.asarray(rng.standard_normal((rows, k), np.float32), jnp.bfloat16)
+            ratios[f"{rows} rows"] = _ratio(x, copies, arguments.rounds)
+        figures[f"{matrix}, {weights}"] = ratios
+        table.add_row(matrix, weights, *(f"{ratio:.2f}" for ratio in ratios.values()))
+    Console(width=140).print(table)
+    print(write_result(f"crossover-{isa()}", {"isa": isa(), "xla_to_native": figures}))
+
+
+def _ratio(x: jax.Array, copies: list[jax.Array] | list[QArray], rounds: int) -> float:
+    """Seconds of XLA to those of the native kernels: the median of rounds in which both take their turn."""
+
+    def by_xla(x: jax.Array, weight: jax.Array | QArray) -> jax.Array:
+        return quantized_linear(x, weight) if isinstance(weight, QArray) else linear(x, weight)
+
+    programs = [jax.jit(run).lower(x, copies[0]).compile() for run in (lambda x, w: native_linears(x, [w])[0], by_xla)]
+    ratios = []
+    for _ in range(rounds + 1):  # the first is a warm-up
+        seconds = []
+        for program in programs:
+            started = time.perf_counter()
+            for weight in copies:
+                program(x, weight).block_until_ready()
+            seconds.append(time.perf_counter() - started)
+        ratios.append(seconds[1] / seconds[0])
+    return statistics.median(ratios[1:])
+
+
+if __name__ == "__main__":
+    main()
