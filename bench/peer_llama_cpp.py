@@ -1,6 +1,6 @@
 """Child process of peers.py: llama.cpp through llama-cpp-python's low-level calls. One JSON command and answer a line.
 
-Flash attention is on, keys and values are 16 bits; tokens are chosen greedily from the logits of each step.
+Flash attention is on, keys and values are 16 bits (or 8: argv[3]); tokens are chosen greedily from each step's logits.
 """
 
 from __future__ import annotations
@@ -9,71 +9,82 @@ import ctypes
 import json
 import sys
 import time
+from collections.abc import Callable
 
 import llama_cpp
 import numpy as np
 
-MAX_BATCH = 8
 CHUNK = 512
 
 
 def main() -> None:
-    """Loads argv[1] with argv[2] threads and room for argv[3] tokens a sequence; answers until end of input."""
+    """Loads argv[1] with argv[2] threads; answers until end of input."""
     llama_cpp.llama_log_set(_silent, ctypes.c_void_p(0))
     llama_cpp.llama_backend_init()
     model = llama_cpp.llama_model_load_from_file(sys.argv[1].encode(), llama_cpp.llama_model_default_params())
     if not model:
         raise RuntimeError(f"llama.cpp cannot load {sys.argv[1]}")
     print(json.dumps({"ready": True, "llama_cpp": llama_cpp.__version__}), flush=True)
+    run: _Run | None = None
     for line in sys.stdin:
-        print(json.dumps({"seconds": measure(model, **json.loads(line))}), flush=True)
+        command = json.loads(line)
+        if run is not None and command["do"] != "measure":
+            run.close()
+            run = None
+        seconds: list[float] = []
+        if command["do"] == "decode":
+            run = _Run(model, command["batch"], command["context"] + command["room"])
+            run.begin(command["batch"], command["context"])
+        elif command["do"] == "measure" and run is not None:
+            seconds = [run.timed(run.decode) for _ in range(command["steps"])]
+        elif command["do"] == "prefill":
+            seconds = _prefill_seconds(model, command["context"], command["steps"])
+        print(json.dumps({"seconds": seconds}), flush=True)
 
 
-def measure(model: object, *, kind: str, batch: int, context: int, steps: int) -> list[float]:
-    """Seconds of each decode step at `context`, or of each prefill of `context` tokens."""
-    params = llama_cpp.llama_context_default_params()
-    params.n_ctx = batch * (context + steps + 64)
-    params.n_seq_max = batch
-    params.n_batch = params.n_ubatch = CHUNK
-    params.n_threads = params.n_threads_batch = int(sys.argv[2])
-    params.flash_attn_type = 1
-    engine = llama_cpp.llama_init_from_model(model, params)
-    vocab = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(model))
-    run = _Run(engine, vocab)
-    try:
-        rng = np.random.default_rng(0)
-        prompts = rng.integers(3, vocab, (batch, context))
-        if kind == "prefill":
-            times = []
-            for _ in range(steps):
-                run.clear()
-                times.append(run.timed_prefill(prompts[0]))
-            return times
-        tokens = [run.prefill(prompt, sequence) for sequence, prompt in enumerate(prompts)]
-        times = []
-        for step in range(steps):
-            started = time.perf_counter()
-            tokens = run.decode(tokens, context + step)
-            times.append(time.perf_counter() - started)
-        return times
-    finally:
-        llama_cpp.llama_free(engine)
+def _prefill_seconds(model: object, context: int, repeats: int) -> list[float]:
+    run = _Run(model, 1, context)
+    prompt = run.prompts(1, context)[0]
+    times = []
+    for _ in range(repeats):
+        llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(run.engine), True)
+        times.append(run.timed(lambda: run.prefill(prompt, 0)))
+    run.close()
+    return times
 
 
 class _Run:
-    """One context."""
+    """One context, and the sequences that decode in it."""
 
-    def __init__(self, engine: object, vocab: int):
-        self.engine = engine
-        self.vocab = vocab
+    def __init__(self, model: object, sequences: int, longest: int):
+        params = llama_cpp.llama_context_default_params()
+        params.n_ctx = sequences * (longest + 64)
+        params.n_seq_max = sequences
+        params.n_batch = params.n_ubatch = CHUNK
+        params.n_threads = params.n_threads_batch = int(sys.argv[2])
+        params.flash_attn_type = 1
+        if len(sys.argv) > 3 and sys.argv[3] == "int8":
+            params.type_k = params.type_v = llama_cpp.GGML_TYPE_Q8_0
+        self.engine = llama_cpp.llama_init_from_model(model, params)
+        self.vocab = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(model))
         self.batch = llama_cpp.llama_batch_init(CHUNK, 0, 1)
+        self.tokens: list[int] = []
+        self.position = 0
 
-    def clear(self) -> None:
-        llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self.engine), True)
+    def close(self) -> None:
+        llama_cpp.llama_batch_free(self.batch)
+        llama_cpp.llama_free(self.engine)
 
-    def timed_prefill(self, prompt: np.ndarray) -> float:
+    def prompts(self, batch: int, context: int) -> np.ndarray:
+        return np.random.default_rng(0).integers(3, self.vocab, (batch, context))
+
+    def begin(self, batch: int, context: int) -> None:
+        self.tokens = [self.prefill(prompt, i) for i, prompt in enumerate(self.prompts(batch, context))]
+        self.position = context
+
+    def timed(self, work: Callable[[], object]) -> float:
         started = time.perf_counter()
-        self.prefill(prompt, 0)
+        work()
         return time.perf_counter() - started
 
     def prefill(self, prompt: np.ndarray, sequence: int) -> int:
@@ -84,10 +95,11 @@ class _Run:
             self._run()
         return self._chosen(-1)
 
-    def decode(self, tokens: list[int], position: int) -> list[int]:
-        self._fill([(token, position, sequence, True) for sequence, token in enumerate(tokens)])
+    def decode(self) -> None:
+        self._fill([(token, self.position, sequence, True) for sequence, token in enumerate(self.tokens)])
         self._run()
-        return [self._chosen(i) for i in range(len(tokens))]
+        self.tokens = [self._chosen(i) for i in range(len(self.tokens))]
+        self.position += 1
 
     def _fill(self, entries: list[tuple[int, int, int, bool]]) -> None:
         self.batch.n_tokens = len(entries)

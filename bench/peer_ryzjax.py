@@ -6,7 +6,7 @@ import json
 import sys
 
 from ryzjax import LLM
-from ryzjax.bench.offline import decode_step_seconds, prefill_seconds
+from ryzjax.bench.offline import DecodeRun, prefill_seconds
 
 
 def main() -> None:
@@ -20,17 +20,23 @@ def main() -> None:
         max_context_tokens=int(sys.argv[2]),
     )
     llm.close()  # the engine is stepped here, on this thread
-    print(json.dumps({"ready": True}), flush=True)
-    for line in sys.stdin:
-        print(json.dumps({"seconds": measure(llm, **json.loads(line))}), flush=True)
-
-
-def measure(llm: LLM, *, kind: str, batch: int, context: int, steps: int) -> list[float]:
-    """Seconds of each decode step at `context`, or of each prefill of `context` tokens."""
     engine = llm.engine.engine
-    if kind == "prefill":
-        return prefill_seconds(engine, tokens=context, repeats=steps)
-    return decode_step_seconds(engine, batch=batch, context=context, steps=steps)
+    print(json.dumps({"ready": True}), flush=True)
+    run: DecodeRun | None = None
+    for line in sys.stdin:
+        command = json.loads(line)
+        if run is not None and command["do"] != "measure":
+            run.close()
+            run = None
+        seconds: list[float] = []
+        if command["do"] == "decode":
+            run = DecodeRun(engine, batch=command["batch"], context=command["context"])
+            run.seconds(1)
+        elif command["do"] == "measure" and run is not None:
+            seconds = run.seconds(command["steps"])
+        elif command["do"] == "prefill":
+            seconds = prefill_seconds(engine, tokens=command["context"], repeats=command["steps"])
+        print(json.dumps({"seconds": seconds}), flush=True)
 
 
 if __name__ == "__main__":

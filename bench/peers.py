@@ -27,13 +27,13 @@ from stream import stream_bytes_a_second
 
 HERE = Path(__file__).parent
 OURS = "ryzjax"
-# name -> (command, what is wanted: seconds of llama.cpp to ours)
+# name -> (what is asked of each engine in each round, what is wanted: seconds of llama.cpp to ours)
 CASES = {
-    "decode, batch 1, context 1K": ({"kind": "decode", "batch": 1, "context": 1024, "steps": 24}, 1.1),
-    "decode, batch 8, context 1K": ({"kind": "decode", "batch": 8, "context": 1024, "steps": 12}, 1.3),
-    "prefill 512": ({"kind": "prefill", "batch": 1, "context": 512, "steps": 3}, 1.2),
+    "decode, batch 1, context 1K": ({"do": "decode", "batch": 1, "context": 1024, "steps": 24}, 1.1),
+    "decode, batch 8, context 1K": ({"do": "decode", "batch": 8, "context": 1024, "steps": 12}, 1.3),
+    "prefill 512": ({"do": "prefill", "batch": 1, "context": 512, "steps": 3}, 1.2),
 }
-LONG = {"decode, batch 1, context 16K": ({"kind": "decode", "batch": 1, "context": 16384, "steps": 8}, 1.1)}
+LONG = {"decode, batch 1, context 16K": ({"do": "decode", "batch": 1, "context": 16384, "steps": 16}, 1.1)}
 
 
 class Peer:
@@ -108,7 +108,8 @@ def _rounds(
     model: Path, bits: str, cases: Mapping[str, tuple], arguments: argparse.Namespace, progress: Progress
 ) -> dict[str, dict[str, list[float]]]:
     """Case -> engine -> the median of each round."""
-    room = max(command["context"] for command, _ in cases.values()) + 96
+    # A step of ours is as long as its longest sequence: those that were read in first are some steps ahead.
+    room = max(c["context"] + (arguments.rounds + 1) * (c["steps"] + 8) + 64 for c, _ in cases.values())
     threads = str(arguments.threads)
     peers = {OURS: Peer("peer_ryzjax.py", str(model), str(room), bits)}
     if "llama.cpp" in arguments.peers:
@@ -117,12 +118,16 @@ def _rounds(
         peers["torch"] = Peer("peer_torch.py", str(model), threads)
     seconds: dict[str, dict[str, list[float]]] = {case: {name: [] for name in peers} for case in cases}
     task = progress.add_task(bits, total=(arguments.rounds + 1) * len(cases))
-    for round_number in range(arguments.rounds + 1):  # the first is a warm-up
-        for case, (command, _) in cases.items():
-            for name, peer in peers.items():
-                if name == "torch" and case in LONG:
-                    continue
-                median = statistics.median(peer.measure(command))
+    for case, (command, _) in cases.items():
+        taking_part = {name: peer for name, peer in peers.items() if name != "torch" or case not in LONG}
+        asked = dict(command)
+        if command["do"] == "decode":  # the prompts are read in once, then all take turns
+            asked = {"do": "measure", "steps": command["steps"]}
+            for peer in taking_part.values():
+                peer.measure(command | {"room": (arguments.rounds + 1) * command["steps"] + 8})
+        for round_number in range(arguments.rounds + 1):  # the first is a warm-up
+            for name, peer in taking_part.items():
+                median = statistics.median(peer.measure(asked))
                 if round_number:
                     seconds[case][name].append(median)
             progress.advance(task)
@@ -147,7 +152,7 @@ def _row(
         found |= {f"{name}_ms": statistics.median(theirs) * 1e3, f"{name}_ratio": ratio}
         cells += [f"{statistics.median(theirs) * 1e3:.1f}", f"{ratio:.2f}"]
     rate = ""
-    if wanted[0]["kind"] == "decode" and wanted[0]["batch"] == 1:
+    if wanted[0]["do"] == "decode" and wanted[0]["batch"] == 1:
         # llama.cpp's file holds the same numbers in as many bits; its size is what a step reads.
         found["weight_gb_s"] = gguf_checkpoint(model, bits).stat().st_size / statistics.median(ours) / 1e9
         rate = f"{found['weight_gb_s']:.1f}"

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from ryzjax.serving.engine import Engine
     from ryzjax.serving.llm import LLM
 
-__all__ = ["BenchOffline", "decode_step_seconds", "prefill_seconds"]
+__all__ = ["BenchOffline", "DecodeRun", "decode_step_seconds", "prefill_seconds"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,35 +110,62 @@ class BenchOffline:
 def decode_step_seconds(engine: Engine, *, batch: int, context: int, steps: int) -> list[float]:
     """Seconds of `steps` steps in which `batch` sequences of about `context` tokens decode, as a server runs them.
 
-    The first sequences decode while the last are still read in: they are then some steps longer.
-
     Raises:
-      ConfigError: the sequences reach the longest context before all of them have decoded `steps` times.
+      ConfigError: as of `DecodeRun.seconds`.
     """
-    names = [f"decode-{i}" for i in range(batch)]
-    for i, name in enumerate(names):
-        engine.add(_request(name, i, context, engine.scheduler.max_context_tokens - context))
-    seconds: list[float] = []
-    decoding = 0
-    last = time.perf_counter()
-    while engine.has_work and len(seconds) < steps:
-        events = engine.step()
-        now = time.perf_counter()
-        # Steady state only: every sequence got a token, in this step and in the three before.
-        decoding = decoding + 1 if len(events) == batch else 0
-        if decoding > 3:
-            seconds.append(now - last)
-        last = now
-    for name in names:
-        engine.abort(name)
-    while engine.has_work:
-        engine.step()
-    if len(seconds) < steps:
-        raise ConfigError(
-            f"batch={batch} sequences of {context} tokens decode together {len(seconds)} times, not {steps}, before "
-            f"one reaches max_context_tokens={engine.scheduler.max_context_tokens}"
-        )
-    return seconds
+    run = DecodeRun(engine, batch=batch, context=context)
+    try:
+        return run.seconds(steps)
+    finally:
+        run.close()
+
+
+class DecodeRun:
+    """Sequences of about `context` tokens that decode together, on an engine that does nothing else meanwhile.
+
+    The first of them decode while the last are still read in: they are then some steps longer.
+    """
+
+    _SETTLING = 3
+    """Steps that are not measured, after each beginning."""
+
+    def __init__(self, engine: Engine, *, batch: int, context: int):
+        self.engine = engine
+        self.batch = batch
+        self.context = context
+        self._names = [f"decode-{i}" for i in range(batch)]
+        for i, name in enumerate(self._names):
+            engine.add(_request(name, i, context, engine.scheduler.max_context_tokens - context))
+
+    def seconds(self, steps: int) -> list[float]:
+        """Seconds of the next `steps` steps in which each sequence gets a token.
+
+        Raises:
+          ConfigError: a sequence reaches the longest context before that.
+        """
+        seconds: list[float] = []
+        together = 0
+        last = time.perf_counter()
+        while self.engine.has_work and len(seconds) < steps:
+            events = self.engine.step()
+            now = time.perf_counter()
+            together = together + 1 if len(events) == self.batch else 0
+            if together > self._SETTLING:
+                seconds.append(now - last)
+            last = now
+        if len(seconds) < steps:
+            raise ConfigError(
+                f"batch={self.batch} sequences of {self.context} tokens decode together {len(seconds)} times, not "
+                f"{steps}, before one reaches max_context_tokens={self.engine.scheduler.max_context_tokens}"
+            )
+        return seconds
+
+    def close(self) -> None:
+        """Ends the sequences."""
+        for name in self._names:
+            self.engine.abort(name)
+        while self.engine.has_work:
+            self.engine.step()
 
 
 def prefill_seconds(engine: Engine, *, tokens: int, repeats: int) -> list[float]:

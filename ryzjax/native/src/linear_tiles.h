@@ -92,27 +92,41 @@ struct NibbleRow {
   }
 };
 
-// How far ahead of its rows a walk fetches what comes next: rows are short streams, and a new one begins before the
-// processor has seen where the last one went. 0 for none.
-inline int64_t prefetch_distance(int64_t tile_bytes) {
-  constexpr int64_t kLeast = 4 << 10;
-  return (kLeast + tile_bytes - 1) / tile_bytes * tile_bytes;
-}
-
 // Inlined always: GCC drops calls of a function that only prefetches, which looks as if it did nothing.
 inline __attribute__((always_inline)) void prefetch(const void* p) { __builtin_prefetch(p, 0, 3); }
+
+// What a walk over R rows side by side asks memory for, ahead of itself: bytes in the order they lie in, not as it reads
+// them. Interleaved short rows defeat the prefetchers of some processors (Zen 4 reads them at half its speed).
+struct Fetch {
+  const char* at = nullptr;  // null: nothing is fetched
+  int64_t left = INT64_MAX, run = INT64_MAX, skip = 0;  // bytes left of this run, in a run, between two of them
+
+  // Beyond the R whole rows of W from `row` on.
+  static Fetch beyond(const LinearArgs& a, int64_t row, int64_t rows) {
+    constexpr int64_t kLeast = 4 << 10;  // and by whole tiles
+    const int64_t tile = rows * row_bytes(a);
+    return {static_cast<const char*>(a.values) + row * row_bytes(a) + (kLeast + tile - 1) / tile * tile};
+  }
+
+  template <int kBytes>
+  inline __attribute__((always_inline)) void next() {
+    if (at == nullptr) return;
+    RYZJAX_UNROLL for (int i = 0; i < kBytes; i += 64) prefetch(at + i);
+    at += kBytes;
+    if ((left -= kBytes) <= 0) at += skip, left += run;
+  }
+};
 
 #include "nibble_blocks.h"
 
 // use(k, count, w) for the chunks w of R rows at columns [k, k + count), in order, over columns [k0, k1); k0 is a
-// multiple of 32 and of the group. What lies `ahead` bytes further is fetched, if that is not 0.
+// multiple of 32 and of the group.
 template <typename Row, int R, typename Use>
 inline __attribute__((always_inline)) void walk(const LinearArgs& a, Row (&rows)[R], int64_t k0, int64_t k1,
-                                                int64_t ahead, Use&& use) {
-  constexpr int kBytes = std::is_same_v<Row, Bfloat16Row> ? 64 : 32;  // of a chunk; of two chunks of nibbles
+                                                Fetch fetch, Use&& use) {
   if constexpr (std::is_same_v<Row, NibbleRow>) {
     // All columns of such rows are walked at once.
-    if (const int64_t dealt = dealt_columns(a)) walk_dealt(a, rows, k0 = dealt, ahead, use);
+    if (const int64_t dealt = dealt_columns(a)) walk_dealt(a, rows, k0 = dealt, fetch, use);
   }
   int64_t group = k0 == 0 ? 0 : k0 / a.group;
   for (int64_t g0 = k0; g0 < k1; ++group) {
@@ -122,7 +136,7 @@ inline __attribute__((always_inline)) void walk(const LinearArgs& a, Row (&rows)
     if constexpr (std::is_same_v<Row, NibbleRow>) {
       if (a.pack == 32) {
         for (int64_t k = g0; k < g1; k += 32) {
-          if (ahead) RYZJAX_UNROLL for (int r = 0; r < R; ++r) prefetch(rows[r].values + k / 2 + ahead);
+          fetch.template next<16 * R>();
           RYZJAX_UNROLL for (int r = 0; r < R; ++r) w[r] = Isa::from_run(rows[r].values + k / 2, rows[r].table);
           use(k, 32, w);
         }
@@ -130,7 +144,7 @@ inline __attribute__((always_inline)) void walk(const LinearArgs& a, Row (&rows)
         const int64_t half = a.pack / 2;
         for (int64_t run = g0; run < g1; run += a.pack) {
           for (int64_t i = 0; i < half; i += 32) {
-            if (ahead) RYZJAX_UNROLL for (int r = 0; r < R; ++r) prefetch(rows[r].values + run / 2 + i + ahead);
+            fetch.template next<32 * R>();
             RYZJAX_UNROLL for (int r = 0; r < R; ++r) w[r] = Isa::from_low(rows[r].values + run / 2 + i, rows[r].table);
             use(run + i, 32, w);
           }
@@ -143,9 +157,7 @@ inline __attribute__((always_inline)) void walk(const LinearArgs& a, Row (&rows)
     } else {
       int64_t k = g0;
       for (; k + 32 <= g1; k += 32) {
-        if (ahead)
-          RYZJAX_UNROLL for (int r = 0; r < R; ++r)
-            prefetch(reinterpret_cast<const char*>(rows[r].values) + k * (kBytes / 32) + ahead);
+        fetch.template next<(std::is_same_v<Row, Bfloat16Row> ? 64 : 32) * R>();
         RYZJAX_UNROLL for (int r = 0; r < R; ++r) w[r] = rows[r].chunk(k);
         use(k, 32, w);
       }
@@ -161,10 +173,10 @@ inline __attribute__((always_inline)) void walk(const LinearArgs& a, Row (&rows)
 // sums[r][c] += row r of W . row c of x, over columns [k0, k1).
 template <typename Row, int R, int C>
 inline __attribute__((always_inline)) void dot_tile(const LinearArgs& a, Row (&rows)[R], const uint16_t* x, int64_t k0,
-                                                    int64_t k1, int64_t ahead, typename Isa::Sum (&sums)[R][C]) {
+                                                    int64_t k1, Fetch fetch, typename Isa::Sum (&sums)[R][C]) {
   typename Isa::Sum acc[R][C];
   RYZJAX_UNROLL for (int r = 0; r < R; ++r) RYZJAX_UNROLL for (int c = 0; c < C; ++c) acc[r][c] = sums[r][c];
-  walk<Row, R>(a, rows, k0, k1, ahead, [&](int64_t k, int64_t count, typename Isa::Chunk(&w)[R]) __attribute__((always_inline)) {
+  walk<Row, R>(a, rows, k0, k1, fetch, [&](int64_t k, int64_t count, typename Isa::Chunk(&w)[R]) __attribute__((always_inline)) {
     RYZJAX_UNROLL for (int c = 0; c < C; ++c) {
       const auto v = count == 32 ? Isa::load(x + c * a.k + k) : Isa::load_part(x + c * a.k + k, count);
       RYZJAX_UNROLL for (int r = 0; r < R; ++r) acc[r][c] = Isa::dot(acc[r][c], w[r], v);
@@ -195,7 +207,6 @@ inline void store_totals(const typename Isa::Sum (&sums)[R][C], float* out, int6
 // C columns of y for rows [first, last) of W, all of K at once; `scales` are those of row `first` and on.
 template <typename Row, int R, int C>
 void whole_rows(const LinearArgs& a, int64_t first, int64_t last, Scales scales) {
-  const int64_t ahead = prefetch_distance(R * row_bytes(a));
   int64_t n = first;
   for (; n + R <= last; n += R) {
     Row rows[R];
@@ -204,7 +215,7 @@ void whole_rows(const LinearArgs& a, int64_t first, int64_t last, Scales scales)
       rows[r].begin(a, n + r, scales.values + (n + r - first) * scales.stride);
       RYZJAX_UNROLL for (int c = 0; c < C; ++c) sums[r][c] = Isa::zero();
     }
-    dot_tile<Row, R, C>(a, rows, a.x, 0, a.k, ahead, sums);
+    dot_tile<Row, R, C>(a, rows, a.x, 0, a.k, Fetch::beyond(a, n, R), sums);
     store_totals<R, C>(sums, a.out + n, a.n);
   }
   if constexpr (R > 1) {
@@ -227,13 +238,12 @@ void decode_rows(const LinearArgs& a, int64_t first, int64_t last) {
 // Rows of W as bfloat16 [rows, k], in `panel`; R at a time.
 template <typename Row, int R>
 void round_rows(const LinearArgs& a, int64_t first, int64_t last, Scales scales, uint16_t* panel) {
-  const int64_t ahead = prefetch_distance(R * row_bytes(a));
   int64_t n = first;
   for (; n + R <= last; n += R) {
     Row rows[R];
     RYZJAX_UNROLL for (int r = 0; r < R; ++r) rows[r].begin(a, n + r, scales.values + (n + r - first) * scales.stride);
     uint16_t* to = panel + (n - first) * a.k;
-    walk<Row, R>(a, rows, 0, a.k, ahead, [&](int64_t k, int64_t count, typename Isa::Chunk(&w)[R]) __attribute__((always_inline)) {
+    walk<Row, R>(a, rows, 0, a.k, Fetch::beyond(a, n, R), [&](int64_t k, int64_t count, typename Isa::Chunk(&w)[R]) __attribute__((always_inline)) {
       RYZJAX_UNROLL for (int r = 0; r < R; ++r) {
         if (count == 32) {
           Isa::store(to + r * a.k + k, w[r]);
@@ -249,9 +259,9 @@ void round_rows(const LinearArgs& a, int64_t first, int64_t last, Scales scales,
   }
 }
 
-// C rows of x against a bfloat16 panel; sums wait in `sums` between slices of K.
+// C rows of x against a bfloat16 panel; sums wait in `sums` between slices of K. A panel that `is_cold` is in memory.
 template <int C>
-void panel_columns(const LinearArgs& panel, int64_t ahead, const uint16_t* x, float* out, int64_t ld_out, typename Isa::Sum* sums) {
+void panel_columns(const LinearArgs& panel, bool is_cold, const uint16_t* x, float* out, int64_t ld_out, typename Isa::Sum* sums) {
   const int64_t n = panel.n;
   for (int64_t k0 = 0; k0 < panel.k; k0 += kDepth) {
     const int64_t k1 = k0 + kDepth < panel.k ? k0 + kDepth : panel.k;
@@ -264,7 +274,13 @@ void panel_columns(const LinearArgs& panel, int64_t ahead, const uint16_t* x, fl
         rows[r].begin(panel, row + r, nullptr);
         RYZJAX_UNROLL for (int c = 0; c < C; ++c) acc[r][c] = is_first ? Isa::zero() : sums[(row + r) * C + c];
       }
-      dot_tile<Bfloat16Row, R, C>(panel, rows, x, k0, k1, ahead, acc);
+      Fetch fetch;
+      if (is_cold) {
+        const int64_t slice_bytes = 2 * (k1 - k0);
+        const auto* next = reinterpret_cast<const char*>(rows[0].values + R * panel.k + k0);
+        fetch = {next, slice_bytes, slice_bytes, 2 * panel.k - slice_bytes};
+      }
+      dot_tile<Bfloat16Row, R, C>(panel, rows, x, k0, k1, fetch, acc);
       if (is_last) {
         store_totals<R, C>(acc, out + row, ld_out);
       } else {
@@ -294,12 +310,12 @@ void panel_rows(const LinearArgs& a, int64_t first, int64_t last, uint16_t* scra
   for (int64_t i = 0; i < tiles; ++i) {
     const int64_t m = i * a.m / tiles;
     // Only the first tile of columns meets rows that come from memory.
-    const int64_t ahead = i == 0 && std::is_same_v<Row, Bfloat16Row> ? prefetch_distance(kTileRows * 2 * a.k) : 0;
+    const bool is_cold = i == 0 && std::is_same_v<Row, Bfloat16Row>;
     const uint16_t* x = a.x + m * a.k;
     float* out = a.out + m * a.n + first;
     switch ((i + 1) * a.m / tiles - m) {
 #define RYZJAX_CASE(C) \
-  case C: panel_columns<C>(panel, ahead, x, out, a.n, sums); break;
+  case C: panel_columns<C>(panel, is_cold, x, out, a.n, sums); break;
       RYZJAX_CASE(1) RYZJAX_CASE(2) RYZJAX_CASE(3) RYZJAX_CASE(4) RYZJAX_CASE(5) RYZJAX_CASE(6)
 #undef RYZJAX_CASE
     }

@@ -30,7 +30,7 @@ inline void deal_row(const LinearArgs& a, const uint16_t* x, uint16_t* to) {
 
 template <bool kHasZeros, bool kTwoTables, int R, typename Use>
 inline __attribute__((always_inline)) void walk_blocks(const LinearArgs& a, NibbleRow (&rows)[R], int64_t end,
-                                                       int64_t ahead, Use&& use) {
+                                                       Fetch& fetch, Use&& use) {
   const auto codes = Isa::codes(rows[0].codebook, kHasZeros);
   const auto codes_of = [&](const NibbleRow& row, int64_t group) __attribute__((always_inline)) {
     return kHasZeros ? Isa::less(codes, row.zeros[group]) : codes;
@@ -40,9 +40,9 @@ inline __attribute__((always_inline)) void walk_blocks(const LinearArgs& a, Nibb
     Isa::Table tables[R];
     Isa::Chunk w[R];
     const int64_t first = k / a.group, second = kTwoTables ? (k + 64) / a.group : first;
+    fetch.template next<64 * R>();
     RYZJAX_UNROLL for (int r = 0; r < R; ++r) {
       const NibbleRow& row = rows[r];
-      if (ahead) prefetch(row.values + k / 2 + ahead);
       words[r] = Isa::load_words(row.values + k / 2);
       tables[r] = kTwoTables ? Isa::tables(codes_of(row, first), row.scales[first], codes_of(row, second), row.scales[second])
                              : Isa::table_twice(codes_of(row, first), row.scales[first]);
@@ -58,12 +58,12 @@ inline __attribute__((always_inline)) void walk_blocks(const LinearArgs& a, Nibb
 // use(k, count, w) for the chunks w of R rows over the dealt columns [0, end).
 template <int R, typename Use>
 inline __attribute__((always_inline)) void walk_dealt(const LinearArgs& a, NibbleRow (&rows)[R], int64_t end,
-                                                      int64_t ahead, Use&& use) {
+                                                      Fetch& fetch, Use&& use) {
   const bool two = a.group % kNibbleBlock != 0;
   if (a.zeros) {
-    two ? walk_blocks<true, true>(a, rows, end, ahead, use) : walk_blocks<true, false>(a, rows, end, ahead, use);
+    two ? walk_blocks<true, true>(a, rows, end, fetch, use) : walk_blocks<true, false>(a, rows, end, fetch, use);
   } else {
-    two ? walk_blocks<false, true>(a, rows, end, ahead, use) : walk_blocks<false, false>(a, rows, end, ahead, use);
+    two ? walk_blocks<false, true>(a, rows, end, fetch, use) : walk_blocks<false, false>(a, rows, end, fetch, use);
   }
 }
 
@@ -72,6 +72,6 @@ inline __attribute__((always_inline)) void walk_dealt(const LinearArgs& a, Nibbl
 inline int64_t dealt_columns(const LinearArgs&) { return 0; }
 inline void deal_row(const LinearArgs&, const uint16_t*, uint16_t*) {}
 template <int R, typename Use>
-inline void walk_dealt(const LinearArgs&, NibbleRow (&)[R], int64_t, int64_t, Use&&) {}
+inline void walk_dealt(const LinearArgs&, NibbleRow (&)[R], int64_t, Fetch&, Use&&) {}
 
 #endif
