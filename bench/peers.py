@@ -27,6 +27,7 @@ from stream import stream_bytes_a_second
 
 HERE = Path(__file__).parent
 OURS = "ryzjax"
+STREAM = "memory, a GB"
 # name -> (what is asked of each engine in each round, what is wanted: seconds of llama.cpp to ours)
 CASES = {
     "decode, batch 1, context 1K": ({"do": "decode", "batch": 1, "context": 1024, "steps": 24}, 1.1),
@@ -86,20 +87,30 @@ def main() -> None:
     model = checkpoint(arguments.shape, arguments.folder)
     figures: dict[str, object] = {}
     table = Table(title=f"{arguments.shape}: medians of {arguments.rounds} rounds; ratios are peer / ryzjax")
-    for column in ("weights", "case", "ryzjax ms", "llama.cpp ms", "ratio", "wanted", "torch ms", "ratio", "GB/s"):
+    for column in (
+        "weights",
+        "case",
+        "ryzjax ms",
+        "llama.cpp ms",
+        "ratio",
+        "wanted",
+        "torch ms",
+        "ratio",
+        "GB/s",
+        "of memory",
+    ):
         table.add_column(column, justify="left" if column in ("weights", "case") else "right")
-    stream = stream_bytes_a_second()
     with Progress(console=Console(stderr=True)) as progress:
         for bits in arguments.bits:
             seconds = _rounds(model, bits, cases, arguments, progress)
             for case, measured in seconds.items():
                 figures[f"{bits}, {case}"] = _row(table, bits, case, cases[case], measured, model)
     Console(width=140).print(table)
-    Console().print(f"memory streams at {stream / 1e9:.1f} GB/s; GB/s are of weights, in steps of one token")
+    Console().print("GB/s: weights that steps of one token read; of memory: to what was streamed in the same rounds")
     print(
         write_result(
             f"peers-{arguments.shape}",
-            {"shape": arguments.shape, "stream_gb_s": stream / 1e9, "rounds": arguments.rounds, "cases": figures},
+            {"shape": arguments.shape, "rounds": arguments.rounds, "cases": figures},
         )
     )
 
@@ -107,7 +118,7 @@ def main() -> None:
 def _rounds(
     model: Path, bits: str, cases: Mapping[str, tuple], arguments: argparse.Namespace, progress: Progress
 ) -> dict[str, dict[str, list[float]]]:
-    """Case -> engine -> the median of each round."""
+    """Case -> engine -> the median of each round, in seconds; beside them what memory gave then (`STREAM`)."""
     # A step of ours is as long as its longest sequence: those that were read in first are some steps ahead.
     room = max(c["context"] + (arguments.rounds + 1) * (c["steps"] + 8) + 64 for c, _ in cases.values())
     threads = str(arguments.threads)
@@ -116,7 +127,7 @@ def _rounds(
         peers["llama.cpp"] = Peer("peer_llama_cpp.py", str(gguf_checkpoint(model, bits)), threads)
     if "torch" in arguments.peers and bits == "bf16":
         peers["torch"] = Peer("peer_torch.py", str(model), threads)
-    seconds: dict[str, dict[str, list[float]]] = {case: {name: [] for name in peers} for case in cases}
+    seconds: dict[str, dict[str, list[float]]] = {case: {name: [] for name in (*peers, STREAM)} for case in cases}
     task = progress.add_task(bits, total=(arguments.rounds + 1) * len(cases))
     for case, (command, _) in cases.items():
         taking_part = {name: peer for name, peer in peers.items() if name != "torch" or case not in LONG}
@@ -130,6 +141,8 @@ def _rounds(
                 median = statistics.median(peer.measure(asked))
                 if round_number:
                     seconds[case][name].append(median)
+            if round_number:
+                seconds[case][STREAM].append(1e9 / stream_bytes_a_second())
             progress.advance(task)
     for peer in peers.values():
         peer.close()
@@ -151,12 +164,16 @@ def _row(
         ratio = statistics.median(t / o for t, o in zip(theirs, ours, strict=True))
         found |= {f"{name}_ms": statistics.median(theirs) * 1e3, f"{name}_ratio": ratio}
         cells += [f"{statistics.median(theirs) * 1e3:.1f}", f"{ratio:.2f}"]
-    rate = ""
+    rate = share = ""
     if wanted[0]["do"] == "decode" and wanted[0]["batch"] == 1:
         # llama.cpp's file holds the same numbers in as many bits; its size is what a step reads.
-        found["weight_gb_s"] = gguf_checkpoint(model, bits).stat().st_size / statistics.median(ours) / 1e9
-        rate = f"{found['weight_gb_s']:.1f}"
-    table.add_row(bits, case, f"{statistics.median(ours) * 1e3:.1f}", *cells[:2], f">= {wanted[1]}", *cells[2:], rate)
+        gigabytes = gguf_checkpoint(model, bits).stat().st_size / 1e9
+        found["weight_gb_s"] = gigabytes / statistics.median(ours)
+        found["of_memory"] = statistics.median(m * gigabytes / o for m, o in zip(measured[STREAM], ours, strict=True))
+        rate, share = f"{found['weight_gb_s']:.1f}", f"{found['of_memory']:.0%}"
+    table.add_row(
+        bits, case, f"{statistics.median(ours) * 1e3:.1f}", *cells[:2], f">= {wanted[1]}", *cells[2:], rate, share
+    )
     return found
 
 

@@ -2,14 +2,16 @@
 
     python bench/serve_peers.py --trace AzureLLMInferenceTrace_conv.csv --llama-server path/to/llama-server
 
-Lengths are the trace's, times --scale; tokens are random, others in each round (llama-server keeps prompts), the same
-for all. The servers stay loaded and take turns; each has as many slots as the largest concurrency. The model has random
-weights (shapes.py), in GGUF for llama.cpp. `transformers serve` needs `openai`, and takes its prompts as text.
+Lengths are the trace's, times --scale; tokens are random, the same for all and never the same in two rounds
+(llama-server keeps prompts). The servers stay loaded and take turns; each has as many slots as the largest concurrency.
+The model has random weights (shapes.py), in GGUF for llama.cpp. `transformers serve` needs `openai`, and takes its
+prompts as text.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import shutil
@@ -27,6 +29,7 @@ import httpx
 from gguf_checkpoint import gguf_checkpoint
 from record import write_result
 from rich.console import Console
+from rich.progress import track
 from rich.table import Table
 from shapes import SHAPES, checkpoint
 
@@ -57,27 +60,25 @@ def main() -> None:
 
     with ExitStack() as stack:
         urls = {name: stack.enter_context(_server(command)) for name, command in _commands(arguments).items()}
+        seeds = itertools.count()
         for name, url in urls.items():
-            _load(arguments, name, url, concurrency=2, requests=2, seed=arguments.rounds)  # warm-up
-        figures = {
-            concurrency: [
-                {
-                    name: _load(arguments, name, url, concurrency, arguments.requests if concurrency > 1 else 8, seed)
-                    for name, url in urls.items()
-                }
-                for seed in range(arguments.rounds)
-            ]
-            for concurrency in arguments.concurrency
-        }
+            _load(arguments, name, url, concurrency=2, requests=2, seed=next(seeds))  # warm-up
+        figures = {concurrency: [] for concurrency in arguments.concurrency}
+        rounds = [concurrency for concurrency in arguments.concurrency for _ in range(arguments.rounds)]
+        for concurrency in track(rounds, description="measuring", console=Console(stderr=True)):
+            count, seed = arguments.requests if concurrency > 1 else 8, next(seeds)
+            figures[concurrency].append(
+                {name: _load(arguments, name, url, concurrency, count, seed) for name, url in urls.items()}
+            )
     table = Table(title=f"{arguments.shape}, {arguments.bits}: medians of {arguments.rounds} rounds")
     for column in ("in flight", "server", "output tokens/s", "ours to theirs", "TTFT ms", "TPOT ms"):
         table.add_column(column, justify="left" if column == "server" else "right")
-    for concurrency, rounds in figures.items():
-        _add_rows(table, concurrency, rounds)
+    for concurrency, measured in figures.items():
+        _add_rows(table, concurrency, measured)
     Console(width=120).print(table)
     settings = {key: value for key, value in vars(arguments).items() if key not in ("folder", "llama_server", "trace")}
     settings["trace"] = Path(arguments.trace).name
-    cases = {f"concurrency {concurrency}": rounds for concurrency, rounds in figures.items()}
+    cases = {f"concurrency {concurrency}": measured for concurrency, measured in figures.items()}
     print(write_result(f"serve-peers-{arguments.bits}", {"settings": settings, "cases": cases}))
 
 

@@ -95,7 +95,8 @@ class BenchServe:
             requests, request_rate=self.request_rate, replay_speed=self.replay_speed, seed=self.seed
         )
         headers = {"Authorization": f"Bearer {self.api_key}"} if self.api_key else {}
-        limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
+        # A connection a request, as from clients of their own: llama-server closes some just as they are used again.
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
         async with httpx.AsyncClient(
             base_url=self.base_url, headers=headers, limits=limits, timeout=self.timeout_s
         ) as client:

@@ -1,7 +1,7 @@
 """project: one device's products of the same activations with one or several matrices, plain or quantized.
 
-On a CPU the native kernels multiply what they can read, all matrices in one call; the rest, and every other platform,
-is left to XLA (`linear`, `quantized_linear`).
+On a CPU the native kernels multiply what they can read, all matrices in one call; the rest, what XLA does faster
+(`crossover`), and every other platform, is left to XLA (`linear`, `quantized_linear`).
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ import jax
 from jax import lax
 from jaxtyping import Array, Float
 
+from ryzjax.native.library import isa
 from ryzjax.native.linear import native_linear_refusal, native_linears, native_quantized_refusal
+from ryzjax.ops.crossover import CROSSOVERS
 from ryzjax.ops.linear import linear
 from ryzjax.ops.quantized_linear import quantized_linear
 from ryzjax.qarray import QArray
@@ -56,7 +58,12 @@ def native_refusal_of(x: jax.Array, weight: Matrix) -> str | None:
     """Why the native kernels would not take this product on a CPU; None where they do."""
     if isinstance(weight, QArray):
         return native_quantized_refusal(x.dtype, weight.format, x.shape[1])
-    return native_linear_refusal(x.dtype, weight.dtype)
+    if reason := native_linear_refusal(x.dtype, weight.dtype):
+        return reason
+    rows = CROSSOVERS[str(isa())].plain_rows
+    if rows is not None and x.shape[0] >= rows:
+        return f"from {rows} rows on XLA multiplies bfloat16 faster ({isa()}; ryzjax/ops/crossover.py)"
+    return None
 
 
 def _by_xla(x: jax.Array, weights: tuple[Matrix, ...]) -> tuple[jax.Array, ...]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import jax
 
 from ryzjax.native.library import isa, native_refusal
+from ryzjax.ops.crossover import CROSSOVERS
 
 __all__ = ["OpChoice", "describe_ops"]
 
@@ -35,9 +36,12 @@ def describe_ops() -> list[OpChoice]:
     xla = f"pure JAX compiled by XLA for {backend}"
     refusal = f"the native kernels are for a CPU, this is {backend}" if backend != "cpu" else native_refusal()
     if refusal is None:
+        name = str(isa())
+        rows = CROSSOVERS[name].plain_rows
+        takes = _NATIVE | ({"linear": f"bfloat16 weights and less than {rows} rows"} if rows else {})
         native = [
-            OpChoice(op=op, implementation="native", reason=f"{isa()} kernels for {what}; else XLA")
-            for op, what in _NATIVE.items()
+            OpChoice(op=op, implementation="native", reason=f"{name} kernels for {what}; else XLA")
+            for op, what in takes.items()
         ]
     else:
         native = [OpChoice(op=op, implementation="xla", reason=f"{xla}; {refusal}") for op in _NATIVE]

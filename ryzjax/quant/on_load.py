@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ryzjax.checkpoint.buffers import placed
 from ryzjax.checkpoint.load import check_checkpoint, load_weights, read_weights, stored_model
 from ryzjax.checkpoint.opened import OpenCheckpoint
 from ryzjax.checkpoint.progress import byte_progress
@@ -67,7 +68,8 @@ class WeightPlan:
                     weights[name] = array
                 else:
                     for leaf, part in _leaves(round_matrix(name, array, format)).items():
-                        weights[f"{name}.{leaf}"] = jax.device_put(part, self.model.weights[f"{name}.{leaf}"].sharding)
+                        sharding = self.model.weights[f"{name}.{leaf}"].sharding
+                        weights[f"{name}.{leaf}"] = placed(np.asarray(part), sharding)
                 advance(self.stored.weights[name].nbytes)
         return {name: weights[name] for name in self.model.weights}
 

@@ -20,10 +20,11 @@ from ryzjax.native.library import ISAS, isa, native_refusal
 from ryzjax.native.linear import native_linears
 from ryzjax.native.norm import native_rms_norm
 from ryzjax.ops.attend import attend, attend_by_xla
+from ryzjax.ops.crossover import CROSSOVERS, Crossover
 from ryzjax.ops.linear import linear
-from ryzjax.ops.project import project
+from ryzjax.ops.project import native_refusal_of, project
 from ryzjax.ops.registry import describe_ops
-from ryzjax.qarray import QFormat
+from ryzjax.qarray import QFormat, dequantize
 from ryzjax.sharding import Layout, Placement
 from tests.ops.test_paged_attention import make_batch
 from tests.qarrays import FORMATS, random_qarray
@@ -160,3 +161,23 @@ def test_what_they_cannot_read_is_refused_in_python():
             native_attend(*arguments, 0, batch, **PLAIN)
     with pytest.raises(ValueError, match="expected"):
         native_rms_norm(x, jnp.ones(3), eps=1e-6, offset=0.0)
+
+
+@needs_kernels
+def test_xla_multiplies_where_it_was_measured_to_be_faster(monkeypatch: pytest.MonkeyPatch):
+    name = str(isa())
+    assert set(CROSSOVERS) == set(ISAS)
+    monkeypatch.setitem(CROSSOVERS, name, Crossover(plain_rows=16, measured="for this test"))
+    rng = np.random.default_rng(0)
+    w = jnp.asarray(rng.standard_normal((24, 64)), jnp.bfloat16)
+    q = random_qarray(rng, FORMATS["int8"], (24, 64))
+    for rows, calls in ((15, 2), (16, 1)):  # matrices in the one native call
+        x = jnp.asarray(rng.standard_normal((rows, 64)), jnp.bfloat16)
+        lowered = jax.jit(lambda x: project(x, (w, q))).lower(x)
+        (call,) = [line for line in lowered.as_text().splitlines() if "@ryzjax_linear" in line]
+        assert call.count(f"tensor<{rows}x24xf32>") == calls
+        for got, weight in zip(lowered.compile()(x), (w, dequantize(q, jnp.bfloat16)), strict=True):
+            np.testing.assert_allclose(got, linear(x, weight), rtol=1e-4, atol=1e-4)
+    assert CROSSOVERS[name].plain_rows == 16
+    refusal = native_refusal_of(x, w)
+    assert refusal is not None and "from 16 rows on" in refusal and native_refusal_of(x[:15], w) is None
