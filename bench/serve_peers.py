@@ -4,8 +4,8 @@
 
 Lengths are the trace's, times --scale; tokens are random, the same for all and never the same in two rounds
 (llama-server keeps prompts). The servers stay loaded and take turns; each has as many slots as the largest concurrency.
-The model has random weights (shapes.py), in GGUF for llama.cpp. `transformers serve` needs `openai`, and takes its
-prompts as text.
+The model has random weights (shapes.py), in GGUF for llama.cpp. `transformers serve` needs `accelerate` and `openai`,
+and takes its prompts as text.
 """
 
 from __future__ import annotations
@@ -140,7 +140,14 @@ def _load(
         command += ["--trace-scale", str(arguments.scale), "--max-input-tokens", str(arguments.most_input)]
         command += ["--max-output-tokens", str(arguments.most_output), "--seed", str(seed)]
         if name == "transformers":
-            command += ["--prompts", "text", "--no-ignore-eos"]
+            # Its list of models is that of the hub's cache.
+            command += [
+                "--prompts",
+                "text",
+                "--no-ignore-eos",
+                "--model",
+                str(checkpoint(arguments.shape, arguments.folder)),
+            ]
         told = subprocess.run(command, capture_output=True, text=True)
         if told.returncode:
             raise RuntimeError(f"{name} failed: {told.stdout[-2000:]}{told.stderr[-2000:]}")
