@@ -20,7 +20,7 @@ def aligned_empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     """An uninitialised array on a 64-byte boundary: the CPU backend takes such a buffer over instead of copying it.
 
     Larger ones begin on a huge page and are in huge pages where the system has them: a decode step reads every weight
-    once, and is up to 9% faster than with a translation for every 4 KiB (docs/log.md).
+    once, and otherwise needs a translation for every 4 KiB of them (docs/log.md has what it gains).
     """
     nbytes = math.prod(shape) * dtype.itemsize
     raw = _huge(nbytes) if nbytes >= _HUGE_PAGE_BYTES and hasattr(mmap, "MADV_HUGEPAGE") else _aligned(nbytes)
