@@ -27,9 +27,7 @@ def provenance() -> dict[str, object]:
     """Hardware, versions, commit and command of this process."""
     return {
         "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "command": shlex.join(
-            ["python", *(os.path.relpath(word) if i == 0 else word for i, word in enumerate(sys.argv))]
-        ),
+        "command": shlex.join(["python", *map(_without_home, sys.argv)]),
         "commit": _git("rev-parse", "--short", "HEAD") + ("+changes" if _git("status", "--porcelain", "-uno") else ""),
         "hardware": {
             "cpu": _cpu_model(),
@@ -38,6 +36,12 @@ def provenance() -> dict[str, object]:
         },
         "versions": {"python": platform.python_version()} | {p: v for p in _PACKAGES if (v := _version(p))},
     }
+
+
+def _without_home(word: str) -> str:
+    """A word of the command line without this machine's folders."""
+    path = Path(word)
+    return path.name if path.is_absolute() or ".." in path.parts else word
 
 
 _PACKAGES = ("jax", "jaxlib", "flax", "torch", "transformers")
