@@ -1,18 +1,18 @@
-"""Child process of peers.py: llama.cpp through llama-cpp-python's low-level calls. One JSON command and answer a line.
+"""Child process of peers.py: llama.cpp through llama-cpp-python's low-level calls.
 
-Flash attention is on, keys and values are 16 bits (or 8: argv[3]); tokens are chosen greedily from each step's logits.
+Flash attention is on, keys and values are 16 bits; tokens are chosen greedily from the logits of each step.
 """
 
 from __future__ import annotations
 
 import ctypes
-import json
 import sys
 import time
 from collections.abc import Callable
 
 import llama_cpp
 import numpy as np
+from peer_loop import answer_commands
 
 CHUNK = 512
 
@@ -24,22 +24,11 @@ def main() -> None:
     model = llama_cpp.llama_model_load_from_file(sys.argv[1].encode(), llama_cpp.llama_model_default_params())
     if not model:
         raise RuntimeError(f"llama.cpp cannot load {sys.argv[1]}")
-    print(json.dumps({"ready": True, "llama_cpp": llama_cpp.__version__}), flush=True)
-    run: _Run | None = None
-    for line in sys.stdin:
-        command = json.loads(line)
-        if run is not None and command["do"] != "measure":
-            run.close()
-            run = None
-        seconds: list[float] = []
-        if command["do"] == "decode":
-            run = _Run(model, command["batch"], command["context"] + command["room"])
-            run.begin(command["batch"], command["context"])
-        elif command["do"] == "measure" and run is not None:
-            seconds = [run.timed(run.decode) for _ in range(command["steps"])]
-        elif command["do"] == "prefill":
-            seconds = _prefill_seconds(model, command["context"], command["steps"])
-        print(json.dumps({"seconds": seconds}), flush=True)
+    answer_commands(
+        {"llama_cpp": llama_cpp.__version__},
+        lambda batch, context, room: _Run.begun(model, batch, context, room),
+        lambda context, repeats: _prefill_seconds(model, context, repeats),
+    )
 
 
 def _prefill_seconds(model: object, context: int, repeats: int) -> list[float]:
@@ -63,8 +52,6 @@ class _Run:
         params.n_batch = params.n_ubatch = CHUNK
         params.n_threads = params.n_threads_batch = int(sys.argv[2])
         params.flash_attn_type = 1
-        if len(sys.argv) > 3 and sys.argv[3] == "int8":
-            params.type_k = params.type_v = llama_cpp.GGML_TYPE_Q8_0
         self.engine = llama_cpp.llama_init_from_model(model, params)
         self.vocab = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(model))
         self.batch = llama_cpp.llama_batch_init(CHUNK, 0, 1)
@@ -78,9 +65,15 @@ class _Run:
     def prompts(self, batch: int, context: int) -> np.ndarray:
         return np.random.default_rng(0).integers(3, self.vocab, (batch, context))
 
-    def begin(self, batch: int, context: int) -> None:
-        self.tokens = [self.prefill(prompt, i) for i, prompt in enumerate(self.prompts(batch, context))]
-        self.position = context
+    @classmethod
+    def begun(cls, model: object, batch: int, context: int, room: int) -> _Run:
+        run = cls(model, batch, context + room)
+        run.tokens = [run.prefill(prompt, i) for i, prompt in enumerate(run.prompts(batch, context))]
+        run.position = context
+        return run
+
+    def seconds(self, steps: int) -> list[float]:
+        return [self.timed(self.decode) for _ in range(steps)]
 
     def timed(self, work: Callable[[], object]) -> float:
         started = time.perf_counter()

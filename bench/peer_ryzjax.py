@@ -1,12 +1,14 @@
-"""Child process of peers.py: RyzJAX through its engine, as a server runs it. One JSON command and answer a line."""
+"""Child process of peers.py: RyzJAX through its engine, as a server runs it."""
 
 from __future__ import annotations
 
-import json
 import sys
+
+from peer_loop import answer_commands
 
 from ryzjax import LLM
 from ryzjax.bench.offline import DecodeRun, prefill_seconds
+from ryzjax.serving.engine import Engine
 
 
 def main() -> None:
@@ -21,22 +23,17 @@ def main() -> None:
     )
     llm.close()  # the engine is stepped here, on this thread
     engine = llm.engine.engine
-    print(json.dumps({"ready": True}), flush=True)
-    run: DecodeRun | None = None
-    for line in sys.stdin:
-        command = json.loads(line)
-        if run is not None and command["do"] != "measure":
-            run.close()
-            run = None
-        seconds: list[float] = []
-        if command["do"] == "decode":
-            run = DecodeRun(engine, batch=command["batch"], context=command["context"])
-            run.seconds(1)
-        elif command["do"] == "measure" and run is not None:
-            seconds = run.seconds(command["steps"])
-        elif command["do"] == "prefill":
-            seconds = prefill_seconds(engine, tokens=command["context"], repeats=command["steps"])
-        print(json.dumps({"seconds": seconds}), flush=True)
+    answer_commands(
+        {"weight_bytes": engine.runner.weight_bytes},
+        lambda batch, context, room: _begun(engine, batch, context),
+        lambda context, repeats: prefill_seconds(engine, tokens=context, repeats=repeats),
+    )
+
+
+def _begun(engine: Engine, batch: int, context: int) -> DecodeRun:
+    run = DecodeRun(engine, batch=batch, context=context)
+    run.seconds(1)  # all prompts are read in
+    return run
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Child process of peers.py: transformers + torch, bf16, static cache. One JSON command a line, one answer a line.
+"""Child process of peers.py: transformers + torch, bf16, static cache.
 
 The decode loop is written out over the model's forward with a StaticCache, so that `generate()`'s own overhead is
 not counted against the peer.
@@ -6,12 +6,12 @@ not counted against the peer.
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from functools import partial
 
 import torch
+from peer_loop import answer_commands
 from transformers import AutoModelForCausalLM, StaticCache
 
 
@@ -19,19 +19,12 @@ def main() -> None:
     """Loads argv[1] and answers commands until end of input."""
     torch.set_num_threads(int(sys.argv[2]))
     model = AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype=torch.bfloat16, attn_implementation="sdpa").eval()
-    decoding: _Decoding | None = None
-    print(json.dumps({"ready": True, "torch": torch.__version__}), flush=True)
-    for line in sys.stdin:
-        command = json.loads(line)
-        seconds: list[float] = []
-        with torch.inference_mode():
-            if command["do"] == "decode":
-                decoding = _Decoding(model, command["batch"], command["context"], command["room"])
-            elif command["do"] == "measure" and decoding is not None:
-                seconds = [timed(decoding.step) for _ in range(command["steps"])]
-            elif command["do"] == "prefill":
-                seconds = prefill_seconds(model, command["context"], command["steps"])
-        print(json.dumps({"seconds": seconds}), flush=True)
+    with torch.inference_mode():
+        answer_commands(
+            {"torch": torch.__version__},
+            lambda batch, context, room: _Decoding(model, batch, context, room),
+            lambda context, repeats: prefill_seconds(model, context, repeats),
+        )
 
 
 class _Decoding:
@@ -42,6 +35,12 @@ class _Decoding:
         self.cache = StaticCache(config=model.config, max_cache_len=context + room)
         ids = torch.randint(3, model.config.vocab_size, (batch, context))
         self.token = self._next(ids)
+
+    def seconds(self, steps: int) -> list[float]:
+        return [timed(self.step) for _ in range(steps)]
+
+    def close(self) -> None:
+        del self.cache
 
     def step(self) -> None:
         self.token = self._next(self.token)

@@ -16,6 +16,7 @@ import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from gguf_checkpoint import gguf_checkpoint
 from record import write_result
@@ -48,7 +49,7 @@ class Peer:
             stderr=subprocess.DEVNULL,
             text=True,
         )
-        self.told = self._answer()
+        self.told = self._answer()  # what it says of its engine
 
     def measure(self, command: Mapping[str, object]) -> list[float]:
         """Seconds, one a step."""
@@ -63,7 +64,7 @@ class Peer:
         self._process.stdin.close()
         self._process.wait(timeout=60)
 
-    def _answer(self) -> dict[str, list[float]]:
+    def _answer(self) -> dict[str, Any]:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
@@ -102,9 +103,9 @@ def main() -> None:
         table.add_column(column, justify="left" if column in ("weights", "case") else "right")
     with Progress(console=Console(stderr=True)) as progress:
         for bits in arguments.bits:
-            seconds = _rounds(model, bits, cases, arguments, progress)
+            seconds, weight_bytes = _rounds(model, bits, cases, arguments, progress)
             for case, measured in seconds.items():
-                figures[f"{bits}, {case}"] = _row(table, bits, case, cases[case], measured, model)
+                figures[f"{bits}, {case}"] = _row(table, bits, case, cases[case], measured, weight_bytes)
     Console(width=140).print(table)
     Console().print("GB/s: weights that steps of one token read; of memory: to what was streamed in the same rounds")
     print(
@@ -117,8 +118,9 @@ def main() -> None:
 
 def _rounds(
     model: Path, bits: str, cases: Mapping[str, tuple], arguments: argparse.Namespace, progress: Progress
-) -> dict[str, dict[str, list[float]]]:
-    """Case -> engine -> the median of each round, in seconds; beside them what memory gave then (`STREAM`)."""
+) -> tuple[dict[str, dict[str, list[float]]], int]:
+    """(case -> engine -> the median of each round, in seconds, and beside them what memory gave then (`STREAM`); bytes
+    of our weights, all of which a step of one token reads)."""
     # A step of ours is as long as its longest sequence: those that were read in first are some steps ahead.
     room = max(c["context"] + (arguments.rounds + 1) * (c["steps"] + 8) + 64 for c, _ in cases.values())
     threads = str(arguments.threads)
@@ -146,11 +148,11 @@ def _rounds(
             progress.advance(task)
     for peer in peers.values():
         peer.close()
-    return seconds
+    return seconds, int(peers[OURS].told["weight_bytes"])
 
 
 def _row(
-    table: Table, bits: str, case: str, wanted: tuple, measured: dict[str, list[float]], model: Path
+    table: Table, bits: str, case: str, wanted: tuple, measured: dict[str, list[float]], weight_bytes: int
 ) -> dict[str, object]:
     """Adds a case to the table; what is recorded of it."""
     ours = measured[OURS]
@@ -166,8 +168,7 @@ def _row(
         cells += [f"{statistics.median(theirs) * 1e3:.1f}", f"{ratio:.2f}"]
     rate = share = ""
     if wanted[0]["do"] == "decode" and wanted[0]["batch"] == 1:
-        # llama.cpp's file holds the same numbers in as many bits; its size is what a step reads.
-        gigabytes = gguf_checkpoint(model, bits).stat().st_size / 1e9
+        gigabytes = weight_bytes / 1e9
         found["weight_gb_s"] = gigabytes / statistics.median(ours)
         found["of_memory"] = statistics.median(m * gigabytes / o for m, o in zip(measured[STREAM], ours, strict=True))
         rate, share = f"{found['weight_gb_s']:.1f}", f"{found['of_memory']:.0%}"

@@ -20,7 +20,7 @@ def aligned_empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     """An uninitialised array on a 64-byte boundary: the CPU backend takes such a buffer over instead of copying it.
 
     Larger ones begin on a huge page and are in huge pages where the system has them: a decode step reads every weight
-    once, and otherwise needs a translation for every 4 KiB of them (docs/log.md has what it gains).
+    once and otherwise needs a translation for every 4 KiB of them, and filling them faults less (docs/log.md).
     """
     nbytes = math.prod(shape) * dtype.itemsize
     raw = _huge(nbytes) if nbytes >= _HUGE_PAGE_BYTES and hasattr(mmap, "MADV_HUGEPAGE") else _aligned(nbytes)
@@ -28,7 +28,7 @@ def aligned_empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
 
 
 def placed(values: np.ndarray, sharding: Sharding) -> jax.Array:
-    """`values` on the devices of `sharding`, each part in a buffer of `aligned_empty`."""
+    """`values` of any shape and dtype on the devices of `sharding`, each part in a buffer of `aligned_empty`."""
 
     def part(index: tuple[slice, ...] | None) -> np.ndarray:
         there = values[index or ()]
