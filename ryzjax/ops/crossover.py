@@ -31,8 +31,8 @@ CROSSOVERS: Mapping[str, Crossover] = {
         plain_rows=1024,
         measured="2 cores of AMD Zen 5 (bfloat16 products), jax 0.10.2, 2026-11-25. XLA's time to ours, bfloat16, at "
         "512, 1024, 2048 and 4096 rows: 896 -> 9728 0.99, 0.97, 0.95, 0.96; 4864 -> 896 0.88, 0.89, 0.78, 0.80; "
-        "896 -> 1152 1.14, 0.99, 1.12, 0.92. int8 1.01 or more, int4 1.19 or more at each. Whole prompts of 1024 and 2048 "
-        "tokens through a 0.5B model: 0.95, 0.92",
+        "896 -> 1152 1.14, 0.99, 1.12, 0.92. int8 1.01 or more, int4 1.19 or more at each. "
+        "Whole prompts of 1024 and 2048 tokens through a 0.5B model: 0.95, 0.92",
     ),
     "avx2": Crossover(
         plain_rows=None,
