@@ -1,0 +1,130 @@
+"""LoraConfig: which linear layers are adapted, and how.
+
+LoRA (Hu et al., arXiv 2106.09685), rsLoRA (2312.03732), DoRA (2402.09353).
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+from ryzjax.errors import ConfigError
+
+__all__ = ["ALL_LINEAR", "LoraConfig", "LoraInit"]
+
+ALL_LINEAR = "all-linear"
+"""Target of every linear layer but the head, routers and experts."""
+
+LoraInit = Literal["default", "gaussian", "pissa", "loftq"]
+"""default: A uniform as a torch linear, B zero. gaussian: A normal / rank, B zero. pissa, loftq: `lora.init`."""
+
+_MAX_RANK = 512
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraConfig:
+    """The hyperparameters of an adapter.
+
+    Layers are named as in `AbstractModel.linears`: "layers.0.attention.q", "layers.0.mlp.down", "lm_head".
+
+    Attributes:
+      rank: r, columns of B and rows of A.
+      alpha: the update is alpha / r * B A, or alpha / sqrt(r) with `use_rslora`.
+      dropout: of the input of A, in training.
+      targets: endings of layer names on a dot ("attention.q", "q"), or `ALL_LINEAR` alone.
+      exclude: endings of layer names that are left alone.
+      rank_pattern, alpha_pattern: regular expression -> value for the layers whose whole name, or whose ending after
+        a dot, it matches; the first match counts.
+      use_rslora: see `alpha`.
+      use_dora: learn each row's magnitude apart from its direction.
+      init: how A and B begin.
+
+    Raises:
+      ConfigError: a value out of range.
+    """
+
+    rank: int = 8
+    alpha: float = 16.0
+    dropout: float = 0.0
+    targets: tuple[str, ...] = (ALL_LINEAR,)
+    exclude: tuple[str, ...] = ()
+    rank_pattern: Mapping[str, int] = field(default_factory=dict)
+    alpha_pattern: Mapping[str, float] = field(default_factory=dict)
+    use_rslora: bool = False
+    use_dora: bool = False
+    init: LoraInit = "default"
+
+    def __post_init__(self) -> None:
+        for name, rank in (("rank", self.rank), *((f"rank_pattern[{p!r}]", r) for p, r in self.rank_pattern.items())):
+            if isinstance(rank, bool) or not isinstance(rank, int) or not 1 <= rank <= _MAX_RANK:
+                raise ConfigError(f"LoRA {name}={rank!r}; expected an integer from 1 to {_MAX_RANK}")
+        alphas = (("alpha", self.alpha), *((f"alpha_pattern[{p!r}]", a) for p, a in self.alpha_pattern.items()))
+        for name, alpha in alphas:
+            if not (math.isfinite(alpha) and alpha > 0):
+                raise ConfigError(f"LoRA {name}={alpha!r}; expected a positive number")
+        if not 0.0 <= self.dropout < 1.0:
+            raise ConfigError(f"LoRA dropout={self.dropout!r}; expected 0 or more, and less than 1")
+        if not self.targets:
+            raise ConfigError(f"LoRA targets are empty; name layers ('attention.q', 'mlp.down'), or {ALL_LINEAR!r}")
+        if self.init not in get_args(LoraInit):
+            raise ConfigError(f"LoRA init={self.init!r}; expected one of {', '.join(get_args(LoraInit))}")
+        for pattern in (*self.rank_pattern, *self.alpha_pattern):
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ConfigError(f"LoRA pattern {pattern!r} is no regular expression: {error}") from error
+
+    def rank_of(self, layer: str) -> int:
+        """r of a layer."""
+        return next((rank for pattern, rank in self.rank_pattern.items() if _matches(pattern, layer)), self.rank)
+
+    def scale_of(self, layer: str) -> float:
+        """What B A of a layer is multiplied by."""
+        rank = self.rank_of(layer)
+        alpha = next((a for pattern, a in self.alpha_pattern.items() if _matches(pattern, layer)), self.alpha)
+        return alpha / (math.sqrt(rank) if self.use_rslora else rank)
+
+    def choose(self, linears: Mapping[str, tuple[int, ...]]) -> tuple[str, ...]:
+        """The layers to adapt, in the model's order.
+
+        Args:
+          linears: layer name -> shape of its weight, as of `AbstractModel.linears`.
+
+        Raises:
+          ConfigError: a target that no layer ends in, or experts.
+        """
+        if self.targets == (ALL_LINEAR,):
+            chosen = [name for name, shape in linears.items() if len(shape) == 2 and not _is_special(name)]
+        else:
+            for target in self.targets:
+                found = [name for name in linears if _ends_in(name, (target,))]
+                if not found:
+                    known = sorted({re.sub(r"^layers\.\d+\.", "", name) for name in linears})
+                    raise ConfigError(
+                        f"LoRA target {target!r} is no linear layer of this model; it has {', '.join(known)}"
+                    )
+                if any(len(linears[name]) != 2 for name in found):
+                    raise ConfigError(
+                        f"LoRA target {target!r} is a stack of experts, which is not supported; name attention layers"
+                    )
+            chosen = [name for name in linears if _ends_in(name, self.targets)]
+        chosen = [name for name in chosen if not _ends_in(name, self.exclude)]
+        if not chosen:
+            raise ConfigError(f"LoRA targets {list(self.targets)} without {list(self.exclude)} leave no layer to adapt")
+        return tuple(chosen)
+
+
+def _matches(pattern: str, layer: str) -> bool:
+    """As PEFT matches its patterns: the whole name, or its end after a dot."""
+    return re.fullmatch(rf"(?:.*\.)?(?:{pattern})", layer) is not None
+
+
+def _ends_in(name: str, endings: Iterable[str]) -> bool:
+    return any(name == ending or name.endswith(f".{ending}") for ending in endings)
+
+
+def _is_special(name: str) -> bool:
+    return name == "lm_head" or name.endswith(".router")
