@@ -83,6 +83,6 @@ def check_adapter(adapter: Adapter, linears: Mapping[str, tuple[int, ...]], *, n
             if tuple(found[part]) != want:
                 raise ConfigError(
                     f"adapter {name!r}: {part} of {layer} is {list(found[part])}; expected {list(want)} for rank "
-                    f"{rank} on a layer of {n} x {k}; it was made for {adapter.base_model or 'another model'}, or its config "
-                    "names another rank"
+                    f"{rank} on a layer of {n} x {k}; it was made for {adapter.base_model or 'another model'}, or its "
+                    "config names another rank"
                 )
