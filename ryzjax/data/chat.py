@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
+import secrets
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 
 from jinja2.exceptions import TemplateError, TemplateSyntaxError
@@ -12,11 +15,19 @@ from ryzjax.data.template_budget import TemplateLimits
 from ryzjax.data.template_sandbox import TemplateSandbox
 from ryzjax.errors import ConfigError, RequestError
 
-__all__ = ["ChatTemplate"]
+__all__ = ["ChatTemplate", "MarkedText"]
 
 _MAX_TEMPLATE_CHARS = 1_000_000
 _MAX_DEPTH = 64
 _RESERVED = frozenset({"messages", "tools", "documents", "add_generation_prompt"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class MarkedText:
+    """A rendered conversation and the characters of it, as half-open spans in order, that the assistant writes."""
+
+    text: str
+    spans: tuple[tuple[int, int], ...]
 
 
 class ChatTemplate:
@@ -27,6 +38,10 @@ class ChatTemplate:
       name: where it is from, for messages.
       special_tokens: variables such as `bos_token` that templates read.
       limits: time and size of a rendering.
+
+    Attributes:
+      source: as given.
+      marks_generation: whether it says, with {% generation %}, what the assistant writes.
 
     Raises:
       ConfigError: the template is not valid Jinja, or absurdly long.
@@ -51,6 +66,7 @@ class ChatTemplate:
         sandbox.globals["strftime_now"] = _strftime_now
         try:
             self._render = sandbox.compile_bounded(source)
+            self.marks_generation = sandbox.marks_generation(source)
         except (TemplateSyntaxError, SyntaxError, RecursionError) as error:
             raise ConfigError(
                 f"{name}: not a valid Jinja template ({error}); fix it, or give another with --chat-template FILE"
@@ -75,6 +91,40 @@ class ChatTemplate:
         Raises:
           RequestError: the template refuses the messages, fails on them, or exceeds its limits.
         """
+        return self._run(messages, tools, add_generation_prompt, variables, ("", ""))
+
+    def render_marked(
+        self,
+        messages: Sequence[Mapping[str, object]],
+        *,
+        tools: Sequence[Mapping[str, object]] | None = None,
+        **variables: object,
+    ) -> MarkedText:
+        """A whole conversation, and what of it stands in {% generation %} blocks; arguments and errors of `render`."""
+        # Nothing that messages hold can be taken for a mark nobody knew before.
+        marks = (f"\ue000{secrets.token_hex(8)}", f"\ue001{secrets.token_hex(8)}")
+        rendered = self._run(messages, tools, False, variables, marks)
+        text: list[str] = []
+        spans: list[tuple[int, int]] = []
+        size = start = 0
+        for part in re.split("(" + "|".join(marks) + ")", rendered):
+            if part == marks[0]:
+                start = size
+            elif part == marks[1]:
+                spans.append((start, size))
+            else:
+                text.append(part)
+                size += len(part)
+        return MarkedText(text="".join(text), spans=tuple(span for span in spans if span[0] < span[1]))
+
+    def _run(
+        self,
+        messages: Sequence[Mapping[str, object]],
+        tools: Sequence[Mapping[str, object]] | None,
+        add_generation_prompt: bool,
+        variables: Mapping[str, object],
+        marks: tuple[str, str],
+    ) -> str:
         if not messages:
             raise RequestError("messages is empty; expected at least one message", param="messages")
         reserved = sorted(variables.keys() & (_RESERVED | self._special_tokens.keys()))
@@ -91,7 +141,7 @@ class ChatTemplate:
             "add_generation_prompt": add_generation_prompt,
         }
         try:
-            return self._render(scope)
+            return self._render(scope, marks)
         except TemplateError as error:
             raise RequestError(
                 f"{self._name} refused the messages: {error.message or type(error).__name__}", param="messages"

@@ -33,6 +33,8 @@ class Budget:
     """What one rendering has used up, against its limits; starts the clock when made."""
 
     limits: TemplateLimits
+    marks: tuple[str, str] = ("", "")
+    """What stands in the text where a {% generation %} block begins and ends."""
     loop_passes: int = 0
     deadline_s: float = field(init=False)
 
@@ -59,9 +61,9 @@ def current_budget() -> Budget:
 
 
 @contextmanager
-def metered(limits: TemplateLimits) -> Iterator[Budget]:
+def metered(limits: TemplateLimits, marks: tuple[str, str] = ("", "")) -> Iterator[Budget]:
     """Gives what runs inside a fresh budget."""
-    token = _current.set(Budget(limits=limits))
+    token = _current.set(Budget(limits=limits, marks=marks))
     try:
         yield _current.get()
     finally:

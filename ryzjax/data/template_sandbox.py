@@ -53,11 +53,17 @@ class TemplateSandbox(ImmutableSandboxedEnvironment):
         """Adds a filter that makes text of its first argument, whose size is checked before."""
         self.filters[name] = counted(text_filter)
 
-    def compile_bounded(self, source: str) -> Callable[[dict[str, object]], str]:
+    def marks_generation(self, source: str) -> bool:
+        """Whether `source` says with {% generation %} what the assistant writes."""
+        names = (node.name for node in self.parse(source).find_all(nodes.EnvironmentAttribute))
+        return _GenerationTag.hook in names
+
+    def compile_bounded(self, source: str) -> Callable[[dict[str, object], tuple[str, str]], str]:
         """Compiles `source`.
 
         Returns:
-          A function from the template's variables to the rendered text.
+          A function from the template's variables, and what is to stand where a {% generation %} block begins and
+          ends, to the rendered text.
 
         Raises:
           jinja2.exceptions.TemplateSyntaxError: `source` is not a template.
@@ -66,8 +72,8 @@ class TemplateSandbox(ImmutableSandboxedEnvironment):
         meter(tree, self)
         template = self.template_class.from_code(self, self.compile(tree), self.make_globals(None))
 
-        def render(variables: dict[str, object]) -> str:
-            with metered(self.limits) as budget:
+        def render(variables: dict[str, object], marks: tuple[str, str]) -> str:
+            with metered(self.limits, marks) as budget:
                 parts: list[str] = []
                 size = 0
                 for part in template.root_render_func(template.new_context(variables)):
@@ -87,6 +93,10 @@ class TemplateSandbox(ImmutableSandboxedEnvironment):
             raise SecurityError(f"its loops ran more than {budget.limits.max_loop_passes} times")
         budget.check_time()
         return ""
+
+    def generation_mark(self, which: int) -> str:
+        """Called by the compiled template where a {% generation %} block begins (0) and ends (1)."""
+        return current_budget().marks[which]
 
     def join_strings(self, *parts: object) -> str:
         """What `a ~ b` means."""
@@ -154,10 +164,16 @@ class _GenerationTag(Extension):
     """`{% generation %}` marks the assistant's text for training; to a server it is nothing."""
 
     tags = {"generation"}  # noqa: RUF012 - the type the base class declares
+    hook = "generation_mark"
 
     def parse(self, parser: Parser) -> list[nodes.Node]:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        begin, end = (nodes.Output([self._mark(which)]).set_lineno(line) for which in (0, 1))
+        return [begin, *body, end]
+
+    def _mark(self, which: int) -> nodes.Expr:
+        return nodes.Call(nodes.EnvironmentAttribute(self.hook), [nodes.Const(which)], [], None, None)
 
 
 class _SafeNamespace(Namespace):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -128,19 +129,24 @@ class Tokenizer:
         Raises:
           RequestError: not a string, or one with lone surrogates, which no UTF-8 tokenizer can read.
         """
-        if not isinstance(text, str):
-            raise RequestError(f"text is a {type(text).__name__}; expected a string", param="prompt")
-        try:
-            text.encode("utf-8")
-        except UnicodeEncodeError as error:
-            raise RequestError(
-                f"text has a lone surrogate {text[error.start]!r} at position {error.start}; send valid Unicode",
-                param="prompt",
-            ) from error
+        _check_text(text)
         if add_special_tokens and self._adds_bos is not None:
             ids = self._backend.encode(text, add_special_tokens=False).ids
             return [self._bos_token_id, *ids] if self._adds_bos and self._bos_token_id is not None else ids
         return self._backend.encode(text, add_special_tokens=add_special_tokens).ids
+
+    def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """Token ids of `text` without special tokens around it, and which characters of it each was made from.
+
+        Returns:
+          The ids; and a half-open span of characters a token. Tokens that are parts of one character share its span.
+
+        Raises:
+          RequestError: as `encode`.
+        """
+        _check_text(text)
+        encoding = self._backend.encode(text, add_special_tokens=False)
+        return encoding.ids, encoding.offsets
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """Text of token ids. Ids the tokenizer does not know (padding of the model's table) have no text.
@@ -159,6 +165,16 @@ class Tokenizer:
         """The text of one token on its own (partial characters as U+FFFD), special tokens included."""
         return self.decode([token_id], skip_special_tokens=False)
 
+    @cached_property
+    def special_token_ids(self) -> frozenset[int]:
+        """Tokens that are no text: those marked special in the vocabulary, and those that end a text."""
+        added = self._backend.get_added_tokens_decoder()
+        return frozenset(token_id for token_id, token in added.items() if token.special) | set(self._eos_token_ids)
+
+    def template_for(self, tools: Sequence[Mapping[str, object]] | None) -> ChatTemplate | None:
+        """The chat template for conversations with these tools, or with none."""
+        return self.chat_template if not tools or self.tool_template is None else self.tool_template
+
     def render_chat(
         self,
         messages: Sequence[Mapping[str, object]],
@@ -172,7 +188,7 @@ class Tokenizer:
         Raises:
           RequestError: the model has no chat template, or the template refuses the messages.
         """
-        template = self.chat_template if not tools or self.tool_template is None else self.tool_template
+        template = self.template_for(tools)
         if template is None:
             raise RequestError(
                 f"the tokenizer of {self._name} has no chat template, so messages cannot become a prompt; "
@@ -201,6 +217,18 @@ class Tokenizer:
     def _id_of(self, special: str) -> int | None:
         token = self.special_tokens.get(special)
         return None if token is None else self._backend.token_to_id(token)
+
+
+def _check_text(text: str) -> None:
+    if not isinstance(text, str):
+        raise RequestError(f"text is a {type(text).__name__}; expected a string", param="prompt")
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise RequestError(
+            f"text has a lone surrogate {text[error.start]!r} at position {error.start}; send valid Unicode",
+            param="prompt",
+        ) from error
 
 
 def _load_backend(directory: Path) -> tokenizers.Tokenizer:
