@@ -1,6 +1,6 @@
-"""The pytrees that cross the jit boundary: the KV cache and one step's batch of tokens.
+"""The pytrees that cross the jit boundary: the KV cache, one step's batch of tokens, and whole sequences without a cache.
 
-A batch is flat: T tokens of R rows, one row a sequence, without padding between rows. Rows that decode
+A step's batch is flat: T tokens of R rows, one row a sequence, without padding between rows. Rows that decode
 (one token each) come first, so that token i of a decode row is row i; rows with a prefill chunk follow.
 
     rows     [ decode | decode | decode |   chunk of A    |  chunk of B  | unused ]
@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from jaxtyping import Array, Float, Int, UInt
 
-__all__ = ["KVCache", "TokenBatch"]
+__all__ = ["KVCache", "SegmentBatch", "TokenBatch"]
 
 
 class KVCache(NamedTuple):
@@ -69,3 +69,17 @@ class TokenBatch(NamedTuple):
     context_len: Int[Array, " R"]
     num_decode_rows: Int[Array, ""]
     num_rows: Int[Array, ""]
+
+
+class SegmentBatch(NamedTuple):
+    """Whole sequences, packed into rows: what a model is trained on. Nothing is cached.
+
+    Attributes:
+      token_ids: anything in padding.
+      positions: of each token in its sequence; 0 in padding.
+      segment_ids: runs of equal numbers are a sequence; 0 is padding.
+    """
+
+    token_ids: Int[Array, "rows S"]
+    positions: Int[Array, "rows S"]
+    segment_ids: Int[Array, "rows S"]

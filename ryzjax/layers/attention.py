@@ -1,4 +1,4 @@
-"""Attention: projections, RoPE, KV write and paged attention of one layer."""
+"""Attention: projections, RoPE, and attention of one layer: over the paged cache, or within packed sequences."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ import jax
 from flax import nnx
 from jax.typing import DTypeLike
 
-from ryzjax.batch import KVCache, TokenBatch
+from ryzjax.batch import KVCache, SegmentBatch, TokenBatch
 from ryzjax.layers.linear import Linear, linears
 from ryzjax.layers.norm import RMSNorm
 from ryzjax.layers.rope import Rope
 from ryzjax.layers.weight import Weight
 from ryzjax.ops.attend import attend
 from ryzjax.ops.rope import apply_rope
+from ryzjax.ops.segment_attention import segment_attention
 from ryzjax.sharding import Placement
 
 __all__ = ["Attention", "QKNorm"]
@@ -24,7 +25,7 @@ QKNorm = Literal["head", "projection"]
 
 
 class Attention(nnx.Module):
-    """Grouped-query attention (Ainslie et al., arXiv 2305.13245) over the paged cache.
+    """Grouped-query attention (Ainslie et al., arXiv 2305.13245).
 
     Args:
       rope: the rotation of this layer; None for a layer without positions (NoPE).
@@ -107,16 +108,17 @@ class Attention(nnx.Module):
         self,
         x: jax.Array,
         rope: tuple[jax.Array, jax.Array] | None,
-        cache: KVCache,
+        cache: KVCache | None,
         layer: jax.Array,
-        batch: TokenBatch,
+        batch: TokenBatch | SegmentBatch,
         *,
         max_query_len: int,
-    ) -> tuple[jax.Array, KVCache]:
+    ) -> tuple[jax.Array, KVCache | None]:
         """[T, E] -> (float32 [T, E], the cache with the keys and values of layer `layer`, a scalar, written).
 
         Args:
           rope: cos and sin of `self.rope` for this step's tokens; None where it is None.
+          cache: None for a SegmentBatch, whose tokens attend within their segments.
         """
         q, k, v = (y.astype(x.dtype) for y in linears(x, (self.q, self.k, self.v)))
         if self.qk_norm == "projection":
@@ -127,7 +129,26 @@ class Attention(nnx.Module):
         if rope is not None:
             q, k = apply_rope(q, *rope), apply_rope(k, *rope)
         sinks = None if self.sinks is None else self.sinks[...]
+        if cache is None:
+            assert isinstance(batch, SegmentBatch), "a TokenBatch needs a cache"
+            out = self._within_segments(q, k, v, sinks, batch)
+        else:
+            assert isinstance(batch, TokenBatch), "a SegmentBatch has no cache"
+            out, cache = self._over_pages(q, k, v, sinks, cache, layer, batch, max_query_len)
+        out = self.placement.constrain(out, "tokens", "heads", None, units=(1, self.heads_unit, 1))
+        return self.o(out.reshape(x.shape[0], -1)), cache
 
+    def _over_pages(
+        self,
+        q: jax.Array,
+        k: jax.Array,
+        v: jax.Array,
+        sinks: jax.Array | None,
+        cache: KVCache,
+        layer: jax.Array,
+        batch: TokenBatch,
+        max_query_len: int,
+    ) -> tuple[jax.Array, KVCache]:
         def attend_shard(
             q: jax.Array,
             k: jax.Array,
@@ -167,9 +188,53 @@ class Attention(nnx.Module):
         )
         out, cache = attend_shards(q, k, v, sinks, cache, layer, batch)
         # A kernel's results know no mesh; the next layer must not be traced again because of that.
-        cache = self.placement.constrain_cache(cache)
-        out = self.placement.constrain(out, "tokens", "heads", None, units=(1, self.heads_unit, 1))
-        return self.o(out.reshape(x.shape[0], -1)), cache
+        return out, self.placement.constrain_cache(cache)
+
+    def _within_segments(
+        self, q: jax.Array, k: jax.Array, v: jax.Array, sinks: jax.Array | None, batch: SegmentBatch
+    ) -> jax.Array:
+        """[T, N, D]; rows are split over devices as tokens are, heads as in `_over_pages`."""
+        rows, length = batch.segment_ids.shape
+        q, k, v = (x.reshape(rows, length, -1, self.head_dim) for x in (q, k, v))
+
+        def attend_shard(
+            q: jax.Array,
+            k: jax.Array,
+            v: jax.Array,
+            segment_ids: jax.Array,
+            positions: jax.Array,
+            sinks: jax.Array | None,
+        ) -> jax.Array:
+            return segment_attention(
+                q,
+                k,
+                v,
+                segment_ids,
+                positions,
+                scale=self.scale,
+                window=self.window,
+                softcap=self.softcap,
+                sinks=sinks,
+            )
+
+        spec = self.placement.spec
+        heads = spec(("tokens", None, "heads", None), q.shape, (1, 1, self.heads_unit, 1))
+        kv_heads = spec(("tokens", None, "kv_heads", None), k.shape)
+        per_token = spec(("tokens", None), (rows, length))
+        attend_shards = self.placement.per_shard(
+            attend_shard,
+            in_specs=(
+                heads,
+                kv_heads,
+                kv_heads,
+                per_token,
+                per_token,
+                spec(("heads",), (self.num_heads,), (self.heads_unit,)),
+            ),
+            out_specs=heads,
+        )
+        out = attend_shards(q, k, v, batch.segment_ids, batch.positions, sinks)
+        return out.reshape(rows * length, -1, self.head_dim)
 
     def _heads(self, x: jax.Array, axis: Literal["heads", "kv_heads"]) -> jax.Array:
         x = x.reshape(x.shape[0], -1, self.head_dim)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 from flax import nnx
 
-from ryzjax.batch import KVCache, TokenBatch
+from ryzjax.batch import KVCache, SegmentBatch, TokenBatch
 from ryzjax.layers.attention import Attention
 from ryzjax.layers.mlp import GatedMLP
 from ryzjax.layers.moe import MoE
@@ -46,13 +46,18 @@ class Block(nnx.Module):
         self,
         x: jax.Array,
         rope: tuple[jax.Array, jax.Array] | None,
-        cache: KVCache,
+        cache: KVCache | None,
         layer: jax.Array,
-        batch: TokenBatch,
+        batch: TokenBatch | SegmentBatch,
         *,
         max_query_len: int,
-    ) -> tuple[jax.Array, KVCache]:
-        """[T, E] -> ([T, E], cache); `layer` is a scalar, the index into the stacked cache; `rope` as in Attention."""
+    ) -> tuple[jax.Array, KVCache | None]:
+        """[T, E] -> ([T, E], cache).
+
+        Args:
+          layer: a scalar, the index into the stacked cache.
+          rope, cache, batch, max_query_len: as in Attention.
+        """
         with jax.named_scope("attention"):
             normed = x if self.attention_norm is None else self.attention_norm(x)
             attended, cache = self.attention(normed, rope, cache, layer, batch, max_query_len=max_query_len)

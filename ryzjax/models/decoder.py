@@ -161,12 +161,16 @@ class Decoder(nnx.Module, Generic[Config]):
           Hidden states [T, E] before the final norm, and the cache.
         """
         x = self.embed_tokens(batch.token_ids)
-        tables = {rope: rope.cos_sin(batch.positions, batch.rope_lengths) for rope in self.ropes}
+        tables = self.rope_tables(batch.positions, batch.rope_lengths)
         for i, layer in enumerate(self.layers):
             graphdef, weights = nnx.split(layer)
             rope = None if layer.attention.rope is None else tables[layer.attention.rope]
             x, cache = _run_block(graphdef, weights, x, rope, cache, jnp.int32(i), batch, max_query_len)
         return x, cache
+
+    def rope_tables(self, positions: jax.Array, lengths: jax.Array) -> dict[Rope, tuple[jax.Array, jax.Array]]:
+        """cos and sin of T tokens for each rope of the layers; the arguments as of `Rope.cos_sin`."""
+        return {rope: rope.cos_sin(positions, lengths) for rope in self.ropes}
 
     def embed_tokens(self, token_ids: jax.Array) -> jax.Array:
         """[T] -> [T, E], what the first block is given."""
@@ -228,4 +232,6 @@ def _run_block(
 
     XLA inlines the calls, so the layers are as unrolled as if they were traced one by one; start-up is not.
     """
-    return nnx.merge(graphdef, weights)(x, rope, cache, layer, batch, max_query_len=max_query_len)
+    x, written = nnx.merge(graphdef, weights)(x, rope, cache, layer, batch, max_query_len=max_query_len)
+    assert written is not None
+    return x, written

@@ -9,7 +9,7 @@ from typing import NamedTuple, TypeVar
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, Sharding
 
 from ryzjax.batch import KVCache
 from ryzjax.errors import LayoutError
@@ -139,6 +139,11 @@ class Placement:
     def sharding(self, axes: Axes, shape: Sequence[int], units: Sequence[int] | None = None) -> NamedSharding:
         """`spec` as a NamedSharding on this mesh."""
         return NamedSharding(self.mesh, self.spec(axes, shape, units))
+
+    def stacked(self, one: Sharding) -> NamedSharding:
+        """The sharding of a stack [count, ...] of arrays that are each split as `one`, a sharding on this mesh."""
+        assert isinstance(one, NamedSharding)
+        return NamedSharding(self.mesh, PartitionSpec(None, *one.spec))
 
     @property
     def replicated(self) -> NamedSharding:
