@@ -1,0 +1,131 @@
+"""Eight bits a number: the dynamic tree code of Dettmers et al. (arXiv:2110.02861), in blocks of 256 with one scale.
+
+A number of a block, over the block's largest magnitude, is written as a decade and a place in that decade. The larger
+the decade, the more bits for the place: in the unsigned code 10^-1..1 has 128 steps, 10^-2..10^-1 has 64, down to 2
+in 10^-7..10^-6; the signed code has half as many. Codes 0 and, of all ones or a lone sign bit, exactly 1 complete it.
+Each code stands for the middle of its step, and encoding finds the nearest code in closed form: no table is searched.
+
+Codes have the shape of what they encode, so that they are sharded as it is. Blocks lie along the last axis where it
+divides by 256; a shard that holds a multiple of 256 along it holds whole blocks, and encodes them alone. Where it does
+not (the B of a LoRA, [N, r]), the last two axes are one axis for this purpose, whose last block may be short.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+__all__ = ["BLOCK_SIZE", "BlockCoded", "code_values", "decode", "encode", "zeros_coded"]
+
+BLOCK_SIZE = 256
+"""Numbers that share a scale."""
+
+_DECADES = 7
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=["codes", "scales"], meta_fields=[])
+@dataclass(frozen=True, kw_only=True)
+class BlockCoded:
+    """An array in 8 bits.
+
+    Attributes:
+      codes: uint8, of the array's shape [..., K].
+      scales: float32, the largest magnitude of each block: [..., K / 256], or [..., blocks] of two axes as one.
+    """
+
+    codes: jax.Array
+    scales: jax.Array
+
+
+def code_values(*, signed: bool) -> np.ndarray:
+    """What each of the 256 codes stands for, over the scale of its block: float32 [256]."""
+    values = np.zeros(256)
+    for decade in range(_DECADES):
+        steps = 2 ** (decade + (not signed))
+        first = steps - (not signed)
+        values[first : first + steps] = 10.0 ** (decade - 6) * (0.1 + 0.9 * (np.arange(steps) + 0.5) / steps)
+    if signed:
+        values[129:] = -values[1:128]
+        values[128] = 1.0
+    else:
+        values[255] = 1.0
+    return values.astype(np.float32)
+
+
+def zeros_coded(shape: tuple[int, ...]) -> BlockCoded:
+    """An array of zeros."""
+    return BlockCoded(codes=jnp.zeros(shape, jnp.uint8), scales=jnp.zeros(_blocks_shape(shape)[:-1], jnp.float32))
+
+
+def encode(x: jax.Array, *, signed: bool, keep_positive: bool = False) -> BlockCoded:
+    """Rounds to the nearest codes.
+
+    Args:
+      x: float32, of any rank from 1; not negative where `signed` is false.
+      keep_positive: what is above zero does not become zero but the least value of the code (for denominators).
+    """
+    blocks = _to_blocks(x)
+    scales = jnp.max(jnp.abs(blocks), axis=-1)
+    # The scale of a block of zeros is zero; any divisor but zero leaves its numbers zero.
+    relative = blocks / jnp.where(scales > 0, scales, 1.0)[..., None]
+    codes = _codes(jnp.abs(relative), signed=signed, keep_positive=keep_positive)
+    if signed:
+        # A negative number has no code for exactly -1 and none for zero.
+        negative = jnp.where(codes == 128, 255, codes | 128)
+        codes = jnp.where((relative < 0) & (codes > 0), negative, codes)
+    return BlockCoded(codes=_from_blocks(codes.astype(jnp.uint8), x.shape), scales=scales)
+
+
+def decode(coded: BlockCoded, *, signed: bool) -> jax.Array:
+    """The float32 array that codes and scales stand for."""
+    values = jnp.asarray(code_values(signed=signed))[_to_blocks(coded.codes)]
+    return _from_blocks(values * coded.scales[..., None], coded.codes.shape)
+
+
+def _codes(x: jax.Array, *, signed: bool, keep_positive: bool) -> jax.Array:
+    """int32 codes nearest to numbers from 0 to 1."""
+    values = code_values(signed=signed)
+    positive = values[: 128 if signed else 255]
+    firsts = [2**d if signed else 2 ** (d + 1) - 1 for d in range(_DECADES)]
+    # Decades meet half-way between the last value of one and the first of the next.
+    decade = jnp.zeros(x.shape, jnp.int32)
+    power = jnp.full(x.shape, 1e6, jnp.float32)
+    for d in range(1, _DECADES):
+        above = x >= np.float32((positive[firsts[d] - 1] + positive[firsts[d]]) / 2)
+        decade = jnp.where(above, d, decade)
+        power = jnp.where(above, np.float32(10.0 ** (6 - d)), power)
+    steps = jnp.left_shift(1, decade if signed else decade + 1)
+    place = jnp.floor((x * power - 0.1) * (steps.astype(jnp.float32) / 0.9)).astype(jnp.int32)
+    codes = steps - (not signed) + jnp.clip(place, 0, steps - 1)
+    zero = x <= 0 if keep_positive else x < positive[1] / 2
+    return jnp.where(zero, 0, jnp.where(x >= (positive[-1] + 1) / 2, 128 if signed else 255, codes))
+
+
+def _blocks_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+    *rest, k = shape
+    if k % BLOCK_SIZE == 0:
+        return (*rest, k // BLOCK_SIZE, BLOCK_SIZE)
+    return (*rest[:-1], math.ceil(math.prod(rest[-1:]) * k / BLOCK_SIZE), BLOCK_SIZE)
+
+
+def _to_blocks(x: jax.Array) -> jax.Array:
+    shape = _blocks_shape(x.shape)
+    outer = len(shape) - 2
+    if math.prod(shape) == x.size:
+        return x.reshape(shape)
+    flat = x.reshape(*shape[:outer], math.prod(x.shape[outer:]))
+    short = shape[-2] * BLOCK_SIZE - flat.shape[-1]
+    return jnp.pad(flat, [(0, 0)] * outer + [(0, short)]).reshape(shape)
+
+
+def _from_blocks(blocks: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    if blocks.size == math.prod(shape):
+        return blocks.reshape(shape)
+    outer = blocks.ndim - 2
+    flat = blocks.reshape(*blocks.shape[:outer], blocks.shape[-2] * BLOCK_SIZE)
+    return flat[..., : math.prod(shape[outer:])].reshape(shape)

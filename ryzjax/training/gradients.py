@@ -1,0 +1,33 @@
+"""The norm of gradients: for the log, for clipping, and to see that they are finite."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import optax
+
+__all__ = ["clip_by_global_norm", "global_norm"]
+
+
+def global_norm(gradients: object) -> jax.Array:
+    """The L2 norm over all leaves, a float32 scalar; NaN or infinite exactly where a gradient is, or overflows.
+
+    A train step logs it, and checks it with `jnp.isfinite` before it applies an update.
+    """
+    squares = [jnp.sum(jnp.square(g.astype(jnp.float32))) for g in jax.tree.leaves(gradients)]
+    return jnp.sqrt(sum(squares, jnp.zeros((), jnp.float32)))
+
+
+def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
+    """Scales all gradients down together where their global norm is above `max_norm` (Pascanu et al., 1211.5063).
+
+    The norm is `global_norm`: in a step that logs it too, XLA computes it once.
+    """
+
+    def clip(updates: optax.Updates, params: optax.Params | None = None) -> optax.Updates:
+        del params
+        norm = global_norm(updates)
+        scale = jnp.where(norm > max_norm, max_norm / norm, 1.0)
+        return jax.tree.map(lambda g: (g * scale).astype(g.dtype), updates)
+
+    return optax.stateless(clip)
