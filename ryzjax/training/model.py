@@ -1,0 +1,197 @@
+"""TrainModel: which numbers of a model are trained, which are frozen, and the forward pass over both."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from ryzjax.batch import SegmentBatch
+from ryzjax.layers.block import Block
+from ryzjax.lora.adapter import Adapter, LoraWeights
+from ryzjax.lora.config import LoraConfig
+from ryzjax.lora.linear import Dropout, attach
+from ryzjax.models.registry import AbstractModel
+from ryzjax.models.stacked import LayerStack, StackedModel
+
+__all__ = ["AdapterParams", "Frozen", "FullModel", "LoraModel", "Remat", "TrainModel"]
+
+Remat = Literal["none", "dots", "full"]
+"""What a layer keeps for the backward pass: all it computed, its matrix products, or its input alone."""
+
+_OUTER = "outer"
+
+AdapterParams = dict[str, dict[str, LoraWeights]]
+"""Name of a stack -> path of a layer in its blocks -> the updates of all layers of the stack, [count, ...]. The head's
+is at ["outer"]["lm_head"]."""
+
+
+class Frozen(NamedTuple):
+    """What a run reads and does not change.
+
+    Attributes:
+      weights: stacked, by the names of `StackedModel.weights`; of a run that trains them all, those of its start, where
+        its objective reads them, else none.
+      row_norms: of DoRA: |W| of each row, float32 [count, N], named as the adapters are.
+    """
+
+    weights: Mapping[str, jax.Array]
+    row_norms: Mapping[str, Mapping[str, jax.Array]]
+
+
+class _Extra(NamedTuple):
+    """What the scan slices for a block beside its weights."""
+
+    updates: Mapping[str, LoraWeights]
+    row_norms: Mapping[str, jax.Array]
+    key: jax.Array | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainModel:
+    """What both kinds of training have in common.
+
+    Attributes:
+      stacked: the model.
+      remat: see `Remat`.
+    """
+
+    stacked: StackedModel
+    remat: Remat
+
+    @property
+    def model(self) -> AbstractModel:
+        """The model, layer by layer."""
+        return self.stacked.model
+
+    def _wrap(self, body: Callable) -> Callable:
+        if self.remat == "none":
+            return body
+        policies = jax.checkpoint_policies
+        policy = policies.nothing_saveable if self.remat == "full" else policies.dots_with_no_batch_dims_saveable
+        return jax.checkpoint(body, policy=policy, prevent_cse=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraModel(TrainModel):
+    """A frozen base and the adapter beside it, which is trained. Parameters are `AdapterParams`, float32.
+
+    Attributes:
+      lora: ranks, scales, targets.
+      layers: those that are adapted.
+    """
+
+    lora: LoraConfig
+    layers: tuple[str, ...]
+
+    def hidden(
+        self,
+        params: AdapterParams,
+        frozen: Frozen,
+        batch: SegmentBatch,
+        key: jax.Array | None,
+    ) -> jax.Array:
+        """Hidden states [T, E] before the final norm.
+
+        Args:
+          params: empty for the base model alone.
+          key: of dropout; None in evaluation.
+        """
+        x = self.stacked.decoder(frozen.weights).embed_tokens(batch.token_ids.reshape(-1))
+        return self.stacked.blocks(
+            x,
+            frozen.weights,
+            batch,
+            extras={stack.name: self._extra(stack, params, frozen, key) for stack in self.stacked.stacks},
+            prepare=self._prepare,
+            wrap=self._wrap,
+        )
+
+    def _extra(self, stack: LayerStack, params: AdapterParams, frozen: Frozen, key: jax.Array | None) -> _Extra:
+        keys = None
+        if key is not None and self.lora.dropout:
+            keys = jax.vmap(partial(jax.random.fold_in, key))(jnp.asarray(stack.layers))
+        return _Extra(params.get(stack.name, {}), frozen.row_norms.get(stack.name, {}), keys)
+
+    def _prepare(self, block: Block, stack: LayerStack, extra: object) -> None:
+        assert isinstance(extra, _Extra)
+        dropout = None
+        if extra.key is not None:
+            keys = jax.random.split(extra.key, max(1, len(extra.updates)))
+            dropout = {
+                path: Dropout(rate=self.lora.dropout, key=key) for path, key in zip(extra.updates, keys, strict=False)
+            }
+        scales = {path: self.lora.scale_of(f"layers.{stack.first}.{path}") for path in extra.updates}
+        attach(block, extra.updates, scales, row_norms=extra.row_norms, dropout=dropout)
+
+    def head_params(self, params: AdapterParams) -> dict[str, LoraWeights]:
+        """What of the parameters the head reads."""
+        return params.get(_OUTER, {})
+
+    def reference_params(self, frozen: Frozen) -> AdapterParams:
+        """The parameters of the model before training: none, the base is that model."""
+        del frozen
+        return {}
+
+    def logits(self, trained: dict[str, LoraWeights], frozen: Frozen, hidden: jax.Array) -> jax.Array:
+        """[S, E] -> float32 [S, V]; a `losses.Head`."""
+        decoder = self.stacked.decoder(frozen.weights)
+        one = {path: jax.tree.map(lambda array: array[0], update) for path, update in trained.items()}
+        norms = {path: array[0] for path, array in frozen.row_norms.get(_OUTER, {}).items()}
+        attach(decoder, one, {path: self.lora.scale_of(path) for path in one}, row_norms=norms)
+        return decoder.logits(hidden)
+
+    def stack_adapter(self, weights: Mapping[str, LoraWeights]) -> AdapterParams:
+        """Updates by layer -> parameters."""
+        params: AdapterParams = {}
+        for stack in self.stacked.stacks:
+            paths = [name.partition(f"layers.{stack.first}.")[2] for name in self.layers]
+            for path in filter(None, paths):
+                parts = [weights[f"layers.{layer}.{path}"] for layer in stack.layers]
+                params.setdefault(stack.name, {})[path] = jax.tree.map(lambda *each: jnp.stack(each), *parts)
+        if "lm_head" in self.layers:
+            params[_OUTER] = {"lm_head": jax.tree.map(lambda array: jnp.asarray(array)[None], weights["lm_head"])}
+        return params
+
+    def adapter(self, params: AdapterParams, *, base_model: str | None) -> Adapter:
+        """The reverse: what is saved and served; arrays on the host."""
+        weights: dict[str, LoraWeights] = {}
+        host = jax.device_get(params)
+        for stack in self.stacked.stacks:
+            for path, stacked in host.get(stack.name, {}).items():
+                for index, layer in enumerate(stack.layers):
+                    weights[f"layers.{layer}.{path}"] = jax.tree.map(lambda array, i=index: array[i], stacked)
+        for path, stacked in host.get(_OUTER, {}).items():
+            weights[path] = jax.tree.map(lambda array: array[0], stacked)
+        return Adapter(config=self.lora, weights=weights, base_model=base_model)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FullModel(TrainModel):
+    """Every weight is trained. Parameters are `StackedModel.weights` by name, in float32: the masters of what the model
+    computes with, which is cast a layer at a time."""
+
+    def hidden(
+        self, params: Mapping[str, jax.Array], frozen: Frozen, batch: SegmentBatch, key: jax.Array | None
+    ) -> jax.Array:
+        """Hidden states [T, E] before the final norm; nothing is frozen, and there is no dropout."""
+        del frozen, key
+        x = self.stacked.decoder(params).embed_tokens(batch.token_ids.reshape(-1))
+        return self.stacked.blocks(x, params, batch, wrap=self._wrap)
+
+    def head_params(self, params: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+        """What of the parameters the head reads: the outer weights."""
+        return {name: params[name] for name in self.stacked.outer}
+
+    def reference_params(self, frozen: Frozen) -> Mapping[str, jax.Array]:
+        """The parameters of the model before training, which a run that needs them keeps frozen."""
+        return frozen.weights
+
+    def logits(self, trained: dict[str, jax.Array], frozen: Frozen, hidden: jax.Array) -> jax.Array:
+        """[S, E] -> float32 [S, V]; a `losses.Head`."""
+        del frozen
+        return self.stacked.decoder(trained).logits(hidden)

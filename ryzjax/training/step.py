@@ -1,0 +1,116 @@
+"""The train step: a pure function of state, frozen weights and a batch; and its companion for evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+
+from ryzjax.training.model import Frozen, FullModel, LoraModel
+from ryzjax.training.objectives import Objective, StepBatch
+
+__all__ = ["EvalSums", "TrainState", "TrainStep", "make_eval_step", "make_train_step"]
+
+PyTree = dict
+
+
+class TrainState(NamedTuple):
+    """What a step changes; donated to it.
+
+    Attributes:
+      params: float32 masters of what is trained.
+      optimizer: the optimizer's state.
+      step: int32 scalar, updates done.
+    """
+
+    params: PyTree
+    optimizer: optax.OptState
+    step: jax.Array
+
+
+class EvalSums(NamedTuple):
+    """Of one batch: sums of the loss and of details, and the count they are to be divided by."""
+
+    loss: jax.Array
+    details: dict[str, jax.Array]
+    count: jax.Array
+
+
+TrainStep = Callable[[TrainState, Frozen, StepBatch, jax.Array], tuple[TrainState, dict[str, jax.Array]]]
+
+
+def make_train_step(
+    model: LoraModel | FullModel, objective: Objective, optimizer: optax.GradientTransformation
+) -> TrainStep:
+    """step(state, frozen, batch, key) -> (state, metrics), to be jitted with the state donated.
+
+    The batch is [parts, rows, S]: parts are computed one after the other and their gradients summed (gradient
+    accumulation), and the sum divided by the count of all of them, so that a batch in parts has the gradient of the
+    whole one. `key` is of the run; a step's dropout follows from it and from the step's number.
+
+    A step whose loss or gradient is not finite changes nothing but reports `finite` = 0.
+
+    Metrics, float32 scalars: loss, grad_norm, finite, count, and the objective's details.
+    """
+
+    def step(
+        state: TrainState, frozen: Frozen, batch: StepBatch, key: jax.Array
+    ) -> tuple[TrainState, dict[str, jax.Array]]:
+        step_key = jax.random.fold_in(key, state.step)
+        count = jnp.sum(jax.vmap(objective.count)(batch))
+        scale = 1.0 / jnp.maximum(count, 1.0)
+
+        def loss(params: PyTree, part: StepBatch, key: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+            sums = objective.sums(model, params, frozen, part, key)
+            return sums.loss * scale, {"loss": sums.loss, **sums.details}
+
+        def gradients(part: StepBatch, key: jax.Array) -> tuple[PyTree, dict[str, jax.Array]]:
+            return jax.grad(loss, has_aux=True)(state.params, part, key)
+
+        parts = batch.token_ids.shape[0]
+        if parts == 1:
+            grads, sums = gradients(jax.tree.map(lambda x: x[0], batch), step_key)
+        else:
+            grads, sums = _accumulate(gradients, batch, jax.random.split(step_key, parts))
+        grad_norm = optax.global_norm(grads)
+        finite = jnp.isfinite(sums["loss"]) & jnp.isfinite(grad_norm)
+        updates, optimizer_state = optimizer.update(grads, state.optimizer, state.params)
+        params = optax.apply_updates(state.params, updates)
+        new = TrainState(params, optimizer_state, state.step + 1)  # pyright: ignore[reportArgumentType]
+        new = jax.tree.map(lambda now, before: jnp.where(finite, now, before), new, state)
+        metrics = {name: total * scale for name, total in sums.items()}
+        return new, {**metrics, "grad_norm": grad_norm, "finite": finite.astype(jnp.float32), "count": count}
+
+    return step
+
+
+def _accumulate(
+    gradients: Callable[[StepBatch, jax.Array], tuple[PyTree, dict[str, jax.Array]]],
+    batch: StepBatch,
+    keys: jax.Array,
+) -> tuple[PyTree, dict[str, jax.Array]]:
+    """Sums over the parts of a batch."""
+
+    def add(total: tuple, part: tuple[StepBatch, jax.Array]) -> tuple[tuple, None]:
+        return jax.tree.map(jnp.add, total, gradients(*part)), None
+
+    first = jax.tree.map(lambda x: x[0], (batch, keys))
+    shapes = jax.eval_shape(gradients, *first)
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+    return lax.scan(add, zeros, (batch, keys))[0]
+
+
+def make_eval_step(
+    model: LoraModel | FullModel, objective: Objective
+) -> Callable[[PyTree, Frozen, StepBatch], EvalSums]:
+    """evaluate(params, frozen, batch [rows, S]) -> sums, without dropout and gradients."""
+
+    def evaluate(params: PyTree, frozen: Frozen, batch: StepBatch) -> EvalSums:
+        sums = objective.sums(model, params, frozen, batch, None)
+        return EvalSums(sums.loss, sums.details, objective.count(batch))
+
+    return evaluate
