@@ -1,0 +1,131 @@
+"""Lists of keys and values, and questions that look keys up in them.
+
+What makes the skill form early: many questions a list, since only answers are trained on; short lists first, longer
+ones as the run goes on (`max_context_pieces`); keys that are one token wherever they stand.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from dataclasses import dataclass
+
+from ryzjax.data.synthetic.draw import Draw
+from ryzjax.data.synthetic.row import HeldOut, Message, Row, assistant, exact, user
+from ryzjax.data.synthetic.words import CITIES, COLORS, KEYS, join_words
+
+__all__ = ["held_out_retrieval", "max_context_pieces", "retrieval"]
+
+_SHORTEST = 24
+_FIRST_LONGEST = 128
+_LONGEST = 1600
+_GROWN_AT = 0.4
+"""From this share of the run on, lists are as long as they get."""
+_MAX_QUESTIONS = 20
+_NOUNS = ("code", "number", "value")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Style:
+    """How a list is written: a line a pair, what is between lines, and the pieces of a pair without its value."""
+
+    line: str
+    separator: str
+    overhead: int
+
+
+_STYLES = (
+    _Style(line="- {key}: {value}", separator="\n", overhead=5),
+    _Style(line="The {noun} of {key} is {value}.", separator="\n", overhead=8),
+    _Style(line="The {noun} of {key} is {value}.", separator=" ", overhead=7),
+    _Style(line=" {key} = {value}", separator="\n", overhead=4),
+    _Style(line="{key}: {value}", separator="\n", overhead=4),
+    _Style(line=" {key} {value}", separator=",", overhead=3),
+)
+_INTRODUCTIONS = (
+    "Remember this list.",
+    "Here is a list.",
+    "Here are some {noun}s.",
+    "Keep these {noun}s in mind.",
+    "Read this list and answer my questions.",
+    "Read these {noun}s.",
+)
+_FIRST = (
+    "What is the {noun} of {key}?",
+    "Which {noun} does {key} have?",
+    "Tell me the {noun} of {key}.",
+    "Look up {key}.",
+    "Find the {noun} of {key}.",
+)
+_NEXT = (*_FIRST, "And {key}?", "And the {noun} of {key}?", "What about {key}?", "Now {key}.")
+_SEVERAL = ("What are the {noun}s of {keys}?", "Look up {keys}.", "Tell me the {noun}s of {keys}.")
+
+
+def max_context_pieces(progress: float) -> int:
+    """The longest list at a point of the run (0 to 1), in pieces: it grows from 128 to 1600."""
+    return round(_FIRST_LONGEST + (_LONGEST - _FIRST_LONGEST) * min(1.0, progress / _GROWN_AT))
+
+
+def retrieval(draw: Draw) -> Row:
+    """A list, short or as long as the run has come to, with questions in turn."""
+    rng = draw.rng
+    longest = max_context_pieces(draw.progress)
+    pieces = math.exp(rng.uniform(math.log(_SHORTEST), math.log(longest)))
+    noun, style = rng.choice(_NOUNS), rng.choice(_STYLES)
+    pairs = _pairs(draw, style, round(pieces))
+    context = _context(rng, pairs, style, noun)
+    asked = rng.sample(pairs, min(_MAX_QUESTIONS, len(pairs)))
+    messages: list[Message] = []
+    for turn, pair in enumerate(asked):
+        question, answer = _question(rng, pair, pairs, noun, _NEXT if turn else _FIRST)
+        messages += [user(question if turn else _opening(rng, context, question)), assistant(answer)]
+    return Row(messages=messages)
+
+
+def held_out_retrieval(draw: Draw, *, context_pieces: int = 1024) -> HeldOut:
+    """One question about a list of at least `context_pieces` pieces, and so at least that many tokens."""
+    rng = draw.rng
+    noun, style = rng.choice(_NOUNS), rng.choice(_STYLES)
+    pairs = _pairs(draw, style, context_pieces)
+    key, value = rng.choice(pairs)
+    question = rng.choice(_FIRST).format(noun=noun, key=key)
+    content = _opening(rng, _context(rng, pairs, style, noun), question)
+    return HeldOut(messages=(user(content),), answer=value, check=exact(value))
+
+
+def _pairs(draw: Draw, style: _Style, pieces: int) -> list[tuple[str, str]]:
+    """Pairs that take about `pieces` pieces; every one of them belongs to the draw's split."""
+    rng = draw.rng
+    kind = rng.choice(("digits", "digits", "color", "city"))
+    size = rng.randint(2, 4)
+    value_pieces = size + 1 if kind == "digits" else 1
+    num_pairs = min(len(KEYS), max(2, -(-pieces // (style.overhead + value_pieces))))
+
+    def value() -> str:
+        if kind == "digits":
+            return str(rng.randrange(10 ** (size - 1), 10**size))
+        return rng.choice(COLORS if kind == "color" else CITIES)
+
+    keys = rng.sample(KEYS, num_pairs)
+    return [draw.fresh("retrieval", lambda key=key: (key, value())) for key in keys]
+
+
+def _context(rng: random.Random, pairs: list[tuple[str, str]], style: _Style, noun: str) -> str:
+    lines = [style.line.format(noun=noun, key=key, value=value) for key, value in pairs]
+    return f"{rng.choice(_INTRODUCTIONS).format(noun=noun)}\n{style.separator.join(lines)}"
+
+
+def _opening(rng: random.Random, context: str, question: str) -> str:
+    return f"{context}\n{question}" if rng.random() < 0.7 else f"{context}\n\n{question}"
+
+
+def _question(
+    rng: random.Random, pair: tuple[str, str], pairs: list[tuple[str, str]], noun: str, forms: tuple[str, ...]
+) -> tuple[str, str]:
+    """A question about a pair, or about it and one or two more."""
+    if len(pairs) >= 4 and rng.random() < 0.15:
+        chosen = [pair, *(other for other in rng.sample(pairs, rng.randint(1, 2)) if other != pair)]
+        question = rng.choice(_SEVERAL).format(noun=noun, keys=join_words([key for key, _ in chosen]))
+        return question, ", ".join(value for _, value in chosen)
+    key, value = pair
+    return rng.choice(forms).format(noun=noun, key=key), value

@@ -1,0 +1,141 @@
+"""A data set of any length, made as it is read: row i is a function of the seed and i."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import random
+from collections.abc import Iterable, Mapping
+from functools import cache
+from pathlib import Path
+
+from ryzjax.data.synthetic.draw import Draw, Split
+from ryzjax.data.synthetic.lengths import count_pieces
+from ryzjax.data.synthetic.row import HeldOut, Row, Task
+from ryzjax.data.synthetic.tasks import MIXTURE, NEW_TASKS, TASKS
+from ryzjax.errors import ConfigError
+
+__all__ = ["SyntheticRows", "held_out", "row_pieces", "write_jsonl"]
+
+_STAGES = 8
+"""The run is cut into so many stages: rows of a stage have the same chances of each task."""
+_SAMPLE_ROWS = 48
+_TURN_PIECES = 5
+"""What the chat template puts around a turn."""
+
+
+class SyntheticRows:
+    """Rows of a mixture of tasks; a sequence.
+
+    Rows do not depend on the order they are read in, nor on what else is read. They stand in the order they are meant
+    to be trained on, with early rows easier (`Draw.progress`): do not shuffle them.
+
+    Args:
+      seed: of all randomness; another seed gives other rows.
+      count: rows in all.
+      split: "train", or "test" for rows of problems that no training row holds.
+      mixture: task -> share of the tokens (any positive scale); by default `MIXTURE`.
+
+    Raises:
+      ConfigError: a task that does not exist, or shares or a count that make no data set.
+    """
+
+    def __init__(
+        self, seed: int, count: int, *, split: Split = "train", mixture: Mapping[str, float] | None = None
+    ) -> None:
+        mixture = MIXTURE if mixture is None else mixture
+        unknown = sorted(mixture.keys() - TASKS.keys())
+        if unknown:
+            raise ConfigError(f"mixture names the task {unknown[0]!r}; expected some of {', '.join(TASKS)}")
+        if any(not 0 <= share < float("inf") for share in mixture.values()) or not sum(mixture.values()):
+            raise ConfigError(f"mixture={dict(mixture)} has no shares to draw by; expected numbers of 0 and more")
+        if count < 1:
+            raise ConfigError(f"count={count} is out of range; expected at least 1")
+        if split not in ("train", "test"):
+            raise ConfigError(f"split={split!r} is not known; expected 'train' or 'test'")
+        self.seed = seed
+        self.split: Split = split
+        self.mixture = {name: float(share) for name, share in mixture.items() if share}
+        self._count = count
+        self._names = tuple(self.mixture)
+        self._chances = [self._cumulative(stage) for stage in range(_STAGES)]
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index: int) -> Row:
+        """Row `index`, from 0; negative ones count from the end. Raises IndexError outside."""
+        return self._task_and_draw(index)
+
+    def task(self, index: int) -> str:
+        """The name of the task that row `index` is of."""
+        return self._drawn(index)[0]
+
+    def _task_and_draw(self, index: int) -> Row:
+        name, draw = self._drawn(index)
+        return TASKS[name].row(draw)
+
+    def _drawn(self, index: int) -> tuple[str, Draw]:
+        i = index + self._count if index < 0 else index
+        if not 0 <= i < self._count:
+            raise IndexError(f"row {index} of {self._count}")
+        rng = random.Random(f"{self.seed} {self.split} {i}")
+        progress = i / self._count
+        name = rng.choices(self._names, cum_weights=self._chances[int(progress * _STAGES)])[0]
+        return name, Draw(rng=rng, split=self.split, progress=progress)
+
+    def _cumulative(self, stage: int) -> list[float]:
+        """Chances of the tasks' rows: a task of long rows has fewer of them for its share of the tokens."""
+        return list(itertools.accumulate(share / _mean_pieces(name, stage) for name, share in self.mixture.items()))
+
+
+def held_out(task: str, count: int, seed: int = 0) -> list[HeldOut]:
+    """Items of a task (of `TASKS` or `NEW_TASKS`) whose problems are in no training row; the same for the same
+    arguments. Small spaces may give an item twice.
+
+    Raises:
+      ConfigError: no such task, or a count below 1.
+    """
+    if count < 1:
+        raise ConfigError(f"count={count} is out of range; expected at least 1")
+    made = _known(task)
+    return [made.item(Draw(rng=random.Random(f"{seed} held out {task} {i}"), split="test")) for i in range(count)]
+
+
+def row_pieces(row: Row) -> int:
+    """About how many tokens a row has, without a tokenizer."""
+    texts = [*(json.dumps(tool) for tool in row.get("tools", ())), *(_text(message) for message in row["messages"])]
+    return sum(count_pieces(text) + _TURN_PIECES for text in texts)
+
+
+def write_jsonl(path: Path, rows: Iterable[Row]) -> int:
+    """Writes a row a line; returns how many."""
+    count = 0
+    with path.open("w", encoding="utf-8") as file:
+        for row in rows:
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            count += 1
+    return count
+
+
+def _text(message: Mapping[str, object]) -> str:
+    calls = message.get("tool_calls")
+    return f"{message['content']}{json.dumps(calls) if calls else ''}"
+
+
+def _known(task: str) -> Task:
+    tasks = {**TASKS, **NEW_TASKS}
+    if task not in tasks:
+        raise ConfigError(f"task {task!r} is not known; expected some of {', '.join(tasks)}")
+    return tasks[task]
+
+
+@cache
+def _mean_pieces(task: str, stage: int) -> float:
+    """The mean length of a task's rows in a stage, of a sample that is always the same."""
+    progress = (stage + 0.5) / _STAGES
+    draws = (
+        Draw(rng=random.Random(f"length {task} {stage} {i}"), split="train", progress=progress)
+        for i in range(_SAMPLE_ROWS)
+    )
+    return sum(row_pieces(TASKS[task].row(draw)) for draw in draws) / _SAMPLE_ROWS

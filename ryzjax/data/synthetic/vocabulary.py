@@ -1,0 +1,102 @@
+"""The demo model's tokenizer: byte-level BPE learnt from rows, digits one by one, and a ChatML template with tools."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ryzjax.data.chat import ChatTemplate
+from ryzjax.data.synthetic.lengths import PIECE_PATTERN
+from ryzjax.data.synthetic.row import Row
+from ryzjax.errors import ConfigError
+
+if TYPE_CHECKING:
+    import tokenizers
+
+__all__ = ["CHAT_TEMPLATE", "SPECIAL_TOKENS", "train_tokenizer", "write_tokenizer"]
+
+CHAT_TEMPLATE = (Path(__file__).parent / "chat_template.jinja").read_text(encoding="utf-8")
+"""ChatML with roles system, user, assistant and tool; the assistant's text stands in generation blocks."""
+
+SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+"""Their ids are 0, 1, 2: padding and end of plain text, and the two ends of a turn."""
+
+_PLAIN_TOKENS = ("<tool_call>", "</tool_call>")
+"""One token each, but part of the text that a caller sees, as in Qwen and Hermes."""
+_NUM_BYTES = 256
+
+
+def train_tokenizer(rows: Iterable[Row], *, vocab_size: int) -> tokenizers.Tokenizer:
+    """Learns merges from rows as the chat template renders them; the same for the same rows.
+
+    Args:
+      rows: a sample of what the model is trained on; a few thousand are enough.
+      vocab_size: tokens in all. Rows of few words may give fewer.
+
+    Raises:
+      ConfigError: there is no room for the bytes and the special tokens.
+    """
+    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    least = _NUM_BYTES + len(SPECIAL_TOKENS) + len(_PLAIN_TOKENS)
+    if vocab_size < least:
+        raise ConfigError(f"vocab_size={vocab_size} is out of range; expected at least {least}, the bytes and specials")
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(PIECE_PATTERN), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    special = [AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS]
+    plain = [AddedToken(token, special=False, normalized=False) for token in _PLAIN_TOKENS]
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[*special, *plain],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(_texts(rows), trainer)
+    # The trainer makes all its tokens special; these are to stay in decoded text.
+    tokenizer.add_tokens(plain)
+    return tokenizer
+
+
+def write_tokenizer(folder: Path, tokenizer: tokenizers.Tokenizer, *, max_tokens: int) -> None:
+    """Writes tokenizer.json, tokenizer_config.json, chat_template.jinja and generation_config.json.
+
+    Args:
+      folder: where to; it exists.
+      tokenizer: of `train_tokenizer`.
+      max_tokens: the longest text the model takes.
+    """
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE, encoding="utf-8")
+    end_of_text, _, end_of_turn = SPECIAL_TOKENS
+    config: dict[str, object] = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "eos_token": end_of_turn,
+        "pad_token": end_of_text,
+        "model_max_length": max_tokens,
+        "clean_up_tokenization_spaces": False,
+    }
+    generation: dict[str, object] = {
+        "eos_token_id": [tokenizer.token_to_id(end_of_turn), tokenizer.token_to_id(end_of_text)],
+        "pad_token_id": tokenizer.token_to_id(end_of_text),
+        "do_sample": False,
+    }
+    for name, values in (("tokenizer_config.json", config), ("generation_config.json", generation)):
+        (folder / name).write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+
+
+def _texts(rows: Iterable[Row]) -> Iterator[str]:
+    """Rendered rows, cut where a special token stands: no merge is learnt from its letters."""
+    template = ChatTemplate(CHAT_TEMPLATE, name="chat template of the demo model")
+    cut = re.compile("|".join(map(re.escape, (*SPECIAL_TOKENS, *_PLAIN_TOKENS))))
+    for row in rows:
+        text = template.render(row["messages"], tools=row.get("tools"), add_generation_prompt=False)
+        yield from (part for part in cut.split(text) if part)
