@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import chain, islice
 from typing import NamedTuple
 
 import jax
@@ -19,10 +21,32 @@ from ryzjax.ops.project import native_refusal_of, project
 from ryzjax.qarray import QArray, QFormat
 from ryzjax.sharding import Placement
 
-__all__ = ["Linear", "linears", "multiply"]
+__all__ = ["Linear", "LinearLike", "linears", "multiply"]
 
 
-class Linear(nnx.Module):
+class LinearLike(nnx.Module):
+    """What `linears` can take together with others: matrices that its input is multiplied with, and what becomes of it.
+
+    Attributes:
+      placement: where the matrices live.
+    """
+
+    placement: Placement
+
+    @abstractmethod
+    def matrices(self) -> tuple[Weight | QuantizedWeight, ...]:
+        """The matrices [out, in], all with the logical axis of `in`."""
+
+    @abstractmethod
+    def finish(self, products: Sequence[jax.Array]) -> jax.Array:
+        """float32 products [T, out] with each of `matrices` -> the layer's float32 [T, out]."""
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[T, in] -> float32 [T, out]."""
+        return linears(x, (self,))[0]
+
+
+class Linear(LinearLike):
     """A linear layer with weight [out, in].
 
     Args:
@@ -57,18 +81,23 @@ class Linear(nnx.Module):
             name, format, self.weight.shape, metadata["axes"], metadata["units"], self.placement
         )
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """[T, in] -> float32 [T, out]."""
-        return linears(x, (self,))[0]
+    def matrices(self) -> tuple[Weight | QuantizedWeight, ...]:
+        """The weight."""
+        return (self.weight,)
+
+    def finish(self, products: Sequence[jax.Array]) -> jax.Array:
+        """Adds the bias."""
+        (y,) = products
+        return y if self.bias is None else y + self.bias[...].astype(y.dtype)
 
 
-def linears(x: jax.Array, layers: Sequence[Linear]) -> tuple[jax.Array, ...]:
+def linears(x: jax.Array, layers: Sequence[LinearLike]) -> tuple[jax.Array, ...]:
     """Several layers of one input, [T, in] -> float32 [T, out] each: one call where a kernel takes them together."""
-    if not all(isinstance(layer, Linear) for layer in layers):
+    if not all(isinstance(layer, LinearLike) for layer in layers):
         return tuple(layer(x) for layer in layers)  # what stands in a layer's place has its own way of calling it
-    out = multiply(x, [layer.weight for layer in layers], layers[0].placement)
-    biases = (None if layer.bias is None else layer.bias[...] for layer in layers)
-    return tuple(y if bias is None else y + bias.astype(y.dtype) for y, bias in zip(out, biases, strict=True))
+    matrices = [layer.matrices() for layer in layers]
+    products = iter(multiply(x, list(chain.from_iterable(matrices)), layers[0].placement))
+    return tuple(layer.finish(list(islice(products, len(own)))) for layer, own in zip(layers, matrices, strict=True))
 
 
 def multiply(x: jax.Array, weights: Sequence[Weight | QuantizedWeight], placement: Placement) -> tuple[jax.Array, ...]:
