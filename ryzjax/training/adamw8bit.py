@@ -87,13 +87,19 @@ def _is_large(g: jax.Array) -> bool:
 
 
 def _by_layer(step: Callable[[jax.Array, Moment, Moment], Leaf], g: jax.Array, mu: Moment, root_nu: Moment) -> Leaf:
-    """`step` on each index of the first axis; results replace what they came from, in place where XLA may."""
+    """`step` on each index of the first axis; new moments replace the old ones in place where XLA may."""
 
-    def body(layer: jax.Array, leaf: Leaf) -> Leaf:
-        one = jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, layer, keepdims=False), leaf)
-        return jax.tree.map(lambda x, new: jax.lax.dynamic_update_index_in_dim(x, new, layer, 0), leaf, step(*one))
+    def body(
+        moments: tuple[Moment, Moment], at: tuple[jax.Array, jax.Array]
+    ) -> tuple[tuple[Moment, Moment], jax.Array]:
+        layer, gradient = at
+        one = jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, layer, keepdims=False), moments)
+        direction, *new = step(gradient, *one)
+        replaced = jax.tree.map(lambda x, n: jax.lax.dynamic_update_index_in_dim(x, n, layer, 0), moments, tuple(new))
+        return replaced, direction
 
-    return jax.lax.fori_loop(0, g.shape[0], body, (g, mu, root_nu))
+    (mu, root_nu), directions = jax.lax.scan(body, (mu, root_nu), (jnp.arange(g.shape[0]), g))
+    return directions, mu, root_nu
 
 
 def _floats(moment: Moment, *, signed: bool) -> jax.Array:

@@ -108,7 +108,8 @@ def test_layer_by_layer_is_the_same(monkeypatch: pytest.MonkeyPatch):
         for gradient in gradients:
             update, state = jax.jit(direction.update)(gradient, state)
         results.append((update, state))
-    assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), *results))
+    # XLA may contract multiplications and additions in one program and not in the other.
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), *results)
 
 
 def test_temporaries_are_those_of_a_layer():
@@ -116,5 +117,5 @@ def test_temporaries_are_those_of_a_layer():
     params = {"w": jax.ShapeDtypeStruct((layers, 1024, 1024), jnp.float32)}
     direction = scale_by_adam_8bit()
     state = jax.eval_shape(direction.init, params)
-    compiled = jax.jit(direction.update, donate_argnums=(0, 1)).lower(params, state).compile()
+    compiled = jax.jit(direction.update, donate_argnums=1).lower(params, state).compile()
     assert compiled.memory_analysis().temp_size_in_bytes < 8 * 4 * layer
