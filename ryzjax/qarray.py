@@ -12,7 +12,7 @@ XLA for CPU). Checkpoint formats order their nibbles otherwise; `checkpoint` con
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Literal, TypeVar
 
@@ -24,7 +24,17 @@ from jax.typing import DTypeLike
 
 from ryzjax.bits import from_bits, storage_dtype
 
-__all__ = ["LEAVES", "QArray", "QFormat", "dequantize", "pack_nibbles", "pack_run", "unpack_nibbles"]
+__all__ = [
+    "LEAVES",
+    "QArray",
+    "QFormat",
+    "dequantize",
+    "multiply_from_left",
+    "pack_nibbles",
+    "pack_run",
+    "take_columns",
+    "unpack_nibbles",
+]
 
 Kind = Literal["int8", "int4", "float4", "float8"]
 AnyArray = TypeVar("AnyArray", jax.Array, np.ndarray)
@@ -37,6 +47,8 @@ _IMPLIED_ZERO = 8
 _ROW_RUN = 32
 _NESTED_RUN = 256
 """Scales that share one of the second level (bitsandbytes)."""
+_PANEL_ELEMENTS = 2**21
+"""Weights dequantized at a time by `multiply_from_left`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,6 +207,54 @@ def dequantize(weight: QArray, dtype: jnp.dtype | type = jnp.float32) -> jax.Arr
     if weight.order is not None:
         values = jnp.take_along_axis(values, jnp.argsort(weight.order, axis=-1)[..., None, :], axis=-1)
     return values.astype(dtype)
+
+
+def take_columns(weight: QArray, first: jax.Array | int, count: int) -> QArray:
+    """The matrix [N, count] of columns `first` and following, without a copy of the rest.
+
+    Args:
+      weight: [N, K] without an order, K a whole number of groups.
+      first, count: whole multiples of `QFormat.column_unit`; `first` may be traced.
+    """
+    fmt = weight.format
+    assert weight.order is None and len(weight.shape) == 2, "a matrix whose columns are in the order of the inputs"
+    flat = replace(fmt, rows=1, scale_dtype="float32" if fmt.scale_dtype == "nested" else fmt.scale_dtype)
+    scales, zeros = weight.row_scales(), weight.zeros
+    if fmt.group is not None:
+        scales = lax.dynamic_slice_in_dim(scales, first // fmt.group, count // fmt.group, axis=1)
+        zeros = (
+            None if zeros is None else lax.dynamic_slice_in_dim(zeros, first // fmt.group, count // fmt.group, axis=1)
+        )
+    packed = 2 if fmt.pack else 1
+    values = lax.dynamic_slice_in_dim(weight.values, first // packed, count // packed, axis=1)
+    return QArray(format=flat, values=values, scales=scales, zeros=zeros, codebook=weight.codebook)
+
+
+def multiply_from_left(x: jax.Array, weight: QArray) -> jax.Array:
+    """`x @ W` for x [T, N] and W [N, K] without an order: float32 [T, K]; what a gradient does.
+
+    W is rounded to the dtype of x. On a CPU it is dequantized a panel of columns at a time: each panel of the result is
+    complete at once, so that nothing is accumulated in memory. Elsewhere XLA dequantizes it whole.
+    """
+    return lax.platform_dependent(x, weight, cpu=_by_panels, default=_by_whole)
+
+
+def _by_whole(x: jax.Array, weight: QArray) -> jax.Array:
+    return jnp.matmul(x, dequantize(weight, x.dtype), preferred_element_type=jnp.float32)
+
+
+def _by_panels(x: jax.Array, weight: QArray) -> jax.Array:
+    n, k = weight.shape
+    unit = weight.format.column_unit
+    panel = max(1, _PANEL_ELEMENTS // n // unit) * unit
+    if k <= panel or k % unit:  # blocks that overhang (FP8) are small and rare
+        return _by_whole(x, weight)
+
+    def one_panel(i: jax.Array, out: jax.Array) -> jax.Array:
+        first = jnp.minimum(i * panel, k - panel)  # the last begins early enough to be a whole one
+        return lax.dynamic_update_slice_in_dim(out, _by_whole(x, take_columns(weight, first, panel)), first, axis=1)
+
+    return lax.fori_loop(0, -(-k // panel), one_panel, jnp.zeros((x.shape[0], k), jnp.float32))
 
 
 def pack_run(k: int, group: int | None) -> int:

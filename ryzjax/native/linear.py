@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, BFloat16, Float
 
 from ryzjax.native.library import native_refusal
-from ryzjax.qarray import QArray, QFormat, dequantize
+from ryzjax.qarray import QArray, QFormat, multiply_from_left
 
 __all__ = ["native_linear_refusal", "native_linears", "native_quantized_refusal"]
 
@@ -99,17 +99,17 @@ def _forward(x: jax.Array, weights: Matrices) -> tuple[tuple[jax.Array, ...], tu
 def _backward(
     saved: tuple[jax.Array, Matrices], grads: tuple[jax.Array, ...]
 ) -> tuple[jax.Array, tuple[jax.Array | None, ...]]:
-    """By XLA; a quantized weight is frozen."""
+    """By XLA; a quantized weight is frozen, and never whole in bfloat16."""
     x, weights = saved
     x_grad = jnp.zeros(x.shape, jnp.float32)
     weight_grads: list[jax.Array | None] = []
     for weight, grad in zip(weights, grads, strict=True):
         rounded = grad.astype(jnp.bfloat16)
-        dense = dequantize(weight, jnp.bfloat16) if isinstance(weight, QArray) else weight
-        x_grad += jnp.matmul(rounded, dense, preferred_element_type=jnp.float32)
         if isinstance(weight, QArray):
+            x_grad += multiply_from_left(rounded, weight)
             weight_grads.append(None)
         else:
+            x_grad += jnp.matmul(rounded, weight, preferred_element_type=jnp.float32)
             product = jnp.matmul(rounded.T, x, preferred_element_type=jnp.float32)
             weight_grads.append(product.astype(weight.dtype))
     return x_grad.astype(x.dtype), tuple(weight_grads)

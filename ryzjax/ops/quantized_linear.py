@@ -3,19 +3,24 @@
 int8       activations are rounded to int8 by token too (W8A8): an int8 product, exact in int32
 panels     CPU: a loop over panels of rows, each dequantized into the cache and multiplied there
 reference  the whole matrix dequantized, then `linear`: what XLA fuses on an accelerator
+
+The weight is frozen: gradients flow to x alone, and keep W in few bits (`multiply_from_left`).
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
+from typing import cast
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
 from ryzjax.bits import from_bits
 from ryzjax.ops.linear import linear
-from ryzjax.qarray import QArray, dequantize
+from ryzjax.qarray import QArray, dequantize, multiply_from_left
 
 __all__ = ["panel_matmul", "quantize_rows", "quantized_linear", "quantized_linear_reference"]
 
@@ -36,6 +41,9 @@ def quantized_linear(
 ) -> Float[Array, "T N"]:
     """`x @ weight.T + bias`, accumulated and returned in float32.
 
+    The gradient of x comes from cotangents rounded to its dtype; rounding activations to int8 counts as the identity
+    (straight through).
+
     Args:
       x: activations; weights are dequantized to their dtype, unless the format multiplies in int8.
       weight: [N, K] without an order: who permutes its columns permutes x before (`QArray.order`).
@@ -44,9 +52,9 @@ def quantized_linear(
     """
     assert weight.order is None, "x must be permuted first"
     if weight.format.activations == "int8":
-        out = _int8(x, weight, summed_over)
+        out = cast("Array", _int8(x, weight, summed_over))
     else:
-        out = lax.platform_dependent(x, weight, cpu=panel_matmul, default=quantized_linear_reference)
+        out = _by_dequantizing(x, weight)
         out = lax.psum(out, summed_over) if summed_over else out
     return out if bias is None else out + bias.astype(jnp.float32)
 
@@ -68,6 +76,12 @@ def quantize_rows(
     return jnp.round(x / scale).astype(jnp.int8), scale
 
 
+@jax.custom_vjp
+def _by_dequantizing(x: Array, weight: QArray) -> Array:
+    return lax.platform_dependent(x, weight, cpu=panel_matmul, default=quantized_linear_reference)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _int8(x: Array, weight: QArray, summed_over: tuple[str, ...]) -> Array:
     rows = x.shape[0]
     q, scale = quantize_rows(x, summed_over)
@@ -77,6 +91,27 @@ def _int8(x: Array, weight: QArray, summed_over: tuple[str, ...]) -> Array:
     if summed_over:
         product = lax.psum(product, summed_over)
     return product.astype(jnp.float32) * scale * from_bits(weight.row_scales())[:, 0].astype(jnp.float32)
+
+
+def _save(x: Array, weight: QArray) -> tuple[Array, tuple[Array, QArray]]:
+    return _by_dequantizing(x, weight), (x[:0], weight)  # x for its dtype
+
+
+def _save_int8(x: Array, weight: QArray, summed_over: tuple[str, ...]) -> tuple[Array, tuple[Array, QArray]]:
+    return _int8(x, weight, summed_over), (x[:0], weight)
+
+
+def _input_gradient(saved: tuple[Array, QArray], grad: Array) -> tuple[Array, None]:
+    x, weight = saved
+    return multiply_from_left(grad.astype(x.dtype), weight).astype(x.dtype), None
+
+
+def _int8_input_gradient(summed_over: tuple[str, ...], saved: tuple[Array, QArray], grad: Array) -> tuple[Array, None]:
+    return _input_gradient(saved, lax.psum(grad, summed_over) if summed_over else grad)
+
+
+_by_dequantizing.defvjp(_save, _input_gradient)
+_int8.defvjp(_save_int8, _int8_input_gradient)
 
 
 def panel_matmul(x: Float[Array, "T K"], weight: QArray) -> Float[Array, "T N"]:

@@ -8,7 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, PartitionSpec
 
+from ryzjax import qarray
+from ryzjax.ops.project import project
 from ryzjax.ops.quantized_linear import (
     _float8_to_float32,
     panel_matmul,
@@ -16,7 +19,7 @@ from ryzjax.ops.quantized_linear import (
     quantized_linear,
     quantized_linear_reference,
 )
-from ryzjax.qarray import QArray, QFormat, dequantize
+from ryzjax.qarray import LEAVES, QArray, QFormat, dequantize
 from tests.qarrays import FORMATS, random_qarray
 
 WEIGHT_ONLY = [name for name, format in FORMATS.items() if format.activations is None and not format.has_order]
@@ -114,3 +117,64 @@ def test_the_caller_permutes():
     wanted = np.asarray(x) @ np.asarray(dequantize(weight)).T
     permuted = quantized_linear(x[:, weight.order], replace(weight, order=None))
     np.testing.assert_allclose(permuted, wanted, rtol=1e-5, atol=1e-5)
+
+
+def gradient(x: jax.Array, weight: QArray, factor: jax.Array) -> jax.Array:
+    return jax.jit(jax.grad(lambda x: (quantized_linear(x, weight) * factor).sum()))(x)
+
+
+@pytest.mark.parametrize("name", [*WEIGHT_ONLY, "w8a8"])
+@pytest.mark.parametrize("panel", [2**21, 2**12])
+def test_gradient_of_the_input(name: str, panel: int, monkeypatch: pytest.MonkeyPatch):
+    """Whole and in panels of columns, the last of which overlaps; float8 blocks and int8 activations included."""
+    monkeypatch.setattr(qarray, "_PANEL_ELEMENTS", panel)
+    x, weight = inputs(FORMATS[name], 6, 96, 160)
+    factor = jnp.asarray(np.random.default_rng(1).standard_normal((6, 96)), jnp.float32)
+    wanted = np.asarray(factor, np.float64) @ np.asarray(dequantize(weight), np.float64)
+    np.testing.assert_allclose(gradient(x, weight, factor), wanted, atol=2e-6 * np.abs(wanted).max(), rtol=0)
+    half = gradient(x.astype(jnp.bfloat16), weight, factor)
+    assert half.dtype == jnp.bfloat16
+    np.testing.assert_allclose(np.asarray(half, np.float32), wanted, atol=np.abs(wanted).max() / 128, rtol=0)
+
+
+def test_gradient_where_blocks_overhang():
+    x, weight = inputs(QFormat(kind="float8", group=128, rows=128), 3, 300, 200)
+    wanted = np.ones((3, 300)) @ np.asarray(dequantize(weight), np.float64)
+    np.testing.assert_allclose(gradient(x, weight, jnp.ones((3, 300))), wanted, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["int8", "w8a8", "nf4"])
+def test_gradient_where_columns_are_split_over_devices(name: str):
+    """The sum over devices is passed back once, not once a device."""
+    x, weight = inputs(FORMATS[name], 6, 40, 256)
+    mesh = jax.make_mesh((4,), ("tensor",), axis_types=(AxisType.Auto,), devices=jax.devices()[:4])
+    columns = PartitionSpec(None, "tensor")
+    leaf = {"codebook": PartitionSpec(), "scales": PartitionSpec() if name == "w8a8" else columns}
+    specs = QArray(
+        format=weight.format,
+        **{  # pyright: ignore
+            part: leaf.get(part, columns) for part in LEAVES if getattr(weight, part) is not None
+        },
+    )
+    split = jax.shard_map(
+        lambda x, weight: quantized_linear(x, weight, summed_over=("tensor",)),
+        mesh=mesh, in_specs=(columns, specs), out_specs=PartitionSpec(), check_vma=False,
+    )  # fmt: skip
+    factor = jnp.asarray(np.random.default_rng(1).standard_normal((6, 40)), jnp.float32)
+    got = jax.jit(jax.grad(lambda x: (split(x, weight) * factor).sum()))(x)
+    wanted = np.asarray(factor) @ np.asarray(dequantize(weight))
+    np.testing.assert_allclose(got, wanted, atol=1e-5 * np.abs(wanted).max())
+
+
+def test_no_dequantized_copy_for_a_gradient():
+    """Temporaries are a panel and the gradient: far from the 16-bit matrix."""
+    n, k = 4096, 4096
+    format = FORMATS["nf4"]
+    shapes = {leaf: jax.ShapeDtypeStruct(*s) for leaf, s in format.leaf_shapes((n, k)).items()}
+    weight = QArray(format=format, **shapes)  # pyright: ignore
+    for dtype in (jnp.float32, jnp.bfloat16):
+        x = jax.ShapeDtypeStruct((8, k), dtype)
+        step = jax.jit(jax.grad(lambda x, weight: (project(x, [weight])[0] ** 2).sum()))
+        analysis = step.lower(x, weight).compile().memory_analysis()
+        assert analysis is not None
+        assert analysis.temp_size_in_bytes < 0.6 * 2 * n * k
