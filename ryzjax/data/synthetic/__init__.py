@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from ryzjax.data.synthetic.row import Exchange, HeldOut, Row, Task
+from ryzjax.data.synthetic.exchange import ChatRow, Exchange, HeldOut, Task
 from ryzjax.data.synthetic.rows import SyntheticRows, held_out, write_jsonl
-from ryzjax.data.synthetic.tasks import MIXTURE, NEW_TASKS, TASKS
+from ryzjax.data.synthetic.tasks import HELD_OUT, MIXTURE, NEW_TASKS, TASKS
 
 __all__ = [
+    "HELD_OUT",
     "MIXTURE",
     "NEW_TASKS",
     "TASKS",
+    "ChatRow",
     "Exchange",
     "HeldOut",
-    "Row",
     "SyntheticRows",
     "Task",
     "held_out",

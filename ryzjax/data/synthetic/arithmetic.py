@@ -10,7 +10,7 @@ import random
 from collections.abc import Callable
 
 from ryzjax.data.synthetic.draw import Draw
-from ryzjax.data.synthetic.row import Exchange
+from ryzjax.data.synthetic.exchange import Exchange
 from ryzjax.data.synthetic.words import FIRST_NAMES, PRODUCTS
 
 __all__ = ["ADDITION_SPACE", "addition", "arithmetic", "two_digit_addition"]

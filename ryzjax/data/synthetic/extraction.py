@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from ryzjax.data.synthetic.draw import Draw
-from ryzjax.data.synthetic.row import Exchange
+from ryzjax.data.synthetic.exchange import Exchange
 from ryzjax.data.synthetic.words import (
     CITIES,
     COLORS,

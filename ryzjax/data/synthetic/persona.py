@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ryzjax.data.synthetic.draw import Draw
-from ryzjax.data.synthetic.row import Exchange, HeldOut, Message, Row, assistant, exact, user
+from ryzjax.data.synthetic.exchange import ChatRow, Exchange, HeldOut, Message, assistant, exact, user
 from ryzjax.data.synthetic.words import FIRST_NAMES, LAST_NAMES
 
 __all__ = ["held_out_persona", "persona"]
@@ -15,10 +15,10 @@ _ASK_MODEL = ("What is your name?", "Who are you?", "What's your name?")
 _ASK_USER = ("What is my name?", "Do you know my name?", "Who am I?", "What's my name?")
 
 
-def persona(draw: Draw) -> Row:
+def persona(draw: Draw) -> ChatRow:
     """A conversation in which a name is given, and asked for."""
     messages, question, answer = _drawn(draw)
-    return Row(messages=[*messages, *Exchange(question=question, answer=answer).messages()])
+    return ChatRow(messages=[*messages, *Exchange(question=question, answer=answer).messages()])
 
 
 def held_out_persona(draw: Draw) -> HeldOut:

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from ryzjax.data.synthetic.draw import Draw
-from ryzjax.data.synthetic.row import HeldOut, Message, Row, assistant, exact, user
+from ryzjax.data.synthetic.exchange import ChatRow, HeldOut, Message, assistant, exact, user
+from ryzjax.data.synthetic.lengths import count_pieces
 from ryzjax.data.synthetic.words import CITIES, COLORS, KEYS, join_words
 
 __all__ = ["held_out_retrieval", "max_context_pieces", "retrieval"]
@@ -21,26 +23,27 @@ _FIRST_LONGEST = 128
 _LONGEST = 1600
 _GROWN_AT = 0.4
 """From this share of the run on, lists are as long as they get."""
-_MAX_QUESTIONS = 20
+_MAX_QUESTIONS = 24
+_MAX_PAIRS = 345
+"""Fewer than there are keys: not every key has values in every split."""
 _NOUNS = ("code", "number", "value")
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Style:
-    """How a list is written: a line a pair, what is between lines, and the pieces of a pair without its value."""
+    """How a list is written: a line a pair, and what is between lines."""
 
     line: str
     separator: str
-    overhead: int
 
 
 _STYLES = (
-    _Style(line="- {key}: {value}", separator="\n", overhead=5),
-    _Style(line="The {noun} of {key} is {value}.", separator="\n", overhead=8),
-    _Style(line="The {noun} of {key} is {value}.", separator=" ", overhead=7),
-    _Style(line=" {key} = {value}", separator="\n", overhead=4),
-    _Style(line="{key}: {value}", separator="\n", overhead=4),
-    _Style(line=" {key} {value}", separator=",", overhead=3),
+    _Style(line="- {key}: {value}", separator="\n"),
+    _Style(line="The {noun} of {key} is {value}.", separator="\n"),
+    _Style(line="The {noun} of {key} is {value}.", separator=" "),
+    _Style(line=" {key} = {value}", separator="\n"),
+    _Style(line="{key}: {value}", separator="\n"),
+    _Style(line=" {key} {value}", separator=","),
 )
 _INTRODUCTIONS = (
     "Remember this list.",
@@ -66,48 +69,57 @@ def max_context_pieces(progress: float) -> int:
     return round(_FIRST_LONGEST + (_LONGEST - _FIRST_LONGEST) * min(1.0, progress / _GROWN_AT))
 
 
-def retrieval(draw: Draw) -> Row:
+def retrieval(draw: Draw) -> ChatRow:
     """A list, short or as long as the run has come to, with questions in turn."""
     rng = draw.rng
     longest = max_context_pieces(draw.progress)
     pieces = math.exp(rng.uniform(math.log(_SHORTEST), math.log(longest)))
-    noun, style = rng.choice(_NOUNS), rng.choice(_STYLES)
-    pairs = _pairs(draw, style, round(pieces))
+    noun, style, value = rng.choice(_NOUNS), rng.choice(_STYLES), _values(rng)
+    pairs = _pairs(draw, value, max(2, min(_MAX_PAIRS, _num_pairs(style, value(), round(pieces)))))
     context = _context(rng, pairs, style, noun)
     asked = rng.sample(pairs, min(_MAX_QUESTIONS, len(pairs)))
     messages: list[Message] = []
     for turn, pair in enumerate(asked):
         question, answer = _question(rng, pair, pairs, noun, _NEXT if turn else _FIRST)
         messages += [user(question if turn else _opening(rng, context, question)), assistant(answer)]
-    return Row(messages=messages)
+    return ChatRow(messages=messages)
 
 
 def held_out_retrieval(draw: Draw, *, context_pieces: int = 1024) -> HeldOut:
-    """One question about a list of at least `context_pieces` pieces, and so at least that many tokens."""
+    """One question about a list of `context_pieces` pieces (2000 at most) or more: at least as many tokens."""
     rng = draw.rng
-    noun, style = rng.choice(_NOUNS), rng.choice(_STYLES)
-    pairs = _pairs(draw, style, context_pieces)
-    key, value = rng.choice(pairs)
+    noun, style, value = rng.choice(_NOUNS), rng.choice(_STYLES), _values(rng)
+    while _num_pairs(style, value(), context_pieces) > _MAX_PAIRS:
+        style, value = rng.choice(_STYLES), _values(rng)
+    pairs = _pairs(draw, value, _num_pairs(style, value(), context_pieces))
+    key, answer = rng.choice(pairs)
     question = rng.choice(_FIRST).format(noun=noun, key=key)
     content = _opening(rng, _context(rng, pairs, style, noun), question)
-    return HeldOut(messages=(user(content),), answer=value, check=exact(value))
+    return HeldOut(messages=(user(content),), answer=answer, check=exact(answer))
 
 
-def _pairs(draw: Draw, style: _Style, pieces: int) -> list[tuple[str, str]]:
-    """Pairs that take about `pieces` pieces; every one of them belongs to the draw's split."""
-    rng = draw.rng
+def _values(rng: random.Random) -> Callable[[], str]:
+    """Draws values of one kind: numbers of as many digits, colours, or cities."""
     kind = rng.choice(("digits", "digits", "color", "city"))
-    size = rng.randint(2, 4)
-    value_pieces = size + 1 if kind == "digits" else 1
-    num_pairs = min(len(KEYS), max(2, -(-pieces // (style.overhead + value_pieces))))
+    if kind == "digits":
+        size = rng.randint(2, 4)
+        return lambda: str(rng.randrange(10 ** (size - 1), 10**size))
+    return lambda: rng.choice(COLORS if kind == "color" else CITIES)
 
-    def value() -> str:
-        if kind == "digits":
-            return str(rng.randrange(10 ** (size - 1), 10**size))
-        return rng.choice(COLORS if kind == "color" else CITIES)
 
-    keys = rng.sample(KEYS, num_pairs)
-    return [draw.fresh("retrieval", lambda key=key: (key, value())) for key in keys]
+def _num_pairs(style: _Style, value: str, pieces: int) -> int:
+    """How many pairs take so many pieces."""
+    line = style.line.format(noun="code", key="apple", value=value)
+    return -(-pieces // (count_pieces(line + style.separator + line) - count_pieces(line)))
+
+
+def _pairs(draw: Draw, value: Callable[[], str], count: int) -> list[tuple[str, str]]:
+    """Pairs of different keys; every one of them belongs to the draw's split."""
+    pairs: dict[str, str] = {}
+    while len(pairs) < count:
+        key, drawn = draw.fresh("retrieval", lambda: (draw.rng.choice(KEYS), value()))
+        pairs.setdefault(key, drawn)
+    return list(pairs.items())
 
 
 def _context(rng: random.Random, pairs: list[tuple[str, str]], style: _Style, noun: str) -> str:

@@ -9,7 +9,7 @@ import random
 from collections.abc import Mapping
 
 from ryzjax.data.synthetic.draw import Draw, Split
-from ryzjax.data.synthetic.row import Exchange, Row
+from ryzjax.data.synthetic.exchange import ChatRow, Exchange
 from ryzjax.data.synthetic.words import CITIES, FIRST_NAMES, PRODUCTS
 
 __all__ = ["QUEUES", "routing", "routing_rows"]
@@ -62,11 +62,11 @@ def routing(draw: Draw) -> Exchange:
     return Exchange(question=f"Route this message: {message}", answer=f"{queue}, {'urgent' if urgent else 'normal'}")
 
 
-def routing_rows(*, seed: int, count: int, split: Split = "train") -> list[Row]:
+def routing_rows(*, seed: int, count: int, split: Split = "train") -> list[ChatRow]:
     """Rows to fine-tune on, or to test on; the same for the same arguments."""
     rng = random.Random(f"routing {split} {seed}")
     draw = Draw(rng=rng, split=split)
-    return [Row(messages=routing(draw).messages()) for _ in range(count)]
+    return [ChatRow(messages=routing(draw).messages()) for _ in range(count)]
 
 
 def _message(rng: random.Random, queue: str, urgent: bool) -> str:

@@ -10,16 +10,16 @@ from functools import cache
 from pathlib import Path
 
 from ryzjax.data.synthetic.draw import Draw, Split
+from ryzjax.data.synthetic.exchange import ChatRow, HeldOut
 from ryzjax.data.synthetic.lengths import count_pieces
-from ryzjax.data.synthetic.row import HeldOut, Row, Task
-from ryzjax.data.synthetic.tasks import MIXTURE, NEW_TASKS, TASKS
+from ryzjax.data.synthetic.tasks import HELD_OUT, MIXTURE, TASKS
 from ryzjax.errors import ConfigError
 
 __all__ = ["SyntheticRows", "held_out", "row_pieces", "write_jsonl"]
 
 _STAGES = 8
 """The run is cut into so many stages: rows of a stage have the same chances of each task."""
-_SAMPLE_ROWS = 48
+_SAMPLE_ROWS = 160
 _TURN_PIECES = 5
 """What the chat template puts around a turn."""
 
@@ -63,17 +63,14 @@ class SyntheticRows:
     def __len__(self) -> int:
         return self._count
 
-    def __getitem__(self, index: int) -> Row:
-        """Row `index`, from 0; negative ones count from the end. Raises IndexError outside."""
-        return self._task_and_draw(index)
+    def __getitem__(self, index: int) -> ChatRow:
+        """ChatRow `index`, from 0; negative ones count from the end. Raises IndexError outside."""
+        name, draw = self._drawn(index)
+        return TASKS[name].row(draw)
 
     def task(self, index: int) -> str:
         """The name of the task that row `index` is of."""
         return self._drawn(index)[0]
-
-    def _task_and_draw(self, index: int) -> Row:
-        name, draw = self._drawn(index)
-        return TASKS[name].row(draw)
 
     def _drawn(self, index: int) -> tuple[str, Draw]:
         i = index + self._count if index < 0 else index
@@ -90,7 +87,7 @@ class SyntheticRows:
 
 
 def held_out(task: str, count: int, seed: int = 0) -> list[HeldOut]:
-    """Items of a task (of `TASKS` or `NEW_TASKS`) whose problems are in no training row; the same for the same
+    """Items of a task (of `HELD_OUT`) whose problems are in no training row; the same for the same
     arguments. Small spaces may give an item twice.
 
     Raises:
@@ -98,17 +95,18 @@ def held_out(task: str, count: int, seed: int = 0) -> list[HeldOut]:
     """
     if count < 1:
         raise ConfigError(f"count={count} is out of range; expected at least 1")
-    made = _known(task)
-    return [made.item(Draw(rng=random.Random(f"{seed} held out {task} {i}"), split="test")) for i in range(count)]
+    if task not in HELD_OUT:
+        raise ConfigError(f"task {task!r} is not known; expected some of {', '.join(HELD_OUT)}")
+    return [HELD_OUT[task](Draw(rng=random.Random(f"{seed} held out {task} {i}"), split="test")) for i in range(count)]
 
 
-def row_pieces(row: Row) -> int:
+def row_pieces(row: ChatRow) -> int:
     """About how many tokens a row has, without a tokenizer."""
     texts = [*(json.dumps(tool) for tool in row.get("tools", ())), *(_text(message) for message in row["messages"])]
     return sum(count_pieces(text) + _TURN_PIECES for text in texts)
 
 
-def write_jsonl(path: Path, rows: Iterable[Row]) -> int:
+def write_jsonl(path: Path, rows: Iterable[ChatRow]) -> int:
     """Writes a row a line; returns how many."""
     count = 0
     with path.open("w", encoding="utf-8") as file:
@@ -121,13 +119,6 @@ def write_jsonl(path: Path, rows: Iterable[Row]) -> int:
 def _text(message: Mapping[str, object]) -> str:
     calls = message.get("tool_calls")
     return f"{message['content']}{json.dumps(calls) if calls else ''}"
-
-
-def _known(task: str) -> Task:
-    tasks = {**TASKS, **NEW_TASKS}
-    if task not in tasks:
-        raise ConfigError(f"task {task!r} is not known; expected some of {', '.join(tasks)}")
-    return tasks[task]
 
 
 @cache

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from ryzjax.data.synthetic.draw import Draw
-from ryzjax.data.synthetic.row import Exchange, HeldOut
+from ryzjax.data.synthetic.exchange import Exchange, HeldOut
 from ryzjax.data.synthetic.words import ANIMALS, CITIES, COLORS, FIRST_NAMES, NOUNS
 
 __all__ = ["SYSTEM_PROMPTS", "held_out_small_talk", "small_talk"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ryzjax.data.synthetic.draw import Draw
-from ryzjax.data.synthetic.row import Exchange
+from ryzjax.data.synthetic.exchange import Exchange
 from ryzjax.data.synthetic.words import KEYS
 
 __all__ = ["sorting"]

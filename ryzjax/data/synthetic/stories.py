@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ryzjax.data.synthetic.draw import Draw
-from ryzjax.data.synthetic.row import Check, Exchange, HeldOut, user
+from ryzjax.data.synthetic.exchange import Check, Exchange, HeldOut, user
 from ryzjax.data.synthetic.words import ADJECTIVES, ANIMALS, FIRST_NAMES, words_of
 
 __all__ = ["held_out_story", "story", "tells_of"]

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 
 from ryzjax.data.synthetic import arithmetic as sums
 from ryzjax.data.synthetic.about import about
 from ryzjax.data.synthetic.draw import Draw
+from ryzjax.data.synthetic.exchange import ChatRow, Exchange, HeldOut, Message, Task
 from ryzjax.data.synthetic.extraction import extraction
 from ryzjax.data.synthetic.persona import held_out_persona, persona
 from ryzjax.data.synthetic.retrieval import held_out_retrieval, retrieval
 from ryzjax.data.synthetic.routing import routing
-from ryzjax.data.synthetic.row import Exchange, HeldOut, Message, Row, Task
 from ryzjax.data.synthetic.small_talk import SYSTEM_PROMPTS, held_out_small_talk, small_talk
 from ryzjax.data.synthetic.sorting import sorting
 from ryzjax.data.synthetic.stories import held_out_story, story
 from ryzjax.data.synthetic.strings import strings
 from ryzjax.data.synthetic.tools import held_out_tool_call, tools
 
-__all__ = ["MIXTURE", "NEW_TASKS", "TASKS"]
+__all__ = ["HELD_OUT", "MIXTURE", "NEW_TASKS", "TASKS"]
 
 _SYSTEM_PROMPT = 0.25
 """The share of rows with a system prompt."""
@@ -26,7 +27,7 @@ _SYSTEM_PROMPT = 0.25
 _Ask = Callable[[Draw], Exchange]
 
 
-def _exchanges(ask: _Ask, *, most: int) -> Callable[[Draw], Row]:
+def _exchanges(ask: _Ask, *, most: int) -> Callable[[Draw], ChatRow]:
     """Rows of one to `most` exchanges of a kind."""
     return lambda draw: _row(draw, [ask] * draw.rng.randint(1, most))
 
@@ -35,16 +36,16 @@ def _item(ask: _Ask) -> Callable[[Draw], HeldOut]:
     return lambda draw: ask(draw).held_out()
 
 
-def _row(draw: Draw, asks: list[_Ask]) -> Row:
+def _row(draw: Draw, asks: list[_Ask]) -> ChatRow:
     messages: list[Message] = []
     if draw.rng.random() < _SYSTEM_PROMPT:
         messages.append({"role": "system", "content": draw.rng.choice(SYSTEM_PROMPTS)})
     for ask in asks:
         messages += ask(draw).messages()
-    return Row(messages=messages)
+    return ChatRow(messages=messages)
 
 
-def _conversation(draw: Draw) -> Row:
+def _conversation(draw: Draw) -> ChatRow:
     """Two to six exchanges of any kind, after a greeting now and then."""
     rng = draw.rng
     asks: list[_Ask] = [small_talk] if rng.random() < 0.4 else []
@@ -169,3 +170,9 @@ NEW_TASKS: Mapping[str, Task] = {
     )
 }
 """What it is not trained on, to fine-tune it for."""
+
+HELD_OUT: Mapping[str, Callable[[Draw], HeldOut]] = {
+    **{name: task.item for name, task in {**TASKS, **NEW_TASKS}.items()},
+    "retrieval_2k": partial(held_out_retrieval, context_pieces=1800),
+}
+"""What can be tested: every task, and retrieval from lists as long as training has."""

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 from ryzjax.data.synthetic.arithmetic import addition
 from ryzjax.data.synthetic.draw import Draw
-from ryzjax.data.synthetic.row import Check, HeldOut, Message, Row, assistant, user
+from ryzjax.data.synthetic.exchange import ChatRow, Check, HeldOut, Message, assistant, user
 from ryzjax.data.synthetic.small_talk import small_talk
-from ryzjax.data.synthetic.words import CITIES, COLORS, FIRST_NAMES, MONTHS, PRODUCTS
+from ryzjax.data.synthetic.words import CITIES, COLORS, FIRST_NAMES, MONTHS, PRODUCTS, words_of
 
 __all__ = ["calls_tool", "held_out_tool_call", "tool_call_text", "tools"]
 
@@ -48,7 +48,7 @@ class _Tool:
         }
 
 
-def tools(draw: Draw) -> Row:
+def tools(draw: Draw) -> ChatRow:
     """A request, one to three tools offered: a call, its result and a reply; sometimes twice, or after small talk."""
     rng = draw.rng
     offered = rng.sample(_TOOLS, rng.randint(1, 3))
@@ -65,7 +65,7 @@ def tools(draw: Draw) -> Row:
             {"role": "tool", "name": tool.name, "content": json.dumps(result, ensure_ascii=False)},
             assistant(tool.reply.format(**arguments, **result)),
         ]
-    return Row(messages=messages, tools=[tool.schema() for tool in offered])
+    return ChatRow(messages=messages, tools=[tool.schema() for tool in offered])
 
 
 def held_out_tool_call(draw: Draw) -> HeldOut:
@@ -223,6 +223,33 @@ _TOOLS = (
         description="Sets the lights of a room to a percentage.",
         parameters={"room": "string", "percent": "integer"},
         arguments=lambda rng: {"room": rng.choice(_ROOMS), "percent": rng.randint(0, 100)},
+        requests=(
+            "Set the light in the {room} to {percent} percent.",
+            "Make the light in the {room} {percent} percent.",
+            "{percent} percent light in the {room}, please.",
+        ),
+        result=_done,
+        reply="The light in the {room} is at {percent} percent.",
+    ),
+)
+_TEXTS = (
+    "I am on my way.",
+    "See you tomorrow.",
+    "Happy birthday!",
+    "Dinner is ready.",
+    "The train is late.",
+    "Call me back, please.",
+    "Thank you for the flowers.",
+    "I will be there soon.",
+    "The meeting starts at noon.",
+    "Do not forget the keys.",
+)
+_EVENTS = ("meeting", "party", "concert", "dentist", "exam", "wedding", "picnic", "game", "dinner", "lesson")
+_GENRES = words_of(
+    "jazz rock folk blues pop opera piano guitar dance choir swing soul disco country metal gospel harp violin flute "
+    "drum trumpet organ film circus"
+)
+_ROOMS), "percent": rng.randint(0, 100)},
         requests=(
             "Set the light in the {room} to {percent} percent.",
             "Make the light in the {room} {percent} percent.",

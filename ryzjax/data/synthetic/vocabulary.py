@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections.abc import Iterable, Iterator
@@ -9,8 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ryzjax.data.chat import ChatTemplate
+from ryzjax.data.synthetic.exchange import ChatRow
 from ryzjax.data.synthetic.lengths import PIECE_PATTERN
-from ryzjax.data.synthetic.row import Row
+from ryzjax.data.synthetic.words import CITIES, COLORS, FIRST_NAMES, KEYS, LAST_NAMES, MONTHS, PRODUCTS
 from ryzjax.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -27,9 +29,10 @@ SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 _PLAIN_TOKENS = ("<tool_call>", "</tool_call>")
 """One token each, but part of the text that a caller sees, as in Qwen and Hermes."""
 _NUM_BYTES = 256
+_WORD_REPEATS = 300
 
 
-def train_tokenizer(rows: Iterable[Row], *, vocab_size: int) -> tokenizers.Tokenizer:
+def train_tokenizer(rows: Iterable[ChatRow], *, vocab_size: int) -> tokenizers.Tokenizer:
     """Learns merges from rows as the chat template renders them; the same for the same rows.
 
     Args:
@@ -60,7 +63,7 @@ def train_tokenizer(rows: Iterable[Row], *, vocab_size: int) -> tokenizers.Token
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(_texts(rows), trainer)
+    tokenizer.train_from_iterator(itertools.chain(_texts(rows), _words()), trainer)
     # The trainer makes all its tokens special; these are to stay in decoded text.
     tokenizer.add_tokens(plain)
     return tokenizer
@@ -93,7 +96,18 @@ def write_tokenizer(folder: Path, tokenizer: tokenizers.Tokenizer, *, max_tokens
         (folder / name).write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
 
 
-def _texts(rows: Iterable[Row]) -> Iterator[str]:
+def _words() -> Iterator[str]:
+    """The words that are copied from a question to its answer, often enough to become whole tokens.
+
+    A model copies one token more surely than several, which may be others behind a space than behind a quote.
+    """
+    behind_space = (*KEYS, *FIRST_NAMES, *LAST_NAMES, *CITIES, *PRODUCTS, *COLORS, *MONTHS)
+    alone = (*FIRST_NAMES, *CITIES, *PRODUCTS, *COLORS)
+    for word in (*(f" {word}" for word in behind_space), *alone):
+        yield from itertools.repeat(word, _WORD_REPEATS)
+
+
+def _texts(rows: Iterable[ChatRow]) -> Iterator[str]:
     """Rendered rows, cut where a special token stands: no merge is learnt from its letters."""
     template = ChatTemplate(CHAT_TEMPLATE, name="chat template of the demo model")
     cut = re.compile("|".join(map(re.escape, (*SPECIAL_TOKENS, *_PLAIN_TOKENS))))

@@ -57,9 +57,8 @@ CITIES: tuple[str, ...] = words_of(
 PRODUCTS: tuple[str, ...] = words_of(
     """apples bags batteries belts blankets books boots bottles bowls boxes brushes candles caps chairs clocks coats
     cups curtains desks erasers folders forks gloves hammers hats jackets jars keyboards knives ladders lamps mirrors
-    mugs notebooks pans pencils pens phones pillows plates radios ropes
-    rulers scarves scissors shelves shirts shoes socks
-    spoons stickers tables tents tickets towels umbrellas vases wallets watches"""
+    mugs notebooks pans pencils pens phones pillows plates radios ropes rulers scarves scissors shelves shirts shoes
+    socks spoons stickers tables tents tickets towels umbrellas vases wallets watches"""
 )
 """Things that are counted and sold."""
 

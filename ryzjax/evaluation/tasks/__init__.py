@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from ryzjax.evaluation.tasks.demo import DemoTask, demo_tasks
 from ryzjax.evaluation.tasks.gsm8k import GSM8K
 from ryzjax.evaluation.tasks.hellaswag import HellaSwag
 from ryzjax.evaluation.tasks.lambada import Lambada
@@ -15,6 +16,7 @@ __all__ = [
     "TASKS",
     "ContinuationTask",
     "DataSource",
+    "DemoTask",
     "GenerationTask",
     "HubData",
     "LocalData",
@@ -24,6 +26,6 @@ __all__ = [
 ]
 
 TASKS: Mapping[str, ContinuationTask | GenerationTask] = {
-    task.name: task for task in (HellaSwag(), MMLU(), Lambada(), GSM8K())
+    task.name: task for task in (HellaSwag(), MMLU(), Lambada(), GSM8K(), *demo_tasks())
 }
 """Every task by its name."""

@@ -92,7 +92,7 @@ class TaskResult:
 class Task(ABC, Generic[Item]):
     """A benchmark. `name` is what `--tasks` calls it."""
 
-    name: ClassVar[str]
+    name: str
 
     @abstractmethod
     def load(self, data: DataSource, options: TaskOptions) -> Loaded[Item]:

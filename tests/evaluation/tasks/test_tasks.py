@@ -231,7 +231,7 @@ def test_bad_options(settings: dict[str, int], message: str) -> None:
 
 def test_the_shared_data_is_read(shared: Path) -> None:
     data = LocalData(shared / "data" / "eval")
-    counts = {name: len(task.load(data, ALL).items) for name, task in TASKS.items()}
+    counts = {name: len(TASKS[name].load(data, ALL).items) for name in ("hellaswag", "lambada", "gsm8k", "mmlu")}
     lines = {
         name: (shared / "data" / "eval" / f"{name}_{split}.jsonl").read_bytes().count(b"\n")
         for name, split in (("hellaswag", "val"), ("lambada", "test"), ("gsm8k", "test"))

@@ -10,11 +10,11 @@ from typing import TypedDict
 from ryzjax.data.synthetic.draw import Draw
 
 __all__ = [
+    "ChatRow",
     "Check",
     "Exchange",
     "HeldOut",
     "Message",
-    "Row",
     "Task",
     "assistant",
     "exact",
@@ -33,7 +33,7 @@ class _Messages(TypedDict):
     messages: list[Message]
 
 
-class Row(_Messages, total=False):
+class ChatRow(_Messages, total=False):
     """A conversation to train on, and the tools offered in it."""
 
     tools: list[Mapping[str, object]]
@@ -87,7 +87,7 @@ class Task:
 
     name: str
     description: str
-    row: Callable[[Draw], Row]
+    row: Callable[[Draw], ChatRow]
     item: Callable[[Draw], HeldOut]
 
 
