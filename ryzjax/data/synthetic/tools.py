@@ -249,28 +249,4 @@ _GENRES = words_of(
     "jazz rock folk blues pop opera piano guitar dance choir swing soul disco country metal gospel harp violin flute "
     "drum trumpet organ film circus"
 )
-_ROOMS), "percent": rng.randint(0, 100)},
-        requests=(
-            "Set the light in the {room} to {percent} percent.",
-            "Make the light in the {room} {percent} percent.",
-            "{percent} percent light in the {room}, please.",
-        ),
-        result=_done,
-        reply="The light in the {room} is at {percent} percent.",
-    ),
-)
-_TEXTS = (
-    "I am on my way.",
-    "See you tomorrow.",
-    "Happy birthday!",
-    "Dinner is ready.",
-    "The train is late.",
-    "Call me back, please.",
-    "Thank you for the flowers.",
-    "I will be there soon.",
-    "The meeting starts at noon.",
-    "Do not forget the keys.",
-)
-_EVENTS = ("meeting", "party", "concert", "dentist", "exam", "wedding", "picnic", "game", "dinner", "lesson")
-_GENRES = ("jazz", "rock", "folk", "blues", "pop", "opera", "piano", "guitar", "dance", "choir", "swing", "soul")
 _ROOMS = ("kitchen", "garden", "hall", "office", "cellar", "bedroom", "garage", "attic", "library", "bathroom")
