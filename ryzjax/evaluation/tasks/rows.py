@@ -8,11 +8,12 @@ import io
 import json
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 
+from ryzjax.data.row import Row
 from ryzjax.errors import DataError, MissingExtraError
 
 __all__ = ["DataSource", "HubData", "LocalData", "Row", "Rows", "Split", "open_data"]
@@ -40,56 +41,6 @@ class Split:
     def hub_name(self) -> str:
         """The Hub's spelling in one string."""
         return ":".join(part for part in (self.dataset, self.config, self.split) if part)
-
-
-class Row:
-    """One row.
-
-    Args:
-      where: for messages, such as "data.jsonl:3".
-      values: by column.
-    """
-
-    def __init__(self, where: str, values: Mapping[str, object]):
-        self.where = where
-        self.values = values
-
-    def __contains__(self, name: str) -> bool:
-        return name in self.values
-
-    def text(self, name: str) -> str:
-        """A column of text. Raises DataError where it is missing or something else."""
-        value = self._value(name)
-        if not isinstance(value, str):
-            raise self.error(f"{name}={value!r:.80} is not text")
-        return value
-
-    def texts(self, name: str, *, least: int = 1) -> tuple[str, ...]:
-        """A column of several texts. Raises DataError where it is anything else, or has fewer than `least`."""
-        value = self._value(name)
-        if not isinstance(value, Sequence) or isinstance(value, str) or not all(isinstance(v, str) for v in value):
-            raise self.error(f"{name}={value!r:.80} is not a list of texts")
-        if len(value) < least:
-            raise self.error(f"{name} has {len(value)} texts; expected at least {least}")
-        return tuple(value)
-
-    def index(self, name: str, count: int) -> int:
-        """A column that chooses one of `count` things: a number from 0, as digits too. Raises DataError."""
-        value = self._value(name)
-        if isinstance(value, str) and value.strip().isdecimal():
-            value = int(value)
-        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < count:
-            raise self.error(f"{name}={value!r:.80} chooses none of {count}; expected 0 to {count - 1}")
-        return value
-
-    def error(self, message: str) -> DataError:
-        """An error about this row."""
-        return DataError(f"{self.where}: {message}")
-
-    def _value(self, name: str) -> object:
-        if name not in self.values:
-            raise self.error(f"no {name!r}; the row has {', '.join(map(repr, self.values)) or 'nothing'}")
-        return self.values[name]
 
 
 @dataclass(frozen=True, kw_only=True)
