@@ -23,6 +23,11 @@ _COMMANDS = {
     "eval": ("ryzjax.cli.eval", "Eval", "measure a model: benchmarks, perplexity, divergence from a reference"),
     "convert": ("ryzjax.cli.convert", "Convert", "write a model as a directory that loads without conversion"),
     "quantize": ("ryzjax.cli.quantize", "Quantize", "write a model in 4 or 8 bits, with a report of what it cost"),
+    "inspect-batch": (
+        "ryzjax.cli.inspect_batch",
+        "InspectBatch",
+        "show what a model would be trained on, token by token",
+    ),
     "info": ("ryzjax.cli.info", "Info", "versions, devices, a model's shape, and which implementation each op uses"),
 }
 

@@ -81,7 +81,7 @@ class BatchLoader:
         self._process_index, self._process_count = process_index, process_count
         self._epoch = self._window = self._unit = 0
         self._loaded: list[Unit] | None = None
-        self._places: tuple[int, ...] = ()
+        self._sources: list[list[int]] = []
         self._lengths: list[tuple[int, ...]] | None = None
         self._scanned = DataReport()
         self._fingerprint: int | None = None
@@ -165,7 +165,12 @@ class BatchLoader:
 
     def batch_places(self) -> tuple[str, ...]:
         """Where the rows of the last batch are, such as "data.jsonl:3", in the order of its rows."""
-        return tuple(self._windows.examples.place(row) for row in self._places)
+        rows = dict.fromkeys(row for segments in self._sources for row in segments)
+        return tuple(self._windows.examples.place(row) for row in rows)
+
+    def segment_places(self) -> list[list[str]]:
+        """The same for each segment of each row of the last batch."""
+        return [[self._windows.examples.place(row) for row in segments] for segments in self._sources]
 
     def scan(self, *, show_progress: bool = False) -> DataReport:
         """Reads and tokenizes all rows once, which finds every bad one, and counts them.
@@ -216,7 +221,7 @@ class BatchLoader:
         size = self._batch_rows // self._process_count
         rows = [row for unit in units for row in unit]
         rows = rows[self._process_index * size : (self._process_index + 1) * size]
-        self._places = tuple(dict.fromkeys(segment.row for row in rows for segment in row))
+        self._sources = [[segment.row for segment in row] for row in rows]
         return make_batch(rows, num_rows=size, sequence_tokens=self._windows.sequence_tokens)
 
     def _identity(self) -> dict[str, int]:

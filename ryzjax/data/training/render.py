@@ -159,7 +159,7 @@ class Renderer:
             if len(spans) != len(turns):
                 raise row.error(
                     f"the chat template has {len(spans)} {{% generation %}} blocks for {len(turns)} assistant "
-                    "messages, so which is whose is not known; expected one for each, or train_on all of them (assistant)"
+                    "messages, so which is whose is not known; expected one each, or train_on=assistant"
                 )
             spans = [span for i, span in zip(turns, spans, strict=True) if i in wanted]
         ids, counts = encode_pieces(self._tokenizer, marked.text, [at for span in spans for at in span])
