@@ -9,25 +9,29 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax import lax
+from jax.typing import DTypeLike
 
 from ryzjax.batch import SegmentBatch
+from ryzjax.bits import from_bits, storage_dtype, to_bits
 from ryzjax.layers.block import Block
 from ryzjax.layers.rope import Rope
 from ryzjax.models.decoder import Decoder
 from ryzjax.models.registry import AbstractModel
+from ryzjax.models.scan_layers import Remat, scan_layers, with_remat
 from ryzjax.models.weight_spec import WeightSpec
 
-__all__ = ["LayerStack", "StackedModel", "segment_lengths"]
+__all__ = ["Build", "LayerStack", "StackedModel", "segment_lengths"]
 
 PyTree = object
-Prepare = Callable[[Block, "LayerStack", PyTree], None]
-"""Changes a merged block before it runs, given the block's slice of the extras."""
+Build = Callable[["LayerStack", PyTree, PyTree], Block]
+"""(stack, a layer's slices of what is trained, of what is frozen) -> the layer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,11 +62,14 @@ class LayerStack:
         """Indices of its layers in the model."""
         return range(self.first, self.first + self.stride * self.count, self.stride)
 
+    def select(self, weights: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+        """Its weights by path, [count, ...] each, from stacked weights by name."""
+        return {path: weights[f"{self.name}.{path}"] for path in self.paths}
+
     def block(self, weights: Mapping[str, jax.Array]) -> Block:
         """One layer over its own weights, by path; floats are cast to what the model computes in."""
         leaves = [
-            _as_declared(weights[path], leaf)
-            for path, leaf in zip(self.paths, jax.tree.leaves(self.state), strict=True)
+            _as(weights[path], leaf.dtype) for path, leaf in zip(self.paths, jax.tree.leaves(self.state), strict=True)
         ]
         return nnx.merge(self.graphdef, jax.tree.unflatten(jax.tree.structure(self.state), leaves))
 
@@ -108,7 +115,10 @@ class StackedModel:
         return (*self.scanned, *self.tail)
 
     def _specs(self) -> Iterator[tuple[str, WeightSpec]]:
-        """Name -> spec of the outer weights, as the model names them, and of the stacks' ("layers[0::1].mlp.up")."""
+        """Name -> spec of the outer weights, as the model names them, and of the stacks' ("layers[0::1].mlp.up").
+
+        Stacks of bfloat16 are stored as bits (`ryzjax.bits`): the scan takes slices of them.
+        """
         yield from self.outer.items()
         for stack in self.stacks:
             for path in stack.paths:
@@ -118,7 +128,7 @@ class StackedModel:
                     WeightSpec(
                         shape=(stack.count, *one.shape),
                         dtype=one.dtype,
-                        stored_dtype=one.stored_dtype,
+                        stored_dtype=storage_dtype(one.stored_dtype),
                         sharding=self.model.placement.stacked(one.sharding),
                     ),
                 )
@@ -131,7 +141,7 @@ class StackedModel:
                 name = f"{stack.name}.{path}"
                 sharding = self.weights[name].sharding
                 parts = [weights.pop(f"layers.{layer}.{path}") for layer in stack.layers]
-                stacked[name] = jax.jit(lambda *parts: jnp.stack(parts), out_shardings=sharding)(*parts)
+                stacked[name] = jax.jit(_stack, out_shardings=sharding)(*parts)
         return stacked
 
     def unstack(self, weights: Mapping[str, jax.Array]) -> Iterator[tuple[str, jax.Array]]:
@@ -141,62 +151,77 @@ class StackedModel:
         for stack in self.stacks:
             for path in stack.paths:
                 for index, layer in enumerate(stack.layers):
-                    yield f"layers.{layer}.{path}", weights[f"{stack.name}.{path}"][index]
+                    dtype = self.model.weights[f"layers.{layer}.{path}"].stored_dtype
+                    yield f"layers.{layer}.{path}", _as(weights[f"{stack.name}.{path}"][index], dtype)
 
     def decoder(self, weights: Mapping[str, jax.Array]) -> Decoder:
         """The model over its outer weights alone: embedding, final norm and head; cheap inside jit."""
-        leaves = {name: _as_declared(weights[name], self._leaf(name)) for name in self.outer}
-        return self.model.merge_some(leaves)
-
-    def _leaf(self, name: str) -> jax.ShapeDtypeStruct:
-        spec = self.model.weights[name]
-        return jax.ShapeDtypeStruct(spec.shape, spec.stored_dtype)
+        return self.model.merge_some({name: _as(weights[name], spec.stored_dtype) for name, spec in self.outer.items()})
 
     def blocks(
         self,
         x: jax.Array,
-        weights: Mapping[str, jax.Array],
         batch: SegmentBatch,
         *,
-        extras: Mapping[str, PyTree] | None = None,
-        prepare: Prepare | None = None,
-        wrap: Callable[[Callable], Callable] = lambda body: body,
+        trained: Mapping[str, PyTree],
+        frozen: Mapping[str, PyTree],
+        build: Build,
+        remat: Remat,
+        remat_layers: int = 1,
     ) -> jax.Array:
         """All layers: [T, E] -> [T, E].
 
         Args:
           x: embedded tokens, the rows of `batch` behind each other.
-          weights: stacked, by name.
-          extras: name of a stack -> arrays [count, ...] that `prepare` is given slices of.
-          prepare: what changes a block before it runs: adapters.
-          wrap: of a turn of the scan: `jax.checkpoint`.
+          trained, frozen: name of a stack -> arrays [count, ...], of which each layer is given its slices. Gradients
+            flow to what is trained, and to x.
+          build: makes a block of a stack from its slices of both.
+          remat: what is kept for the backward pass.
+          remat_layers: as of `scan_layers`, turns of the scan.
         """
         decoder = self.model.merge(tuple(jax.tree.leaves(self.model.state)))
-        positions = batch.positions.reshape(-1)
-        tables = decoder.rope_tables(positions, segment_lengths(batch).reshape(-1))
+        lengths = segment_lengths(batch).reshape(-1)
+        shared = _Shared(
+            batch, {str(r): t for r, t in decoder.rope_tables(batch.positions.reshape(-1), lengths).items()}
+        )
 
-        def run(x: jax.Array, stacks: tuple[LayerStack, ...], slices: tuple[PyTree, ...]) -> jax.Array:
-            for stack, (own, extra) in zip(stacks, slices, strict=True):  # pyright: ignore
-                block = stack.block(own)
-                if prepare is not None:
-                    prepare(block, stack, extra)
-                rope = None if stack.rope is None else tables[stack.rope]
-                x, _ = block(x, rope, None, jnp.int32(0), batch, max_query_len=batch.token_ids.shape[1])
+        def run(
+            stacks: tuple[LayerStack, ...],
+            x: jax.Array,
+            trained: tuple[PyTree, ...],
+            frozen: tuple[PyTree, ...],
+            shared: _Shared,
+        ) -> jax.Array:
+            for stack, own, rest in zip(stacks, trained, frozen, strict=True):
+                rope = None if stack.rope is None else shared.ropes[str(stack.rope)]
+                length = shared.batch.token_ids.shape[1]
+                x, _ = build(stack, own, rest)(x, rope, None, jnp.int32(0), shared.batch, max_query_len=length)
             return x
 
-        def of(stack: LayerStack) -> tuple[dict[str, jax.Array], PyTree]:
-            own = {path: weights[f"{stack.name}.{path}"] for path in stack.paths}
-            return own, {} if extras is None else extras.get(stack.name, {})
-
-        def turn(x: jax.Array, slices: tuple[PyTree, ...]) -> tuple[jax.Array, None]:
-            return run(x, self.scanned, slices), None
+        def of(stacks: tuple[LayerStack, ...], arrays: Mapping[str, PyTree]) -> tuple[PyTree, ...]:
+            return tuple(arrays.get(stack.name, {}) for stack in stacks)
 
         if self.scanned:
-            x, _ = lax.scan(wrap(turn), x, tuple(of(stack) for stack in self.scanned))
+            x = scan_layers(
+                partial(run, self.scanned),
+                x,
+                of(self.scanned, trained),
+                of(self.scanned, frozen),
+                shared,
+                remat=remat,
+                remat_layers=remat_layers,
+            )
         for stack in self.tail:
-            only = jax.tree.map(lambda array: array[0], of(stack))
-            x = wrap(lambda x, own, stack=stack: run(x, (stack,), (own,)))(x, only)
+            own, rest = jax.tree.map(lambda array: array[0], (of((stack,), trained), of((stack,), frozen)))
+            x = with_remat(partial(run, (stack,)), remat)(x, own, rest, shared)
         return x
+
+
+class _Shared(NamedTuple):
+    """What all layers are given: the batch, and cos and sin of its tokens by the rope they are of."""
+
+    batch: SegmentBatch
+    ropes: dict[str, tuple[jax.Array, jax.Array]]
 
 
 def segment_lengths(batch: SegmentBatch) -> jax.Array:
@@ -209,9 +234,16 @@ def segment_lengths(batch: SegmentBatch) -> jax.Array:
     return jax.vmap(of_row)(batch.segment_ids, batch.positions)
 
 
-def _as_declared(array: jax.Array, leaf: jax.ShapeDtypeStruct) -> jax.Array:
-    """A float in the dtype that the model computes with it in; masters are wider."""
-    return array.astype(leaf.dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else array
+def _stack(*parts: jax.Array) -> jax.Array:
+    stacked = jnp.stack(parts)
+    return to_bits(stacked, storage_dtype(stacked.dtype))
+
+
+def _as(array: jax.Array, dtype: DTypeLike) -> jax.Array:
+    """Stored values in the dtype that the model computes with: bits become floats, masters are rounded."""
+    if not jnp.issubdtype(dtype, jnp.floating):
+        return array
+    return (from_bits(array) if dtype == jnp.bfloat16 else array).astype(dtype)
 
 
 def _shapes(state: nnx.State) -> tuple[tuple[tuple[int, ...], np.dtype], ...]:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,12 +16,10 @@ from ryzjax.lora.adapter import Adapter, LoraWeights
 from ryzjax.lora.config import LoraConfig
 from ryzjax.lora.linear import Dropout, attach
 from ryzjax.models.registry import AbstractModel
-from ryzjax.models.stacked import LayerStack, StackedModel
+from ryzjax.models.scan_layers import Remat
+from ryzjax.models.stacked import Build, LayerStack, StackedModel
 
-__all__ = ["AdapterParams", "Frozen", "FullModel", "LoraModel", "Remat", "TrainModel"]
-
-Remat = Literal["none", "dots", "full"]
-"""What a layer keeps for the backward pass: all it computed, its matrix products, or its input alone."""
+__all__ = ["AdapterParams", "Frozen", "FullModel", "LoraModel", "TrainModel"]
 
 _OUTER = "outer"
 
@@ -43,10 +41,10 @@ class Frozen(NamedTuple):
     row_norms: Mapping[str, Mapping[str, jax.Array]]
 
 
-class _Extra(NamedTuple):
-    """What the scan slices for a block beside its weights."""
+class _FrozenLayer(NamedTuple):
+    """What the scan slices for an adapted block beside its updates."""
 
-    updates: Mapping[str, LoraWeights]
+    weights: Mapping[str, jax.Array]
     row_norms: Mapping[str, jax.Array]
     key: jax.Array | None
 
@@ -57,23 +55,28 @@ class TrainModel:
 
     Attributes:
       stacked: the model.
-      remat: see `Remat`.
+      remat, remat_layers: what is kept for the backward pass; see `scan_layers`.
     """
 
     stacked: StackedModel
     remat: Remat
+    remat_layers: int = 1
 
     @property
     def model(self) -> AbstractModel:
         """The model, layer by layer."""
         return self.stacked.model
 
-    def _wrap(self, body: Callable) -> Callable:
-        if self.remat == "none":
-            return body
-        policies = jax.checkpoint_policies
-        policy = policies.nothing_saveable if self.remat == "full" else policies.dots_with_no_batch_dims_saveable
-        return jax.checkpoint(body, policy=policy, prevent_cse=False)
+    def _blocks(self, x: jax.Array, batch: SegmentBatch, trained: Mapping, frozen: Mapping, build: Build) -> jax.Array:
+        return self.stacked.blocks(
+            x,
+            batch,
+            trained=trained,
+            frozen=frozen,
+            build=build,
+            remat=self.remat,
+            remat_layers=self.remat_layers,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,31 +105,32 @@ class LoraModel(TrainModel):
           key: of dropout; None in evaluation.
         """
         x = self.stacked.decoder(frozen.weights).embed_tokens(batch.token_ids.reshape(-1))
-        return self.stacked.blocks(
+        stacks = self.stacked.stacks
+        return self._blocks(
             x,
-            frozen.weights,
             batch,
-            extras={stack.name: self._extra(stack, params, frozen, key) for stack in self.stacked.stacks},
-            prepare=self._prepare,
-            wrap=self._wrap,
+            {stack.name: params.get(stack.name, {}) for stack in stacks},
+            {stack.name: self._frozen_layers(stack, frozen, key) for stack in stacks},
+            self._build,
         )
 
-    def _extra(self, stack: LayerStack, params: AdapterParams, frozen: Frozen, key: jax.Array | None) -> _Extra:
+    def _frozen_layers(self, stack: LayerStack, frozen: Frozen, key: jax.Array | None) -> _FrozenLayer:
         keys = None
         if key is not None and self.lora.dropout:
             keys = jax.vmap(partial(jax.random.fold_in, key))(jnp.asarray(stack.layers))
-        return _Extra(params.get(stack.name, {}), frozen.row_norms.get(stack.name, {}), keys)
+        return _FrozenLayer(stack.select(frozen.weights), frozen.row_norms.get(stack.name, {}), keys)
 
-    def _prepare(self, block: Block, stack: LayerStack, extra: object) -> None:
-        assert isinstance(extra, _Extra)
+    def _build(self, stack: LayerStack, trained: object, frozen: object) -> Block:
+        assert isinstance(trained, dict) and isinstance(frozen, _FrozenLayer)
+        updates: dict[str, LoraWeights] = trained
         dropout = None
-        if extra.key is not None:
-            keys = jax.random.split(extra.key, max(1, len(extra.updates)))
-            dropout = {
-                path: Dropout(rate=self.lora.dropout, key=key) for path, key in zip(extra.updates, keys, strict=False)
-            }
-        scales = {path: self.lora.scale_of(f"layers.{stack.first}.{path}") for path in extra.updates}
-        attach(block, extra.updates, scales, row_norms=extra.row_norms, dropout=dropout)
+        if frozen.key is not None and updates:
+            keys = jax.random.split(frozen.key, len(updates))
+            dropout = {path: Dropout(rate=self.lora.dropout, key=key) for path, key in zip(updates, keys, strict=True)}
+        block = stack.block(frozen.weights)
+        scales = {path: self.lora.scale_of(f"layers.{stack.first}.{path}") for path in updates}
+        attach(block, updates, scales, row_norms=frozen.row_norms, dropout=dropout)
+        return block
 
     def head_params(self, params: AdapterParams) -> dict[str, LoraWeights]:
         """What of the parameters the head reads."""
@@ -181,7 +185,8 @@ class FullModel(TrainModel):
         """Hidden states [T, E] before the final norm; nothing is frozen, and there is no dropout."""
         del frozen, key
         x = self.stacked.decoder(params).embed_tokens(batch.token_ids.reshape(-1))
-        return self.stacked.blocks(x, params, batch, wrap=self._wrap)
+        stacks = self.stacked.stacks
+        return self._blocks(x, batch, {stack.name: stack.select(params) for stack in stacks}, {}, _plain_block)
 
     def head_params(self, params: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
         """What of the parameters the head reads: the outer weights."""
@@ -195,3 +200,9 @@ class FullModel(TrainModel):
         """[S, E] -> float32 [S, V]; a `losses.Head`."""
         del frozen
         return self.stacked.decoder(trained).logits(hidden)
+
+
+def _plain_block(stack: LayerStack, trained: object, frozen: object) -> Block:
+    del frozen
+    assert isinstance(trained, dict)
+    return stack.block(trained)

@@ -78,10 +78,14 @@ def make_train_step(
             grads, sums = _accumulate(gradients, batch, jax.random.split(step_key, parts))
         grad_norm = optax.global_norm(grads)
         finite = jnp.isfinite(sums["loss"]) & jnp.isfinite(grad_norm)
-        updates, optimizer_state = optimizer.update(grads, state.optimizer, state.params)
-        params = optax.apply_updates(state.params, updates)
-        new = TrainState(params, optimizer_state, state.step + 1)  # pyright: ignore[reportArgumentType]
-        new = jax.tree.map(lambda now, before: jnp.where(finite, now, before), new, state)
+
+        def update(grads: PyTree, before: TrainState) -> TrainState:
+            updates, optimizer_state = optimizer.update(grads, before.optimizer, before.params)
+            params = optax.apply_updates(before.params, updates)
+            return TrainState(params, optimizer_state, before.step + 1)  # pyright: ignore[reportArgumentType]
+
+        # A branch is a border too: XLA would else decode an optimizer's states ahead of the backward pass.
+        new = lax.cond(finite, update, lambda grads, before: before, grads, state)
         metrics = {name: total * scale for name, total in sums.items()}
         return new, {**metrics, "grad_norm": grad_norm, "finite": finite.astype(jnp.float32), "count": count}
 
