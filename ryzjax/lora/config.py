@@ -13,7 +13,7 @@ from typing import Literal, get_args
 
 from ryzjax.errors import ConfigError
 
-__all__ = ["ALL_LINEAR", "LoraConfig", "LoraInit"]
+__all__ = ["ALL_LINEAR", "LoraConfig", "LoraInit", "shortest_endings"]
 
 ALL_LINEAR = "all-linear"
 """Target of every linear layer but the head, routers and experts."""
@@ -81,11 +81,14 @@ class LoraConfig:
         """r of a layer."""
         return next((rank for pattern, rank in self.rank_pattern.items() if _matches(pattern, layer)), self.rank)
 
+    def alpha_of(self, layer: str) -> float:
+        """alpha of a layer."""
+        return next((alpha for pattern, alpha in self.alpha_pattern.items() if _matches(pattern, layer)), self.alpha)
+
     def scale_of(self, layer: str) -> float:
         """What B A of a layer is multiplied by."""
         rank = self.rank_of(layer)
-        alpha = next((a for pattern, a in self.alpha_pattern.items() if _matches(pattern, layer)), self.alpha)
-        return alpha / (math.sqrt(rank) if self.use_rslora else rank)
+        return self.alpha_of(layer) / (math.sqrt(rank) if self.use_rslora else rank)
 
     def choose(self, linears: Mapping[str, tuple[int, ...]]) -> tuple[str, ...]:
         """The layers to adapt, in the model's order.
@@ -115,6 +118,18 @@ class LoraConfig:
         if not chosen:
             raise ConfigError(f"LoRA targets {list(self.targets)} without {list(self.exclude)} leave no layer to adapt")
         return tuple(chosen)
+
+
+def shortest_endings(chosen: Iterable[str], names: Iterable[str]) -> tuple[str, ...]:
+    """The shortest endings on a dot that name the chosen layers, and no other of `names`, in their order."""
+    wanted = dict.fromkeys(chosen)
+    unwanted = {ending for name in names if name not in wanted for ending in _endings(name)}
+    return tuple(dict.fromkeys(next((e for e in _endings(name) if e not in unwanted), name) for name in wanted))
+
+
+def _endings(name: str) -> Iterable[str]:
+    parts = name.split(".")
+    return (".".join(parts[i:]) for i in reversed(range(len(parts))))
 
 
 def _matches(pattern: str, layer: str) -> bool:
