@@ -12,12 +12,14 @@ import jax.numpy as jnp
 
 from ryzjax.batch import SegmentBatch
 from ryzjax.layers.block import Block
+from ryzjax.layers.mlp import GatedMLP
 from ryzjax.lora.adapter import Adapter, LoraWeights
 from ryzjax.lora.config import LoraConfig
 from ryzjax.lora.linear import Dropout, attach
 from ryzjax.models.registry import AbstractModel
 from ryzjax.models.scan_layers import Remat
 from ryzjax.models.stacked import Build, LayerStack, StackedModel
+from ryzjax.training.row_chunks import RowChunks
 
 __all__ = ["AdapterParams", "Frozen", "FullModel", "LoraModel", "TrainModel"]
 
@@ -56,11 +58,13 @@ class TrainModel:
     Attributes:
       stacked: the model.
       remat, remat_layers: what is kept for the backward pass; see `scan_layers`.
+      mlp_rows: tokens that pass an MLP at a time, see `RowChunks`; None for all.
     """
 
     stacked: StackedModel
     remat: Remat
     remat_layers: int = 1
+    mlp_rows: int | None = None
 
     @property
     def model(self) -> AbstractModel:
@@ -73,10 +77,16 @@ class TrainModel:
             batch,
             trained=trained,
             frozen=frozen,
-            build=build,
+            build=partial(self._in_chunks, build),
             remat=self.remat,
             remat_layers=self.remat_layers,
         )
+
+    def _in_chunks(self, build: Build, stack: LayerStack, trained: object, frozen: object) -> Block:
+        block = build(stack, trained, frozen)
+        if self.mlp_rows is not None and isinstance(block.mlp, GatedMLP):
+            block.mlp = RowChunks(block.mlp, self.mlp_rows)  # pyright: ignore[reportAttributeAccessIssue]
+        return block
 
 
 @dataclass(frozen=True, kw_only=True)
