@@ -106,7 +106,10 @@ def _multiplication(draw: Draw) -> Exchange:
 
 def _three(draw: Draw) -> Exchange:
     rng = draw.rng
-    a, b, c = draw.fresh("sum of three", lambda: (rng.randint(1, 30), rng.randint(1, 30), rng.randint(1, 9)))
+    a, b, c = rng.randint(1, 30), rng.randint(1, 30), rng.randint(1, 9)
+    # Both sums on the way are problems of their own.
+    while not all(draw.admits(ADDITION_SPACE, _sorted(pair)) for pair in ((a, b), (a + b, c))):
+        a, b, c = rng.randint(1, 30), rng.randint(1, 30), rng.randint(1, 9)
     question = rng.choice(("What is {0} + {1} + {2}?", "{0} + {1} + {2}", "Add {0}, {1} and {2}.")).format(a, b, c)
     return Exchange(question=question, answer=f"{a} + {b} + {c} = {a + b} + {c} = {a + b + c}")
 

@@ -44,6 +44,10 @@ class Draw:
     split: Split
     progress: float = 1.0
 
+    def admits(self, space: str, problem: object) -> bool:
+        """Whether a problem is of this split; see `split_of`."""
+        return split_of(space, problem) == self.split
+
     def fresh(
         self, space: str, make: Callable[[], Problem], *, key: Callable[[Problem], object] | None = None
     ) -> Problem:
@@ -56,6 +60,6 @@ class Draw:
         """
         for _ in range(_MAX_TRIES):
             problem = make()
-            if split_of(space, problem if key is None else key(problem)) == self.split:
+            if self.admits(space, problem if key is None else key(problem)):
                 return problem
         raise AssertionError(f"no problem of {space!r} is in the {self.split} split")

@@ -55,17 +55,15 @@ def train_tokenizer(rows: Iterable[ChatRow], *, vocab_size: int) -> tokenizers.T
         ]
     )
     tokenizer.decoder = decoders.ByteLevel()
-    special = [AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS]
-    plain = [AddedToken(token, special=False, normalized=False) for token in _PLAIN_TOKENS]
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        special_tokens=[*special, *plain],
+        vocab_size=vocab_size - len(_PLAIN_TOKENS),
+        special_tokens=[AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS],
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
     tokenizer.train_from_iterator(itertools.chain(_texts(rows), _words()), trainer)
-    # The trainer makes all its tokens special; these are to stay in decoded text.
-    tokenizer.add_tokens(plain)
+    # Only now: all tokens a trainer is given are special, and these are to stay in decoded text.
+    tokenizer.add_tokens([AddedToken(token, special=False, normalized=False) for token in _PLAIN_TOKENS])
     return tokenizer
 
 
