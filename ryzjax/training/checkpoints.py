@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import math
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -212,6 +213,8 @@ class RunCheckpoints:
     def _failed(self, error: Exception) -> CheckpointError:
         step, self._saving = self._saving, None
         self._eval_losses.clear()
+        for unfinished in self.folder.glob(f"{step}.orbax-checkpoint-tmp*"):
+            shutil.rmtree(unfinished, ignore_errors=True)
         self._manager.reload()
         left = self.latest_step()
         return CheckpointError(
@@ -272,4 +275,6 @@ def _reason(error: BaseException) -> str:
     while (cause := error.__cause__ or error.__context__) is not None:
         error = cause
     text = (error.strerror if isinstance(error, OSError) else None) or str(error)
+    # Tensorstore: "what it did: in which file: No space left on device [os_error_code='28'] [more]".
+    text = text.split(" [os_error_code")[0].rsplit(": ", 1)[-1] if "os_error_code" in text else text
     return text.strip().split("\n")[0][:300] or type(error).__name__

@@ -1,0 +1,190 @@
+"""The figures of a run, step by step: to a JSONL file, to TensorBoard, to Weights & Biases."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from ryzjax.errors import DataError, MissingExtraError, RyzJAXError
+
+__all__ = ["JsonlLog", "LogError", "RunLog", "RunLogs", "TensorBoardLog", "WandbLog", "read_log"]
+
+
+class LogError(RyzJAXError):
+    """The log of a run cannot be written."""
+
+
+class RunLog(Protocol):
+    """Where figures go."""
+
+    def log(self, step: int, figures: Mapping[str, float]) -> None:
+        """Figures after `step` updates, such as loss, eval_loss, learning_rate, grad_norm, tokens, tokens_per_s."""
+        ...
+
+    def close(self) -> None:
+        """Writes what is left."""
+        ...
+
+
+class RunLogs:
+    """Several logs as one."""
+
+    def __init__(self, logs: Sequence[RunLog]):
+        self._logs = tuple(logs)
+
+    def log(self, step: int, figures: Mapping[str, float]) -> None:
+        """To each log, in order."""
+        for log in self._logs:
+            log.log(step, figures)
+
+    def close(self) -> None:
+        """Closes each log."""
+        for log in self._logs:
+            log.close()
+
+
+class JsonlLog:
+    """One JSON object a line: {"step": 10, "loss": 1.5, ...}; NaN and infinity are null, as JSON has none.
+
+    A run that goes on from step N drops what lines past N there are, a line cut short by a kill included, and appends:
+    the file is as if the run had never stopped.
+
+    Args:
+      path: the file; its folder is made.
+      resumed_step: updates done before; 0 begins anew.
+
+    Raises:
+      LogError: it cannot be written.
+    """
+
+    def __init__(self, path: Path, *, resumed_step: int = 0):
+        self.path = path
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            kept = _lines_to_keep(path, resumed_step) if resumed_step else b""
+            # As a whole or not at all: a kill here must not cost the figures so far.
+            part = path.with_name(f"{path.name}.part")
+            part.write_bytes(kept)
+            part.replace(path)
+            self._file = path.open("a", encoding="utf-8")
+        except OSError as error:
+            raise LogError(f"{path}: cannot be written ({error.strerror}); check path, rights and space") from error
+
+    def log(self, step: int, figures: Mapping[str, float]) -> None:
+        """Writes a line, at once.
+
+        Raises:
+          LogError: it cannot be written.
+        """
+        values = {name: value if math.isfinite(value) else None for name, value in figures.items()}
+        try:
+            self._file.write(json.dumps({"step": step, **values}) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise LogError(f"{self.path}: cannot be written ({error.strerror}); check the space") from error
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._file.close()
+
+
+class TensorBoardLog:
+    """Event files for TensorBoard, a scalar a figure.
+
+    Args:
+      folder: of the event files.
+      resumed_step: updates done before; TensorBoard hides what an earlier run wrote past it.
+
+    Raises:
+      MissingExtraError: tensorboardX is not installed.
+    """
+
+    def __init__(self, folder: Path, *, resumed_step: int = 0):
+        try:
+            # Imported here: an optional extra.
+            from tensorboardX import SummaryWriter
+        except ImportError as error:
+            raise MissingExtraError("TensorBoard logs need tensorboardX: pip install 'ryzjax[train]'") from error
+        self._writer = SummaryWriter(str(folder), purge_step=resumed_step + 1 if resumed_step else None)
+
+    def log(self, step: int, figures: Mapping[str, float]) -> None:
+        """A point of each figure."""
+        for name, value in figures.items():
+            self._writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Writes what is left."""
+        self._writer.close()
+
+
+class WandbLog:
+    """A run of Weights & Biases, in the user's own account.
+
+    Args:
+      project: the project's name.
+      name: the run's name; a run of this name in the same folder is gone on with.
+      folder: of the files it keeps locally.
+      config: the settings of the run, shown beside it.
+
+    Raises:
+      MissingExtraError: wandb is not installed.
+    """
+
+    def __init__(self, project: str, *, name: str, folder: Path, config: Mapping[str, object]):
+        try:
+            # Imported here: only who asks for it needs it.
+            import wandb  # pyright: ignore[reportMissingImports]
+        except ImportError as error:
+            raise MissingExtraError("logging to Weights & Biases needs its package: pip install wandb") from error
+        folder.mkdir(parents=True, exist_ok=True)
+        self._run = wandb.init(
+            project=project, name=name, id=name, dir=str(folder), config=dict(config), resume="allow"
+        )
+
+    def log(self, step: int, figures: Mapping[str, float]) -> None:
+        """A point of each figure."""
+        self._run.log(dict(figures), step=step)
+
+    def close(self) -> None:
+        """Ends the run."""
+        self._run.finish()
+
+
+def read_log(path: Path) -> list[dict[str, float | None]]:
+    """The lines of a JSONL log.
+
+    Raises:
+      DataError: it cannot be read, or a line is not what `JsonlLog` writes.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}); expected the log of a run") from error
+    found: list[dict[str, float | None]] = []
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise DataError(f"{path}:{number}: not JSON ({error.msg}); remove the line") from error
+        if not isinstance(row, dict) or not isinstance(row.get("step"), int):
+            raise DataError(f"{path}:{number}: no step; expected an object like {{'step': 10, 'loss': 1.5}}")
+        found.append(row)
+    return found
+
+
+def _lines_to_keep(path: Path, step: int) -> bytes:
+    if not path.exists():
+        return b""
+    kept = []
+    for line in path.read_bytes().splitlines(keepends=True):
+        try:
+            row = json.loads(line)
+        except ValueError:
+            # Cut short by a kill, and so the last one; or a fault of the disk, whose step nobody knows.
+            continue
+        if isinstance(row, dict) and isinstance(row.get("step"), int) and row["step"] <= step and line.endswith(b"\n"):
+            kept.append(line)
+    return b"".join(kept)
