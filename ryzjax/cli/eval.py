@@ -22,9 +22,9 @@ class Eval:
     config: str | None = None
     """TOML file, or the name of one in configs/serve, that sets any of these flags; a flag wins over it."""
     tasks: tuple[str, ...] = ()
-    """Benchmarks: hellaswag, mmlu, lambada, gsm8k; by commas or spaces."""
+    """Benchmarks: hellaswag, mmlu, lambada, gsm8k, demo_addition and others of the demo model; by commas or spaces."""
     data: str = "hub"
-    """Folder with the benchmarks' files (docs/evaluation.md), or hub for Hugging Face data sets."""
+    """Folder with the benchmarks' files (docs/evaluation.md), or hub for Hugging Face data sets; demo_* need none."""
     limit: int | None = None
     """Items of each benchmark (of each subject of mmlu), the first ones."""
     sample_seed: int | None = None
@@ -65,7 +65,9 @@ class Eval:
         from rich.console import Console
 
         from ryzjax.evaluation import (
+            TASKS,
             EvaluationText,
+            NoData,
             TaskOptions,
             check_tasks,
             evaluate,
@@ -88,7 +90,8 @@ class Eval:
         # Names and files are looked at before a model is loaded.
         if names:
             check_tasks(names)
-        data = open_data(self.data) if names else None
+        needs_data = any(TASKS[name].needs_data for name in names)
+        data = (open_data(self.data) if needs_data else NoData()) if names else None
         text = None if self.perplexity is None else EvaluationText.read(self.perplexity)
         kl_text = None if self.kl is None else EvaluationText.read(self.kl)
         windows = {"context_tokens": self.context_tokens, "stride_tokens": self.stride_tokens}

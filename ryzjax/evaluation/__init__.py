@@ -6,7 +6,7 @@ from ryzjax.evaluation.divergence import Divergence, ReferenceStates, divergence
 from ryzjax.evaluation.evaluate import check_tasks, evaluate, evaluate_task, text_divergence
 from ryzjax.evaluation.forward import Forward, Head, OpenModel, open_model
 from ryzjax.evaluation.perplexity import Perplexity, perplexity
-from ryzjax.evaluation.tasks import TASKS, DataSource, HubData, LocalData, TaskOptions, TaskResult, open_data
+from ryzjax.evaluation.tasks import TASKS, DataSource, HubData, LocalData, NoData, TaskOptions, TaskResult, open_data
 from ryzjax.evaluation.text import EvaluationText, Window, sliding_windows
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "Head",
     "HubData",
     "LocalData",
+    "NoData",
     "OpenModel",
     "Perplexity",
     "ReferenceStates",

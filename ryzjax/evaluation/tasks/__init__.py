@@ -9,7 +9,7 @@ from ryzjax.evaluation.tasks.gsm8k import GSM8K
 from ryzjax.evaluation.tasks.hellaswag import HellaSwag
 from ryzjax.evaluation.tasks.lambada import Lambada
 from ryzjax.evaluation.tasks.mmlu import MMLU
-from ryzjax.evaluation.tasks.rows import DataSource, HubData, LocalData, open_data
+from ryzjax.evaluation.tasks.rows import DataSource, HubData, LocalData, NoData, open_data
 from ryzjax.evaluation.tasks.task import ContinuationTask, GenerationTask, TaskOptions, TaskResult
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "GenerationTask",
     "HubData",
     "LocalData",
+    "NoData",
     "TaskOptions",
     "TaskResult",
     "open_data",

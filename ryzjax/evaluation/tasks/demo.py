@@ -29,6 +29,7 @@ class DemoTask(GenerationTask[HeldOut]):
       source: which of `ryzjax.data.synthetic.HELD_OUT`; `name` is "demo_" and it.
     """
 
+    needs_data = False
     stop = ()
     max_new_tokens = 128
 

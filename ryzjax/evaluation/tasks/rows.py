@@ -156,6 +156,19 @@ class HubData(DataSource):
         return tuple(sorted(set(names) - {"all", "auxiliary_train"}))
 
 
+class NoData(DataSource):
+    """Nothing, for tasks that make their own items."""
+
+    def read(self, split: Split) -> Rows:
+        raise DataError(f"{split.file} is asked for and no data was given; give --data FOLDER, or --data hub")
+
+    def has(self, split: Split) -> bool:
+        return False
+
+    def subsets(self, pattern: str, dataset: str) -> tuple[str, ...]:
+        return ()
+
+
 def open_data(data: str) -> DataSource:
     """The source a flag names: "hub", or a folder. Errors as of the two classes."""
     return HubData() if data == "hub" else LocalData(data)

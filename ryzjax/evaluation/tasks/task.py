@@ -90,9 +90,15 @@ class TaskResult:
 
 
 class Task(ABC, Generic[Item]):
-    """A benchmark. `name` is what `--tasks` calls it."""
+    """A benchmark.
+
+    Attributes:
+      name: what `--tasks` calls it.
+      needs_data: whether `load` reads data; else it makes the items.
+    """
 
     name: str
+    needs_data: ClassVar[bool] = True
 
     @abstractmethod
     def load(self, data: DataSource, options: TaskOptions) -> Loaded[Item]:
