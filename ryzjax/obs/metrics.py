@@ -18,7 +18,7 @@ from prometheus_client.registry import Collector
 
 from ryzjax.obs.histogram import Histogram
 
-__all__ = ["PREFIX", "EngineMetrics", "RequestStats"]
+__all__ = ["OTHER_ADAPTERS", "PREFIX", "EngineMetrics", "RequestStats"]
 
 PREFIX = "ryzjax:"
 
@@ -45,7 +45,13 @@ _HISTOGRAMS: dict[str, tuple[str, tuple[float, ...]]] = {
     "request_decode_time_seconds": ("From a request's first token to its end.", _REQUEST_S),
     "request_prompt_tokens": ("Prompt tokens of a finished request.", _TOKENS),
     "request_generation_tokens": ("Generated tokens of a finished request.", _TOKENS),
+    "lora_load_seconds": ("From an adapter's files or arrays to being named by requests.", _REQUEST_S),
+    "lora_write_seconds": ("For which the engine's thread starts writing an adapter into its slot.", _PER_TOKEN_S),
 }
+
+# Adapters come and go under any names: those beyond so many are counted together, as `OTHER_ADAPTERS`.
+_MAX_ADAPTER_LABELS = 64
+OTHER_ADAPTERS = "(others)"
 
 _COUNTERS: dict[str, str] = {
     "num_preemptions": "Sequences that gave up their pages and were recomputed later.",
@@ -53,6 +59,7 @@ _COUNTERS: dict[str, str] = {
     "generation_tokens": "Tokens generated.",
     "prompt_tokens_scored": "Prompt tokens whose log-probabilities were computed.",
     "embeddings": "Prompts that became a vector.",
+    "lora_loads": "Adapters written into a slot of the device.",
     "recompiles": "Executables compiled after start-up; serving traffic should never add one.",
 }
 
@@ -60,6 +67,8 @@ _GAUGES: dict[str, str] = {
     "num_requests_running": "Sequences being run.",
     "num_requests_waiting": "Sequences waiting for pages or a slot.",
     "kv_cache_usage_perc": "Share of KV pages in use; 1 is all.",
+    "loras_loaded": "Slots of the device that hold an adapter.",
+    "loras_registered": "Adapters that requests may name.",
     "engine_healthy": "1 while the engine thread is alive and has not failed.",
     "padding_waste_ratio": "Share of the rows of recent steps (about the last hundred) that were padding.",
 }
@@ -77,6 +86,7 @@ class RequestStats:
       first_scheduled_s: when it first ran.
       first_token_s: when its first token came.
       finished_s: when it ended.
+      adapter: name of the adapter it ran with.
     """
 
     prompt_tokens: int
@@ -86,6 +96,7 @@ class RequestStats:
     first_scheduled_s: float | None
     first_token_s: float | None
     finished_s: float
+    adapter: str | None = None
 
 
 class EngineMetrics(Collector):
@@ -101,6 +112,7 @@ class EngineMetrics(Collector):
         self._gauges = dict.fromkeys(_GAUGES, 0.0)
         self._counters = dict.fromkeys(_COUNTERS, 0.0)
         self._finished = dict.fromkeys(_FINISH_REASONS, 0.0)
+        self._adapter_requests: dict[str, float] = {}
         self._histograms = {name: Histogram(bounds) for name, (_, bounds) in _HISTOGRAMS.items()}
         self._cache_config: dict[str, str] | None = None
         self._recent_tokens = 0.0
@@ -164,6 +176,8 @@ class EngineMetrics(Collector):
         with self._lock:
             histograms = self._histograms
             self._finished[stats.finish_reason] += 1
+            if stats.adapter is not None:
+                self._count_adapter(stats.adapter)
             self._counters["prompt_tokens"] += stats.prompt_tokens
             histograms["request_prompt_tokens"].observe(stats.prompt_tokens)
             histograms["request_generation_tokens"].observe(stats.generation_tokens)
@@ -179,6 +193,33 @@ class EngineMetrics(Collector):
             if stats.generation_tokens > 1:
                 per_token_s = decode_s / (stats.generation_tokens - 1)
                 histograms["request_time_per_output_token_seconds"].observe(per_token_s)
+
+    def _count_adapter(self, name: str) -> None:
+        counts = self._adapter_requests
+        label = name if name in counts or len(counts) < _MAX_ADAPTER_LABELS else OTHER_ADAPTERS
+        counts[label] = counts.get(label, 0.0) + 1
+
+    def adapter_registered(self, seconds: float, registered: int) -> None:
+        """An adapter was read and checked in so many seconds; `registered` are known now."""
+        with self._lock:
+            self._histograms["lora_load_seconds"].observe(seconds)
+            self._gauges["loras_registered"] = registered
+
+    def set_registered_adapters(self, registered: int) -> None:
+        """So many adapters may be named now."""
+        with self._lock:
+            self._gauges["loras_registered"] = registered
+
+    def adapter_written(self, seconds: float) -> None:
+        """An adapter is being written into a slot; it took the engine's thread so many seconds to say so."""
+        with self._lock:
+            self._counters["lora_loads"] += 1
+            self._histograms["lora_write_seconds"].observe(seconds)
+
+    def set_loaded_adapters(self, loaded: int) -> None:
+        """So many slots of the device hold an adapter."""
+        with self._lock:
+            self._gauges["loras_loaded"] = loaded
 
     def recompiled(self) -> None:
         """An executable was compiled after start-up."""
@@ -221,6 +262,12 @@ class EngineMetrics(Collector):
         for reason, count in self._finished.items():
             finished.add_metric([*model, reason], count)
         yield finished
+        by_adapter = CounterMetricFamily(
+            PREFIX + "lora_requests", "Requests that ended, by adapter.", labels=[*names, "lora_name"]
+        )
+        for adapter, count in self._adapter_requests.items():
+            by_adapter.add_metric([*model, adapter], count)
+        yield by_adapter
         for name, (documentation, _) in _HISTOGRAMS.items():
             values = self._histograms[name]
             histogram = HistogramMetricFamily(PREFIX + name, documentation, labels=names)

@@ -20,7 +20,7 @@ class Capacity:
 
     Attributes:
       budget_bytes: memory for weights (already there), temporaries and the pool.
-      weight_bytes, temporary_bytes: taken before the pool.
+      weight_bytes, adapter_bytes, temporary_bytes: taken before the pool.
       kv_dtype: numbers of the pool.
       page_bytes: one page of all layers, scales included.
       num_pages: pages of the pool, page 0 (padding) included.
@@ -36,6 +36,7 @@ class Capacity:
     num_pages: int
     page_size_tokens: int
     max_context_tokens: int
+    adapter_bytes: int = 0
 
     @property
     def pool_tokens(self) -> int:
@@ -47,6 +48,7 @@ class Capacity:
         rows = [
             ("memory budget", _gib(self.budget_bytes)),
             ("weights", _gib(self.weight_bytes)),
+            *([("slots of adapters", _gib(self.adapter_bytes))] if self.adapter_bytes else []),
             ("step temporaries", _gib(self.temporary_bytes)),
             (
                 "KV pool",
@@ -100,6 +102,7 @@ def plan_capacity(
     memory_fraction: float,
     weight_bytes: int,
     temporary_bytes: int,
+    adapter_bytes: int = 0,
 ) -> Capacity:
     """Sizes the pool.
 
@@ -110,6 +113,7 @@ def plan_capacity(
       memory_fraction: share of the device's memory for weights, temporaries and pool.
       weight_bytes: weights on one device, loaded already.
       temporary_bytes: the largest step's temporaries on one device.
+      adapter_bytes: slots of adapters on one device, not made yet.
 
     Raises:
       CapacityError: no page fits, or not one sequence of `max_context_tokens`; carries the table.
@@ -117,10 +121,10 @@ def plan_capacity(
     page_bytes = kv_page_bytes(config, placement, kv_dtype, page_size_tokens)
     if kv_memory_bytes is None:
         budget = int(device_memory_bytes(placement, weight_bytes) * memory_fraction)
-        pool_bytes = budget - weight_bytes - temporary_bytes
+        pool_bytes = budget - weight_bytes - adapter_bytes - temporary_bytes
     else:
         pool_bytes = kv_memory_bytes
-        budget = weight_bytes + temporary_bytes + kv_memory_bytes
+        budget = weight_bytes + adapter_bytes + temporary_bytes + kv_memory_bytes
     context = max_context_tokens or config.max_position
     most = most_pages(max_sequences, context, page_size_tokens)
     num_pages = max(min(pool_bytes // page_bytes, most), 0)
@@ -133,6 +137,7 @@ def plan_capacity(
         num_pages=num_pages,
         page_size_tokens=page_size_tokens,
         max_context_tokens=context,
+        adapter_bytes=adapter_bytes,
     )
     remedy = "raise --kv-memory or --memory-fraction, or lower --max-context-tokens"
     if num_pages < 2:

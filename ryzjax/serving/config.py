@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import Annotated, Literal, TypedDict
 
-from tyro.conf import Positional
+from tyro.conf import Positional, UseAppendAction
 from tyro.conf import arg as tyro_arg
 
 from ryzjax.errors import ConfigError
@@ -60,6 +60,14 @@ class EngineConfig:
     """Folder for compiled programs; by default in the user's cache directory; off for none."""
     chat_template: str | None = None
     """Jinja file that replaces the model's chat template."""
+    lora: Annotated[tuple[str, ...], UseAppendAction] = ()
+    """NAME=DIRECTORY of a LoRA adapter (as PEFT saves it) that requests may name as their model; repeatable."""
+    max_loras: int | None = None
+    """Adapters that the device holds at once; by default as many as --lora names. 0 serves the model alone."""
+    max_lora_rank: int | None = None
+    """Largest rank of an adapter; by default that of the --lora ones, or 16. A step's cost grows with it."""
+    max_cpu_loras: int = 64
+    """Most adapters that are known at once; those without a slot wait in the host's memory."""
     pooling: Literal["last", "mean"] = "last"
     """Of embeddings: the last token's hidden state, or the mean over all; a request may ask for the other."""
     seed: int = 0
@@ -71,6 +79,7 @@ class EngineConfig:
             ("max_batch_tokens", 1, 2**20),
             ("page_size_tokens", 1, 4096),
             ("max_queue", 0, 2**20),
+            ("max_cpu_loras", 1, 2**20),
             ("seed", 0, 2**63 - 1),
         ):
             value = getattr(self, name)
@@ -87,6 +96,22 @@ class EngineConfig:
             raise ConfigError(
                 f"memory_fraction={self.memory_fraction} is out of range; expected more than 0, at most 1"
             )
+        for name, value, low, high in (
+            ("max_loras", self.max_loras, 0, 1024),
+            ("max_lora_rank", self.max_lora_rank, 1, 512),
+        ):
+            if value is not None and not low <= value <= high:
+                raise ConfigError(f"{name}={value} is out of range; expected {low} to {high}")
+        names = [name for name, _ in self.lora_folders]
+        if len(set(names)) < len(names):
+            raise ConfigError(f"--lora names an adapter twice; expected different names, got {', '.join(names)}")
+        if names and self.max_loras == 0:
+            raise ConfigError(f"--lora names {len(names)} adapters, but max_loras is 0; raise it, or leave it out")
+        if self.max_cpu_loras < max(self.max_loras or 0, len(names)):
+            raise ConfigError(
+                f"max_cpu_loras={self.max_cpu_loras} is less than max_loras, or than the adapters of --lora; raise "
+                "max_cpu_loras: it counts those in slots as well"
+            )
         if self.kv_memory is not None:
             parse_bytes(self.kv_memory)
         if self.kv_scale_unit and self.kv_dtype != "fp8_e4m3":
@@ -94,6 +119,19 @@ class EngineConfig:
                 f"kv_scale_unit is set, but kv_dtype={self.kv_dtype} has no calibrated scales; leave it out, or take "
                 "kv_dtype=fp8_e4m3"
             )
+
+    @property
+    def lora_folders(self) -> tuple[tuple[str, str], ...]:
+        """(name, directory) of each adapter of `lora`.
+
+        Raises:
+          ConfigError: one is not NAME=DIRECTORY.
+        """
+        pairs = [text.partition("=") for text in self.lora]
+        for text, (name, _, folder) in zip(self.lora, pairs, strict=True):
+            if not name or not folder:
+                raise ConfigError(f"--lora {text!r} is not understood; expected NAME=DIRECTORY")
+        return tuple((name, folder) for name, _, folder in pairs)
 
 
 class EngineOptions(TypedDict, total=False):
@@ -117,6 +155,10 @@ class EngineOptions(TypedDict, total=False):
     overlap: bool
     compile_cache: str | None
     chat_template: str | None
+    lora: tuple[str, ...]
+    max_loras: int | None
+    max_lora_rank: int | None
+    max_cpu_loras: int
     pooling: Literal["last", "mean"]
     seed: int
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from ryzjax.errors import RyzJAXError
 from ryzjax.obs.metrics import EngineMetrics, RequestStats
+from ryzjax.serving.adapter import ServedAdapter
 from ryzjax.serving.host.schedule import StepPlan
 from ryzjax.serving.host.scheduler import Scheduler
 from ryzjax.serving.host.sequence import Sequence, SequenceState
@@ -59,14 +60,39 @@ class Engine:
         """One turn of the loop; the events of the step that was read."""
         if self.overlap:
             return self._step_overlapped()
-        plan = self.scheduler.schedule()
-        return [] if plan is None else self._commit(self.runner.dispatch(plan))
+        step = self._dispatch_next()
+        return [] if step is None else self._commit(step)
 
     def _step_overlapped(self) -> list[TokenEvent]:
         previous = self._in_flight
-        plan = self.scheduler.schedule()
-        self._in_flight = None if plan is None else self.runner.dispatch(plan)
+        self._in_flight = self._dispatch_next()
         return [] if previous is None else self._commit(previous)
+
+    def _dispatch_next(self) -> InFlightStep | None:
+        plan = self.scheduler.schedule()
+        self._write_adapters()
+        return None if plan is None else self.runner.dispatch(plan)
+
+    def prefetch_adapter(self, adapter: ServedAdapter) -> None:
+        """Writes an adapter into a slot ahead of its first request, if one is empty."""
+        if self.scheduler.adapters is not None and self.scheduler.adapters.prefetch(adapter):
+            self._write_adapters()
+
+    def retire_adapter(self, adapter: ServedAdapter) -> None:
+        """No new request will name this version; those that do keep it to their end."""
+        if self.scheduler.adapters is not None:
+            self.scheduler.adapters.retire(adapter)
+            self.metrics.set_loaded_adapters(self.scheduler.adapters.num_loaded)
+
+    def _write_adapters(self) -> None:
+        """Starts writing the adapters that the next step, or a request to come, needs in its slots."""
+        if self.scheduler.adapters is None:
+            return
+        for slot, adapter in self.scheduler.adapters.take_loads():
+            started = time.perf_counter()
+            self.runner.set_adapter(slot, adapter)
+            self.metrics.adapter_written(time.perf_counter() - started)
+        self.metrics.set_loaded_adapters(self.scheduler.adapters.num_loaded)
 
     def check_integrity(self) -> None:
         """Raises AssertionError where pages or slots are lost; call when idle."""
@@ -145,6 +171,7 @@ class Engine:
                 first_scheduled_s=sequence.first_scheduled_s,
                 first_token_s=sequence.first_token_s,
                 finished_s=time.monotonic(),
+                adapter=None if request.adapter is None else request.adapter.name,
             )
         )
 

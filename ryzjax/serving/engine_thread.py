@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from ryzjax.serving.adapter import ServedAdapter
 from ryzjax.serving.engine import Engine
 from ryzjax.serving.request import EngineRequest, TokenEvent
 
@@ -19,6 +20,16 @@ _log = logging.getLogger(__name__)
 @dataclass(frozen=True, slots=True)
 class _Abort:
     request_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Prefetch:
+    adapter: ServedAdapter
+
+
+@dataclass(frozen=True, slots=True)
+class _Retire:
+    adapter: ServedAdapter
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +55,7 @@ class EngineThread:
         self._engine = engine
         self._deliver = deliver
         self._on_failure = on_failure
-        self._inbox: queue.SimpleQueue[EngineRequest | _Abort | _Stop] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[EngineRequest | _Abort | _Prefetch | _Retire | _Stop] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
     def start(self) -> None:
@@ -70,6 +81,14 @@ class EngineThread:
         """Ends a request; no event follows. Unknown ids are ignored."""
         self._inbox.put(_Abort(request_id))
 
+    def prefetch(self, adapter: ServedAdapter) -> None:
+        """Has an adapter written into an empty slot between two steps, if there is one."""
+        self._inbox.put(_Prefetch(adapter))
+
+    def retire(self, adapter: ServedAdapter) -> None:
+        """Says that no new request names this version."""
+        self._inbox.put(_Retire(adapter))
+
     def _run(self) -> None:
         try:
             while self._take_messages():
@@ -94,5 +113,9 @@ class EngineThread:
                     self._deliver([refusal])
             elif isinstance(message, _Abort):
                 self._engine.abort(message.request_id)
+            elif isinstance(message, _Prefetch):
+                self._engine.prefetch_adapter(message.adapter)
+            elif isinstance(message, _Retire):
+                self._engine.retire_adapter(message.adapter)
             else:
                 return False

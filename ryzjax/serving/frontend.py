@@ -9,13 +9,17 @@ import uuid
 from collections import defaultdict
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from ryzjax.data.tokenizer import Tokenizer
-from ryzjax.errors import EngineStoppedError, QueueFullError, RequestError
+from ryzjax.errors import ConfigError, EngineStoppedError, QueueFullError, RequestError
+from ryzjax.lora import Adapter
 from ryzjax.models.config import ModelConfig
 from ryzjax.obs.metrics import EngineMetrics
+from ryzjax.serving.adapter import ServedAdapter
+from ryzjax.serving.adapter_registry import AdapterRegistry
 from ryzjax.serving.completion import CompletionStream
 from ryzjax.serving.embedding import check_embedding, finish_embedding
 from ryzjax.serving.engine import Engine
@@ -60,6 +64,7 @@ class AsyncEngine:
       max_queue: requests that may wait beside the running ones.
       pooling: of `embed` where a request names none.
       certificate: what the model's quantization cost, in short; None where there is no certificate.
+      adapters: those that requests may name; None where none are served.
     """
 
     def __init__(
@@ -73,11 +78,13 @@ class AsyncEngine:
         max_queue: int,
         pooling: Pooling,
         certificate: Mapping[str, object] | None = None,
+        adapters: AdapterRegistry | None = None,
     ):
         self.tokenizer = tokenizer
         self.model_config = config
         self.model_name = model_name
         self.certificate = certificate
+        self._adapters = adapters
         self.max_context_tokens = max_context_tokens
         self.metrics: EngineMetrics = engine.metrics
         self.engine = engine
@@ -131,13 +138,67 @@ class AsyncEngine:
         """Token ids of a prompt, special tokens added as the model wants them."""
         return self.tokenizer.encode(prompt)
 
-    async def generate(self, prompt: Prompt, params: SamplingParams, *, request_id: str | None = None) -> RequestOutput:
+    @property
+    def adapters(self) -> tuple[ServedAdapter, ...]:
+        """The adapters that requests may name, in the order of their loading."""
+        return () if self._adapters is None else self._adapters.all()
+
+    def load_adapter(
+        self, name: str, source: Adapter | str | Path, *, replace: bool = False, root: str | None = None
+    ) -> ServedAdapter:
+        """Takes an adapter in while requests run; from any thread, which it holds up while files are read.
+
+        Requests that name it from now on run with it. Those that run with an older version of that name, or wait for
+        it, keep theirs to their end. Nothing is compiled, and the engine goes on meanwhile.
+
+        Args:
+          name: what requests will call it.
+          source: an adapter in memory, or a folder of PEFT's.
+          replace: whether the name may be taken.
+          root: where it came from, for people; by default its folder, or its name.
+
+        Raises:
+          ConfigError: no adapters are served here, or this one does not fit the model, its rank or its layers.
+          CheckpointError: the folder is not an adapter's, or damaged.
+          AdapterConflictError: the name is taken, or `max_cpu_loras` adapters are there.
+        """
+        started = time.perf_counter()
+        registry = self._registry()
+        adapter, replaced = registry.register(name, source, replace=replace, root=root)
+        if replaced is not None:
+            self._thread.retire(replaced)
+        self._thread.prefetch(adapter)
+        self.metrics.adapter_registered(time.perf_counter() - started, len(registry.all()))
+        return adapter
+
+    def unload_adapter(self, name: str) -> None:
+        """Takes no more requests for an adapter; those that run with it, or wait for it, go on to their end.
+
+        Raises:
+          ConfigError: no adapters are served here.
+          AdapterNotFoundError: no adapter has this name.
+        """
+        registry = self._registry()
+        self._thread.retire(registry.unregister(name))
+        self.metrics.set_registered_adapters(len(registry.all()))
+
+    def _registry(self) -> AdapterRegistry:
+        if self._adapters is None:
+            raise ConfigError("no adapters are served: max_loras is 0; start with --max-loras 4, or max_loras=4")
+        return self._adapters
+
+    def _adapter(self, name: str | None) -> ServedAdapter | None:
+        return None if name is None else self._registry().get(name)
+
+    async def generate(
+        self, prompt: Prompt, params: SamplingParams, *, request_id: str | None = None, adapter: str | None = None
+    ) -> RequestOutput:
         """The finished completions of one prompt; errors as for `stream`."""
         request_id = request_id or uuid.uuid4().hex
         token_ids = await self._token_ids(prompt)
         outputs = [CompletionOutput(index=i) for i in range(params.n)]
         prompt_logprobs = None
-        async for delta in self.stream(token_ids, params, request_id=request_id):
+        async for delta in self.stream(token_ids, params, request_id=request_id, adapter=adapter):
             if delta.prompt_logprobs is not None:
                 prompt_logprobs = list(delta.prompt_logprobs)
             output = outputs[delta.index]
@@ -156,19 +217,21 @@ class AsyncEngine:
         )
 
     async def stream(
-        self, prompt: Prompt, params: SamplingParams, *, request_id: str | None = None
+        self, prompt: Prompt, params: SamplingParams, *, request_id: str | None = None, adapter: str | None = None
     ) -> AsyncGenerator[StreamDelta, None]:
         """Deltas of the `n` completions as they grow. Closing the iterator aborts what is left.
 
-        With `prompt_logprobs`, the first delta carries the prompt's and nothing else.
+        With `prompt_logprobs`, the first delta carries the prompt's and nothing else. `adapter` names the one to run
+        with, as it is now: a version that replaces it meanwhile changes nothing here.
 
         Raises:
+          AdapterNotFoundError: no adapter has that name.
           RequestError: the request is bad (ContextLengthError: too long); before the first delta.
           QueueFullError: too many requests are waiting; before the first delta.
           EngineStoppedError: the engine drains, is stopped or failed.
         """
         token_ids = tuple(await self._token_ids(prompt))
-        requests = self._builder.completions(token_ids, params, request_id or uuid.uuid4().hex)
+        requests = self._builder.completions(token_ids, params, request_id or uuid.uuid4().hex, self._adapter(adapter))
         streams = {
             request.request_id: CompletionStream(i, self.tokenizer, params, token_ids)
             for i, request in enumerate(requests)
@@ -209,6 +272,7 @@ class AsyncEngine:
         dimensions: int | None = None,
         normalize: bool = True,
         request_id: str | None = None,
+        adapter: str | None = None,
     ) -> EmbeddingOutput:
         """The vector of one prompt, from its hidden states after the final norm. Cancelling it aborts the request.
 
@@ -216,6 +280,7 @@ class AsyncEngine:
           pooling: "last" or "mean"; by default the engine's.
           dimensions: leading numbers to keep.
           normalize: scale what is kept to length 1.
+          adapter: name of the adapter to run with.
 
         Raises:
           RequestError: the request is bad (ContextLengthError: too long).
@@ -223,7 +288,7 @@ class AsyncEngine:
         """
         check_embedding(pooling=pooling, dimensions=dimensions, hidden_size=self.model_config.hidden_size)
         token_ids = tuple(await self._token_ids(prompt))
-        request = self._builder.embedding(token_ids, pooling, request_id or uuid.uuid4().hex)
+        request = self._builder.embedding(token_ids, pooling, request_id or uuid.uuid4().hex, self._adapter(adapter))
         return EmbeddingOutput(
             request_id=request.request_id,
             prompt=prompt if isinstance(prompt, str) else None,

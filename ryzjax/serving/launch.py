@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,27 +17,34 @@ from ryzjax.checkpoint.certificate import certificate_summary, read_certificate
 from ryzjax.checkpoint.dummy import dummy_weights
 from ryzjax.checkpoint.hf_config import model_config_from_hf
 from ryzjax.checkpoint.kv_scales import fp8_kv_scales
+from ryzjax.checkpoint.peft import read_adapter
 from ryzjax.checkpoint.source import CheckpointSource, resolve_source
 from ryzjax.data.byte_tokenizer import write_byte_tokenizer
 from ryzjax.data.tokenizer import Tokenizer
 from ryzjax.errors import ConfigError
+from ryzjax.lora import Adapter
+from ryzjax.lora.slot_plan import SlotPlan
 from ryzjax.models.config import ModelConfig
 from ryzjax.models.kv_cache import KVFormat
 from ryzjax.models.registry import AbstractModel
 from ryzjax.obs.metrics import EngineMetrics
 from ryzjax.quant.on_load import WeightPlan, plan_weights
+from ryzjax.serving.adapter_registry import AdapterRegistry
 from ryzjax.serving.buckets import Buckets
 from ryzjax.serving.capacity import Capacity, most_pages, plan_capacity
 from ryzjax.serving.compiler import default_cache_dir, use_compile_cache
 from ryzjax.serving.config import EngineConfig, parse_bytes
 from ryzjax.serving.engine import Engine
 from ryzjax.serving.frontend import AsyncEngine
+from ryzjax.serving.host.adapter_slots import AdapterSlots
 from ryzjax.serving.host.pages import PagePool
 from ryzjax.serving.host.scheduler import Scheduler
 from ryzjax.serving.runner import ModelRunner
 from ryzjax.sharding import Layout, Placement
 
 __all__ = ["launch_engine"]
+
+_DEFAULT_RANK = 16
 
 _log = logging.getLogger(__name__)
 
@@ -64,6 +71,8 @@ def launch_engine(config: EngineConfig, *, model_name: str | None = None, show_p
         plan = plan_weights(source, model_config, placement, weights=config.weights, group=config.weights_group)
         model = plan.model
         certificate = _certificate(source)
+        adapters = {name: read_adapter(Path(folder), model) for name, folder in config.lora_folders}
+        slot_plan = _slot_plan(model, config, adapters)
         _set_compile_cache(config.compile_cache)
     with _phase("tokenizer"):
         tokenizer = _tokenizer(source, config, model_config)
@@ -71,7 +80,7 @@ def launch_engine(config: EngineConfig, *, model_name: str | None = None, show_p
     with _phase("weights"):
         weights = _weights(plan, config, show_progress)
     with _phase("plan"):
-        runner, capacity = _sized_runner(model, weights, config, kv_format)
+        runner, capacity = _sized_runner(model, weights, config, kv_format, slot_plan)
         del weights
         runner.allocate(capacity.num_pages)
     _log.info(
@@ -94,6 +103,7 @@ def launch_engine(config: EngineConfig, *, model_name: str | None = None, show_p
         max_context_tokens=capacity.max_context_tokens,
         max_queue=config.max_queue,
         rope_switch_length=model.rope_switch_length,
+        adapters=None if slot_plan is None else AdapterSlots(slot_plan.slots),
     )
     name = model_name or Path(source.name).name
     metrics = EngineMetrics(model_name=name)
@@ -113,8 +123,15 @@ def launch_engine(config: EngineConfig, *, model_name: str | None = None, show_p
         max_queue=config.max_queue,
         pooling=config.pooling,
         certificate=certificate,
+        adapters=(
+            None
+            if slot_plan is None
+            else AdapterRegistry(slot_plan, max_adapters=config.max_cpu_loras, reserved_name=name)
+        ),
     )
     engine.start()
+    for adapter_name, folder in config.lora_folders:
+        engine.load_adapter(adapter_name, adapters[adapter_name], root=folder)
     return engine
 
 
@@ -177,8 +194,21 @@ def _weights(plan: WeightPlan, config: EngineConfig, show_progress: bool) -> dic
     return plan.load(show_progress=show_progress)
 
 
+def _slot_plan(model: AbstractModel, config: EngineConfig, adapters: Mapping[str, Adapter]) -> SlotPlan | None:
+    """The slots for adapters, as asked for or as the adapters at hand need them."""
+    slots = len(adapters) if config.max_loras is None else config.max_loras
+    if not slots:
+        return None
+    ranks = [adapter.max_rank for adapter in adapters.values()]
+    return SlotPlan(model, slots, config.max_lora_rank or max(ranks, default=_DEFAULT_RANK))
+
+
 def _sized_runner(
-    model: AbstractModel, weights: dict[str, jax.Array], config: EngineConfig, kv_format: KVFormat
+    model: AbstractModel,
+    weights: dict[str, jax.Array],
+    config: EngineConfig,
+    kv_format: KVFormat,
+    adapters: SlotPlan | None,
 ) -> tuple[ModelRunner, Capacity]:
     """The runner, and what fits: the pool takes what weights and the largest step's temporaries leave."""
 
@@ -195,6 +225,7 @@ def _sized_runner(
             max_context_tokens=max_context_tokens,
             page_size_tokens=config.page_size_tokens,
             kv_format=kv_format,
+            adapters=adapters,
         )
 
     wanted = config.max_context_tokens or model.config.max_position
@@ -209,6 +240,7 @@ def _sized_runner(
         kv_memory_bytes=None if config.kv_memory is None else parse_bytes(config.kv_memory),
         memory_fraction=config.memory_fraction,
         weight_bytes=first.weight_bytes,
+        adapter_bytes=first.adapter_bytes,
         temporary_bytes=first.temporary_bytes(most_pages(config.max_sequences, wanted, config.page_size_tokens)),
     )
     return (first if capacity.max_context_tokens == wanted else runner(capacity.max_context_tokens)), capacity

@@ -6,6 +6,7 @@ import asyncio
 import threading
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from types import TracebackType
 from typing import TypedDict, TypeVar, Unpack
 
@@ -13,6 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from ryzjax.errors import RequestError
+from ryzjax.lora import Adapter
 from ryzjax.serving.config import EngineConfig, EngineOptions
 from ryzjax.serving.frontend import AsyncEngine
 from ryzjax.serving.launch import launch_engine
@@ -30,6 +32,7 @@ class TokenPrompt(TypedDict):
 
 Output = TypeVar("Output")
 PromptLike = str | TokenPrompt
+AdapterNames = str | None | Sequence[str | None]
 Message = Mapping[str, object]
 
 
@@ -68,6 +71,7 @@ class LLM:
         prompts: PromptLike | Sequence[PromptLike],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
+        adapter: AdapterNames = None,
         use_tqdm: bool = True,
     ) -> list[RequestOutput]:
         """Completes prompts, batched; outputs are in the order of the prompts.
@@ -75,29 +79,39 @@ class LLM:
         Args:
           prompts: a string, {"prompt_token_ids": [...]}, or a list of them.
           sampling_params: for all, or one a prompt.
+          adapter: name of a loaded adapter, for all or one a prompt; None runs the model alone.
           use_tqdm: a progress bar on stderr.
 
         Raises:
           RequestError: a prompt or its settings are bad; nothing is generated then.
         """
         many = [prompts] if isinstance(prompts, (str, dict)) else list(prompts)
-        return self._run([_prompt(prompt) for prompt in many], sampling_params, use_tqdm)
+        return self._run([_prompt(prompt) for prompt in many], sampling_params, adapter, use_tqdm)
 
     def chat(
         self,
         messages: Sequence[Message] | Sequence[Sequence[Message]],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
+        adapter: AdapterNames = None,
         use_tqdm: bool = True,
     ) -> list[RequestOutput]:
-        """Answers one conversation, or several, through the model's chat template.
+        """Answers one conversation, or several, through the model's chat template; `adapter` as in `generate`.
 
         Raises:
           RequestError: the model has no chat template, or it refuses the messages.
         """
         template = self.engine.tokenizer.apply_chat_template
         prompts = [template([dict(message) for message in conversation]) for conversation in _conversations(messages)]
-        return self._run(prompts, sampling_params, use_tqdm)
+        return self._run(prompts, sampling_params, adapter, use_tqdm)
+
+    def load_adapter(self, name: str, source: Adapter | str | Path, *, replace: bool = False) -> None:
+        """Takes in an adapter, from a folder of PEFT's or in memory; see `AsyncEngine.load_adapter`."""
+        self.engine.load_adapter(name, source, replace=replace)
+
+    def unload_adapter(self, name: str) -> None:
+        """Forgets an adapter; what runs with it goes on to its end."""
+        self.engine.unload_adapter(name)
 
     def embed(
         self,
@@ -106,6 +120,7 @@ class LLM:
         pooling: Pooling | None = None,
         dimensions: int | None = None,
         normalize: bool = True,
+        adapter: str | None = None,
         use_tqdm: bool = True,
     ) -> list[EmbeddingOutput]:
         """Vectors of prompts, batched, from the hidden states after the final norm; in the order of the prompts.
@@ -115,6 +130,7 @@ class LLM:
           pooling: "last" (token) or "mean"; by default the engine's.
           dimensions: leading numbers to keep, for models trained so; all by default.
           normalize: scale what is kept to length 1.
+          adapter: name of a loaded adapter.
           use_tqdm: a progress bar on stderr.
 
         Raises:
@@ -122,23 +138,26 @@ class LLM:
         """
 
         async def one(prompt: str | list[int]) -> tuple[EmbeddingOutput, int]:
-            output = await self.engine.embed(prompt, pooling=pooling, dimensions=dimensions, normalize=normalize)
+            output = await self.engine.embed(
+                prompt, pooling=pooling, dimensions=dimensions, normalize=normalize, adapter=adapter
+            )
             return output, len(output.prompt_token_ids)
 
         many = [prompts] if isinstance(prompts, (str, dict)) else list(prompts)
         return self._run_all([partial(one, _prompt(prompt)) for prompt in many], "Embedding", use_tqdm)
 
     async def stream(
-        self, prompt: PromptLike, sampling_params: SamplingParams | None = None
+        self, prompt: PromptLike, sampling_params: SamplingParams | None = None, *, adapter: str | None = None
     ) -> AsyncGenerator[StreamDelta, None]:
         """Deltas of one prompt's completions as they grow; closing the iterator aborts the request."""
-        async for delta in self.engine.stream(_prompt(prompt), sampling_params or SamplingParams()):
+        async for delta in self.engine.stream(_prompt(prompt), sampling_params or SamplingParams(), adapter=adapter):
             yield delta
 
     def _run(
         self,
         prompts: Sequence[str | list[int]],
         params: SamplingParams | Sequence[SamplingParams] | None,
+        adapter: AdapterNames,
         show_progress: bool,
     ) -> list[RequestOutput]:
         if params is None or isinstance(params, SamplingParams):
@@ -149,11 +168,17 @@ class LLM:
                 param="sampling_params",
             )
 
-        async def one(prompt: str | list[int], params: SamplingParams) -> tuple[RequestOutput, int]:
-            output = await self.engine.generate(prompt, params)
+        names = [adapter] * len(prompts) if adapter is None or isinstance(adapter, str) else list(adapter)
+        if len(names) != len(prompts):
+            raise RequestError(
+                f"{len(names)} adapters for {len(prompts)} prompts; give one, or one a prompt", param="adapter"
+            )
+
+        async def one(prompt: str | list[int], params: SamplingParams, name: str | None) -> tuple[RequestOutput, int]:
+            output = await self.engine.generate(prompt, params, adapter=name)
             return output, sum(len(completion.token_ids) for completion in output.outputs)
 
-        jobs = [partial(one, prompt, settings) for prompt, settings in zip(prompts, params, strict=True)]
+        jobs = [partial(one, *job) for job in zip(prompts, params, names, strict=True)]
         return self._run_all(jobs, "Generating", show_progress)
 
     def _run_all(

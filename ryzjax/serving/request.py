@@ -14,6 +14,7 @@ from typing import Literal
 
 import numpy as np
 
+from ryzjax.serving.adapter import ServedAdapter
 from ryzjax.serving.sampling_params import SamplingParams
 
 __all__ = [
@@ -48,6 +49,7 @@ class EngineRequest:
       arrival_s: `time.monotonic()` when the caller sent it.
       prompt_logprobs: None, or how many alternatives to report beside each prompt token but the first.
       pooling: None, or how the prompt's hidden states become one vector; nothing is generated then.
+      adapter: the version of an adapter that it runs with, from its first token to its last; None for the model alone.
     """
 
     request_id: str
@@ -59,6 +61,7 @@ class EngineRequest:
     arrival_s: float
     prompt_logprobs: int | None = None
     pooling: Pooling | None = None
+    adapter: ServedAdapter | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 
 from ryzjax.errors import ContextLengthError, RequestError
 from ryzjax.models.config import ModelConfig
+from ryzjax.serving.adapter import ServedAdapter
 from ryzjax.serving.request import EngineRequest, Pooling
 from ryzjax.serving.sampling_params import SamplingParams
 
@@ -30,7 +31,13 @@ class RequestBuilder:
         self._max_context_tokens = max_context_tokens
         self._pooling: Pooling = pooling
 
-    def completions(self, token_ids: tuple[int, ...], params: SamplingParams, request_id: str) -> list[EngineRequest]:
+    def completions(
+        self,
+        token_ids: tuple[int, ...],
+        params: SamplingParams,
+        request_id: str,
+        adapter: ServedAdapter | None = None,
+    ) -> list[EngineRequest]:
         """The `n` sequences of one prompt; their ids are `request_id` and a number.
 
         Raises:
@@ -61,11 +68,18 @@ class RequestBuilder:
                 arrival_s=time.monotonic(),
                 # The completions share their prompt: it is scored once.
                 prompt_logprobs=params.prompt_logprobs if i == 0 else None,
+                adapter=adapter,
             )
             for i in range(params.n)
         ]
 
-    def embedding(self, token_ids: tuple[int, ...], pooling: Pooling | None, request_id: str) -> EngineRequest:
+    def embedding(
+        self,
+        token_ids: tuple[int, ...],
+        pooling: Pooling | None,
+        request_id: str,
+        adapter: ServedAdapter | None = None,
+    ) -> EngineRequest:
         """The sequence that becomes a vector.
 
         Raises:
@@ -88,6 +102,7 @@ class RequestBuilder:
             seed=0,
             arrival_s=time.monotonic(),
             pooling=self._pooling if pooling is None else pooling,
+            adapter=adapter,
         )
 
     def _check_prompt(self, token_ids: tuple[int, ...]) -> None:

@@ -12,9 +12,12 @@ import numpy as np
 
 from ryzjax.batch import KVCache
 from ryzjax.dims import Int32Array
+from ryzjax.lora.slot_plan import SlotPlan
 from ryzjax.models.kv_cache import KVFormat, empty_kv_cache, kv_cache_shapes
 from ryzjax.models.registry import AbstractModel
 from ryzjax.ops.sampling import PROMPT_BIT, STOP_BIT
+from ryzjax.serving.adapter import ServedAdapter
+from ryzjax.serving.adapter_memory import AdapterMemory
 from ryzjax.serving.buckets import Buckets
 from ryzjax.serving.compiler import compile_all
 from ryzjax.serving.host.packing import SAMPLE_FIELDS, StepPacker, uses_history
@@ -26,7 +29,7 @@ from ryzjax.serving.step import SamplerState, StepResult, make_backbone, make_he
 
 __all__ = ["InFlightStep", "ModelRunner", "ProgramKey"]
 
-ProgramKey = tuple[Literal["decode", "mixed", "head", "set_slot", "gather", "score", "pool"], int]
+ProgramKey = tuple[Literal["decode", "mixed", "head", "set_slot", "gather", "score", "pool", "set_adapter"], int]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +62,7 @@ class ModelRunner:
       max_context_tokens: longest sequence.
       page_size_tokens: tokens a page.
       kv_format: of the cache; by default the model's dtype.
+      adapters: slots for adapters; None serves the model alone.
     """
 
     def __init__(
@@ -71,6 +75,7 @@ class ModelRunner:
         max_context_tokens: int,
         page_size_tokens: int,
         kv_format: KVFormat | None = None,
+        adapters: SlotPlan | None = None,
     ):
         self.model = model
         self.kv_format = kv_format or KVFormat(dtype=model.config.dtype)
@@ -79,7 +84,12 @@ class ModelRunner:
         self.page_size_tokens = page_size_tokens
         self._leaves = tuple(weights[name] for name in model.weights)
         self._outer = {name: weights[name] for name in model.weights if not name.startswith("layers.")}
-        self._packer = StepPacker(max_sequences=max_sequences, max_pages=-(-max_context_tokens // page_size_tokens))
+        self._packer = StepPacker(
+            max_sequences=max_sequences,
+            max_pages=-(-max_context_tokens // page_size_tokens),
+            has_adapters=adapters is not None,
+        )
+        self._adapters = None if adapters is None else AdapterMemory(adapters)
         self._programs: dict[ProgramKey, jax.stages.Compiled] = {}
         self._programs_pages = 0
         self._cache: KVCache | None = None
@@ -91,6 +101,11 @@ class ModelRunner:
     def weight_bytes(self) -> int:
         """Bytes of the weights on one device."""
         return sum(int(np.prod(a.sharding.shard_shape(a.shape))) * a.dtype.itemsize for a in self._leaves)
+
+    @property
+    def adapter_bytes(self) -> int:
+        """Bytes of the adapters' slots on one device."""
+        return 0 if self._adapters is None else self._adapters.plan.device_bytes
 
     def temporary_bytes(self, num_pages: int) -> int:
         """Temporaries of the largest step on one device, as XLA plans them.
@@ -108,7 +123,7 @@ class ModelRunner:
         return max(_temporaries(program) for program in self._programs.values())
 
     def allocate(self, num_pages: int) -> None:
-        """Makes the KV cache, the sampling state and the sums of pooled hidden states."""
+        """Makes the KV cache, the sampling state, the sums of pooled hidden states and the adapters' slots."""
         self._cache = empty_kv_cache(
             self.model.config,
             self.model.placement,
@@ -116,6 +131,8 @@ class ModelRunner:
             num_pages=num_pages,
             page_size_tokens=self.page_size_tokens,
         )
+        if self._adapters is not None:
+            self._adapters.allocate()
         shapes = self._state_shape(), self._sums_shape()
         self._state, self._sums = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype, device=s.sharding), shapes)
 
@@ -142,6 +159,8 @@ class ModelRunner:
             keys.append(("head", rows))
         for tokens in buckets.mixed:
             keys.append(("gather", tokens))
+        for block in () if self._adapters is None else self._adapters.plan.kinds:
+            keys.append(("set_adapter", block))
         return [*keys, ("score", self._tile), ("pool", self._tile), ("set_slot", 0)]
 
     @property
@@ -167,8 +186,9 @@ class ModelRunner:
         tokens = self.buckets.decode_tokens(plan.num_tokens) if decodes else self.buckets.mixed_tokens(plan.num_tokens)
         packed = self._packer.pack(plan, tokens)
         state = self._state
+        adapters = () if self._adapters is None else (self._adapters.blocks,)
         self._cache, hidden, samples, *every = self._programs[kind, tokens](
-            self._leaves, self.cache, state.tokens, packed
+            self._leaves, self.cache, state.tokens, packed, *adapters
         )
         scores = self._score(plan, *every) if plan.readings else ()
         totals = self._pool(plan, *every) if plan.readings else ()
@@ -182,6 +202,12 @@ class ModelRunner:
         self._state = SamplerState(history=history, bias=state.bias, tokens=chosen)
         result.copy_to_host_async()
         return InFlightStep(plan=plan, padded_tokens=tokens, result=result, scores=scores, totals=totals)
+
+    def set_adapter(self, slot: int, adapter: ServedAdapter) -> None:
+        """Starts writing an adapter into a slot; steps dispatched after it read it there."""
+        assert self._adapters is not None, "the runner has no slots"
+        programs = {kind: self._programs["set_adapter", kind] for kind in self._adapters.plan.kinds}
+        self._adapters.write(programs, slot, adapter)
 
     def read(self, step: InFlightStep) -> StepResult:
         """Waits for a step and brings its tokens, scores and vectors to the host."""
@@ -251,6 +277,9 @@ class ModelRunner:
             return self._lower_head(size)
         if kind == "set_slot":
             return self._lower_set_slot()
+        if kind == "set_adapter":
+            assert self._adapters is not None, "only with slots"
+            return self._adapters.lower(size)
         if kind == "gather":
             return self._lower_gather(size)
         if kind == "score" or kind == "pool":
@@ -261,14 +290,17 @@ class ModelRunner:
         self, kind: Literal["decode", "mixed"], tokens: int, *, num_pages: int
     ) -> Callable[[], jax.stages.Lowered]:
         layout = self._packer.layout(tokens)
-        step = make_backbone(self.model, layout, max_query_len=1 if kind == "decode" else tokens)
+        max_query_len = 1 if kind == "decode" else tokens
+        plan = None if self._adapters is None else self._adapters.plan
+        step = make_backbone(self.model, layout, max_query_len=max_query_len, adapters=plan)
+        adapters = () if plan is None else (plan.shapes,)
         cache = self._cache_shape(num_pages)
         replicated = self.model.placement.replicated
         out = (jax.tree.map(lambda array: array.sharding, cache), replicated, replicated)
         if kind == "mixed":
             out = (*out, self._hidden_shape(tokens).sharding)
         return lambda: jax.jit(step, donate_argnums=1, out_shardings=out).lower(
-            self._leaves, cache, self._state_shape().tokens, self._replicated((layout.size,), jnp.int32)
+            self._leaves, cache, self._state_shape().tokens, self._replicated((layout.size,), jnp.int32), *adapters
         )
 
     def _lower_head(self, rows: int) -> Callable[[], jax.stages.Lowered]:

@@ -1,7 +1,7 @@
 """The compiled step: a backbone by token bucket and a head by sampling rows, both pure.
 
     backbone(leaves, cache, tokens, packed)            -> cache, hidden of the sampling rows, sample fields
-                                                          (and all hidden, of a step with chunks)
+            (and slots, where adapters are served)        (and all hidden, of a step with chunks)
     head(outer, history, bias, tokens, hidden, fields) -> history, tokens, result
 
 `leaves` are all weights, `outer` those outside the layers, by name: handing an array over costs the host time.
@@ -23,9 +23,11 @@ from jax import lax
 
 from ryzjax.batch import KVCache, TokenBatch
 from ryzjax.dims import Int32Array
+from ryzjax.lora.slot_plan import SlotPlan
+from ryzjax.lora.slots import BlockSlots, attach_slots
 from ryzjax.models.registry import AbstractModel
 from ryzjax.ops.sampling import MAX_TOP, Sampled, SamplingInputs, sample
-from ryzjax.serving.host.packing import ROW_FIELDS, SAMPLE_FIELDS, PackedLayout
+from ryzjax.serving.host.packing import ADAPTER_SLOT, SAMPLE_FIELDS, PackedLayout
 from ryzjax.serving.request import PromptScores
 
 __all__ = ["RESULT_FIELDS", "SamplerState", "StepResult", "make_backbone", "make_head", "pack_result", "set_slot"]
@@ -48,18 +50,27 @@ class SamplerState(NamedTuple):
     tokens: jax.Array
 
 
-def make_backbone(model: AbstractModel, layout: PackedLayout, *, max_query_len: int) -> Callable[..., tuple]:
-    """The backbone for one bucket; see the module docstring.
+def make_backbone(
+    model: AbstractModel, layout: PackedLayout, *, max_query_len: int, adapters: SlotPlan | None = None
+) -> Callable[..., tuple]:
+    """The backbone for one bucket; see the module docstring. With `adapters` it takes their arrays as well.
 
     With chunks (`max_query_len` above 1) it returns the hidden states [T, E] of all tokens as well, for those of a
     prompt that are scored or pooled: a buffer it has anyway, so it costs nothing where nobody reads it.
     """
 
     def backbone(
-        leaves: tuple[jax.Array, ...], cache: KVCache, tokens: jax.Array, packed: jax.Array
+        leaves: tuple[jax.Array, ...],
+        cache: KVCache,
+        tokens: jax.Array,
+        packed: jax.Array,
+        slots: tuple[BlockSlots, ...] = (),
     ) -> tuple[KVCache, jax.Array, jax.Array] | tuple[KVCache, jax.Array, jax.Array, jax.Array]:
-        batch, samples = _unpack(packed, tokens, layout, cache.page_size)
-        hidden, cache = model.merge(leaves).forward(batch, cache, max_query_len=max_query_len)
+        batch, samples, token_slots = _unpack(packed, tokens, layout, cache.page_size)
+        decoder = model.merge(leaves)
+        if adapters is not None and token_slots is not None:
+            attach_slots(decoder, adapters.blocks, slots, token_slots, rank=adapters.rank)
+        hidden, cache = decoder.forward(batch, cache, max_query_len=max_query_len)
         rows = hidden[samples[:, SAMPLE_FIELDS.index("token_index")]]
         rows = lax.with_sharding_constraint(rows, model.placement.replicated)
         return (cache, rows, samples) if max_query_len == 1 else (cache, rows, samples, hidden)
@@ -151,18 +162,24 @@ class StepResult:
         )
 
 
-def _unpack(packed: jax.Array, tokens: jax.Array, layout: PackedLayout, page_size: int) -> tuple[TokenBatch, jax.Array]:
+def _unpack(
+    packed: jax.Array, tokens: jax.Array, layout: PackedLayout, page_size: int
+) -> tuple[TokenBatch, jax.Array, jax.Array | None]:
+    """The batch, the rows that sample, and where adapters are served the slot of each token's (-1: none)."""
+
     def part(name: str) -> jax.Array:
         where, shape = layout.part(name)
         return packed[where].reshape(shape)
 
     counts, ids, token_rows = part("counts"), part("token_ids"), part("token_rows")
-    rows = {name: part("rows")[:, i] for i, name in enumerate(ROW_FIELDS)}
+    rows = {name: part("rows")[:, i] for i, name in enumerate(layout.row_fields)}
     table = part("page_table")
     real = token_rows >= 0
     row = jnp.maximum(token_rows, 0)
     first_position = rows["context_len"] - rows["query_len"] - rows["query_start"]
     positions = jnp.where(real, first_position[row] + jnp.arange(layout.tokens), 0)
+    adapter_slots = rows.pop(ADAPTER_SLOT, None)
+    token_slots = None if adapter_slots is None else jnp.where(real, adapter_slots[row], -1)
     rope_lengths = jnp.maximum(rows.pop("rope_length")[row], positions + 1)
     batch = TokenBatch(
         token_ids=jnp.where(ids < 0, tokens[jnp.maximum(-1 - ids, 0)], ids),
@@ -175,7 +192,7 @@ def _unpack(packed: jax.Array, tokens: jax.Array, layout: PackedLayout, page_siz
         num_rows=counts[1],
         **rows,
     )
-    return batch, part("samples")
+    return batch, part("samples"), token_slots
 
 
 def _sampling_inputs(fields: dict[str, jax.Array]) -> SamplingInputs:

@@ -2,6 +2,8 @@
 
     [ counts | token_ids T | token_rows T | rows R x ROW_FIELDS | page_table R x P | samples R x SAMPLE_FIELDS ]
 
+Where adapters are served a row has one field more, the slot of its adapter.
+
 The layout is shared by the host, which fills the buffer, and the compiled step, which slices it; floats
 travel as their bits. What rarely changes (a slot's sampling settings, its page list) is kept in arrays by
 slot and gathered, so that packing costs a few numpy calls, not a Python loop over fields.
@@ -18,9 +20,11 @@ from ryzjax.dims import Int32Array
 from ryzjax.serving.host.schedule import StepPlan
 from ryzjax.serving.host.sequence import Sequence
 
-__all__ = ["SAMPLE_FIELDS", "PackedLayout", "StepPacker"]
+__all__ = ["ADAPTER_SLOT", "ROW_FIELDS", "SAMPLE_FIELDS", "PackedLayout", "StepPacker"]
 
 ROW_FIELDS = ("query_start", "query_len", "context_len", "rope_length")
+ADAPTER_SLOT = "adapter_slot"
+"""Of a row where adapters are served; -1 for none."""
 SAMPLE_FIELDS = (
     "token_index",
     "slot",
@@ -51,11 +55,18 @@ class PackedLayout:
       tokens: T of the bucket.
       rows: R, the most sequences a step can have.
       pages: P, the most pages a sequence can have.
+      has_adapters: whether rows say which slot their adapter is in.
     """
 
     tokens: int
     rows: int
     pages: int
+    has_adapters: bool = False
+
+    @property
+    def row_fields(self) -> tuple[str, ...]:
+        """The fields of a row."""
+        return (*ROW_FIELDS, ADAPTER_SLOT) if self.has_adapters else ROW_FIELDS
 
     def part(self, name: str) -> tuple[slice, tuple[int, ...]]:
         """(slice of the buffer, shape) of a part."""
@@ -63,7 +74,7 @@ class PackedLayout:
             "counts": (len(_COUNTS),),
             "token_ids": (self.tokens,),
             "token_rows": (self.tokens,),
-            "rows": (self.rows, len(ROW_FIELDS)),
+            "rows": (self.rows, len(self.row_fields)),
             "page_table": (self.rows, self.pages),
             "samples": (self.rows, len(SAMPLE_FIELDS)),
         }
@@ -87,11 +98,13 @@ class StepPacker:
     Args:
       max_sequences: R, also the number of slots.
       max_pages: P.
+      has_adapters: as of `PackedLayout`.
     """
 
-    def __init__(self, *, max_sequences: int, max_pages: int):
+    def __init__(self, *, max_sequences: int, max_pages: int, has_adapters: bool = False):
         self._max_sequences = max_sequences
         self._max_pages = max_pages
+        self._has_adapters = has_adapters
         self._tables = np.zeros((max_sequences, max_pages), np.int32)
         self._known_pages = [0] * max_sequences
         self._settings = np.zeros((max_sequences, len(SAMPLE_FIELDS) - _STEP_FIELDS), np.int32)
@@ -99,7 +112,9 @@ class StepPacker:
 
     def layout(self, tokens: int) -> PackedLayout:
         """The layout of a bucket of `tokens` tokens."""
-        return PackedLayout(tokens=tokens, rows=self._max_sequences, pages=self._max_pages)
+        return PackedLayout(
+            tokens=tokens, rows=self._max_sequences, pages=self._max_pages, has_adapters=self._has_adapters
+        )
 
     def pack(self, plan: StepPlan, tokens: int) -> Int32Array:
         """The buffer of `plan` in a bucket of `tokens` tokens.
@@ -129,8 +144,11 @@ class StepPacker:
             start, end = row.query_start, row.query_start + row.query_len
             token_ids[start:end] = -1 - slot if row.token_ids is None else row.token_ids
             token_rows[start:end] = i
-            rows[i] = start, row.query_len, row.context_len, row.sequence.rope_length
+            rows[i, : len(ROW_FIELDS)] = start, row.query_len, row.context_len, row.sequence.rope_length
             slots.append(slot)
+            if self._has_adapters:
+                adapter_slot = row.sequence.adapter_slot
+                rows[i, len(ROW_FIELDS)] = -1 if adapter_slot is None else adapter_slot
             if row.samples:
                 sampling.append((end - 1, slot, row.output_index, row.ban_stops))
         table[: len(slots)] = self._tables[slots]

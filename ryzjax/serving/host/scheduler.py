@@ -6,9 +6,12 @@ orders everything: sequences that run arrived before those that wait, so only th
 an unfinished prompt, and one walk over the running sequences serves decode rows first.
 
 A sequence gets the pages of all its known tokens when it is admitted, and one more page at a time as it
-grows. When none is free, the sequence that arrived last gives up its pages and waits, ahead of the others,
+grows. When none is free, the sequence that was admitted last gives up its pages and waits, ahead of the others,
 to be computed again (preemption by recompute). The oldest is never preempted for another, and one sequence
 of full length fits the pool, so the oldest always finishes, and then the next is the oldest.
+
+A sequence whose adapter can have no slot now (`AdapterSlots`) keeps its place in the queue while others pass it:
+the order is then that of admission.
 
 Steps may overlap: `schedule` for step n+1 may come before `commit` of step n. A sequence's next token is
 then unknown to the host but known to the device, which runs steps in order. Pages and slots can therefore
@@ -23,6 +26,7 @@ from collections.abc import Callable, Iterable
 from itertools import pairwise
 
 from ryzjax.errors import CapacityError, ConfigError, QueueFullError, RequestError
+from ryzjax.serving.host.adapter_slots import AdapterSlots
 from ryzjax.serving.host.admission import check_request
 from ryzjax.serving.host.pages import PagePool
 from ryzjax.serving.host.retry import FinishRate
@@ -44,6 +48,7 @@ class Scheduler:
       max_queue: requests that may wait beyond those for which a slot is free.
       rope_switch_length: tokens after which all of a sequence's rotations change (LongRoPE): one that grows past
         it is computed again from its first token, in place. None for models without.
+      adapters: slots of adapters; None where none are served.
       clock: seconds, monotonic.
 
     Raises:
@@ -60,6 +65,7 @@ class Scheduler:
         max_context_tokens: int,
         max_queue: int,
         rope_switch_length: int | None = None,
+        adapters: AdapterSlots | None = None,
         clock: Callable[[], float] = time.monotonic,
     ):
         limits = {
@@ -82,10 +88,12 @@ class Scheduler:
         self.max_context_tokens = max_context_tokens
         self.max_queue = max_queue
         self.rope_switch_length = rope_switch_length
+        self.adapters = adapters
         self.num_preemptions = 0
         self._clock = clock
         self._finishes = FinishRate()
         self._arrivals = 0
+        self._admissions = 0
         self._sequences: dict[str, Sequence] = {}
         self._waiting: deque[Sequence] = deque()
         self._running: list[Sequence] = []
@@ -123,6 +131,11 @@ class Scheduler:
         if request.request_id in self._sequences:
             raise RequestError(f"request_id={request.request_id!r} is in use; expected an id of its own")
         check_request(request, max_context_tokens=self.max_context_tokens)
+        if request.adapter is not None and self.adapters is None:
+            raise RequestError(
+                f"adapter {request.adapter.name!r} is asked for, but max_loras is 0; start with max_loras",
+                param="model",
+            )
         if len(self._waiting) - len(self._free_slots) >= self.max_queue:
             retry_after_s = self.retry_after_s
             raise QueueFullError(
@@ -163,8 +176,18 @@ class Scheduler:
             chunks.append(Chunk(sequence, query_len, admits=False))
             budget -= query_len
             at += 1
-        while budget and self._waiting and self._admit(self._waiting[0]):
-            sequence = self._waiting.popleft()
+        if self.adapters is not None:
+            self.adapters.begin_pass()
+        at = 0
+        while budget and at < len(self._waiting):
+            sequence = self._waiting[at]
+            if not self._has_adapter(sequence):
+                at += 1
+                continue
+            if not self._has_room(sequence):
+                break
+            del self._waiting[at]
+            self._admit(sequence)
             query_len = min(len(sequence.token_ids) - sequence.num_computed, budget)
             chunks.append(Chunk(sequence, query_len, admits=True))
             budget -= query_len
@@ -228,8 +251,13 @@ class Scheduler:
         if sorted(slots + self._free_slots) != list(range(self.max_sequences)):
             raise AssertionError(f"slots in use {slots} and free {self._free_slots} are not all {self.max_sequences}")
         order = [*self._running, *self._waiting]
-        if any(a.arrival >= b.arrival for a, b in pairwise(order)):
+        if self.adapters is None and any(a.arrival >= b.arrival for a, b in pairwise(order)):
             raise AssertionError(f"not in order of arrival: running {self._running}, waiting {list(self._waiting)}")
+        if any(a.admission >= b.admission for a, b in pairwise(self._running)):
+            raise AssertionError(f"not in order of admission: running {self._running}")
+        if self.adapters is not None:
+            held = ((s.adapter_slot, s.request.adapter) for s in self._sequences.values())
+            self.adapters.check_integrity((i, adapter) for i, adapter in held if i is not None and adapter is not None)
         for sequence in self._running:
             covered = len(sequence.pages) * self.pool.page_size_tokens
             if sequence.state is not SequenceState.RUNNING or sequence.slot is None or sequence.num_computed > covered:
@@ -265,7 +293,7 @@ class Scheduler:
         return True
 
     def _preempt(self, sequence: Sequence) -> None:
-        assert self._running[-1] is sequence, "only the latest arrival is preempted, so that order is kept"
+        assert self._running[-1] is sequence, "only the latest admitted is preempted, so that order is kept"
         self._running.pop()
         self._release(sequence)
         sequence.num_computed = 0
@@ -274,8 +302,16 @@ class Scheduler:
         self.num_preemptions += 1
         self._waiting.appendleft(sequence)
 
-    def _admit(self, sequence: Sequence) -> bool:
-        """Gives the first waiting sequence a slot and pages for all its known tokens, if it may run.
+    def _has_adapter(self, sequence: Sequence) -> bool:
+        """Whether the sequence needs no adapter, holds its slot already, or can have one."""
+        adapter = sequence.request.adapter
+        if adapter is None or sequence.adapter_slot is not None:
+            return True
+        assert self.adapters is not None, "checked when it was added"
+        return self.adapters.is_available(adapter)
+
+    def _has_room(self, sequence: Sequence) -> bool:
+        """Whether there are a slot and pages for all the known tokens of a waiting sequence.
 
         A page is left free for each sequence that runs: without them the next page a decode needs would
         preempt the newcomer, and its prompt would be computed over and over.
@@ -283,18 +319,24 @@ class Scheduler:
         # A token in flight is needed on the host: the sequence is computed again from its ids.
         if not self._free_slots or sequence.num_in_flight:
             return False
-        needed = self.pool.pages_for(len(sequence.token_ids))
-        if needed + len(self._running) > self.pool.num_free:
-            return False
+        return self.pool.pages_for(len(sequence.token_ids)) + len(self._running) <= self.pool.num_free
+
+    def _admit(self, sequence: Sequence) -> None:
+        """Gives a sequence, already taken out of the queue, what `_has_room` and `_has_adapter` have found."""
         if self._outgrew_rope(sequence):  # preempted before it could begin again
             sequence.rope_length = sequence.num_tokens
-        sequence.pages = self._allocate(needed)
+        adapter = sequence.request.adapter
+        if adapter is not None and sequence.adapter_slot is None:
+            assert self.adapters is not None, "checked when it was added"
+            sequence.adapter_slot = self.adapters.acquire(adapter)
+        sequence.pages = self._allocate(self.pool.pages_for(len(sequence.token_ids)))
         sequence.slot = self._free_slots.pop()
         sequence.state = SequenceState.RUNNING
         if sequence.first_scheduled_s is None:
             sequence.first_scheduled_s = self._clock()
+        self._admissions += 1
+        sequence.admission = self._admissions
         self._running.append(sequence)
-        return True
 
     def _allocate(self, count: int) -> list[int]:
         pages = self.pool.allocate(count)
@@ -308,6 +350,10 @@ class Scheduler:
         elif sequence.slot is not None:
             self._running.remove(sequence)
             self._release(sequence)
+        if sequence.adapter_slot is not None:
+            assert self.adapters is not None, "it was acquired there"
+            self.adapters.release(sequence.adapter_slot)
+            sequence.adapter_slot = None
         sequence.state = SequenceState.FINISHED
         sequence.finish_reason = reason
 

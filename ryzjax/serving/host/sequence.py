@@ -38,6 +38,8 @@ class Sequence:
         that and the commit of the step before. The end of a sequence that generates nothing counts as one.
       pages: pages of the KV cache, in order of position.
       slot: row in the device's state by sequence; None unless admitted.
+      adapter_slot: where on the device its adapter is; held from its first admission to its end.
+      admission: place in the order of admissions, from 1; 0 before the first.
       state: see `SequenceState`.
       finish_reason: set when finished.
       rope_length: length that length-dependent RoPE scalings see for its tokens up to there (`layers.rope`): the
@@ -51,6 +53,8 @@ class Sequence:
     """
 
     __slots__ = (
+        "adapter_slot",
+        "admission",
         "arrival",
         "end_len",
         "finish_reason",
@@ -90,6 +94,8 @@ class Sequence:
         self.num_in_flight = 0
         self.pages: list[int] = []
         self.slot: int | None = None
+        self.adapter_slot: int | None = None
+        self.admission = 0
         self.state = SequenceState.WAITING
         self.finish_reason: FinishReason | None = None
         self.num_preemptions = 0

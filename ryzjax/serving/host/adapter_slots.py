@@ -1,0 +1,174 @@
+"""AdapterSlots: which adapter is in which of the device's slots, and who uses it. Pure bookkeeping.
+
+A sequence holds its adapter's slot from its first step to its end, also while it is preempted: a slot is written anew
+only when no sequence needs what is in it. Where an adapter is not there and every slot is in use, its sequences wait
+without holding up others; but a slot is kept for it from then on: sequences behind it in the queue may not begin with
+what is in that slot, which is therefore idle one day. So nobody waits for ever, whatever keeps arriving.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from ryzjax.errors import ConfigError
+from ryzjax.serving.adapter import ServedAdapter
+
+__all__ = ["AdapterSlots"]
+
+
+class _Slot:
+    """What one slot holds: `users` sequences run with it; `kept_for` the version that gets it next."""
+
+    __slots__ = ("adapter", "is_retired", "kept_for", "last_use", "users")
+
+    def __init__(self) -> None:
+        self.adapter: ServedAdapter | None = None
+        self.users = 0
+        self.last_use = 0
+        self.is_retired = False
+        self.kept_for: ServedAdapter | None = None
+
+
+class AdapterSlots:
+    """Hands out slots 0 to `count` - 1; the least recently used one that is idle is written anew.
+
+    Args:
+      count: slots of the device.
+
+    Raises:
+      ConfigError: no slot.
+    """
+
+    def __init__(self, count: int):
+        if count < 1:
+            raise ConfigError(f"max_loras={count} holds no adapter; expected at least 1")
+        self.count = count
+        self._slots = [_Slot() for _ in range(count)]
+        self._slot_of: dict[ServedAdapter, int] = {}
+        self._loads: list[tuple[int, ServedAdapter]] = []
+        self._uses = 0
+
+    @property
+    def num_loaded(self) -> int:
+        """Slots that hold an adapter."""
+        return len(self._slot_of)
+
+    @property
+    def num_in_use(self) -> int:
+        """Slots that a sequence runs with."""
+        return sum(slot.users > 0 for slot in self._slots)
+
+    def begin_pass(self) -> None:
+        """Before the waiting sequences are asked for in order: forgets which slots are kept for whom.
+
+        Each pass finds out again, from the queue as it is: who has left it keeps nothing.
+        """
+        for slot in self._slots:
+            slot.kept_for = None
+
+    def is_available(self, adapter: ServedAdapter) -> bool:
+        """Whether one more sequence can begin with this adapter; where not, a slot is kept for it."""
+        index = self._slot_of.get(adapter)
+        if index is not None:
+            return self._slots[index].kept_for is None
+        if self._idle_for(adapter) is not None:
+            return True
+        self._keep_one(adapter)
+        return False
+
+    def acquire(self, adapter: ServedAdapter) -> int:
+        """The slot for one more sequence, where `is_available`; what must be written into it is in `take_loads`."""
+        index = self._slot_of.get(adapter)
+        if index is None:
+            index = self._idle_for(adapter)
+            assert index is not None, "ask is_available() first"
+            self._put(index, adapter)
+        slot = self._slots[index]
+        slot.users += 1
+        self._touch(slot)
+        return index
+
+    def release(self, index: int) -> None:
+        """A sequence has ended.
+
+        Raises:
+          ValueError: no sequence uses the slot.
+        """
+        slot = self._slots[index]
+        if not slot.users:
+            raise ValueError(f"slot {index} is released but not in use; expected a slot of acquire(), released once")
+        slot.users -= 1
+        if not slot.users and slot.is_retired:
+            self._empty(index)
+
+    def prefetch(self, adapter: ServedAdapter) -> bool:
+        """Puts an adapter into an empty slot, ahead of its first sequence; False where there is none."""
+        if adapter in self._slot_of:
+            return True
+        index = next((i for i, slot in enumerate(self._slots) if slot.adapter is None), None)
+        if index is not None:
+            self._put(index, adapter)
+        return index is not None
+
+    def retire(self, adapter: ServedAdapter) -> None:
+        """No new request will name this version: its slot is empty when the last sequence that uses it has ended."""
+        index = self._slot_of.get(adapter)
+        if index is not None:
+            self._slots[index].is_retired = True
+            if not self._slots[index].users:
+                self._empty(index)
+
+    def take_loads(self) -> list[tuple[int, ServedAdapter]]:
+        """(slot, adapter) that the device must write before the next step, in this order."""
+        loads, self._loads = self._loads, []
+        return loads
+
+    def check_integrity(self, held: Iterable[tuple[int, ServedAdapter]]) -> None:
+        """Raises AssertionError where a slot's users are not the sequences that hold it.
+
+        Args:
+          held: (slot, adapter) of every sequence that holds one.
+        """
+        users = [0] * self.count
+        for index, adapter in held:
+            if self._slots[index].adapter is not adapter:
+                raise AssertionError(f"a sequence runs with slot {index}, which does not hold {adapter.name!r}")
+            users[index] += 1
+        counted = [slot.users for slot in self._slots]
+        if users != counted:
+            raise AssertionError(f"adapter slots count {counted} users, sequences hold {users}")
+        there = {slot.adapter: i for i, slot in enumerate(self._slots) if slot.adapter is not None}
+        if there != self._slot_of:
+            raise AssertionError(f"adapters are in {there}, but known to be in {self._slot_of}")
+        if any(slot.is_retired and not slot.users for slot in self._slots):
+            raise AssertionError("a retired adapter is in a slot that nobody uses")
+
+    def _touch(self, slot: _Slot) -> None:
+        self._uses += 1
+        slot.last_use = self._uses
+
+    def _idle_for(self, adapter: ServedAdapter) -> int | None:
+        """The idle slot to write anew: an empty one, else the least recently used; not one kept for another."""
+        idle = [i for i, slot in enumerate(self._slots) if not slot.users and slot.kept_for in (None, adapter)]
+        return min(idle, key=lambda i: (self._slots[i].adapter is not None, self._slots[i].last_use), default=None)
+
+    def _keep_one(self, adapter: ServedAdapter) -> None:
+        """Keeps the slot least recently begun with for an adapter that waits, unless one is already or all are."""
+        if any(slot.kept_for is adapter for slot in self._slots):
+            return
+        others = [slot for slot in self._slots if slot.kept_for is None]
+        if others:
+            min(others, key=lambda slot: slot.last_use).kept_for = adapter
+
+    def _put(self, index: int, adapter: ServedAdapter) -> None:
+        self._empty(index)
+        self._slots[index].adapter = adapter
+        self._touch(self._slots[index])
+        self._slot_of[adapter] = index
+        self._loads.append((index, adapter))
+
+    def _empty(self, index: int) -> None:
+        slot = self._slots[index]
+        if slot.adapter is not None:
+            del self._slot_of[slot.adapter]
+        slot.adapter, slot.is_retired = None, False
