@@ -97,7 +97,7 @@ class Renderer:
             )
         self._check_rendered(answer, row)
         if train_on == "all":
-            ids = self._ended(self._encode(self._render(answer, len(answer.messages))))
+            ids = self._ended(self._encode(self._until_end(self._render(answer, len(answer.messages)))))
             return [Example.of(ids, [(0, len(ids))])]
         wanted = _wanted_turns(answer, train_on)
         if template.marks_generation:
@@ -131,11 +131,8 @@ class Renderer:
                 "variable of the template (such as enable_thinking), write the message as the template expects it "
                 "(thoughts in reasoning_content or <think>), or give a template with {% generation %} blocks"
             )
-        ends = turn.rstrip().endswith(self._special_texts) if self._special_texts else False
-        # The line end after the special token is the template's, not the model's.
-        turn = turn.rstrip() if ends else turn
         prompt_ids = self._encode(prompt)
-        ids = self._ended(continue_ids(self._tokenizer, prompt, prompt_ids, turn))
+        ids = self._ended(continue_ids(self._tokenizer, prompt, prompt_ids, self._until_end(turn)))
         self._check_end(ids[-1])
         return _Turn(ids, len(prompt_ids))
 
@@ -173,8 +170,9 @@ class Renderer:
         if tokens and tokens[-1][1] == len(ids):
             ids = self._ended(ids)
             tokens[-1] = (tokens[-1][0], len(ids))
-        self._check_end(ids[tokens[-1][1] - 1])
-        return Example.of(ids, tokens)
+        end = tokens[-1][1]
+        self._check_end(ids[end - 1])
+        return Example.of(ids[:end], tokens)
 
     def _render(self, conversation: Conversation, end: int, *, add_generation_prompt: bool = False) -> str:
         return self._tokenizer.render_chat(
@@ -186,6 +184,11 @@ class Renderer:
 
     def _encode(self, text: str) -> list[int]:
         return self._tokenizer.encode(text, add_special_tokens=False)
+
+    def _until_end(self, text: str) -> str:
+        """The text up to the special token that ends it: the line end behind that is the template's own."""
+        stripped = text.rstrip()
+        return stripped if self._special_texts and stripped.endswith(self._special_texts) else text
 
     def _ended(self, ids: list[int]) -> list[int]:
         """The tokens with the end of sequence behind them, where no special token ends them."""
