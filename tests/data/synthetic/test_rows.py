@@ -185,3 +185,9 @@ def test_a_file_of_rows(tmp_path: Path) -> None:
     assert write_jsonl(tmp_path / "rows.jsonl", rows) == 30
     lines = (tmp_path / "rows.jsonl").read_text(encoding="utf-8").splitlines()
     assert [json.loads(line) for line in lines] == list(rows)
+
+
+def test_the_shares_in_the_documentation() -> None:
+    text = (Path(__file__).parents[3] / "docs" / "demo-data.md").read_text(encoding="utf-8")
+    told = {name: int(percent) / 100 for name, percent in re.findall(r"^\| `(\w+)` \| (\d+)% \|", text, re.MULTILINE)}
+    assert told == MIXTURE
