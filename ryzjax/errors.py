@@ -5,7 +5,8 @@
     │   ├── UnsupportedModelError   the architecture, or a field that changes its maths, is not supported
     │   └── LayoutError             a sharding layout does not fit the mesh or the model
     ├── CheckpointError         a checkpoint file is missing, truncated or of the wrong shape
-    ├── DataError               data to evaluate on is missing, malformed or too short
+    ├── DataError               data to train or evaluate on is missing, malformed or too short
+    ├── TrainingError           a run cannot go on: its loss is not a number
     ├── MissingExtraError       an optional package is not installed
     ├── CapacityError           nothing fits the memory that was given
     ├── RequestError            one request is bad (HTTP 400); carries `param` and `code`
@@ -30,6 +31,7 @@ __all__ = [
     "QueueFullError",
     "RequestError",
     "RyzJAXError",
+    "TrainingError",
     "UnsupportedModelError",
 ]
 
@@ -56,6 +58,10 @@ class CheckpointError(RyzJAXError):
 
 class DataError(RyzJAXError, ValueError):
     """Data to evaluate on is missing, malformed or too short; the message names the file and the line."""
+
+
+class TrainingError(RyzJAXError):
+    """A training run cannot go on: its loss is not a number."""
 
 
 class MissingExtraError(RyzJAXError, ImportError):

@@ -145,6 +145,14 @@ class Placement:
         assert isinstance(one, NamedSharding)
         return NamedSharding(self.mesh, PartitionSpec(None, *one.spec))
 
+    def low_rank(self, matrix: Sharding) -> tuple[NamedSharding, NamedSharding, NamedSharding]:
+        """Shardings of stacked A [count, r, K], B [count, N, r] and magnitude [count, N] beside matrices [N, K]."""
+        assert isinstance(matrix, NamedSharding)
+        rows, columns = (*matrix.spec, None, None)[:2]
+        specs = PartitionSpec(None, None, columns), PartitionSpec(None, rows, None), PartitionSpec(None, rows)
+        a, b, magnitude = (NamedSharding(self.mesh, spec) for spec in specs)
+        return a, b, magnitude
+
     @property
     def replicated(self) -> NamedSharding:
         """Every device holds the whole array."""

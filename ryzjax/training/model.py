@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ryzjax.batch import SegmentBatch
 from ryzjax.layers.block import Block
@@ -159,16 +160,33 @@ class LoraModel(TrainModel):
         attach(decoder, one, {path: self.lora.scale_of(path) for path in one}, row_norms=norms)
         return decoder.logits(hidden)
 
+    def stacks_of_layers(self) -> Iterator[tuple[str, dict[str, str]]]:
+        """(name of a stack, path in its blocks -> its first layer that is adapted), the head's last."""
+        for stack in self.stacked.stacks:
+            prefix = f"layers.{stack.first}."
+            yield stack.name, {name.removeprefix(prefix): name for name in self.layers if name.startswith(prefix)}
+        yield _OUTER, {name: name for name in self.layers if not name.startswith("layers.")}
+
+    def shape_of(self, layer: str) -> tuple[int, int, int]:
+        """(layers of its stack, N, K)."""
+        n, k = self.model.linears[layer]
+        count = next((stack.count for stack in self.stacked.stacks if layer.startswith(f"layers.{stack.first}.")), 1)
+        return count, n, k
+
+    def weight_sharding(self, layer: str) -> jax.sharding.Sharding:
+        """How the layer's matrix [N, K] is split; a quantized one's as its values are."""
+        weights = self.model.weights
+        return (weights.get(f"{layer}.weight") or weights[f"{layer}.weight.values"]).sharding
+
     def stack_adapter(self, weights: Mapping[str, LoraWeights]) -> AdapterParams:
         """Updates by layer -> parameters."""
         params: AdapterParams = {}
-        for stack in self.stacked.stacks:
-            paths = [name.partition(f"layers.{stack.first}.")[2] for name in self.layers]
-            for path in filter(None, paths):
-                parts = [weights[f"layers.{layer}.{path}"] for layer in stack.layers]
-                params.setdefault(stack.name, {})[path] = jax.tree.map(lambda *each: jnp.stack(each), *parts)
-        if "lm_head" in self.layers:
-            params[_OUTER] = {"lm_head": jax.tree.map(lambda array: jnp.asarray(array)[None], weights["lm_head"])}
+        for name, layers in self.stacks_of_layers():
+            stack = next((stack for stack in self.stacked.stacks if stack.name == name), None)
+            for path in layers:
+                names = [path] if stack is None else [f"layers.{layer}.{path}" for layer in stack.layers]
+                parts = [weights[name] for name in names]
+                params.setdefault(name, {})[path] = jax.tree.map(lambda *each: np.stack(each), *parts)
         return params
 
     def adapter(self, params: AdapterParams, *, base_model: str | None) -> Adapter:

@@ -1,0 +1,90 @@
+"""TrainConfig: how a run goes, apart from its model, data, adapter and optimizer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from ryzjax.errors import ConfigError
+from ryzjax.models.scan_layers import Remat
+from ryzjax.training.objectives import ObjectiveName
+
+__all__ = ["Export", "TrainConfig"]
+
+Export = Literal["auto", "last", "best"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """A run.
+
+    Raises:
+      ConfigError: a value is out of range, or two contradict each other.
+    """
+
+    out: str = "run"
+    """Folder of the run: checkpoints, logs, plot, and what it makes. Made if it is not there."""
+    objective: ObjectiveName = "sft"
+    """sft (also pre-training), or preferences by dpo (arXiv:2305.18290) or orpo (arXiv:2403.07691)."""
+    beta: float = 0.1
+    """Of dpo: how dear it is to leave the reference; of orpo: weight of the odds ratio."""
+    label_smoothing: float = 0.0
+    """Of dpo: probability that a pair is the wrong way round."""
+    max_steps: int | None = None
+    """Updates of the run; by default as many as `epochs` have batches."""
+    epochs: int = 1
+    """Passes over the data, where `max_steps` is not given."""
+    batch_rows: int = 4
+    """Rows of `sequence_tokens` that a step computes at once, over all devices; two a pair for preferences."""
+    accumulate: int = 1
+    """Times `batch_rows` of an update: their gradients are summed."""
+    seed: int = 0
+    """Of initial weights and dropout."""
+    remat: Remat = "full"
+    """What a layer keeps for the backward pass: all (none: fastest), its products (dots), its input (full: least)."""
+    remat_layers: int = 1
+    """With full: keep the input of every n-th layer alone."""
+    mlp_rows: int | None = None
+    """Tokens that pass an MLP at a time, to save memory."""
+    loss_chunk_tokens: int = 256
+    """Tokens whose logits are in memory at once."""
+    eval_every: int | None = None
+    """Steps between evaluations; by default ten in a run, where there is data for them."""
+    eval_batches: int | None = None
+    """Batches of an evaluation; by default all of its data."""
+    patience: int | None = None
+    """Stop after so many evaluations without a better loss."""
+    min_delta: float = 0.0
+    """What counts as better: a loss lower by more than this."""
+    save_every: int | None = None
+    """Steps between checkpoints; by default ten in a run. Each evaluation that is the best so far is saved, too."""
+    keep: int = 2
+    """Latest checkpoints that stay; the best one stays as well."""
+    log_every: int = 1
+    """Steps between log lines."""
+    resume: bool = False
+    """Go on from the latest checkpoint in `out`; the losses are those of a run that was never stopped."""
+    export: Export = "auto"
+    """Which weights to write at the end: auto takes the best where there was an evaluation, else the last."""
+    tensorboard: bool = False
+    """Also log for TensorBoard, to `out`/tensorboard."""
+    wandb_project: str | None = None
+    """Also log to this project of Weights & Biases."""
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_rows", "accumulate", "remat_layers", "loss_chunk_tokens", "keep", "log_every"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name}={getattr(self, name)}; expected 1 or more")
+        for name in ("max_steps", "mlp_rows", "eval_every", "eval_batches", "patience", "save_every"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"{name}={value}; expected 1 or more, or none at all")
+        if not 0 <= self.seed < 2**32:
+            raise ConfigError(f"seed={self.seed}; expected 0 to 2^32 - 1")
+        if self.remat_layers > 1 and self.remat != "full":
+            raise ConfigError(f"remat_layers={self.remat_layers} needs remat='full'; it is {self.remat!r}")
+
+    @property
+    def rows_per_update(self) -> int:
+        """Rows of `sequence_tokens` an update sees."""
+        return self.batch_rows * self.accumulate

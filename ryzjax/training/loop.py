@@ -1,0 +1,361 @@
+"""The loop around the compiled step: batches in, metrics out, evaluations and checkpoints between."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+
+import jax
+import numpy as np
+
+from ryzjax.data.training.batch import TrainBatch
+from ryzjax.data.training.loader import Batches, BatchLoader
+from ryzjax.errors import CheckpointError, TrainingError
+from ryzjax.training.checkpoints import Json, RunCheckpoints
+from ryzjax.training.config import TrainConfig
+from ryzjax.training.early_stopping import EarlyStopping
+from ryzjax.training.memory import memory_use
+from ryzjax.training.model import Frozen
+from ryzjax.training.objectives import StepBatch
+from ryzjax.training.programs import Programs
+from ryzjax.training.run_log import RunLog
+from ryzjax.training.schedule import Schedule
+from ryzjax.training.signals import StopSignals
+from ryzjax.training.step import TrainState
+
+__all__ = ["Loop", "LoopResult", "Speed"]
+
+_log = logging.getLogger(__name__)
+
+_NO_LIMIT = 10**9
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoopResult:
+    """How a run ended.
+
+    Attributes:
+      state: after the last step.
+      step: updates done.
+      loss: of the last step, NaN where there was none.
+      eval_loss: of the last evaluation; None without one.
+      best_eval_loss, best_step: the best evaluation.
+      stopped_by: "SIGTERM" and the like, "patience", or None for a run that came to its end.
+      tokens: that counted in the loss, over the whole run.
+      wall_s: of this process's part.
+    """
+
+    state: TrainState
+    step: int
+    loss: float
+    eval_loss: float | None
+    best_eval_loss: float | None
+    best_step: int | None
+    stopped_by: str | None
+    tokens: int
+    wall_s: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Speed:
+    """What turns tokens/s into MFU.
+
+    Attributes:
+      flops_per_token: of forward and backward.
+      peak_flops_per_s: of all devices; None where it is not known.
+    """
+
+    flops_per_token: float
+    peak_flops_per_s: float | None
+
+    def mfu(self, tokens_per_s: float) -> float | None:
+        """Share of the peak."""
+        return None if self.peak_flops_per_s is None else self.flops_per_token * tokens_per_s / self.peak_flops_per_s
+
+
+@dataclass(kw_only=True)
+class _Progress:
+    """What a checkpoint keeps beside arrays."""
+
+    step: int = 0
+    tokens: int = 0
+    best_step: int | None = None
+    stopping: EarlyStopping = field(default_factory=lambda: EarlyStopping(patience=_NO_LIMIT))
+    eval_loss: float | None = None
+
+    def state(self, data: Mapping[str, int], config: Mapping[str, Json]) -> dict[str, Json]:
+        return {
+            "step": self.step,
+            "tokens": self.tokens,
+            "best_step": self.best_step,
+            "eval_loss": self.eval_loss,
+            "stopping": dict(self.stopping.state()),
+            "data": dict(data),
+            "config": dict(config),
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Pending:
+    """A step whose metrics have not been read."""
+
+    step: int
+    metrics: dict[str, jax.Array]
+    places: tuple[str, ...]
+    tokens: int
+    epoch: int
+
+
+class Loop:
+    """Runs a training run from its state to its end.
+
+    Metrics are read a step late, so that the device never waits for the host. All that a run's losses depend on is in
+    its checkpoints: the loop of a process that was killed, started again with `resume`, makes the same ones.
+
+    Args:
+      programs: of the run.
+      frozen: arrays for them.
+      config: of the run.
+      config_json: what to keep of all its settings.
+      train: batches of `programs.rows * programs.accumulate` rows.
+      evaluation: batches of `programs.rows` rows, or None.
+      total_steps: updates of the run.
+      schedule: the learning rate by steps done, for the log.
+      speed: for the log.
+      checkpoints: where the run is kept.
+      log: where figures go.
+      message: where sentences go.
+    """
+
+    def __init__(
+        self,
+        programs: Programs,
+        frozen: Frozen,
+        *,
+        config: TrainConfig,
+        config_json: Mapping[str, Json],
+        train: Batches,
+        evaluation: BatchLoader | None,
+        total_steps: int,
+        schedule: Schedule,
+        speed: Speed,
+        checkpoints: RunCheckpoints,
+        log: RunLog,
+        message: Callable[[str], None],
+    ):
+        self.programs = programs
+        self.frozen = frozen
+        self.config = config
+        self.total_steps = total_steps
+        self._config_json = dict(config_json)
+        self._train, self._evaluation = train, evaluation
+        self._schedule = schedule
+        self._speed = speed
+        self._checkpoints = checkpoints
+        self._log = log
+        self._message = message
+        patience = config.patience or _NO_LIMIT
+        self._progress = _Progress(stopping=EarlyStopping(patience=patience, min_delta=config.min_delta))
+        self._eval_every = config.eval_every or max(1, -(-total_steps // 10))
+        self._save_every = config.save_every or max(1, -(-total_steps // 10))
+        self._key = jax.device_put(jax.random.PRNGKey(config.seed), programs.placement.replicated)
+        self._saved_step: int | None = None
+        self._logged_s = time.perf_counter()
+        self._seen_tokens = 0
+
+    def resume(self, state: TrainState) -> TrainState:
+        """The state of the latest checkpoint, with the data behind it.
+
+        Args:
+          state: of the same shapes; its arrays are let go.
+
+        Raises:
+          CheckpointError: there is none, or it is of another run.
+        """
+        step = self._checkpoints.latest_step()
+        if step is None:
+            raise CheckpointError(f"{self._checkpoints.folder}: no checkpoint to go on from; leave out --resume")
+        kept = self._checkpoints.read_state(step)
+        self._check_settings(kept["config"])
+        like = self.programs.state
+        del state
+        restored = self._checkpoints.restore(step, like)
+        stopping, data = kept["stopping"], kept["data"]
+        assert isinstance(stopping, dict) and isinstance(data, dict)
+        self._train.restore({name: int(value) for name, value in data.items()})  # pyright: ignore[reportArgumentType]
+        self._progress = _Progress(
+            step=step,
+            tokens=int(kept["tokens"]),  # pyright: ignore[reportArgumentType]
+            best_step=kept["best_step"],  # pyright: ignore[reportArgumentType]
+            eval_loss=kept["eval_loss"],  # pyright: ignore[reportArgumentType]
+            stopping=self._progress.stopping.restored(stopping),  # pyright: ignore[reportArgumentType]
+        )
+        self._saved_step = step
+        return restored
+
+    @property
+    def step(self) -> int:
+        """Updates done."""
+        return self._progress.step
+
+    def run(self, state: TrainState) -> LoopResult:
+        """To the end, to a signal, or to the end of patience; a checkpoint is kept of the last step in each case.
+
+        Raises:
+          TrainingError: a loss or gradient that is not finite. The latest checkpoint is of before.
+          CheckpointError: one cannot be written.
+          DataError: a row is bad.
+        """
+        started = time.perf_counter()
+        train = self.programs.compile_train()
+        evaluate = None if self._evaluation is None else self.programs.compile_eval()
+        self._logged_s = time.perf_counter()
+        pending: _Pending | None = None
+        loss = float("nan")
+        stopped_by: str | None = None
+        with StopSignals(lambda name: self._message(f"{name}: stopping after this step, with a checkpoint")) as signals:
+            while self._progress.step < self.total_steps and stopped_by is None:
+                batch = next(self._train)
+                now = _Pending(
+                    step=self._progress.step + 1,
+                    metrics={},
+                    places=self._train.batch_places(),
+                    tokens=int(np.count_nonzero(batch.segment_ids)),
+                    epoch=self._train.epoch,
+                )
+                state, metrics = train(state, self.frozen, self._placed(batch), self._key)
+                self._progress.step += 1
+                if pending is not None:
+                    loss = self._read(pending)
+                pending = replace(now, metrics=metrics)
+                if self._is_due(signals.stop_requested):
+                    loss = self._read(pending)
+                    pending = None
+                    if self._is_eval_due(evaluate is not None):
+                        assert evaluate is not None
+                        self._evaluate(evaluate, state)
+                        if self._progress.stopping.should_stop:
+                            stopped_by = "patience"
+                    stopped_by = signals.signal_name or stopped_by
+                    self._save_if_due(state, stopped_by is not None)
+            if pending is not None:
+                loss = self._read(pending)
+        if self._saved_step != self._progress.step:
+            self._save(state)
+        self._checkpoints.wait()
+        return LoopResult(
+            state=state,
+            step=self._progress.step,
+            loss=loss,
+            eval_loss=self._progress.eval_loss,
+            best_eval_loss=None if self._progress.best_step is None else self._progress.stopping.best,
+            best_step=self._progress.best_step,
+            stopped_by=stopped_by,
+            tokens=self._progress.tokens,
+            wall_s=time.perf_counter() - started,
+        )
+
+    def _placed(self, batch: TrainBatch) -> StepBatch:
+        """[accumulate, rows, S] on the devices; each process brings its own rows."""
+        shapes = self.programs.batch
+        return jax.tree.map(
+            lambda array, shape: jax.make_array_from_process_local_data(
+                shape.sharding, array.reshape(shape.shape[0], -1, shape.shape[2])
+            ),
+            StepBatch(*batch),
+            shapes,
+        )
+
+    def _read(self, step: _Pending) -> float:
+        """Brings a step's metrics to the host and logs them; its loss."""
+        values = {name: float(value) for name, value in jax.device_get(step.metrics).items()}
+        if not values.pop("finite"):
+            raise TrainingError(
+                f"step {step.step}: the loss is {values['loss']:g} and the norm of the gradients {values['grad_norm']:g}"
+                f"; its update was left out and the run stopped. Rows of its batch: {_some(step.places)}. The latest "
+                f"checkpoint is of step {self._checkpoints.latest_step() or 0}; look at the rows, or lower the learning "
+                "rate, and go on with --resume"
+            )
+        self._progress.tokens += int(values.pop("count")) if self.config.objective == "sft" else step.tokens
+        self._seen_tokens += step.tokens
+        if step.step % self.config.log_every == 0 or step.step == self.total_steps:
+            now = time.perf_counter()
+            speed = self._seen_tokens / max(now - self._logged_s, 1e-9)
+            self._logged_s, self._seen_tokens = now, 0
+            mfu = self._speed.mfu(speed)
+            figures = {
+                **{name: value for name, value in values.items() if name != "count"},
+                "learning_rate": float(self._schedule(step.step - 1)),
+                "tokens": float(self._progress.tokens),
+                "epoch": float(step.epoch),
+                "tokens_per_s": speed,
+                **({} if mfu is None else {"mfu": mfu}),
+                "memory_bytes": float(memory_use().used_bytes),
+            }
+            self._log.log(step.step, figures)
+        return values["loss"]
+
+    def _is_due(self, stop: bool) -> bool:
+        step = self._progress.step
+        return stop or step == self.total_steps or step % self._eval_every == 0 or step % self._save_every == 0
+
+    def _is_eval_due(self, has_data: bool) -> bool:
+        step = self._progress.step
+        return has_data and (step % self._eval_every == 0 or step == self.total_steps)
+
+    def _evaluate(self, evaluate: jax.stages.Compiled, state: TrainState) -> None:
+        assert self._evaluation is not None
+        began = time.perf_counter()
+        loss = count = 0.0
+        details: dict[str, float] = {}
+        for index, batch in enumerate(self._evaluation.one_pass()):
+            if index == self.config.eval_batches:
+                break
+            placed = jax.tree.map(
+                lambda array, shape: jax.make_array_from_process_local_data(shape.sharding, array),
+                StepBatch(*batch),
+                self.programs.eval_batch,
+            )
+            sums = jax.device_get(evaluate(state.params, self.frozen, placed))
+            loss, count = loss + float(sums.loss), count + float(sums.count)
+            details = {name: details.get(name, 0.0) + float(value) for name, value in sums.details.items()}
+        mean = loss / max(count, 1.0)
+        progress = self._progress
+        best = progress.stopping.best
+        progress.stopping = progress.stopping.after(mean)
+        progress.eval_loss = mean
+        if progress.stopping.best < best:
+            progress.best_step = progress.step
+        shown = {f"eval_{name}": value / max(count, 1.0) for name, value in details.items()}
+        self._log.log(progress.step, {"eval_loss": mean, **shown})
+        self._logged_s += time.perf_counter() - began
+
+    def _save_if_due(self, state: TrainState, stops: bool) -> None:
+        step = self._progress.step
+        due = stops or step == self.total_steps or step % self._save_every == 0 or step == self._progress.best_step
+        if due and step != self._saved_step:
+            self._save(state)
+
+    def _save(self, state: TrainState) -> None:
+        progress = self._progress
+        evaluated = progress.eval_loss if progress.step % self._eval_every == 0 else None
+        if progress.step == self.total_steps:
+            evaluated = progress.eval_loss
+        began = time.perf_counter()
+        kept = progress.state(self._train.state(), self._config_json)
+        self._checkpoints.save(progress.step, state, kept, eval_loss=evaluated)
+        self._saved_step = progress.step
+        self._logged_s += time.perf_counter() - began
+
+    def _check_settings(self, kept: Json) -> None:
+        """Says which settings differ from the run's; what changes its losses is the user's to know."""
+        assert isinstance(kept, dict)
+        for name, value in self._config_json.items():
+            if name in kept and kept[name] != value:
+                self._message(f"note: {name} was {kept[name]!r} in the run so far, and is {value!r} from here on")
+
+
+def _some(places: tuple[str, ...]) -> str:
+    return ", ".join(places[:20]) + (f" and {len(places) - 20} more" if len(places) > 20 else "")

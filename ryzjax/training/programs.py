@@ -1,0 +1,126 @@
+"""The compiled programs of a run, made ahead of it from shapes alone; what they take and where it lies."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property, partial
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from ryzjax.batch import SegmentBatch
+from ryzjax.models.stacked import StackedModel
+from ryzjax.sharding import Placement
+from ryzjax.training.initial import adapter_shapes, master_shapes
+from ryzjax.training.model import Frozen, FullModel, LoraModel
+from ryzjax.training.objectives import DPO, Objective, StepBatch
+from ryzjax.training.optimizer_sharding import optimizer_shardings
+from ryzjax.training.step import TrainState, make_eval_step, make_train_step
+
+__all__ = ["Programs", "frozen_shapes"]
+
+
+def frozen_shapes(model: LoraModel | FullModel, objective: Objective) -> Frozen:
+    """What a run reads and does not change, as shapes with shardings."""
+    reads_weights = isinstance(model, LoraModel) or isinstance(objective, DPO)
+    weights = _weight_shapes(model.stacked) if reads_weights else {}
+    norms: dict[str, dict[str, jax.ShapeDtypeStruct]] = {}
+    if isinstance(model, LoraModel) and model.lora.use_dora:
+        for name, updates in adapter_shapes(model).items():
+            norms[name] = {path: update.magnitude for path, update in updates.items()}  # pyright: ignore
+    return Frozen(weights, norms)  # pyright: ignore[reportArgumentType]
+
+
+def _weight_shapes(stacked: StackedModel) -> dict[str, jax.ShapeDtypeStruct]:
+    return {
+        name: jax.ShapeDtypeStruct(spec.shape, spec.stored_dtype, sharding=spec.sharding)
+        for name, spec in stacked.weights.items()
+    }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Programs:
+    """See the module's docstring.
+
+    Attributes:
+      model, objective, optimizer: of the run.
+      rows, sequence_tokens: of a batch that is computed at once.
+      accumulate: batches of an update.
+    """
+
+    model: LoraModel | FullModel
+    objective: Objective
+    optimizer: optax.GradientTransformation
+    rows: int
+    sequence_tokens: int
+    accumulate: int
+
+    @property
+    def placement(self) -> Placement:
+        """Of the model."""
+        return self.model.model.placement
+
+    @cached_property
+    def params(self) -> dict:
+        """What is trained, as shapes with shardings."""
+        if isinstance(self.model, LoraModel):
+            return adapter_shapes(self.model)
+        return master_shapes(self.model.stacked)
+
+    @cached_property
+    def state(self) -> TrainState:
+        """A step's state, as shapes with shardings."""
+        replicated = self.placement.replicated
+        shardings = optimizer_shardings(self.optimizer, self.params, replicated=replicated)
+        shapes = jax.eval_shape(self.optimizer.init, self.params)
+        optimizer = jax.tree.map(
+            lambda shape, sharding: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding), shapes, shardings
+        )
+        step = jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated)
+        return TrainState(self.params, optimizer, step)  # pyright: ignore[reportArgumentType]
+
+    @cached_property
+    def frozen(self) -> Frozen:
+        """What is not, likewise."""
+        return frozen_shapes(self.model, self.objective)
+
+    @property
+    def batch(self) -> StepBatch:
+        """Of an update, [accumulate, rows, S]."""
+        return self._batch((self.accumulate, self.rows, self.sequence_tokens))
+
+    @property
+    def eval_batch(self) -> StepBatch:
+        """Of an evaluation, [rows, S]."""
+        return self._batch((self.rows, self.sequence_tokens))
+
+    def start(self, params: dict) -> TrainState:
+        """The state before the first step; the optimizer's is made where it will lie."""
+        shardings = jax.tree.map(lambda shape: shape.sharding, self.state.optimizer)
+        optimizer = jax.jit(self.optimizer.init, out_shardings=shardings)(params)
+        step = jax.device_put(jnp.zeros((), jnp.int32), self.placement.replicated)
+        return TrainState(params, optimizer, step)
+
+    def compile_train(self) -> jax.stages.Compiled:
+        """(state, frozen, batch, key) -> (state, metrics)."""
+        step = make_train_step(self.model, self.objective, self.optimizer)
+        out = jax.tree.map(lambda shape: shape.sharding, self.state), self.placement.replicated
+        jitted = jax.jit(step, donate_argnums=0, out_shardings=out)
+        return jitted.lower(self.state, self.frozen, self.batch, self._key).compile()
+
+    def compile_eval(self) -> jax.stages.Compiled:
+        """(params, frozen, batch [rows, S]) -> EvalSums."""
+        evaluate = make_eval_step(self.model, self.objective)
+        jitted = jax.jit(evaluate, out_shardings=self.placement.replicated)
+        return jitted.lower(self.params, self.frozen, self.eval_batch).compile()
+
+    @property
+    def _key(self) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((2,), jnp.uint32, sharding=self.placement.replicated)
+
+    def _batch(self, shape: tuple[int, ...]) -> StepBatch:
+        axes = (None,) * (len(shape) - 2) + ("tokens", None)
+        array = partial(jax.ShapeDtypeStruct, shape, sharding=self.placement.sharding(axes, shape))
+        integers = SegmentBatch(*(array(jnp.int32) for _ in range(3)))  # pyright: ignore[reportArgumentType]
+        return StepBatch(*integers, targets=array(jnp.int32), loss_weights=array(jnp.float32))  # pyright: ignore
