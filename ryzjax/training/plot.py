@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -56,6 +55,8 @@ def plot_log(log: Path, png: Path, *, title: str) -> None:
 
 
 def _draw(figure: Figure, rows: Rows, title: str) -> None:
+    from matplotlib.ticker import MaxNLocator
+
     has_rates = any(row.get("learning_rate") is not None for row in rows)
     panels = figure.subplots(
         2 if has_rates else 1, 1, sharex=True, height_ratios=[4, 1] if has_rates else [1], squeeze=False
@@ -63,11 +64,12 @@ def _draw(figure: Figure, rows: Rows, title: str) -> None:
     loss, rate = panels[0, 0], panels[-1, 0]
     for axes in panels[:, 0]:
         _style(axes)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     _draw_losses(loss, rows)
-    figure.suptitle(title, x=0.01, ha="left", fontsize=14, fontweight="bold", color=_INK)
+    loss.set_title(title, loc="left", pad=12, fontsize=14, fontweight="bold", color=_INK)
     if has_rates:
         steps, rates = _series(rows, "learning_rate")
-        rate.plot(steps, rates, color=_RATE, linewidth=1.6)
+        rate.plot(steps, rates, color=_RATE, linewidth=1.6, marker="o" if len(steps) == 1 else None, clip_on=False)
         rate.fill_between(steps, rates, color=_RATE, alpha=0.08, linewidth=0)
         rate.set_ylim(0, 1.15 * rates.max() or 1.0)
         rate.set_ylabel("learning rate", color=_INK)
@@ -79,13 +81,34 @@ def _draw_losses(axes: Axes, rows: Rows) -> None:
     steps, losses = _series(rows, "loss")
     smooth = _smoothed(steps, losses)
     axes.plot(steps, losses, color=_TRAIN, alpha=0.25, linewidth=0.9, label="train, as logged")
-    axes.plot(steps, smooth, color=_TRAIN, linewidth=2.0, label=f"train, smoothed: {smooth[-1]:.4f} at the end")
+    dot = "o" if len(steps) == 1 else None
+    axes.plot(
+        steps,
+        smooth,
+        color=_TRAIN,
+        linewidth=2.0,
+        marker=dot,
+        clip_on=dot is None,
+        label=f"train, smoothed: {smooth[-1]:.4f} at the end",
+    )
     eval_steps, eval_losses = _series(rows, "eval_loss")
     if len(eval_steps):
         best = int(eval_losses.argmin())
         text = f"eval: {eval_losses[best]:.4f} at best, step {eval_steps[best]:.0f}"
-        axes.plot(eval_steps, eval_losses, color=_EVAL, linewidth=1.2, marker="o", markersize=4.5, label=text)
-        axes.plot(eval_steps[best], eval_losses[best], color=_EVAL, marker="o", markersize=10, fillstyle="none")
+        axes.plot(
+            eval_steps,
+            eval_losses,
+            color=_EVAL,
+            linewidth=1.2,
+            marker="o",
+            markersize=4.5,
+            clip_on=False,
+            zorder=3,
+            label=text,
+        )
+        axes.plot(
+            eval_steps[best], eval_losses[best], color=_EVAL, marker="o", markersize=10, fillstyle="none", clip_on=False
+        )
     # A few spikes must not flatten the curve they are spikes of.
     shown = np.concatenate([smooth, eval_losses, [np.quantile(losses, 0.002), np.quantile(losses, 0.998)]])
     low, high = float(shown.min()), float(shown.max())
@@ -114,11 +137,17 @@ def _series(rows: Rows, name: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _smoothed(steps: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """An exponential mean over about a fiftieth of the run, corrected for its start at zero."""
-    span = max((steps[-1] - steps[0]) / 50, 1e-9)
-    out, total, weight = np.empty_like(values), 0.0, 0.0
-    for i, value in enumerate(values):
-        decay = math.exp(-(steps[i] - steps[i - 1]) / span) if i else 0.0
-        total, weight = decay * total + (1 - decay) * value, decay * weight + (1 - decay)
-        out[i] = total / weight
+    """A line fitted around each step, with Gaussian weights of about an eightieth of the run: it does not lag behind
+    a loss that falls, as a running mean does."""
+    width = max((steps[-1] - steps[0]) / 80, 1e-9)
+    firsts, ends = np.searchsorted(steps, steps - 4 * width), np.searchsorted(steps, steps + 4 * width, side="right")
+    out = np.empty_like(values)
+    for i, (first, end) in enumerate(zip(firsts, ends, strict=True)):
+        x, y = (steps[first:end] - steps[i]) / width, values[first:end]
+        weights = np.exp(-0.5 * x * x)
+        s0, s1, s2 = weights.sum(), (weights * x).sum(), (weights * x * x).sum()
+        determinant = s0 * s2 - s1 * s1
+        mean, slope_part = (weights * y).sum(), (weights * x * y).sum()
+        # Too few neighbours for a line: their mean.
+        out[i] = (s2 * mean - s1 * slope_part) / determinant if determinant > 1e-6 * s0 * s0 else mean / s0
     return out

@@ -9,6 +9,7 @@ from typing import TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Column
 from rich.text import Text
 
 __all__ = ["RunProgress", "figures_text"]
@@ -49,10 +50,12 @@ class RunProgress:
         self._bar: Progress | None = None
         console = Console(file=self._stream)
         if console.is_terminal:
-            # A narrow terminal cuts off the figures at the end, not the bar's place.
-            columns = (MofNCompleteColumn(), BarColumn(bar_width=20), TimeElapsedColumn(), TextColumn("<"))
-            figures = TextColumn("{task.fields[figures]}", markup=False)
-            self._bar = Progress(*columns, TimeRemainingColumn(elapsed_when_finished=True), figures, console=console)
+            width = 20 if console.width >= 120 else 6
+            columns = (MofNCompleteColumn(), BarColumn(bar_width=width), TimeElapsedColumn(), TextColumn("<"))
+            # Of a narrow terminal the last figures fall off, not the bar and the times.
+            rest = Column(ratio=1, no_wrap=True, overflow="ellipsis")
+            figures = TextColumn("{task.fields[figures]}", markup=False, table_column=rest)
+            self._bar = Progress(*columns, TimeRemainingColumn(), figures, console=console, expand=True)
             self._task = self._bar.add_task("", total=total_steps, completed=resumed_step, figures="compiling the step")
             self._bar.start()
 

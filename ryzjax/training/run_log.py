@@ -69,7 +69,8 @@ class JsonlLog:
             part = path.with_name(f"{path.name}.part")
             part.write_bytes(kept)
             part.replace(path)
-            self._file = path.open("a", encoding="utf-8")
+            # Unbuffered: of a line that cannot be written, nothing is left to fail again later.
+            self._file = path.open("ab", buffering=0)
         except OSError as error:
             raise LogError(f"{path}: cannot be written ({error.strerror}); check path, rights and space") from error
 
@@ -80,9 +81,10 @@ class JsonlLog:
           LogError: it cannot be written.
         """
         values = {name: value if math.isfinite(value) else None for name, value in figures.items()}
+        line = memoryview(json.dumps({"step": step, **values}).encode() + b"\n")
         try:
-            self._file.write(json.dumps({"step": step, **values}) + "\n")
-            self._file.flush()
+            while line:
+                line = line[self._file.write(line) :]
         except OSError as error:
             raise LogError(f"{self.path}: cannot be written ({error.strerror}); check the space") from error
 
