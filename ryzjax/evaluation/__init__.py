@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from ryzjax.evaluation.divergence import Divergence, ReferenceStates, divergence, reference_states
 from ryzjax.evaluation.evaluate import check_tasks, evaluate, evaluate_task, text_divergence
-from ryzjax.evaluation.forward import Forward, Head, OpenModel, open_model
+from ryzjax.evaluation.forward import Forward, Head
 from ryzjax.evaluation.perplexity import Perplexity, perplexity
 from ryzjax.evaluation.tasks import TASKS, DataSource, HubData, LocalData, NoData, TaskOptions, TaskResult, open_data
 from ryzjax.evaluation.text import EvaluationText, Window, sliding_windows
+from ryzjax.quant.open_model import OpenModel, open_model
 
 __all__ = [
     "TASKS",

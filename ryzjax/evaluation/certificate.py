@@ -15,11 +15,11 @@ from ryzjax.checkpoint.certificate import CERTIFICATE_FILE, read_certificate
 from ryzjax.checkpoint.source import CheckpointSource, resolve_source
 from ryzjax.errors import ConfigError
 from ryzjax.evaluation.evaluate import check_tasks, evaluate, text_divergence
-from ryzjax.evaluation.forward import open_model
 from ryzjax.evaluation.report import provenance, result_json
 from ryzjax.evaluation.tasks import TaskOptions, open_data
 from ryzjax.evaluation.text import EvaluationText
 from ryzjax.quant.calibration import Calibration
+from ryzjax.quant.open_model import open_model
 from ryzjax.quant.quantize import QuantizedModel
 from ryzjax.quant.recipe import Recipe
 from ryzjax.serving.llm import LLM

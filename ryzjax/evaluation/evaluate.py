@@ -7,12 +7,12 @@ from typing import TypeVar
 
 from ryzjax.errors import ConfigError
 from ryzjax.evaluation.divergence import Divergence, check_vocabularies, divergence, reference_states
-from ryzjax.evaluation.forward import OpenModel
 from ryzjax.evaluation.perplexity import DEFAULT_CONTEXT_TOKENS
 from ryzjax.evaluation.scoring import ContinuationScore, complete, score
 from ryzjax.evaluation.statistics import Metric
 from ryzjax.evaluation.tasks import TASKS, ContinuationTask, DataSource, GenerationTask, TaskOptions, TaskResult
 from ryzjax.evaluation.text import EvaluationText
+from ryzjax.quant.open_model import OpenModel
 from ryzjax.serving.llm import LLM
 
 __all__ = ["check_tasks", "evaluate", "evaluate_task", "text_divergence"]
