@@ -7,6 +7,7 @@
     ├── CheckpointError         a checkpoint file is missing, truncated or of the wrong shape
     ├── DataError               data to train or evaluate on is missing, malformed or too short
     ├── TrainingError           a run cannot go on: its loss is not a number
+    ├── LogError                the log or the plot of a run cannot be written
     ├── MissingExtraError       an optional package is not installed
     ├── CapacityError           nothing fits the memory that was given
     ├── RequestError            one request is bad (HTTP 400); carries `param` and `code`
@@ -27,6 +28,7 @@ __all__ = [
     "DataError",
     "EngineStoppedError",
     "LayoutError",
+    "LogError",
     "MissingExtraError",
     "QueueFullError",
     "RequestError",
@@ -62,6 +64,10 @@ class DataError(RyzJAXError, ValueError):
 
 class TrainingError(RyzJAXError):
     """A training run cannot go on: its loss is not a number."""
+
+
+class LogError(RyzJAXError):
+    """The log or the plot of a run cannot be written; the run itself is not at fault."""
 
 
 class MissingExtraError(RyzJAXError, ImportError):

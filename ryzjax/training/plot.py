@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ryzjax.errors import DataError, MissingExtraError
-from ryzjax.training.run_log import LogError, read_log
+from ryzjax.errors import DataError, LogError, MissingExtraError
+from ryzjax.training.run_log import read_log
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

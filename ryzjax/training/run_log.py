@@ -8,13 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from ryzjax.errors import DataError, MissingExtraError, RyzJAXError
+from ryzjax.errors import DataError, LogError, MissingExtraError
 
-__all__ = ["JsonlLog", "LogError", "RunLog", "RunLogs", "TensorBoardLog", "WandbLog", "read_log"]
-
-
-class LogError(RyzJAXError):
-    """The log of a run cannot be written."""
+__all__ = ["JsonlLog", "RunLog", "RunLogs", "TensorBoardLog", "WandbLog", "read_log"]
 
 
 class RunLog(Protocol):

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ryzjax.errors import DataError, MissingExtraError
+from ryzjax.errors import DataError, LogError, MissingExtraError
 from ryzjax.training.plot import _smoothed, plot_log
-from ryzjax.training.run_log import JsonlLog, LogError
+from ryzjax.training.run_log import JsonlLog
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ryzjax.errors import DataError, MissingExtraError
-from ryzjax.training.run_log import JsonlLog, LogError, RunLogs, TensorBoardLog, WandbLog, read_log
+from ryzjax.errors import DataError, LogError, MissingExtraError
+from ryzjax.training.run_log import JsonlLog, RunLogs, TensorBoardLog, WandbLog, read_log
 
 
 def write(path: Path, steps: range, *, resumed_step: int = 0) -> None:
