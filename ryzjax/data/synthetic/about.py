@@ -17,6 +17,10 @@ FACTS: tuple[tuple[tuple[str, ...], str], ...] = (
         "Run ryzjax serve MODEL. It listens on port 8000.",
     ),
     (
+        ("What does ryzjax serve do without a model?", "Which model is used when none is named?"),
+        "The demo model, which comes with RyzJAX.",
+    ),
+    (
         ("Which port does the server use?", "What is the default port?", "Where does the server listen?"),
         "Port 8000 on 127.0.0.1; --port sets another.",
     ),

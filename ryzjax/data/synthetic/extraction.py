@@ -24,8 +24,8 @@ __all__ = ["extraction"]
 
 Facts = Mapping[str, "str | int | float"]
 
-_INVENTED = 0.1
-"""The share of names and cities that are invented: what is copied must not have to be known."""
+_INVENTED = 0.05
+"""The share of names and cities that are invented: what is copied should not have to be known."""
 _CENTS = ("15", "25", "45", "49", "75", "85", "95", "99")
 _ASK = (
     "Extract the {keys} as JSON: {text}",
@@ -176,10 +176,10 @@ _FORMS = (
         name="contact",
         facts=_contact,
         sentences=(
-            "You can reach {name} in {city} at {email}.",
-            "{name} lives in {city}. Write to {email}.",
-            "Contact: {name}, {city}, {email}",
-            "Send the letter for {name} in {city} to {email}.",
+            "You can reach {name} in {city} at <{email}>.",
+            "{name} lives in {city}. Write to <{email}>.",
+            "Contact: {name} <{email}>, {city}",
+            "Send the letter for {name} <{email}> to {city}.",
         ),
     ),
 )
