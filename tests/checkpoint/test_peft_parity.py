@@ -1,0 +1,111 @@
+"""Adapters both ways against the peft package: its directories read here, ours loaded there, the same logits."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from ryzjax.checkpoint import load_weights, model_config_from_hf, resolve_source
+from ryzjax.checkpoint.peft import read_adapter, write_adapter
+from ryzjax.evaluation.forward import Forward, Head
+from ryzjax.lora import Adapter, adapted
+from ryzjax.models.registry import AbstractModel, abstract_model
+from ryzjax.sharding import Layout, Placement
+from tests.goldens.make_families import build
+from tests.goldens.make_families import prompt as family_prompt
+
+pytestmark = pytest.mark.parity
+torch = pytest.importorskip("torch")
+peft = pytest.importorskip("peft")
+
+TOKENS = family_prompt(seed=3)[:40]
+TOLERANCE = 1e-4
+ATTENTION = ["q_proj", "v_proj", "o_proj"]
+
+VARIANTS: dict[str, tuple[str, dict[str, object]]] = {
+    "plain": ("llama", {"target_modules": ATTENTION}),
+    "all-linear": ("llama biases, head_dim", {"target_modules": "all-linear"}),
+    "rslora": ("qwen2", {"target_modules": ["q_proj", "down_proj"], "use_rslora": True}),
+    "dora": ("qwen2", {"target_modules": ["k_proj", "up_proj"], "use_dora": True}),
+    "dora, rslora": ("gemma2", {"target_modules": "all-linear", "use_dora": True, "use_rslora": True}),
+    "patterns": (
+        "llama",
+        {
+            "target_modules": [*ATTENTION, "gate_proj"],
+            "rank_pattern": {"q_proj": 2, r"^model.layers.1.self_attn.o_proj": 6},
+            "alpha_pattern": {r"layers\.0\.self_attn\.v_proj": 3.0, "gate_proj": 20},
+        },
+    ),
+    "lm_head": ("llama", {"target_modules": ["lm_head", "o_proj"]}),
+    "regular expression": ("qwen3", {"target_modules": r".*layers\.1\..*(q|down)_proj"}),
+    "some layers": ("llama", {"target_modules": ["q_proj"], "layers_to_transform": [1]}),
+    "excluded": ("llama", {"target_modules": "all-linear", "exclude_modules": ["o_proj"]}),
+    "fused": ("phi3", {"target_modules": "all-linear", "rank_pattern": {"qkv_proj": 3}}),
+    "fused dora": ("phi3", {"target_modules": ["qkv_proj", "gate_up_proj"], "use_dora": True}),
+    "experts left out": ("qwen3 moe", {"target_modules": ["q_proj", "k_proj"]}),
+}
+
+
+def adapted_by_peft(model, options: dict[str, object], folder: Path):
+    """A PEFT model whose adapter has random weights, as training leaves it; saved to `folder`."""
+    torch.manual_seed(7)
+    # PEFT itself warns of a head's own weight that it saves.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = peft.get_peft_model(model, peft.LoraConfig(r=4, lora_alpha=6, lora_dropout=0.1, **options))
+        for name, parameter in model.named_parameters():
+            if "lora_A" in name or "lora_B" in name:
+                parameter.data.normal_(0, 0.3)
+            elif "lora_magnitude" in name:
+                parameter.data.mul_(1 + 0.2 * torch.randn_like(parameter))
+        model.save_pretrained(folder)
+    return model.eval()
+
+
+def torch_logits(model) -> np.ndarray:
+    with torch.inference_mode():
+        return model(torch.tensor([TOKENS]), use_cache=False).logits[0].float().numpy()
+
+
+def opened(folder: Path) -> tuple[AbstractModel, tuple[jax.Array, ...]]:
+    source = resolve_source(str(folder))
+    config = model_config_from_hf(source.config, source.generation, dtype="float32")
+    model = abstract_model(config, Placement(Layout.load("single")))
+    return model, tuple(load_weights(source, model).values())
+
+
+def our_logits(model: AbstractModel, leaves: tuple[jax.Array, ...], adapter: Adapter) -> np.ndarray:
+    both = adapted(model, leaves, adapter, name="test")
+    hidden = Forward(*both, max_tokens=len(TOKENS)).hidden(TOKENS)
+    return np.asarray(Head(*both).logits(hidden))
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_peft_to_us_and_back(name: str, tmp_path: Path):
+    family, options = VARIANTS[name]
+    base, theirs, ours = tmp_path / "base", tmp_path / "theirs", tmp_path / "ours"
+    base.mkdir()
+    torch_model, _ = build(family, base, seed=1)
+    plain = torch_logits(torch_model)
+    wanted = torch_logits(adapted_by_peft(torch_model, options, theirs))
+    assert np.abs(wanted - plain).max() > 0.1, "the adapter must matter"
+
+    model, leaves = opened(base)
+    adapter = read_adapter(theirs, model)
+    assert np.abs(our_logits(model, leaves, adapter) - wanted).max() < TOLERANCE
+
+    write_adapter(ours, adapter, model, base_model=str(base))
+    again, _ = build(family, tmp_path, seed=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # between the two packages
+        loaded = peft.PeftModel.from_pretrained(again, ours).eval()
+    assert np.abs(torch_logits(loaded) - wanted).max() < TOLERANCE
+    reread = read_adapter(ours, model)
+    assert set(reread.weights) == set(adapter.weights)
+    assert {n: reread.config.scale_of(n) for n in reread.weights} == {
+        n: adapter.config.scale_of(n) for n in reread.weights
+    }
