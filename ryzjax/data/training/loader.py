@@ -114,7 +114,7 @@ class BatchLoader:
 
     @property
     def epoch(self) -> int:
-        """Epoch, from 0, of the next batch."""
+        """Passes over the data that are complete."""
         return self._epoch
 
     @property

@@ -48,6 +48,7 @@ def open_data(
     form: Form | None = None,
     rows: Rows | None = None,
     eval_rows: Rows | None = None,
+    drop_last: bool = False,
 ) -> TrainingData:
     """Opens training data.
 
@@ -58,6 +59,7 @@ def open_data(
       form: what the rows must be, such as "preference"; None takes config's, or finds it out.
       rows: rows to train on in place of `config.data`, such as computed ones.
       eval_rows: rows to evaluate on in place of `config.eval_data`.
+      drop_last: leave out the last batch of an epoch of training where it is not full, instead of padding.
 
     Raises:
       ConfigError: the config names no data, or it cannot be held out as asked.
@@ -73,8 +75,11 @@ def open_data(
         parts, held_out = _hold_out(parts, config)
     elif config.eval_data or eval_rows is not None:
         held_out = _parts(_open_all(config.eval_data, config) if eval_rows is None else [eval_rows], form, None)
-    train = _loader(parts, tokenizer, config, batch_rows, seed=config.data_seed if config.shuffle else None)
-    evaluation = _loader(held_out, tokenizer, config, batch_rows, seed=None).one_pass() if held_out else None
+    seed = config.data_seed if config.shuffle else None
+    train = BatchLoader(_windows(parts, tokenizer, config, seed=seed), batch_rows=batch_rows, drop_last=drop_last)
+    evaluation = None
+    if held_out:
+        evaluation = BatchLoader(_windows(held_out, tokenizer, config, seed=None), batch_rows=batch_rows, epochs=1)
     return TrainingData(train, evaluation, tuple(dict.fromkeys(part.form for part in parts)))
 
 
@@ -124,9 +129,7 @@ def _hold_out(parts: Sequence[RowsOfForm], config: DataConfig) -> tuple[list[Row
     return train, held_out
 
 
-def _loader(
-    parts: Sequence[RowsOfForm], tokenizer: Tokenizer, config: DataConfig, batch_rows: int, *, seed: int | None
-) -> BatchLoader:
+def _windows(parts: Sequence[RowsOfForm], tokenizer: Tokenizer, config: DataConfig, *, seed: int | None) -> Windows:
     arrangement = _arrangement(parts, config)
     renderer = Renderer(tokenizer, train_on=config.train_on, variables=config.parsed_variables())
     limits = ExampleLimits(
@@ -135,14 +138,13 @@ def _loader(
         drop_long=config.drop_long,
         drop_untrained=config.drop_untrained,
     )
-    windows = Windows(
+    return Windows(
         examples=ExampleRows(parts, tokenizer, renderer, limits=limits),
         sequence_tokens=config.sequence_tokens,
         arrangement=arrangement,
         seed=seed,
         window_rows=config.window_rows,
     )
-    return BatchLoader(windows, batch_rows=batch_rows)
 
 
 def _arrangement(parts: Sequence[RowsOfForm], config: DataConfig) -> Arrangement:

@@ -72,7 +72,7 @@ class Prefetcher:
 
     @property
     def epoch(self) -> int:
-        """Epoch, from 0, of the next batch."""
+        """Passes over the data that are complete."""
         return self._epoch
 
     def state(self) -> dict[str, int]:
