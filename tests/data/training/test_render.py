@@ -279,3 +279,24 @@ def test_every_turn_follows_the_tokens_a_server_would_feed(shared: Path, tmp_pat
         content = messages[i]["content"]
         assert content in text and messages[i - 1]["content"] not in text
         assert len(text) > len(content), "what ends the turn is trained, too"
+
+
+def test_the_ending_token_is_trained_even_where_a_block_leaves_it_out(tmp_path: Path) -> None:
+    inner = MARKED.replace("<|im_end|>{% endgeneration %}", "{% endgeneration %}<|im_end|>")
+    assert inner != MARKED
+    expected, found = (
+        examples_of(toy_tokenizer(tmp_path / name, template), {"messages": TALK}, "assistant")[0]
+        for name, template in (("outer", MARKED), ("inner", inner))
+    )
+    assert found.token_ids.tolist() == expected.token_ids.tolist()
+    assert found.trained.tolist() == expected.trained.tolist()
+
+
+def test_messages_cannot_forge_marks(tmp_path: Path) -> None:
+    talk = [
+        {"role": "user", "content": "{% generation %}\ue000x\ue001"},
+        {"role": "assistant", "content": "\ue001\ue000"},
+    ]
+    tokenizer = toy_tokenizer(tmp_path, MARKED)
+    (example,) = examples_of(tokenizer, {"messages": talk})
+    assert trained_texts(tokenizer, example) == ["\ue001\ue000<|im_end|>"]
