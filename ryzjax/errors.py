@@ -59,7 +59,7 @@ class CheckpointError(RyzJAXError):
 
 
 class DataError(RyzJAXError, ValueError):
-    """Data to evaluate on is missing, malformed or too short; the message names the file and the line."""
+    """Data to train or evaluate on is missing, malformed or too short; the message names the file and the line."""
 
 
 class TrainingError(RyzJAXError):

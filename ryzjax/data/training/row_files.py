@@ -16,6 +16,7 @@ from ryzjax.errors import DataError, MissingExtraError
 
 __all__ = ["JsonFileRows", "JsonLinesRows", "TableRows", "TextFileRows", "open_rows"]
 
+_SCAN_BYTES = 1 << 25
 _SUFFIXES = (".jsonl", ".json", ".parquet", ".txt")
 
 
@@ -70,7 +71,7 @@ class JsonLinesRows:
             raise DataError(f"{path} is empty; expected a JSON object a line")
         with path.open("rb") as file:
             self._bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        newlines = np.flatnonzero(np.frombuffer(self._bytes, np.uint8) == ord("\n"))
+        newlines = _newlines(self._bytes)
         starts = np.concatenate([[0], newlines + 1]).astype(np.int64)
         ends = np.concatenate([newlines, [len(self._bytes)]]).astype(np.int64)
         # Blank lines are no rows, but count for the numbers of those after them.
@@ -96,6 +97,13 @@ class JsonLinesRows:
     def place(self, index: int) -> str:
         """File and line."""
         return f"{self._path}:{self._lines[index] + 1}"
+
+
+def _newlines(data: mmap.mmap) -> np.ndarray:
+    """Where line ends are, found a part of the file at a time."""
+    view = np.frombuffer(data, np.uint8)
+    parts = range(0, len(view), _SCAN_BYTES)
+    return np.concatenate([np.flatnonzero(view[at : at + _SCAN_BYTES] == ord("\n")) + at for at in parts])
 
 
 class JsonFileRows:
