@@ -23,6 +23,7 @@ class ServedAdapter:
       rank: its largest r.
       root: where it came from, for people.
       base_model: what it was trained on, as it says itself.
+      created_s: when it was loaded, seconds since the epoch.
       values, scales: of each block (`ryzjax.lora.slot_plan.PackedAdapter`).
     """
 
@@ -31,6 +32,7 @@ class ServedAdapter:
     rank: int
     root: str
     base_model: str | None
+    created_s: int
     values: tuple[np.ndarray, ...]
     scales: tuple[np.ndarray, ...]
 

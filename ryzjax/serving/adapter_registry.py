@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 import threading
+import time
 from pathlib import Path
 
 from ryzjax.checkpoint.peft import read_adapter
@@ -67,6 +68,7 @@ class AdapterRegistry:
             rank=adapter.max_rank,
             root=root or (name if isinstance(source, Adapter) else str(source)),
             base_model=adapter.base_model,
+            created_s=int(time.time()),
             values=packed.values,
             scales=packed.scales,
         )

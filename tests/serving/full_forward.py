@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -10,6 +11,7 @@ import numpy as np
 
 from ryzjax import LLM
 from ryzjax.batch import KVCache, TokenBatch
+from ryzjax.models.decoder import Decoder
 
 
 class Full(NamedTuple):
@@ -19,8 +21,13 @@ class Full(NamedTuple):
     logprobs: np.ndarray
 
 
-def full_forward(llm: LLM, prompts: list[list[int]]) -> list[Full]:
-    """Every prompt in one chunk, all in one step."""
+def full_forward(
+    llm: LLM,
+    prompts: list[list[int]],
+    change: Callable[[Decoder], None] = lambda model: None,
+    leaves: tuple[jax.Array, ...] | None = None,
+) -> list[Full]:
+    """Every prompt in one chunk, all in one step; of the engine's weights or `leaves`, with the model changed first."""
     runner = llm.engine.engine.runner
     page, shape = runner.page_size_tokens, runner.cache.k.shape
     lengths = np.array([len(prompt) for prompt in prompts])
@@ -46,8 +53,9 @@ def full_forward(llm: LLM, prompts: list[list[int]]) -> list[Full]:
     @jax.jit
     def forward(leaves: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
         model = runner.model.merge(leaves)
+        change(model)
         hidden, _ = model.forward(batch, KVCache(empty, empty), max_query_len=len(positions))
         return model.final_norm(hidden), jax.nn.log_softmax(model.logits(hidden))
 
-    parts = (np.split(np.asarray(array), starts[1:]) for array in forward(runner._leaves))
+    parts = (np.split(np.asarray(array), starts[1:]) for array in forward(leaves or runner._leaves))
     return [Full(*both) for both in zip(*parts, strict=True)]

@@ -10,7 +10,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 from ryzjax.obs.metrics import EngineMetrics
-from ryzjax.serving.http import embedding_routes, generate_routes, system_routes
+from ryzjax.serving.http import adapter_routes, embedding_routes, generate_routes, system_routes
 from ryzjax.serving.http.config import HttpConfig
 from ryzjax.serving.http.context import ServerContext
 from ryzjax.serving.http.disconnect import ClientLeftError
@@ -50,6 +50,7 @@ def create_app(engine: EngineFrontend, config: HttpConfig, *, metrics: EngineMet
     app.include_router(system_routes.router)
     app.include_router(generate_routes.router)
     app.include_router(embedding_routes.router)
+    app.include_router(adapter_routes.router)
     install_error_handlers(app)
     app.add_exception_handler(ClientLeftError, _on_client_left)
     app.add_exception_handler(ClientDisconnect, _on_client_left)
@@ -61,7 +62,8 @@ def create_app(engine: EngineFrontend, config: HttpConfig, *, metrics: EngineMet
         paths=generate_routes.GENERATION_PATHS | embedding_routes.EMBEDDING_PATHS,
         retry_after_s=config.retry_after_s,
     )
-    app.add_middleware(BodyLimitMiddleware, max_body_bytes=config.max_body_bytes)
+    large = {adapter_routes.ADAPTERS_PATH: config.max_adapter_bytes} if config.allow_lora_updating else {}
+    app.add_middleware(BodyLimitMiddleware, max_body_bytes=config.max_body_bytes, larger=large)
     if config.api_key is not None:
         app.add_middleware(ApiKeyMiddleware, api_key=config.api_key)
     app.add_middleware(RequestContextMiddleware, access_log=config.access_log)

@@ -29,6 +29,11 @@ class HttpConfig:
     """Most inputs in one /v1/embeddings request."""
     max_sequences_per_request: int = 256
     """Most sequences (prompts x n) one request may start."""
+    allow_lora_updating: bool = False
+    """Let clients load and unload adapters (/v1/load_lora_adapter). Whoever may do so has the server read folders and
+    files of theirs: set `api_key` as well."""
+    max_adapter_bytes: int = 512 * 1024 * 1024
+    """Largest body that brings an adapter's files (base64 makes them a third larger)."""
     drain_timeout_s: float = 30.0
     """On SIGTERM or SIGINT, how long running requests may go on before the server exits."""
     retry_after_s: int = 5
@@ -39,6 +44,7 @@ class HttpConfig:
     def __post_init__(self) -> None:
         _check("port", self.port, 0, 65535)
         _check("max_body_bytes", self.max_body_bytes, 1, 2**40)
+        _check("max_adapter_bytes", self.max_adapter_bytes, 1, 2**40)
         _check("max_prompts_per_request", self.max_prompts_per_request, 1, 2**16)
         _check("max_inputs_per_request", self.max_inputs_per_request, 1, 2**16)
         _check("max_sequences_per_request", self.max_sequences_per_request, 1, 2**16)

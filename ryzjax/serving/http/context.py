@@ -29,6 +29,7 @@ class ServerContext:
         self.config = config
         self.metrics = metrics
         self.lifecycle = Lifecycle()
+        self.loading = asyncio.Lock()
         self.token_texts = TokenTexts(engine.tokenizer)
         # One thread: a long prompt must not stall the streams of others, and tokenizers are not all thread-safe.
         self._tokenizing = ThreadPoolExecutor(1, thread_name_prefix="ryzjax-tokenize")
@@ -38,10 +39,14 @@ class ServerContext:
         """The name clients give as `model`."""
         return self.config.served_model_name or self.engine.model_name
 
-    def check_model(self, model: str) -> None:
-        """Raises ModelNotFoundError unless `model` is the one served."""
-        if model != self.model_name:
-            raise ModelNotFoundError(model, self.model_name)
+    def adapter_of(self, model: str) -> str | None:
+        """The adapter that a request's `model` names; None for the model itself. Raises ModelNotFoundError."""
+        if model == self.model_name:
+            return None
+        names = [adapter.name for adapter in self.engine.adapters]
+        if model not in names:
+            raise ModelNotFoundError(model, self.model_name, names)
+        return model
 
     async def tokenize(self, work: Callable[[], T]) -> T:
         """Runs tokenizer work off the event loop."""

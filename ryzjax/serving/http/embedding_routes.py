@@ -25,7 +25,7 @@ async def embeddings(request: Request) -> Response:
     """A vector for each input."""
     context = context_of(request)
     body = EmbeddingRequest.parse(await request.body())
-    context.check_model(body.model)
+    adapter = context.adapter_of(body.model)
     inputs = body.inputs()
     if len(inputs) > context.config.max_inputs_per_request:
         raise RequestError(
@@ -36,11 +36,13 @@ async def embeddings(request: Request) -> Response:
     add_special_tokens = body.add_special_tokens is not False
     encode = partial(encode_prompts, context.engine.tokenizer, inputs, add_special_tokens=add_special_tokens)
     token_ids = await until_disconnect(request.receive, context.tokenize(encode))
-    running = Embeddings(context.engine, token_ids, body, concurrency=context.config.max_prompts_per_request)
+    running = Embeddings(
+        context.engine, token_ids, body, concurrency=context.config.max_prompts_per_request, adapter=adapter
+    )
     vectors = await until_disconnect(request.receive, running.collect())
     answer = embeddings_body(
         vectors,
-        model=context.model_name,
+        model=body.model,
         prompt_tokens=running.prompt_tokens,
         encoding_format=body.encoding_format or "float",
     )

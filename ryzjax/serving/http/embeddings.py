@@ -48,6 +48,7 @@ class Embeddings:
       inputs: token ids, one list an input.
       request: the settings all of them share.
       concurrency: inputs the engine is given at once: a long list must not fill its queue.
+      adapter: name of the adapter they run with; None for the model alone.
 
     Raises:
       RequestError: for an input without tokens.
@@ -55,7 +56,13 @@ class Embeddings:
     """
 
     def __init__(
-        self, engine: EngineFrontend, inputs: Sequence[list[int]], request: EmbeddingRequest, *, concurrency: int
+        self,
+        engine: EngineFrontend,
+        inputs: Sequence[list[int]],
+        request: EmbeddingRequest,
+        *,
+        concurrency: int,
+        adapter: str | None = None,
     ):
         for number, ids in enumerate(inputs):
             if not ids:
@@ -69,6 +76,7 @@ class Embeddings:
         self._engine = engine
         self._inputs = inputs
         self._request = request
+        self._adapter = adapter
         self._slots = asyncio.Semaphore(concurrency)
         self._id = f"embd-{uuid.uuid4().hex}"
 
@@ -96,6 +104,7 @@ class Embeddings:
                     dimensions=request.dimensions,
                     normalize=request.normalize is not False,
                     request_id=f"{self._id}-{number}",
+                    adapter=self._adapter,
                 )
             except RequestError as error:
                 if error.param != "prompt":

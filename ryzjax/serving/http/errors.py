@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from fastapi import FastAPI, Request
@@ -14,10 +14,12 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from ryzjax.errors import EngineStoppedError, QueueFullError, RequestError
+from ryzjax.serving.adapter import AdapterConflictError, AdapterNotFoundError
 
 __all__ = [
     "ApiError",
     "GenerationFailedError",
+    "LoraUpdatingDisabledError",
     "ModelNotFoundError",
     "describe",
     "error_response",
@@ -27,15 +29,22 @@ __all__ = [
 
 _MAX_MESSAGE_CHARS = 1000
 _ENGINE_RETRY_AFTER_S = 5
+_MAX_NAMED = 10
 
 
 class ModelNotFoundError(RequestError):
     """The request names a model this server does not serve (HTTP 404)."""
 
-    def __init__(self, model: str, served: str):
+    def __init__(self, model: str, served: str, adapters: Sequence[str] = ()):
+        use = ", ".join(map(repr, (served, *adapters[:_MAX_NAMED])))
+        use += f" or {len(adapters) - _MAX_NAMED} more (/v1/models)" if len(adapters) > _MAX_NAMED else ""
         super().__init__(
-            f"the model {model[:200]!r} is not served here; use {served!r}", param="model", code="model_not_found"
+            f"the model {model[:200]!r} is not served here; use {use}", param="model", code="model_not_found"
         )
+
+
+class LoraUpdatingDisabledError(Exception):
+    """Adapters may not be loaded and unloaded over HTTP (HTTP 403)."""
 
 
 class GenerationFailedError(Exception):
@@ -73,7 +82,14 @@ class ApiError:
 
 def describe(error: Exception) -> ApiError | None:
     """What a client is told of `error`; None where it is our own bug and must be hidden behind a 500."""
-    if isinstance(error, ModelNotFoundError):
+    if isinstance(error, LoraUpdatingDisabledError):
+        message = "adapters are not loaded or unloaded over HTTP here; start the server with --allow-lora-updating"
+        return ApiError(status=403, message=message, type="permission_error", code="lora_updating_disabled")
+    if isinstance(error, AdapterConflictError):
+        return ApiError(
+            status=409, message=str(error), type="invalid_request_error", param=error.param, code=error.code
+        )
+    if isinstance(error, (ModelNotFoundError, AdapterNotFoundError)):
         return ApiError(
             status=404, message=str(error), type="invalid_request_error", param=error.param, code=error.code
         )
@@ -128,6 +144,12 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
 
 def install_error_handlers(app: FastAPI) -> None:
     """Answers known errors with their status. What is unknown goes on to the outermost middleware, a plain 500."""
-    for known in (RequestError, QueueFullError, EngineStoppedError, GenerationFailedError):
+    for known in (
+        RequestError,
+        QueueFullError,
+        EngineStoppedError,
+        GenerationFailedError,
+        LoraUpdatingDisabledError,
+    ):
         app.add_exception_handler(known, _on_known_error)
     app.add_exception_handler(HTTPException, _on_http_exception)

@@ -15,7 +15,7 @@ from pydantic_core import ErrorDetails
 from ryzjax.errors import RequestError
 from ryzjax.serving.sampling_params import SamplingParams
 
-__all__ = ["ApiRequest", "GenerationRequest", "StreamOptions", "check_extra_fields", "prompt_list"]
+__all__ = ["ApiRequest", "GenerationRequest", "JsonBody", "StreamOptions", "check_extra_fields", "prompt_list"]
 
 _HARMLESS = frozenset(
     {
@@ -91,12 +91,10 @@ class StreamOptions(BaseModel):
     include_obfuscation: bool | None = None
 
 
-class ApiRequest(BaseModel):
-    """A JSON body that names the model; null means the default. What no field declares must be harmless."""
+class JsonBody(BaseModel):
+    """A JSON body; null means the default. What no field declares must be harmless."""
 
     model_config = ConfigDict(strict=True, extra="allow")
-
-    model: str
 
     @classmethod
     def parse(cls, body: bytes) -> Self:
@@ -107,6 +105,12 @@ class ApiRequest(BaseModel):
             raise _request_error(error) from None
         check_extra_fields(request.model_extra or {})
         return request
+
+
+class ApiRequest(JsonBody):
+    """A JSON body that names the model, or an adapter."""
+
+    model: str
 
 
 class GenerationRequest(ApiRequest):

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
-from typing import Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
 
+from ryzjax.serving.adapter import ServedAdapter
 from ryzjax.serving.request import EmbeddingOutput, Pooling, RequestOutput, StreamDelta
 from ryzjax.serving.sampling_params import SamplingParams
+
+if TYPE_CHECKING:
+    from ryzjax.lora import Adapter
 
 __all__ = ["ChatTokenizer", "EngineFrontend"]
 
@@ -48,6 +53,24 @@ class EngineFrontend(Protocol):
         ...
 
     @property
+    def adapters(self) -> Sequence[ServedAdapter]:
+        """The adapters that requests may name."""
+        ...
+
+    def load_adapter(
+        self, name: str, source: Adapter | str | Path, *, replace: bool = False, root: str | None = None
+    ) -> ServedAdapter:
+        """Takes an adapter in, while requests run; from any thread, which it holds up.
+
+        Raises ConfigError, CheckpointError (both: it is not one for this model), AdapterConflictError.
+        """
+        ...
+
+    def unload_adapter(self, name: str) -> None:
+        """Takes no more requests for an adapter. Raises AdapterNotFoundError, and ConfigError where none are served."""
+        ...
+
+    @property
     def max_context_tokens(self) -> int:
         """Most tokens of prompt and output together."""
         ...
@@ -63,17 +86,27 @@ class EngineFrontend(Protocol):
         ...
 
     def stream(
-        self, prompt: str | Sequence[int], params: SamplingParams, *, request_id: str | None = None
+        self,
+        prompt: str | Sequence[int],
+        params: SamplingParams,
+        *,
+        request_id: str | None = None,
+        adapter: str | None = None,
     ) -> AsyncIterator[StreamDelta]:
         """Runs one prompt. Closing or cancelling the iterator aborts the request and frees its pages.
 
-        Raises (before the first delta): RequestError (token ids outside the vocabulary included),
+        Raises (before the first delta): AdapterNotFoundError, RequestError (token ids outside the vocabulary included),
         ContextLengthError, QueueFullError, EngineStoppedError.
         """
         ...
 
     async def generate(
-        self, prompt: str | Sequence[int], params: SamplingParams, *, request_id: str | None = None
+        self,
+        prompt: str | Sequence[int],
+        params: SamplingParams,
+        *,
+        request_id: str | None = None,
+        adapter: str | None = None,
     ) -> RequestOutput:
         """Runs one prompt to its end. Cancelling aborts it. Raises as `stream` does."""
         ...
@@ -86,6 +119,7 @@ class EngineFrontend(Protocol):
         dimensions: int | None = None,
         normalize: bool = True,
         request_id: str | None = None,
+        adapter: str | None = None,
     ) -> EmbeddingOutput:
         """One prompt's vector. Cancelling aborts it. Raises as `stream` does."""
         ...

@@ -30,14 +30,14 @@ async def completions(request: Request) -> Response:
     """Completes one or more prompts."""
     context = context_of(request)
     body = CompletionRequest.parse(await request.body())
-    context.check_model(body.model)
+    adapter = context.adapter_of(body.model)
     params = body.sampling_params()
     prompts = body.prompts()
     _check_size(context, len(prompts), params)
     add_special_tokens = body.add_special_tokens is not False
     encode = partial(encode_prompts, context.engine.tokenizer, prompts, add_special_tokens=add_special_tokens)
     token_ids = await until_disconnect(request.receive, context.tokenize(encode))
-    generation = Generation(context.engine, token_ids, params, kind="cmpl", prompt_field="prompt")
+    generation = Generation(context.engine, token_ids, params, kind="cmpl", prompt_field="prompt", adapter=adapter)
     echo = None
     if body.echo:
         tokenizer = context.engine.tokenizer
@@ -47,7 +47,7 @@ async def completions(request: Request) -> Response:
         echo = Echo(texts=texts, first_token_ids=firsts, n=params.n, with_logprobs=body.logprobs is not None)
     answer = CompletionFormat(
         answer_id=generation.id,
-        model=context.model_name,
+        model=body.model,
         texts=context.token_texts,
         include_usage=body.include_usage,
         skip_special_tokens=params.skip_special_tokens,
@@ -61,7 +61,7 @@ async def chat_completions(request: Request) -> Response:
     """Answers a conversation."""
     context = context_of(request)
     body = ChatCompletionRequest.parse(await request.body())
-    context.check_model(body.model)
+    adapter = context.adapter_of(body.model)
     params = body.sampling_params()
     messages = body.template_messages()
     _check_size(context, 1, params)
@@ -71,10 +71,12 @@ async def chat_completions(request: Request) -> Response:
         add_generation_prompt=body.add_generation_prompt is not False,
     )
     token_ids = await until_disconnect(request.receive, context.tokenize(render))
-    generation = Generation(context.engine, [token_ids], params, kind="chatcmpl", prompt_field="messages")
+    generation = Generation(
+        context.engine, [token_ids], params, kind="chatcmpl", prompt_field="messages", adapter=adapter
+    )
     answer = ChatFormat(
         answer_id=generation.id,
-        model=context.model_name,
+        model=body.model,
         texts=context.token_texts,
         include_usage=body.include_usage,
     )

@@ -39,6 +39,7 @@ class Generation:
       params: the settings all of them share.
       kind: prefix of the answer's id, such as "cmpl".
       prompt_field: the request field named in errors about the prompt.
+      adapter: name of the adapter they run with; None for the model alone.
 
     Raises:
       RequestError: for an empty prompt.
@@ -54,6 +55,7 @@ class Generation:
         *,
         kind: str,
         prompt_field: str,
+        adapter: str | None = None,
     ):
         for number, prompt in enumerate(prompts):
             if not prompt:
@@ -66,6 +68,7 @@ class Generation:
                 )
         self._engine = engine
         self._prompts = prompts
+        self._adapter = adapter
         self.params = params
         # Not the client's X-Request-Id: the engine needs ids that are unique among the requests in flight.
         self.id = f"{kind}-{uuid.uuid4().hex}"
@@ -94,7 +97,9 @@ class Generation:
         return [choice for task in tasks for choice in task.result()]
 
     async def _collect_one(self, number: int) -> list[Choice]:
-        answer = await self._engine.generate(self._prompts[number], self.params, request_id=self._engine_id(number))
+        answer = await self._engine.generate(
+            self._prompts[number], self.params, request_id=self._engine_id(number), adapter=self._adapter
+        )
         for completion in answer.outputs:
             _check_finish(completion.finish_reason)
             completion.index += number * self.params.n
@@ -113,7 +118,9 @@ class Generation:
                 yield choice, delta
 
     def _start(self, number: int) -> AsyncIterator[StreamDelta]:
-        return self._engine.stream(self._prompts[number], self.params, request_id=self._engine_id(number))
+        return self._engine.stream(
+            self._prompts[number], self.params, request_id=self._engine_id(number), adapter=self._adapter
+        )
 
     async def _merged(self) -> AsyncGenerator[tuple[int, StreamDelta], None]:
         queue: asyncio.Queue[tuple[int, StreamDelta] | Exception | None] = asyncio.Queue(_MERGE_QUEUE_DELTAS)

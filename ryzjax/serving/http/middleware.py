@@ -11,6 +11,7 @@ import logging
 import re
 import time
 import uuid
+from collections.abc import Mapping
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -113,19 +114,26 @@ class _BodyTooLargeError(Exception):
 
 
 class BodyLimitMiddleware:
-    """Refuses bodies over `max_body_bytes` with 413: by Content-Length, and while reading where there is none."""
+    """Refuses bodies over `max_body_bytes` with 413: by Content-Length, and while reading where there is none.
 
-    def __init__(self, app: ASGIApp, *, max_body_bytes: int):
+    `larger` has the limits of paths that begin otherwise: prefix -> bytes.
+    """
+
+    def __init__(self, app: ASGIApp, *, max_body_bytes: int, larger: Mapping[str, int]):
         self._app = app
         self._max_body_bytes = max_body_bytes
+        self._larger = larger
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        limit = next(
+            (n for prefix, n in self._larger.items() if scope["path"].startswith(prefix)), self._max_body_bytes
+        )
         length = Headers(scope=scope).get("content-length", "")
-        if length.isascii() and length.isdigit() and (len(length) > 18 or int(length) > self._max_body_bytes):
-            await error_response(self._too_large())(scope, receive, send)
+        if length.isascii() and length.isdigit() and (len(length) > 18 or int(length) > limit):
+            await error_response(self._too_large(limit))(scope, receive, send)
             return
         received_bytes = 0
         response_started = False
@@ -135,7 +143,7 @@ class BodyLimitMiddleware:
             message = await receive()
             if message["type"] == "http.request":
                 received_bytes += len(message.get("body", b""))
-                if received_bytes > self._max_body_bytes:
+                if received_bytes > limit:
                     raise _BodyTooLargeError
             return message
 
@@ -149,12 +157,13 @@ class BodyLimitMiddleware:
         except _BodyTooLargeError:
             if response_started:
                 raise
-            await error_response(self._too_large())(scope, receive, send)
+            await error_response(self._too_large(limit))(scope, receive, send)
 
-    def _too_large(self) -> ApiError:
+    def _too_large(self, limit: int) -> ApiError:
+        setting = "max_body_bytes" if limit == self._max_body_bytes else "max_adapter_bytes"
         return ApiError(
             status=413,
-            message=f"the body is larger than {self._max_body_bytes} bytes; shorten it, or raise max_body_bytes",
+            message=f"the body is larger than {limit} bytes; shorten it, or raise {setting}",
             type="invalid_request_error",
             code="body_too_large",
             # The rest of the body stays unread, so the connection cannot serve another request.

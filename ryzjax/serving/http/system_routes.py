@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import importlib.metadata
 import time
+from pathlib import Path
 
 from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
 
+from ryzjax.serving.adapter import ServedAdapter
 from ryzjax.serving.http.context import ServerContext, context_of
 
 __all__ = ["router"]
@@ -29,18 +31,35 @@ def _model_card(context: ServerContext) -> dict[str, object]:
     }
 
 
+def _adapter_card(context: ServerContext, adapter: ServedAdapter) -> dict[str, object]:
+    return {
+        "id": adapter.name,
+        "object": "model",
+        "created": adapter.created_s,
+        "owned_by": "ryzjax",
+        # Not the whole path: clients need not know the server's folders.
+        "root": Path(adapter.root).name,
+        "parent": context.model_name,
+        "max_model_len": context.engine.max_context_tokens,
+        "lora_rank": adapter.rank,
+    }
+
+
 @router.get("/v1/models")
 async def models(request: Request) -> Response:
-    """The one model served."""
-    return JSONResponse({"object": "list", "data": [_model_card(context_of(request))]})
+    """The model served, and the adapters that requests may name instead."""
+    context = context_of(request)
+    adapters = [_adapter_card(context, adapter) for adapter in context.engine.adapters]
+    return JSONResponse({"object": "list", "data": [_model_card(context), *adapters]})
 
 
 @router.get("/v1/models/{model:path}")
 async def model(request: Request, model: str) -> Response:
-    """The model of that name, or 404."""
+    """The model or adapter of that name, or 404."""
     context = context_of(request)
-    context.check_model(model)
-    return JSONResponse(_model_card(context))
+    name = context.adapter_of(model)
+    found = [adapter for adapter in context.engine.adapters if adapter.name == name]
+    return JSONResponse(_adapter_card(context, found[0]) if found else _model_card(context))
 
 
 @router.get("/health")

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
+from pathlib import Path
 
 import numpy as np
 
-from ryzjax.errors import ContextLengthError, EngineStoppedError, QueueFullError, RequestError
+from ryzjax.errors import CheckpointError, ContextLengthError, EngineStoppedError, QueueFullError, RequestError
+from ryzjax.lora import Adapter
+from ryzjax.serving.adapter import AdapterConflictError, AdapterNotFoundError, ServedAdapter
 from ryzjax.serving.embedding import check_embedding, finish_embedding
 from ryzjax.serving.request import (
     CompletionOutput,
@@ -69,13 +72,51 @@ class FakeEngine:
         self.params: list[SamplingParams] = []
         self.drained_with_s: float | None = None
         self.released = False
+        self.adapters: list[ServedAdapter] = []
+        self.loaded: list[tuple[str, dict[str, bytes], bool]] = []
+        self.ran_with: list[str | None] = []
+
+    def load_adapter(
+        self, name: str, source: Adapter | str | Path, *, replace: bool = False, root: str | None = None
+    ) -> ServedAdapter:
+        """Takes any folder whose config says "good"; remembers the files it saw."""
+        assert isinstance(source, Path)
+        files = {path.name: path.read_bytes() for path in source.iterdir()}
+        if b"good" not in files.get("adapter_config.json", b""):
+            raise CheckpointError(f"{source / 'adapter_config.json'} is missing or bad")
+        if not replace and any(adapter.name == name for adapter in self.adapters):
+            raise AdapterConflictError(f"the lora adapter {name!r} has already been loaded", param="lora_name")
+        adapter = ServedAdapter(
+            name=name,
+            version=len(self.loaded) + 1,
+            rank=8,
+            root=root or str(source),
+            base_model=None,
+            created_s=1,
+            values=(),
+            scales=(),
+        )
+        self.loaded.append((name, files, replace))
+        self.adapters = [other for other in self.adapters if other.name != name] + [adapter]
+        return adapter
+
+    def unload_adapter(self, name: str) -> None:
+        if all(adapter.name != name for adapter in self.adapters):
+            raise AdapterNotFoundError(name)
+        self.adapters = [adapter for adapter in self.adapters if adapter.name != name]
 
     def release(self) -> None:
         self.released = True
 
     async def stream(
-        self, prompt: str | Sequence[int], params: SamplingParams, *, request_id: str | None = None
+        self,
+        prompt: str | Sequence[int],
+        params: SamplingParams,
+        *,
+        request_id: str | None = None,
+        adapter: str | None = None,
     ) -> AsyncGenerator[StreamDelta, None]:
+        self.ran_with.append(adapter)
         assert not isinstance(prompt, str) and request_id is not None and request_id not in self.running
         text = self._validated(prompt, params)
         self.running.add(request_id)
@@ -139,12 +180,17 @@ class FakeEngine:
         return TokenLogprobs(token_id=token, logprob=-0.5, rank=1, top=alternatives)
 
     async def generate(
-        self, prompt: str | Sequence[int], params: SamplingParams, *, request_id: str | None = None
+        self,
+        prompt: str | Sequence[int],
+        params: SamplingParams,
+        *,
+        request_id: str | None = None,
+        adapter: str | None = None,
     ) -> RequestOutput:
         assert request_id is not None
         outputs = [CompletionOutput(index=index) for index in range(params.n)]
         prompt_logprobs = None
-        async for delta in self.stream(prompt, params, request_id=request_id):
+        async for delta in self.stream(prompt, params, request_id=request_id, adapter=adapter):
             if delta.prompt_logprobs is not None:
                 prompt_logprobs = list(delta.prompt_logprobs)
             output = outputs[delta.index]
@@ -169,7 +215,9 @@ class FakeEngine:
         dimensions: int | None = None,
         normalize: bool = True,
         request_id: str | None = None,
+        adapter: str | None = None,
     ) -> EmbeddingOutput:
+        self.ran_with.append(adapter)
         assert not isinstance(prompt, str) and request_id is not None and request_id not in self.running
         check_embedding(pooling=pooling or "last", dimensions=dimensions, hidden_size=HIDDEN)
         text = self._validated(prompt, SamplingParams(max_tokens=0, prompt_logprobs=0))

@@ -1,0 +1,138 @@
+"""Adapters at run time: /v1/load_lora_adapter and /v1/unload_lora_adapter as vLLM has them, and uploads.
+
+    POST   /v1/load_lora_adapter      {"lora_name", "lora_path", "load_inplace"}    a folder the server can see
+    POST   /v1/unload_lora_adapter    {"lora_name"}
+    PUT    /v1/lora_adapters/NAME     {"adapter_config", "adapter_model", "load_inplace"}    its files in the body
+    DELETE /v1/lora_adapters/NAME
+
+Reading a folder of the server is for who runs it: all of these answer 403 unless `allow_lora_updating` is set.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import json
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from fastapi import APIRouter, Request
+from pydantic import JsonValue
+from starlette.responses import PlainTextResponse, Response
+
+from ryzjax.errors import CheckpointError, ConfigError, RequestError
+from ryzjax.serving.http.context import ServerContext, context_of
+from ryzjax.serving.http.errors import LoraUpdatingDisabledError
+from ryzjax.serving.http.fields import JsonBody
+
+__all__ = ["ADAPTERS_PATH", "router"]
+
+ADAPTERS_PATH = "/v1/lora_adapters/"
+"""Prefix of the paths whose bodies may be as large as an adapter."""
+_CONFIG_FILE, _WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
+
+router = APIRouter()
+
+
+class LoadRequest(JsonBody):
+    """Body of /v1/load_lora_adapter. `load_inplace` puts the adapter in the place of one of that name."""
+
+    lora_name: str
+    lora_path: str
+    load_inplace: bool | None = None
+
+
+class UnloadRequest(JsonBody):
+    """Body of /v1/unload_lora_adapter; the number that vLLM gives adapters is taken and ignored."""
+
+    lora_name: str
+    lora_int_id: int | None = None
+
+
+class UploadRequest(JsonBody):
+    """Body of PUT /v1/lora_adapters/NAME: adapter_config.json as an object, adapter_model.safetensors in base64."""
+
+    adapter_config: dict[str, JsonValue]
+    adapter_model: str
+    load_inplace: bool | None = None
+
+
+@router.post("/v1/load_lora_adapter")
+async def load(request: Request) -> Response:
+    """Loads an adapter from a folder of the server."""
+    context = _admitted(request)
+    body = LoadRequest.parse(await request.body())
+    folder = Path(body.lora_path)
+    if not body.lora_path or not folder.is_dir():
+        raise RequestError(
+            f"lora_path={body.lora_path[:200]!r} is not a directory of this server; give one that holds {_CONFIG_FILE} "
+            f"and {_WEIGHTS_FILE}, or upload the files with PUT {ADAPTERS_PATH}NAME",
+            param="lora_path",
+        )
+    replace = bool(body.load_inplace)
+    await _load(context, lambda: context.engine.load_adapter(body.lora_name, folder, replace=replace))
+    return PlainTextResponse(f"Success: LoRA adapter '{body.lora_name}' added successfully.")
+
+
+@router.post("/v1/unload_lora_adapter")
+async def unload(request: Request) -> Response:
+    """Takes no more requests for an adapter."""
+    context = _admitted(request)
+    return _unload(context, UnloadRequest.parse(await request.body()).lora_name)
+
+
+@router.put("/v1/lora_adapters/{name:path}")
+async def upload(request: Request, name: str) -> Response:
+    """Loads an adapter whose files are in the body."""
+    context = _admitted(request)
+    content = await request.body()
+    await _load(context, lambda: _load_upload(context, name, content))
+    return PlainTextResponse(f"Success: LoRA adapter '{name}' added successfully.")
+
+
+@router.delete("/v1/lora_adapters/{name:path}")
+async def delete(request: Request, name: str) -> Response:
+    """As /v1/unload_lora_adapter."""
+    return _unload(_admitted(request), name)
+
+
+def _admitted(request: Request) -> ServerContext:
+    context = context_of(request)
+    if not context.config.allow_lora_updating:
+        raise LoraUpdatingDisabledError
+    return context
+
+
+async def _load(context: ServerContext, work: Callable[[], object]) -> None:
+    """Runs the loading of an adapter beside the event loop, one at a time: each holds its bytes several times."""
+    async with context.loading:
+        try:
+            await asyncio.to_thread(work)
+        except (ConfigError, CheckpointError) as error:
+            raise RequestError(str(error), code="invalid_adapter") from error
+
+
+def _load_upload(context: ServerContext, name: str, content: bytes) -> None:
+    body = UploadRequest.parse(content)
+    try:
+        weights = base64.b64decode(body.adapter_model, validate=True)
+    except binascii.Error as error:
+        raise RequestError(f"adapter_model is not base64: {error}", param="adapter_model") from error
+    with tempfile.TemporaryDirectory(prefix="ryzjax-adapter-") as folder:
+        (Path(folder) / _CONFIG_FILE).write_text(json.dumps(body.adapter_config), encoding="utf-8")
+        (Path(folder) / _WEIGHTS_FILE).write_bytes(weights)
+        try:
+            context.engine.load_adapter(name, Path(folder), replace=bool(body.load_inplace), root="upload")
+        except (ConfigError, CheckpointError) as error:
+            # The client has no use for the name of a folder that is gone.
+            raise RequestError(str(error).replace(folder, "the upload"), code="invalid_adapter") from error
+
+
+def _unload(context: ServerContext, name: str) -> Response:
+    try:
+        context.engine.unload_adapter(name)
+    except ConfigError as error:
+        raise RequestError(str(error), code="invalid_adapter") from error
+    return PlainTextResponse(f"Success: LoRA adapter '{name}' removed successfully.")
