@@ -236,7 +236,7 @@ def segment_lengths(batch: SegmentBatch) -> jax.Array:
 
 def _stack(*parts: jax.Array) -> jax.Array:
     stacked = jnp.stack(parts)
-    return to_bits(stacked, storage_dtype(stacked.dtype))
+    return to_bits(stacked, jnp.uint16) if stacked.dtype == jnp.bfloat16 else stacked
 
 
 def _as(array: jax.Array, dtype: DTypeLike) -> jax.Array:

@@ -165,11 +165,8 @@ class Loop:
         self._logged_s = time.perf_counter()
         self._seen_tokens = 0
 
-    def resume(self, state: TrainState) -> TrainState:
-        """The state of the latest checkpoint, with the data behind it.
-
-        Args:
-          state: of the same shapes; its arrays are let go.
+    def resume(self) -> TrainState:
+        """The state of the latest checkpoint; the data goes on behind it.
 
         Raises:
           CheckpointError: there is none, or it is of another run.
@@ -179,9 +176,7 @@ class Loop:
             raise CheckpointError(f"{self._checkpoints.folder}: no checkpoint to go on from; leave out --resume")
         kept = self._checkpoints.read_state(step)
         self._check_settings(kept["config"])
-        like = self.programs.state
-        del state
-        restored = self._checkpoints.restore(step, like)
+        restored = self._checkpoints.restore(step, self.programs.state)
         stopping, data = kept["stopping"], kept["data"]
         assert isinstance(stopping, dict) and isinstance(data, dict)
         self._train.restore({name: int(value) for name, value in data.items()})  # pyright: ignore[reportArgumentType]
@@ -259,24 +254,17 @@ class Loop:
 
     def _placed(self, batch: TrainBatch) -> StepBatch:
         """[accumulate, rows, S] on the devices; each process brings its own rows."""
-        shapes = self.programs.batch
-        return jax.tree.map(
-            lambda array, shape: jax.make_array_from_process_local_data(
-                shape.sharding, array.reshape(shape.shape[0], -1, shape.shape[2])
-            ),
-            StepBatch(*batch),
-            shapes,
-        )
+        return StepBatch(*map(_on_devices, batch, self.programs.batch))
 
     def _read(self, step: _Pending) -> float:
         """Brings a step's metrics to the host and logs them; its loss."""
         values = {name: float(value) for name, value in jax.device_get(step.metrics).items()}
         if not values.pop("finite"):
             raise TrainingError(
-                f"step {step.step}: the loss is {values['loss']:g} and the norm of the gradients {values['grad_norm']:g}"
-                f"; its update was left out and the run stopped. Rows of its batch: {_some(step.places)}. The latest "
-                f"checkpoint is of step {self._checkpoints.latest_step() or 0}; look at the rows, or lower the learning "
-                "rate, and go on with --resume"
+                f"step {step.step}: the loss is {values['loss']:g} and the norm of the gradients "
+                f"{values['grad_norm']:g}; its update was left out and the run stopped. Rows of its batch: "
+                f"{_some(step.places)}. The latest checkpoint is of step {self._checkpoints.latest_step() or 0}; look "
+                "at the rows, or lower the learning rate, and go on with --resume"
             )
         self._progress.tokens += int(values.pop("count")) if self.config.objective == "sft" else step.tokens
         self._seen_tokens += step.tokens
@@ -313,14 +301,11 @@ class Loop:
         for index, batch in enumerate(self._evaluation.one_pass()):
             if index == self.config.eval_batches:
                 break
-            placed = jax.tree.map(
-                lambda array, shape: jax.make_array_from_process_local_data(shape.sharding, array),
-                StepBatch(*batch),
-                self.programs.eval_batch,
-            )
-            sums = jax.device_get(evaluate(state.params, self.frozen, placed))
-            loss, count = loss + float(sums.loss), count + float(sums.count)
-            details = {name: details.get(name, 0.0) + float(value) for name, value in sums.details.items()}
+            for part in _parts(batch, self.programs.accumulate):
+                placed = StepBatch(*map(_on_devices, part, self.programs.eval_batch))
+                sums = jax.device_get(evaluate(state.params, self.frozen, placed))
+                loss, count = loss + float(sums.loss), count + float(sums.count)
+                details = {name: details.get(name, 0.0) + float(value) for name, value in sums.details.items()}
         mean = loss / max(count, 1.0)
         progress = self._progress
         best = progress.stopping.best
@@ -355,6 +340,18 @@ class Loop:
         for name, value in self._config_json.items():
             if name in kept and kept[name] != value:
                 self._message(f"note: {name} was {kept[name]!r} in the run so far, and is {value!r} from here on")
+
+
+def _on_devices(array: np.ndarray, shape: jax.Array) -> jax.Array:
+    """This process's rows of a batch, in the shape the program takes; `shape` may be a ShapeDtypeStruct."""
+    local = array.reshape(*shape.shape[:-2], -1, shape.shape[-1])
+    return jax.make_array_from_process_local_data(shape.sharding, local)
+
+
+def _parts(batch: TrainBatch, count: int) -> list[TrainBatch]:
+    """An evaluation's batch in the parts that are computed at once; parts that are padding alone are left out."""
+    parts = [TrainBatch(*(np.array_split(array, count)[i] for array in batch)) for i in range(count)]
+    return [part for part in parts if part.loss_weights.any()]
 
 
 def _some(places: tuple[str, ...]) -> str:

@@ -38,7 +38,7 @@ _MUON_RMS = 0.2
 class OptimizerConfig:
     """The optimizer of a run. A setting of None is the algorithm's own default; one it does not have is an error."""
 
-    name: OptimizerName = "adamw"
+    optimizer: OptimizerName = "adamw"
     """adamw (arXiv:1711.05101); adamw8bit, with states of 8 bits (arXiv:2110.02861); lion (arXiv:2302.06675); adafactor
     (arXiv:1804.04235), whose learning rate is relative to each matrix's size; muon (Jordan et al., 2024) for hidden
     matrices, with AdamW for all else."""
@@ -72,11 +72,11 @@ class OptimizerConfig:
     """Learning rate of a LoRA's B over that of its A (LoRA+, arXiv:2402.12354); None is one rate for both."""
 
     def __post_init__(self) -> None:
-        if self.name not in _DEFAULTS:
-            raise ConfigError(f"optimizer {self.name!r}; expected one of {', '.join(_DEFAULTS)}")
+        if self.optimizer not in _DEFAULTS:
+            raise ConfigError(f"optimizer {self.optimizer!r}; expected one of {', '.join(_DEFAULTS)}")
         for name in ("beta1", "beta2", "eps", "momentum", "adam_learning_rate"):
-            if getattr(self, name) is not None and name not in _DEFAULTS[self.name]:
-                raise ConfigError(f"{name}={getattr(self, name)}: {self.name} has no {name}; leave it out")
+            if getattr(self, name) is not None and name not in _DEFAULTS[self.optimizer]:
+                raise ConfigError(f"{name}={getattr(self, name)}: {self.optimizer} has no {name}; leave it out")
         for name in ("learning_rate", "adam_learning_rate", "eps", "clip_norm", "lora_plus_ratio"):
             if (value := getattr(self, name)) is not None and not value > 0:
                 raise ConfigError(f"{name}={value}; expected a number above 0")
@@ -94,7 +94,7 @@ class OptimizerConfig:
     def setting(self, name: Literal["beta1", "beta2", "eps", "momentum"]) -> float:
         """A setting, or the algorithm's default where it is None."""
         value = getattr(self, name)
-        return _DEFAULTS[self.name][name] if value is None else value
+        return _DEFAULTS[self.optimizer][name] if value is None else value
 
 
 def learning_rate_schedule(config: OptimizerConfig, *, total_steps: int) -> Schedule:
@@ -150,7 +150,7 @@ def _check(config: OptimizerConfig, params: object, roles: set[Role]) -> None:
             raise ConfigError(f"trained parameter {parameter_name(path)!r} is {leaf.dtype}; expected float32 masters")
     if config.lora_plus_ratio is not None and "lora_b" not in roles:
         raise ConfigError(f"lora_plus_ratio={config.lora_plus_ratio}, but no LoRA is trained; leave it out")
-    if config.name == "muon" and "matrix" not in roles:
+    if config.optimizer == "muon" and "matrix" not in roles:
         raise ConfigError("optimizer 'muon' is for the hidden matrices of a whole model; train an adapter with 'adamw'")
 
 
@@ -158,7 +158,7 @@ def _relative_rate(config: OptimizerConfig, role: Role) -> float:
     """A group's learning rate over that of the run."""
     if role == "lora_b" and config.lora_plus_ratio is not None:
         return config.lora_plus_ratio
-    if config.name == "muon" and role != "matrix" and config.adam_learning_rate is not None:
+    if config.optimizer == "muon" and role != "matrix" and config.adam_learning_rate is not None:
         return config.adam_learning_rate / config.learning_rate
     return 1.0
 
@@ -166,16 +166,16 @@ def _relative_rate(config: OptimizerConfig, role: Role) -> float:
 def _direction(config: OptimizerConfig, roles: object, stacked: Stacked) -> optax.GradientTransformation:
     """The update before learning rate and weight decay."""
     setting = config.setting
-    if config.name == "lion":
+    if config.optimizer == "lion":
         return optax.scale_by_lion(setting("beta1"), setting("beta2"))
-    if config.name == "adafactor":
+    if config.optimizer == "adafactor":
         rms = optax.scale_by_factored_rms(epsilon=setting("eps"))
         return per_layer(
             optax.chain(rms, optax.clip_by_block_rms(1.0), optax.scale_by_param_block_rms()), stacked=stacked
         )
-    scale_by_adam = scale_by_adam_8bit if config.name == "adamw8bit" else optax.scale_by_adam
+    scale_by_adam = scale_by_adam_8bit if config.optimizer == "adamw8bit" else optax.scale_by_adam
     adam = scale_by_adam(setting("beta1"), setting("beta2"), setting("eps"))
-    if config.name != "muon":
+    if config.optimizer != "muon":
         return adam
     labels = jax.tree.map(lambda role: "muon" if role == "matrix" else "adam", roles)
     return optax.partition({"muon": _muon(setting("momentum")), "adam": adam}, labels)

@@ -20,12 +20,12 @@ _EMBEDDINGS = ("embed", "lm_head")
 
 
 def in_stacked_layers(name: str) -> bool:
-    """The default `Stacked`: names that begin with "layers/"."""
-    return name.startswith("layers/")
+    """The default `Stacked`: names as `StackedModel` gives them, "layers[0::1].mlp.up.weight"."""
+    return name.startswith("layers")
 
 
 def parameter_name(path: jax.tree_util.KeyPath) -> str:
-    """A leaf's key path as text: keys, indices and fields with slashes between: "layers/attention.q/a"."""
+    """A leaf's key path as text: keys, indices and fields with slashes between: "layers[0::1]/attention.q/a"."""
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 

@@ -30,7 +30,7 @@ def arrays(rank: int = 8, seed: int = 0) -> dict:
             a=jax.random.normal(keys[0], (2, rank, 512)), b=jax.random.normal(keys[1], (2, 512, rank))
         )
     }
-    optimizer = make_optimizer(OptimizerConfig(name="adamw8bit"), params, total_steps=10)
+    optimizer = make_optimizer(OptimizerConfig(optimizer="adamw8bit"), params, total_steps=10)
     _, state = optimizer.update(jax.tree.map(jnp.sin, params), optimizer.init(params), params)
     return {
         "params": params,
@@ -219,7 +219,7 @@ def test_fingerprints():
 
 def test_a_resumed_optimizer_goes_on_bit_for_bit(tmp_path: Path):
     params = {"layers/up.weight": jax.random.normal(jax.random.key(0), (2, 64, 256))}
-    optimizer = make_optimizer(OptimizerConfig(name="adamw8bit", weight_decay=0.1), params, total_steps=6)
+    optimizer = make_optimizer(OptimizerConfig(optimizer="adamw8bit", weight_decay=0.1), params, total_steps=6)
 
     @jax.jit
     def step(params, state):

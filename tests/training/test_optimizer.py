@@ -25,13 +25,13 @@ plain = partial(OptimizerConfig, schedule="constant", warmup_steps=0, clip_norm=
 def model(seed: int = 0) -> dict[str, jax.Array]:
     shapes = {
         "embed.weight": (50, 16),
-        "layers/attention.q.weight": (2, 24, 16),
-        "layers/attention.q.bias": (2, 24),
-        "layers/attention.sinks": (2, 4),
-        "layers/attention_norm.weight": (2, 16),
-        "layers/mlp.router.weight": (2, 4, 16),
-        "layers/mlp.experts.up.weight": (2, 4, 32, 16),
-        "layers/mlp.experts.up.bias": (2, 4, 32),
+        "layers[0::1]/attention.q.weight": (2, 24, 16),
+        "layers[0::1]/attention.q.bias": (2, 24),
+        "layers[0::1]/attention.sinks": (2, 4),
+        "layers[0::1]/attention_norm.weight": (2, 16),
+        "layers[0::1]/mlp.router.weight": (2, 4, 16),
+        "layers[0::1]/mlp.experts.up.weight": (2, 4, 32, 16),
+        "layers[0::1]/mlp.experts.up.bias": (2, 4, 32),
         "final_norm.weight": (16,),
         "lm_head.weight": (50, 16),
     }
@@ -54,14 +54,14 @@ def first_update(config: OptimizerConfig, params, gradient):
 
 def test_roles():
     roles = parameter_roles(model())
-    assert roles["layers/attention.q.weight"] == roles["layers/mlp.experts.up.weight"] == "matrix"
+    assert roles["layers[0::1]/attention.q.weight"] == roles["layers[0::1]/mlp.experts.up.weight"] == "matrix"
     assert roles["embed.weight"] == roles["lm_head.weight"] == "embedding"
-    assert roles["layers/mlp.router.weight"] == "router"
+    assert roles["layers[0::1]/mlp.router.weight"] == "router"
     assert {name for name, role in roles.items() if role == "vector"} == {
-        "layers/attention.q.bias",
-        "layers/attention.sinks",
-        "layers/attention_norm.weight",
-        "layers/mlp.experts.up.bias",
+        "layers[0::1]/attention.q.bias",
+        "layers[0::1]/attention.sinks",
+        "layers[0::1]/attention_norm.weight",
+        "layers[0::1]/mlp.experts.up.bias",
         "final_norm.weight",
     }
     of_lora = parameter_roles(adapter())["attention.q"]
@@ -73,7 +73,7 @@ def test_only_matrices_decay(name: OptimizerName):
     """Of no gradient, the update is the decay alone."""
     params = model()
     update = first_update(
-        plain(name=name, learning_rate=0.1, weight_decay=0.5), params, jax.tree.map(jnp.zeros_like, params)
+        plain(optimizer=name, learning_rate=0.1, weight_decay=0.5), params, jax.tree.map(jnp.zeros_like, params)
     )
     for key, role in parameter_roles(params).items():
         expected = 0 * params[key] if role == "vector" else -0.1 * 0.5 * params[key]
@@ -84,7 +84,7 @@ def test_only_matrices_decay(name: OptimizerName):
 def test_lora_plus(name: OptimizerName):
     params = adapter()
     gradient = jax.tree.map(lambda p: 0.3 * p, params)
-    update = first_update(plain(name=name, learning_rate=1e-3, lora_plus_ratio=16.0), params, gradient)
+    update = first_update(plain(optimizer=name, learning_rate=1e-3, lora_plus_ratio=16.0), params, gradient)
     for weights in update.values():
         np.testing.assert_allclose(weights.a, -1e-3, rtol=1e-3)
         np.testing.assert_allclose(weights.b, -16e-3, rtol=1e-3)
@@ -93,12 +93,12 @@ def test_lora_plus(name: OptimizerName):
 
 def test_muon_orthogonalizes_each_matrix_of_a_stack():
     params, gradient = model(), model(1)
-    update = first_update(plain(name="muon", learning_rate=1e-2, adam_learning_rate=1e-3), params, gradient)
-    stacks = update["layers/attention.q.weight"], update["layers/mlp.experts.up.weight"].reshape(8, 32, 16)
+    update = first_update(plain(optimizer="muon", learning_rate=1e-2, adam_learning_rate=1e-3), params, gradient)
+    stacks = update["layers[0::1]/attention.q.weight"], update["layers[0::1]/mlp.experts.up.weight"].reshape(8, 32, 16)
     for matrix in (matrix for stack in stacks for matrix in stack):
         singular = np.linalg.svd(matrix / (1e-2 * 0.2 * max(matrix.shape) ** 0.5), compute_uv=False)
         assert (singular > 0.4).all() and (singular < 1.3).all()
-    for name in ("embed.weight", "lm_head.weight", "final_norm.weight", "layers/mlp.router.weight"):
+    for name in ("embed.weight", "lm_head.weight", "final_norm.weight", "layers[0::1]/mlp.router.weight"):
         np.testing.assert_allclose(np.abs(update[name]), 1e-3, rtol=1e-2)
 
 
@@ -106,25 +106,25 @@ def test_muon_orthogonalizes_each_matrix_of_a_stack():
 def test_a_stack_trains_as_its_layers_apart(name: OptimizerName):
     """Adafactor factors matrices from 128 x 128 on."""
     params = {
-        "layers/up.weight": jax.random.normal(jax.random.key(0), (3, 130, 140)) * jnp.array([1, 5, 9.0])[:, None, None]
+        "layers[0::1]/up.weight": jax.random.normal(jax.random.key(0), (3, 130, 140)) * jnp.array([1, 5, 9.0])[:, None, None]
     }
-    apart = {f"up.{i}.weight": params["layers/up.weight"][i] for i in range(3)}
-    optimizers = [make_optimizer(plain(name=name), p, total_steps=9) for p in (params, apart)]
+    apart = {f"up.{i}.weight": params["layers[0::1]/up.weight"][i] for i in range(3)}
+    optimizers = [make_optimizer(plain(optimizer=name), p, total_steps=9) for p in (params, apart)]
     states = [o.init(p) for o, p in zip(optimizers, (params, apart), strict=True)]
     for seed in range(3):
         gradient = jax.random.normal(jax.random.key(seed), (3, 130, 140)) * jnp.array([0.1, 1, 20.0])[:, None, None]
-        stacked, states[0] = optimizers[0].update({"layers/up.weight": gradient}, states[0], params)
+        stacked, states[0] = optimizers[0].update({"layers[0::1]/up.weight": gradient}, states[0], params)
         single, states[1] = optimizers[1].update({f"up.{i}.weight": gradient[i] for i in range(3)}, states[1], apart)
         for i in range(3):
-            np.testing.assert_allclose(stacked["layers/up.weight"][i], single[f"up.{i}.weight"], rtol=2e-3, atol=1e-7)
+            np.testing.assert_allclose(stacked["layers[0::1]/up.weight"][i], single[f"up.{i}.weight"], rtol=2e-3, atol=1e-7)
     if name == "adafactor":
-        assert sum(leaf.size for leaf in jax.tree.leaves(states[0])) < 0.1 * params["layers/up.weight"].size
+        assert sum(leaf.size for leaf in jax.tree.leaves(states[0])) < 0.1 * params["layers[0::1]/up.weight"].size
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_optimizer_minimises(name: OptimizerName):
     target, params = model(1), model()
-    config = OptimizerConfig(name=name, learning_rate=0.05 if name.startswith("adam") else 0.2, schedule="linear")
+    config = OptimizerConfig(optimizer=name, learning_rate=0.05 if name.startswith("adam") else 0.2, schedule="linear")
     optimizer = make_optimizer(config, params, total_steps=150)
 
     def loss(params):
@@ -163,12 +163,12 @@ def test_gradients_are_clipped_by_their_global_norm():
 @pytest.mark.parametrize("name", NAMES)
 def test_states_live_beside_their_parameters(name: OptimizerName):
     placement = Placement(Layout.load("fsdp_tp"), jax.devices()[:8])
-    axes = {"layers/up.weight": (None, "ffn", "embed"), "embed.weight": ("vocab", "embed"), "norm.weight": (None,)}
-    shapes = {"layers/up.weight": (2, 64, 1024), "embed.weight": (64, 1024), "norm.weight": (1024,)}
+    axes = {"layers[0::1]/up.weight": (None, "ffn", "embed"), "embed.weight": ("vocab", "embed"), "norm.weight": (None,)}
+    shapes = {"layers[0::1]/up.weight": (2, 64, 1024), "embed.weight": (64, 1024), "norm.weight": (1024,)}
     params = {
         key: jax.device_put(jnp.ones(shape), placement.sharding(axes[key], shape)) for key, shape in shapes.items()
     }
-    optimizer = make_optimizer(plain(name=name), params, total_steps=10)
+    optimizer = make_optimizer(plain(optimizer=name), params, total_steps=10)
     shardings = optimizer_shardings(optimizer, params, replicated=placement.replicated)
     state = jax.jit(optimizer.init, out_shardings=shardings)(params)
     update = jax.jit(optimizer.update, out_shardings=(jax.tree.map(lambda p: p.sharding, params), shardings))
@@ -177,9 +177,9 @@ def test_states_live_beside_their_parameters(name: OptimizerName):
     own = [leaf for leaf in jax.tree.leaves(state) if leaf.shape == (2, 64, 1024)]
     assert (own or name == "adafactor") and split
     for leaf in own:
-        assert leaf.sharding == params["layers/up.weight"].sharding
+        assert leaf.sharding == params["layers[0::1]/up.weight"].sharding
     if name == "adamw8bit":
-        scales = state[0].mu["layers/up.weight"].scales
+        scales = state[0].mu["layers[0::1]/up.weight"].scales
         assert scales.shape == (2, 64, 4) and scales.addressable_shards[0].data.shape == (2, 16, 2)
         # Blocks lie within shards: nothing but the reduction of no gradient norm crosses devices.
         text = update.lower(params, state, params).compile().as_text()
@@ -212,8 +212,8 @@ def test_settings_that_are_refused(options: dict, message: str):
         ({}, {}, "no parameter trains"),
         (
             {},
-            {"layers/up.weight": jnp.ones((2, 4, 4), jnp.bfloat16)},
-            "'layers/up.weight' is bfloat16; expected float32",
+            {"layers[0::1]/up.weight": jnp.ones((2, 4, 4), jnp.bfloat16)},
+            "'layers[0::1]/up.weight' is bfloat16; expected float32",
         ),
         ({"lora_plus_ratio": 16.0}, {"w": jnp.ones((4, 4))}, "no LoRA is trained"),
         (
