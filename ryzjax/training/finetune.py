@@ -1,0 +1,133 @@
+"""finetune: a model, data and settings in; an adapter, or a model, out."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from ryzjax.data.training import DataConfig, open_data
+from ryzjax.data.training.rows import Rows
+from ryzjax.errors import ConfigError
+from ryzjax.lora.adapter import Adapter
+from ryzjax.lora.config import LoraConfig
+from ryzjax.quant.open_model import OpenModel
+from ryzjax.training.base import BaseConfig
+from ryzjax.training.beginning import begin_adapter, begin_full
+from ryzjax.training.checkpoints import Json
+from ryzjax.training.config import TrainConfig
+from ryzjax.training.export import export_adapter, export_model, text_files_of
+from ryzjax.training.loop import LoopResult
+from ryzjax.training.optimizer import OptimizerConfig
+from ryzjax.training.run import run_training
+
+__all__ = ["FinetuneResult", "finetune"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneResult:
+    """What a run made.
+
+    Attributes:
+      exported: folder of the adapter, in PEFT's layout, or of the model.
+      adapter: None where all weights were trained.
+      step: whose weights were written.
+      loop: how the run ended.
+    """
+
+    exported: Path
+    adapter: Adapter | None
+    step: int
+    loop: LoopResult
+
+
+def finetune(
+    base: BaseConfig | str,
+    data: DataConfig,
+    *,
+    lora: LoraConfig | None,
+    optimizer: OptimizerConfig | None = None,
+    train: TrainConfig | None = None,
+    adapter: str | None = None,
+    rows: Rows | None = None,
+    eval_rows: Rows | None = None,
+    show_progress: bool = True,
+) -> FinetuneResult:
+    """Trains an adapter beside a frozen model, or all weights of it; see docs/finetuning.md.
+
+    Args:
+      base: the model; a string is its name alone.
+      data: what it learns from.
+      lora: the adapter; None trains every weight.
+      optimizer, train: the run; their defaults where None.
+      adapter: folder of an adapter to go on from; its ranks and scales count.
+      rows, eval_rows: in place of files that `data` names.
+      show_progress: a bar on stderr.
+
+    Raises:
+      ConfigError: settings that do not fit each other or the model.
+      CheckpointError: the model cannot be read, or the run cannot be written or gone on with.
+      DataError: rows that nothing can be learnt from.
+      TrainingError: the loss is not a number any more.
+    """
+    base = BaseConfig(model=base) if isinstance(base, str) else base
+    optimizer, train = optimizer or OptimizerConfig(), train or TrainConfig()
+    opened = base.open()
+    _check(opened, data, lora, adapter)
+    form = None if train.objective == "sft" else "preference"
+    loaders = open_data(
+        data, opened.tokenizer, batch_rows=train.rows_per_update, form=form, rows=rows, eval_rows=eval_rows
+    )
+    total_steps = train.max_steps or loaders.train.count_batches(train.epochs, show_progress=show_progress)
+    if lora is None:
+        beginning = begin_full(opened, train, show_progress=show_progress)
+    else:
+        beginning = begin_adapter(opened, lora, train, adapter=adapter, show_progress=show_progress)
+    outcome = run_training(
+        beginning,
+        loaders,
+        name=Path(opened.source.name).name,
+        optimizer=optimizer,
+        train=train,
+        total_steps=total_steps,
+        sequence_tokens=data.sequence_tokens,
+        settings=settings_of(base=base, data=data, lora=lora, optimizer=optimizer, train=train),
+        show_progress=show_progress,
+    )
+    folder = Path(train.out).expanduser()
+    if lora is None:
+        exported = export_model(
+            folder,
+            beginning,
+            outcome.params,
+            config=opened.source.config,
+            generation=opened.source.generation,
+            copy_texts=text_files_of(opened),
+        )
+        return FinetuneResult(exported=exported, adapter=None, step=outcome.step, loop=outcome.loop)
+    exported, trained = export_adapter(folder, opened, beginning, outcome.params)
+    return FinetuneResult(exported=exported, adapter=trained, step=outcome.step, loop=outcome.loop)
+
+
+def settings_of(**parts: object) -> dict[str, Json]:
+    """All settings of a run, flat, as JSON can hold them: what its checkpoints and run.json keep."""
+    flat: dict[str, Json] = {}
+    for name, part in parts.items():
+        for key, value in ({} if part is None else asdict(part)).items():  # pyright: ignore[reportArgumentType]
+            flat[f"{name}.{key}"] = value if isinstance(value, (int, float, bool, str, type(None))) else str(value)
+    return {key: value for key, value in flat.items() if key not in ("train.resume", "train.out")}
+
+
+def _check(opened: OpenModel, data: DataConfig, lora: LoraConfig | None, adapter: str | None) -> None:
+    limit = opened.model.config.max_position
+    if data.sequence_tokens > limit:
+        raise ConfigError(
+            f"sequence_tokens={data.sequence_tokens} is more than the {limit} positions {opened.source.name} was made "
+            "for; give at most that"
+        )
+    if adapter is not None and lora is None:
+        raise ConfigError("an adapter to go on from, and training of all weights, exclude each other; leave one out")
+    known, table = opened.tokenizer.vocab_size, opened.model.config.vocab_size
+    if known > table:
+        raise ConfigError(
+            f"the tokenizer of {opened.source.name} knows {known} tokens, its model {table}; take one of the same model"
+        )

@@ -1,0 +1,175 @@
+"""A run from its beginning to its files: programs, logs, checkpoints, the loop, the plot."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from ryzjax.data.training import TrainingData
+from ryzjax.data.training.prefetch import Prefetcher
+from ryzjax.errors import ConfigError
+from ryzjax.training.beginning import Beginning
+from ryzjax.training.checkpoints import Json, RunCheckpoints
+from ryzjax.training.config import TrainConfig
+from ryzjax.training.fingerprint import base_fingerprint
+from ryzjax.training.loop import Loop, LoopResult
+from ryzjax.training.objectives import make_objective
+from ryzjax.training.optimizer import OptimizerConfig, learning_rate_schedule, make_optimizer
+from ryzjax.training.plot import plot_log
+from ryzjax.training.programs import Programs
+from ryzjax.training.progress import RunProgress
+from ryzjax.training.run_log import JsonlLog, RunLog, RunLogs, TensorBoardLog, WandbLog
+from ryzjax.training.speed import speed_of
+
+__all__ = ["RunOutcome", "make_programs", "run_training"]
+
+_METRICS = "metrics.jsonl"
+_CHECKPOINTS = "checkpoints"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOutcome:
+    """A run that is over.
+
+    Attributes:
+      loop: how it ended.
+      params: of the step that is to be exported.
+      step: that step.
+    """
+
+    loop: LoopResult
+    params: dict
+    step: int
+
+
+def make_programs(
+    beginning_model: object,
+    params: object,
+    *,
+    optimizer: OptimizerConfig,
+    train: TrainConfig,
+    sequence_tokens: int,
+    total_steps: int,
+) -> Programs:
+    """The programs of a run, not compiled.
+
+    Args:
+      beginning_model: a `LoraModel` or `FullModel`.
+      params: what is trained: arrays or shapes.
+      sequence_tokens: of a row.
+      total_steps: updates of the run.
+    """
+    objective = make_objective(
+        train.objective,
+        chunk_tokens=train.loss_chunk_tokens,
+        beta=train.beta,
+        label_smoothing=train.label_smoothing,
+    )
+    return Programs(
+        model=beginning_model,  # pyright: ignore[reportArgumentType]
+        objective=objective,
+        optimizer=make_optimizer(optimizer, params, total_steps=total_steps),
+        rows=train.batch_rows,
+        sequence_tokens=sequence_tokens,
+        accumulate=train.accumulate,
+    )
+
+
+def run_training(
+    beginning: Beginning,
+    data: TrainingData,
+    *,
+    name: str,
+    optimizer: OptimizerConfig,
+    train: TrainConfig,
+    total_steps: int,
+    sequence_tokens: int,
+    settings: Mapping[str, Json],
+    show_progress: bool,
+) -> RunOutcome:
+    """Runs it; `train.out` holds its checkpoints, metrics.jsonl, loss.png and run.json afterwards.
+
+    Args:
+      beginning: the model; its parameters are donated.
+      data: of the run.
+      name: of the model, for titles.
+      settings: of everything, kept in checkpoints and in run.json.
+
+    Raises:
+      ConfigError: the folder has a run in it, and it is not to be gone on with.
+      TrainingError, CheckpointError, DataError: as of `Loop.run`.
+    """
+    folder = Path(train.out).expanduser()
+    programs = make_programs(
+        beginning.model,
+        beginning.params,
+        optimizer=optimizer,
+        train=train,
+        sequence_tokens=sequence_tokens,
+        total_steps=total_steps,
+    )
+    fingerprint = base_fingerprint(beginning.frozen.weights) if beginning.frozen.weights else ""
+    with RunCheckpoints(folder / _CHECKPOINTS, fingerprint=fingerprint, keep=train.keep) as checkpoints:
+        done = checkpoints.latest_step()
+        if done is not None and not train.resume:
+            raise ConfigError(
+                f"out={train.out!r} has a run of {done} steps in it; go on with it (--resume), or name another folder"
+            )
+        if done is None and train.resume:
+            raise ConfigError(f"out={train.out!r} has no checkpoint to go on from; leave out --resume")
+        resumed = done or 0
+        progress = RunProgress(total_steps=total_steps, resumed_step=resumed) if show_progress else None
+        log = _logs(folder, train, name, settings, resumed, progress)
+        loader = Prefetcher(data.train)
+        try:
+            loop = Loop(
+                programs,
+                beginning.frozen,
+                config=train,
+                config_json=settings,
+                train=loader,
+                evaluation=data.evaluation,
+                total_steps=total_steps,
+                schedule=learning_rate_schedule(optimizer, total_steps=total_steps),
+                speed=speed_of(beginning.model, sequence_tokens=sequence_tokens),
+                checkpoints=checkpoints,
+                log=log,
+                message=print if progress is None else progress.message,
+            )
+            state = loop.resume() if train.resume else programs.start(beginning.params)
+            result = loop.run(state)
+        finally:
+            loader.close()
+            log.close()
+        step, params = result.step, result.state.params
+        best = result.best_step
+        if train.export == "best" and best is None:
+            raise ConfigError("export='best' needs an evaluation; give eval_data or eval_fraction, or export='last'")
+        if train.export != "last" and best is not None and best != step:
+            step, params = best, checkpoints.restore(best, programs.state).params
+    plot_log(folder / _METRICS, folder / "loss.png", title=f"{name}: {train.objective}")
+    summary = {**asdict(result), "exported_step": step, "settings": dict(settings), "finished": time.strftime("%F")}
+    summary.pop("state")
+    (folder / "run.json").write_text(json.dumps(summary, indent=1, default=str), encoding="utf-8")
+    return RunOutcome(loop=result, params=params, step=step)
+
+
+def _logs(
+    folder: Path,
+    train: TrainConfig,
+    name: str,
+    settings: Mapping[str, Json],
+    resumed: int,
+    progress: RunProgress | None,
+) -> RunLogs:
+    logs: list[RunLog] = [JsonlLog(folder / _METRICS, resumed_step=resumed)]
+    if train.tensorboard:
+        logs.append(TensorBoardLog(folder / "tensorboard", resumed_step=resumed))
+    if train.wandb_project is not None:
+        logs.append(WandbLog(train.wandb_project, name=folder.name or name, folder=folder / "wandb", config=settings))
+    if progress is not None:
+        logs.append(progress)
+    return RunLogs(logs)
