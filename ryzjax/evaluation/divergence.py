@@ -40,6 +40,7 @@ class Divergence:
       mean_kl: of KL(reference || model), nats a token.
       kl_standard_error: of that mean, as of independent tokens.
       kl_p99, kl_max: 99th percentile and maximum over the tokens.
+      max_logit_difference: largest |difference| of a logit, over tokens and vocabulary.
       top1_agreement: share of positions where both find the same token likeliest.
       top1_low, top1_high: its 95% interval, Wilson's.
       reference_perplexity, perplexity: of the text under each, by the same windows.
@@ -52,6 +53,7 @@ class Divergence:
     kl_standard_error: float
     kl_p99: float
     kl_max: float
+    max_logit_difference: float
     top1_agreement: float
     top1_low: float
     top1_high: float
@@ -157,7 +159,7 @@ def divergence(
                 )
             )
             at += count
-    kl, same, reference_nll, nll = np.concatenate(columns, axis=1).astype(np.float64)
+    kl, same, apart, reference_nll, nll = np.concatenate(columns, axis=1).astype(np.float64)
     mean, error = mean_and_error(kl)
     agreement = accuracy([bool(value) for value in same])
     return Divergence(
@@ -166,6 +168,7 @@ def divergence(
         kl_standard_error=error,
         kl_p99=float(np.percentile(kl, 99)),
         kl_max=float(kl.max()),
+        max_logit_difference=float(apart.max()),
         top1_agreement=agreement.value,
         top1_low=agreement.low,
         top1_high=agreement.high,
@@ -214,7 +217,9 @@ class _Comparison:
         self._columns = jax.jit(_columns, out_shardings=head.model.placement.replicated)
 
     def __call__(self, reference_hidden: np.ndarray, hidden: np.ndarray, targets: np.ndarray) -> np.ndarray:
-        """float32 [4, N]: KL, whether the likeliest tokens agree, and both negative log-likelihoods."""
+        """float32 [5, N]: KL, whether the likeliest tokens agree, largest |difference| of a logit, and both negative
+        log-likelihoods.
+        """
         reference = self._reference.logits(_padded(reference_hidden))
         # The two models may be on different devices.
         reference = jax.device_put(reference, self._head.model.placement.replicated)
@@ -235,4 +240,5 @@ def _columns(reference: jax.Array, logits: jax.Array, targets: jax.Array) -> jax
     kl = jnp.sum(jnp.where(jnp.abs(ratio) < 1, near, far), axis=-1)
     same = jnp.argmax(p, axis=-1) == jnp.argmax(q, axis=-1)
     likelihoods = (-jnp.take_along_axis(x, targets[:, None], axis=-1)[:, 0] for x in (p, q))
-    return jnp.stack([kl, same.astype(jnp.float32), *likelihoods])
+    apart = jnp.max(jnp.abs(reference - logits), axis=-1)
+    return jnp.stack([kl, same.astype(jnp.float32), apart, *likelihoods])
