@@ -14,7 +14,9 @@ from collections.abc import Sequence as Seq
 from itertools import accumulate, pairwise
 from typing import NamedTuple
 
+from ryzjax.serving.adapter import ServedAdapter
 from ryzjax.serving.host import PagePool, Scheduler, Sequence, SequenceState, StepPlan
+from ryzjax.serving.host.adapter_slots import AdapterSlots
 from ryzjax.serving.host.prompt_tiles import pool_tiles, score_tiles
 from ryzjax.serving.request import EngineRequest, FinishReason, Pooling
 from ryzjax.serving.sampling_params import SamplingParams
@@ -34,6 +36,7 @@ def make_request(
     min_tokens: int = 0,
     prompt_logprobs: int | None = None,
     pooling: Pooling | None = None,
+    adapter: ServedAdapter | None = None,
 ) -> EngineRequest:
     """A request in the engine's terms."""
     return EngineRequest(
@@ -46,6 +49,14 @@ def make_request(
         arrival_s=0.0,
         prompt_logprobs=prompt_logprobs,
         pooling=pooling,
+        adapter=adapter,
+    )
+
+
+def make_adapter(name: str, version: int) -> ServedAdapter:
+    """An adapter without matrices."""
+    return ServedAdapter(
+        name=name, version=version, rank=1, root=name, base_model=None, created_s=0, values=(), scales=()
     )
 
 
@@ -58,6 +69,7 @@ def make_scheduler(
     max_context_tokens: int = 32,
     max_queue: int = 100,
     rope_switch_length: int | None = None,
+    adapter_slots: int = 0,
 ) -> Scheduler:
     """A small scheduler; by default nothing but the batch budget is tight."""
     return Scheduler(
@@ -67,10 +79,11 @@ def make_scheduler(
         max_context_tokens=max_context_tokens,
         max_queue=max_queue,
         rope_switch_length=rope_switch_length,
+        adapters=AdapterSlots(adapter_slots) if adapter_slots else None,
     )
 
 
-def next_token(context: Seq[int], output_index: int, banned: Iterable[int]) -> int:
+def next_token(context: Seq[object], output_index: int, banned: Iterable[int]) -> int:
     """The fake model: a token that depends on every token before it."""
     banned = set(banned)
     for salt in range(10 * VOCAB):
@@ -78,6 +91,11 @@ def next_token(context: Seq[int], output_index: int, banned: Iterable[int]) -> i
         if token not in banned:
             return token
     raise AssertionError("everything is banned")
+
+
+def salt_of(adapter: ServedAdapter | None) -> tuple[str, ...]:
+    """What an adapter does to the fake model: it is told who speaks."""
+    return () if adapter is None else (f"{adapter.name} {adapter.version}",)
 
 
 def what_is_read(request: EngineRequest) -> tuple[list[Score], list[int] | None]:
@@ -99,7 +117,7 @@ def alone(request: EngineRequest, max_context_tokens: int) -> tuple[list[int], F
     output: list[int] = []
     while True:
         banned = request.stop_token_ids if len(output) < request.params.min_tokens else ()
-        token = next_token(tokens, len(output), banned)
+        token = next_token([*salt_of(request.adapter), *tokens], len(output), banned)
         tokens.append(token)
         output.append(token)
         if token in request.stop_token_ids:
@@ -126,6 +144,11 @@ class FakeDevice:
         self._is_long: list[list[bool | None]] = [[None] * pool.page_size_tokens for _ in range(pool.num_pages)]
         self._last_tokens = [-777] * num_slots
         self._sums = [[-555]] * num_slots
+        self._adapters: dict[int, ServedAdapter] = {}
+
+    def write_adapter(self, slot: int, adapter: ServedAdapter) -> None:
+        """What is dispatched after it reads the adapter there."""
+        self._adapters[slot] = adapter
 
     def run(self, plan: StepPlan) -> StepOutcome:
         """The sampled tokens of a plan, its scores, and the sums of the sequences that end."""
@@ -139,7 +162,9 @@ class FakeDevice:
         sampled = []
         for row in plan.rows:
             if row.samples:
-                context = [
+                slot = row.sequence.adapter_slot
+                context: list[object] = [*salt_of(None if slot is None else self._adapters[slot])]
+                context += [
                     self._cache[row.sequence.pages[position // self._page_size]][position % self._page_size]
                     for position in range(row.context_len)
                 ]
@@ -188,6 +213,7 @@ class Simulation:
         self._in_flight: deque[tuple[StepPlan, StepOutcome]] = deque()
         self._open: list[Sequence] = []
         self._last_admitted = -1
+        self._last_admitted_with: dict[ServedAdapter | None, int] = {}
 
     def add(self, request: EngineRequest) -> None:
         """Adds a request."""
@@ -200,7 +226,7 @@ class Simulation:
         """Aborts a request, wherever it is."""
         sequence = self.scheduler.abort(request_id)
         assert sequence is not None and sequence.finish_reason == "abort"
-        assert not sequence.pages and sequence.slot is None
+        assert not sequence.pages and sequence.slot is None and sequence.adapter_slot is None
         self.reasons[request_id] = "abort"
         self.scheduler.check_integrity()
 
@@ -218,6 +244,8 @@ class Simulation:
         """One turn of the loop."""
         plan = self.scheduler.schedule()
         self.scheduler.check_integrity()
+        for slot, adapter in () if self.scheduler.adapters is None else self.scheduler.adapters.take_loads():
+            self._device.write_adapter(slot, adapter)
         if plan is not None:
             self._check(plan)
             self.plans.append(plan)
@@ -235,6 +263,7 @@ class Simulation:
             self.step()
         assert not self.has_work, "requests starve"
         assert self.scheduler.pool.num_used == 0
+        assert self.scheduler.adapters is None or self.scheduler.adapters.num_in_use == 0
         assert self.scheduler.num_running == self.scheduler.num_waiting == 0
         self.scheduler.check_integrity()
 
@@ -276,7 +305,19 @@ class Simulation:
             assert row.sequence.num_in_flight <= (2 if self.overlap else 1)
             if row.admits:
                 assert row.context_len == row.query_len and row.token_ids is not None
-        self._check_first_come_first_served(plan)
+            assert (row.sequence.adapter_slot is None) == (row.sequence.request.adapter is None)
+        if scheduler.adapters is None:
+            self._check_first_come_first_served(plan)
+        else:
+            self._check_order_of_each_adapter(plan)
+
+    def _check_order_of_each_adapter(self, plan: StepPlan) -> None:
+        """Sequences pass others only where those wait for another adapter's slot."""
+        newcomers = [row.sequence for row in plan.rows if row.admits and not row.sequence.num_preemptions]
+        for sequence in sorted(newcomers, key=lambda sequence: sequence.admission):
+            adapter = sequence.request.adapter
+            assert sequence.arrival > self._last_admitted_with.get(adapter, -1)
+            self._last_admitted_with[adapter] = sequence.arrival
 
     def _check_first_come_first_served(self, plan: StepPlan) -> None:
         for part in (plan.rows[: plan.num_decode_rows], plan.rows[plan.num_decode_rows :]):

@@ -8,11 +8,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
+from ryzjax.serving.adapter import ServedAdapter
 from ryzjax.serving.host import Scheduler
 from ryzjax.serving.request import EngineRequest
-from tests.serving.host.simulation import VOCAB, Simulation, alone, make_request, make_scheduler, what_is_read
+from tests.serving.host.simulation import (
+    VOCAB,
+    Simulation,
+    alone,
+    make_adapter,
+    make_request,
+    make_scheduler,
+    what_is_read,
+)
 
 CONTEXT = 24
+ADAPTERS = [make_adapter("a", 1), make_adapter("b", 2), make_adapter("b", 3), make_adapter("c", 4)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,17 +44,19 @@ def schedulers(draw: st.DrawFn) -> Scheduler:
         max_batch_tokens=draw(st.integers(1, 20)),
         max_context_tokens=CONTEXT,
         rope_switch_length=draw(st.none() | st.integers(1, CONTEXT)),
+        adapter_slots=draw(st.integers(0, 3)),
     )
 
 
 @st.composite
-def requests(draw: st.DrawFn, request_id: str) -> EngineRequest:
+def requests(draw: st.DrawFn, request_id: str, scheduler: Scheduler) -> EngineRequest:
     prompt = draw(st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=CONTEXT - 1))
+    adapter = None if scheduler.adapters is None else draw(st.sampled_from([None, *ADAPTERS]))
     kind = draw(st.sampled_from(["generate", "generate", "generate and score", "score", "last", "mean"]))
     if kind == "last" or kind == "mean":
-        return make_request(request_id, prompt, max_new_tokens=0, pooling=kind)
+        return make_request(request_id, prompt, max_new_tokens=0, pooling=kind, adapter=adapter)
     if kind == "score":
-        return make_request(request_id, prompt, max_new_tokens=0, prompt_logprobs=1)
+        return make_request(request_id, prompt, max_new_tokens=0, prompt_logprobs=1, adapter=adapter)
     return make_request(
         request_id,
         prompt,
@@ -52,6 +64,7 @@ def requests(draw: st.DrawFn, request_id: str) -> EngineRequest:
         stops=draw(st.sets(st.integers(0, VOCAB - 1), max_size=2)),
         min_tokens=draw(st.integers(0, 4)),
         prompt_logprobs=None if kind == "generate" else 1,
+        adapter=adapter,
     )
 
 
@@ -72,7 +85,7 @@ class TrafficMachine(RuleBasedStateMachine):
 
     @rule(data=st.data())
     def add(self, data: st.DataObject) -> None:
-        request = data.draw(requests(f"r{len(self.requests)}"))
+        request = data.draw(requests(f"r{len(self.requests)}", self.simulation.scheduler))
         self.requests[request.request_id] = request
         self.simulation.add(request)
 
@@ -80,6 +93,16 @@ class TrafficMachine(RuleBasedStateMachine):
     @rule(data=st.data())
     def abort(self, data: st.DataObject) -> None:
         self.simulation.abort(data.draw(st.sampled_from(self.simulation.open_ids)))
+
+    @precondition(lambda self: self.simulation.scheduler.adapters is not None)
+    @rule(adapter=st.sampled_from(ADAPTERS), loads=st.booleans())
+    def load_or_unload(self, adapter: ServedAdapter, loads: bool) -> None:
+        slots = self.simulation.scheduler.adapters
+        assert slots is not None
+        if loads:
+            slots.prefetch(adapter)
+        else:
+            slots.retire(adapter)
 
     @rule(count=st.integers(1, 8))
     def step(self, count: int) -> None:
@@ -110,7 +133,7 @@ def test_a_burst_generates_what_each_request_does_alone(
 ) -> None:
     simulation = Simulation(scheduler, overlap=overlap)
     loads = [
-        Load(request=data.draw(requests(f"r{i}")), step=data.draw(st.integers(0, 10), label="step"))
+        Load(request=data.draw(requests(f"r{i}", scheduler)), step=data.draw(st.integers(0, 10), label="step"))
         for i in range(count)
     ]
     for step in range(11):
