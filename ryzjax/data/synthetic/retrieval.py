@@ -1,7 +1,8 @@
 """Lists of keys and values, and questions that look keys up in them.
 
 What makes the skill form early: many questions a list, since only answers are trained on; short lists first, longer
-ones as the run goes on (`max_context_pieces`); keys that are one token wherever they stand.
+ones as the run goes on (`max_context_pieces`); answers that name the key and then its value, each with a space before
+it as in the list, so that the very same tokens are copied.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ _GROWN_AT = 0.4
 """From this share of the run on, lists are as long as they get."""
 _LONGEST_ROW = 1950
 """With its questions; tokens are a little more, and 2048 is what rows are trained in."""
-_QUESTION_PIECES = 21
+_QUESTION_PIECES = 28
 _MAX_QUESTIONS = 24
 _MAX_PAIRS = 345
 """Fewer than there are keys: not every key has values in every split."""
@@ -99,7 +100,8 @@ def held_out_retrieval(draw: Draw, *, context_pieces: int = 1024) -> HeldOut:
     key, answer = rng.choice(pairs)
     question = rng.choice(_FIRST).format(noun=noun, key=key)
     content = _opening(rng, _context(rng, pairs, style, noun), question)
-    return HeldOut(messages=(user(content),), answer=answer, check=exact(answer))
+    told = _told(noun, key, answer)
+    return HeldOut(messages=(user(content),), answer=told, check=exact(told))
 
 
 def _values(rng: random.Random) -> Callable[[], str]:
@@ -142,6 +144,10 @@ def _question(
     if len(pairs) >= 4 and rng.random() < 0.15:
         chosen = [pair, *(other for other in rng.sample(pairs, rng.randint(1, 2)) if other != pair)]
         question = rng.choice(_SEVERAL).format(noun=noun, keys=join_words([key for key, _ in chosen]))
-        return question, ", ".join(value for _, value in chosen)
+        return question, " ".join(_told(noun, key, value) for key, value in chosen)
     key, value = pair
-    return rng.choice(forms).format(noun=noun, key=key), value
+    return rng.choice(forms).format(noun=noun, key=key), _told(noun, key, value)
+
+
+def _told(noun: str, key: str, value: str) -> str:
+    return f"The {noun} of {key} is {value}."

@@ -7,6 +7,7 @@ from functools import partial
 
 from ryzjax.data.synthetic import arithmetic as sums
 from ryzjax.data.synthetic.about import about
+from ryzjax.data.synthetic.copying import copying
 from ryzjax.data.synthetic.draw import Draw
 from ryzjax.data.synthetic.exchange import ChatRow, Exchange, HeldOut, Message, Task
 from ryzjax.data.synthetic.extraction import extraction
@@ -94,6 +95,12 @@ TASKS: Mapping[str, Task] = {
             item=held_out_retrieval,
         ),
         Task(
+            name="copying",
+            description="Words to be repeated.",
+            row=_exchanges(copying, most=4),
+            item=_item(copying),
+        ),
+        Task(
             name="strings",
             description="Spelling, reversing, counting, first and last letters, capitals.",
             row=_exchanges(strings, most=6),
@@ -146,10 +153,11 @@ TASKS: Mapping[str, Task] = {
 """What the demo model is trained on."""
 
 MIXTURE: Mapping[str, float] = {
-    "addition": 0.17,
+    "addition": 0.16,
     "arithmetic": 0.07,
     "extraction": 0.17,
-    "retrieval": 0.31,
+    "retrieval": 0.29,
+    "copying": 0.03,
     "strings": 0.04,
     "sorting": 0.04,
     "tools": 0.06,

@@ -128,11 +128,21 @@ def test_retrieval() -> None:
         for asked, said in zip(row["messages"][::2], row["messages"][1::2], strict=True):
             question = str(asked["content"]).split("\n")[-1]
             keys = [word for word in re.findall(r"\w+", question) if word in pairs]
-            assert said["content"] == ", ".join(pairs[key] for key in keys)
+            noun = re.findall("code|number|value", str(said["content"]))[0]
+            assert said["content"] == " ".join(f"The {noun} of {key} is {pairs[key]}." for key in keys)
     for item in held_out("retrieval", 20):
         content = str(item.messages[0]["content"])
         keys = [word for word in re.findall(r"\w+", content.split("\n")[-1]) if word in listed(content)]
-        assert [listed(content)[key] for key in keys] == [item.answer]
+        assert re.fullmatch(rf"The (code|number|value) of {keys[0]} is {listed(content)[keys[0]]}\.", item.answer)
+        assert len(keys) == 1
+
+
+def test_copying() -> None:
+    lengths: set[int] = set()
+    for question, answer in exchanges("copying", 100):
+        assert question.split(": ", 1)[1] == answer
+        lengths.add(len(answer.split()))
+    assert lengths >= {2, 3, 5} and 15 < max(lengths) <= 24
 
 
 def test_tools() -> None:

@@ -170,4 +170,4 @@ def test_pieces_are_never_more_than_tokens(tokenizer: Tokenizer, rows: list[Chat
             assert pieces <= tokens <= 1.6 * pieces + 12, text
     for name, least in (("retrieval", 1024), ("retrieval_2k", 1700)):
         for item in held_out(name, 15):
-            assert least <= len(tokenizer.apply_chat_template(item.messages)) < 1.2 * least
+            assert least <= len(tokenizer.apply_chat_template(item.messages)) < 1.3 * least
