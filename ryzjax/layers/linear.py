@@ -18,6 +18,7 @@ from ryzjax.layers.quantized import QuantizedWeight
 from ryzjax.layers.weight import Weight
 from ryzjax.ops.linear import linear
 from ryzjax.ops.project import native_refusal_of, project
+from ryzjax.ops.quantized_linear import permute_columns
 from ryzjax.qarray import QArray, QFormat
 from ryzjax.sharding import Placement
 
@@ -114,7 +115,7 @@ def multiply(x: jax.Array, weights: Sequence[Weight | QuantizedWeight], placemen
             continue
         matrix = _matrix(weight, placement)
         if isinstance(matrix.array, QArray) and matrix.array.order is not None:
-            permuted = x[:, matrix.array.order]
+            permuted = permute_columns(x, matrix.array.order)
             (out[i],) = _each_on_its_device(permuted, [_without_order(matrix)], placement)
         else:
             matrices[i] = matrix

@@ -22,7 +22,7 @@ from ryzjax.bits import from_bits
 from ryzjax.ops.linear import linear
 from ryzjax.qarray import QArray, dequantize, multiply_from_left
 
-__all__ = ["panel_matmul", "quantize_rows", "quantized_linear", "quantized_linear_reference"]
+__all__ = ["panel_matmul", "permute_columns", "quantize_rows", "quantized_linear", "quantized_linear_reference"]
 
 _PANEL_ELEMENTS = 2**19
 """Weights dequantized at a time: they must stay in a core's cache until they are multiplied."""
@@ -57,6 +57,22 @@ def quantized_linear(
         out = _by_dequantizing(x, weight)
         out = lax.psum(out, summed_over) if summed_over else out
     return out if bias is None else out + bias.astype(jnp.float32)
+
+
+@jax.custom_vjp
+def permute_columns(x: Float[Array, "T K"], order: Int[Array, " K"]) -> Float[Array, "T K"]:
+    """Column order[i] of x becomes column i: as a matrix with an order takes its input.
+
+    Its gradient is the inverse permutation: a gather, where JAX would scatter, 20 times as slow on a CPU.
+    """
+    return x[:, order]
+
+
+def _permuted_back(order: Int[Array, " K"], grad: Float[Array, "T K"]) -> tuple[Float[Array, "T K"], None]:
+    return grad[:, jnp.argsort(order)], None
+
+
+permute_columns.defvjp(lambda x, order: (permute_columns(x, order), order), _permuted_back)
 
 
 def quantized_linear_reference(x: Float[Array, "T K"], weight: QArray) -> Float[Array, "T N"]:

@@ -15,6 +15,7 @@ from ryzjax.ops.project import project
 from ryzjax.ops.quantized_linear import (
     _float8_to_float32,
     panel_matmul,
+    permute_columns,
     quantize_rows,
     quantized_linear,
     quantized_linear_reference,
@@ -178,3 +179,14 @@ def test_no_dequantized_copy_for_a_gradient():
         analysis = step.lower(x, weight).compile().memory_analysis()
         assert analysis is not None
         assert analysis.temp_size_in_bytes < 0.6 * 2 * n * k
+
+
+def test_gradient_of_a_permutation():
+    rng = np.random.default_rng(0)
+    x, factor = (jnp.asarray(rng.standard_normal((3, 40)), jnp.float32) for _ in range(2))
+    order = jnp.asarray(rng.permutation(40))
+    np.testing.assert_array_equal(permute_columns(x, order), np.asarray(x)[:, np.asarray(order)])
+    got = jax.jit(jax.grad(lambda x: (permute_columns(x, order) * factor).sum()))(x)
+    wanted = np.zeros((3, 40), np.float32)
+    wanted[:, np.asarray(order)] = factor
+    np.testing.assert_array_equal(got, wanted)
