@@ -11,6 +11,7 @@ import pytest
 
 from ryzjax.checkpoint import load_weights, model_config_from_hf, resolve_source
 from ryzjax.checkpoint.peft import read_adapter, write_adapter
+from ryzjax.errors import UnsupportedModelError
 from ryzjax.evaluation.forward import Forward, Head
 from ryzjax.lora import Adapter, adapted
 from ryzjax.models.registry import AbstractModel, abstract_model
@@ -109,3 +110,33 @@ def test_peft_to_us_and_back(name: str, tmp_path: Path):
     assert {n: reread.config.scale_of(n) for n in reread.weights} == {
         n: adapter.config.scale_of(n) for n in reread.weights
     }
+
+
+@pytest.mark.parametrize("use_rslora", [False, True])
+def test_a_pissa_that_peft_converted(use_rslora: bool, tmp_path: Path):
+    """PEFT takes the beginning out of what was trained; one that it did not convert belongs to another base."""
+    base, initial, ours = tmp_path / "base", tmp_path / "initial", tmp_path / "converted"
+    base.mkdir()
+    torch_model, _ = build("llama", base, seed=1)
+    config = peft.LoraConfig(
+        r=4, lora_alpha=6, target_modules=ATTENTION, init_lora_weights="pissa", use_rslora=use_rslora
+    )  # fmt: skip
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PEFT: of the weights it changes
+        model = peft.get_peft_model(torch_model, config)
+        model.peft_config["default"].init_lora_weights = True
+        model.save_pretrained(initial)
+        model.peft_config["default"].init_lora_weights = "pissa"
+        torch.manual_seed(3)
+        for name, parameter in model.named_parameters():
+            if "lora_" in name:
+                parameter.data.add_(0.1 * torch.randn_like(parameter))
+        wanted = torch_logits(model.eval())
+        model.save_pretrained(tmp_path / "unconverted")
+        model.save_pretrained(ours, path_initial_model_for_weight_conversion=str(initial))
+    opened_model, leaves = opened(base)
+    adapter = read_adapter(ours, opened_model)
+    assert adapter.max_rank == 8
+    assert np.abs(our_logits(opened_model, leaves, adapter) - wanted).max() < TOLERANCE
+    with pytest.raises(UnsupportedModelError, match="path_initial_model_for_weight_conversion"):
+        read_adapter(tmp_path / "unconverted", opened_model)
