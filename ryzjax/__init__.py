@@ -1,8 +1,8 @@
-"""RyzJAX: one Flax model definition, sharded, batched and served.
+"""RyzJAX: one Flax model definition, sharded, batched, served and fine-tuned.
 
-    from ryzjax import LLM, SamplingParams
+    from ryzjax import LLM, SamplingParams, finetune, DataConfig, LoraConfig
 
-Importing this package loads no jax: `LLM` does, on first use.
+Importing this package loads no jax: `LLM` and `finetune` do, on first use.
 """
 
 from __future__ import annotations
@@ -12,11 +12,32 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from ryzjax.data.training.config import DataConfig
+    from ryzjax.lora.config import LoraConfig
     from ryzjax.serving.llm import LLM
     from ryzjax.serving.request import EmbeddingOutput, RequestOutput
     from ryzjax.serving.sampling_params import SamplingParams
+    from ryzjax.training.config import BaseConfig, TrainConfig
+    from ryzjax.training.finetune import finetune
+    from ryzjax.training.new_model import NewModelConfig
+    from ryzjax.training.optimizer_config import OptimizerConfig
+    from ryzjax.training.pretrain import pretrain
 
-__all__ = ["LLM", "EmbeddingOutput", "RequestOutput", "SamplingParams", "__version__"]
+__all__ = [
+    "LLM",
+    "BaseConfig",
+    "DataConfig",
+    "EmbeddingOutput",
+    "LoraConfig",
+    "NewModelConfig",
+    "OptimizerConfig",
+    "RequestOutput",
+    "SamplingParams",
+    "TrainConfig",
+    "__version__",
+    "finetune",
+    "pretrain",
+]
 
 try:
     __version__ = version("ryzjax")
@@ -28,6 +49,14 @@ _HOME = {
     "EmbeddingOutput": "ryzjax.serving.request",
     "RequestOutput": "ryzjax.serving.request",
     "SamplingParams": "ryzjax.serving.sampling_params",
+    "BaseConfig": "ryzjax.training.config",
+    "DataConfig": "ryzjax.data.training.config",
+    "LoraConfig": "ryzjax.lora.config",
+    "NewModelConfig": "ryzjax.training.new_model",
+    "OptimizerConfig": "ryzjax.training.optimizer_config",
+    "TrainConfig": "ryzjax.training.config",
+    "finetune": "ryzjax.training.finetune",
+    "pretrain": "ryzjax.training.pretrain",
 }
 
 

@@ -1,4 +1,4 @@
-"""The pytrees that cross the jit boundary: the KV cache, one step's batch of tokens, and whole sequences without a cache.
+"""The pytrees that cross the jit boundary: the KV cache, one step's batch of tokens, whole sequences without a cache.
 
 A step's batch is flat: T tokens of R rows, one row a sequence, without padding between rows. Rows that decode
 (one token each) come first, so that token i of a decode row is row i; rows with a prefill chunk follow.

@@ -109,7 +109,13 @@ def loaded_by(statement: str) -> set[str]:
 
 
 HOST = sorted(f"ryzjax.serving.host.{path.stem}" for path in (PACKAGE / "serving" / "host").glob("[!_]*.py"))
-COMMANDS = [f"ryzjax.cli.{name}" for name in ("main", "serve", "generate", "chat", "eval", "quantize", "info")]
+COMMANDS = [
+    f"ryzjax.cli.{name}"
+    for name in (
+        *("main", "serve", "generate", "chat", "eval", "quantize", "info"),
+        *("finetune", "pretrain", "merge", "inspect_batch"),
+    )
+]
 
 
 @pytest.mark.parametrize("modules", [["ryzjax"], HOST, COMMANDS], ids=["package", "host", "cli"])

@@ -19,6 +19,8 @@ __all__ = ["Section", "parse"]
 Command = TypeVar("Command")
 Section = tyro.conf.OmitArgPrefixes
 """Marks a field of a command that is a config dataclass: its fields become flags of the command."""
+_CONFIG_FOLDERS = {"quantize": "quantize", "finetune": "train", "pretrain": "train", "inspect-batch": "train"}
+"""Command -> folder of configs that its --config names are of; "serve" for the others."""
 _POSITIONAL = get_args(tyro.conf.Positional[str])[1]
 
 
@@ -28,15 +30,14 @@ def parse(command: type[Command], name: str, argv: Sequence[str]) -> Command:
     Args:
       command: a dataclass; fields that are dataclasses themselves are config sections.
       name: as typed, for the usage line.
-      argv: what follows the name. `--config` names a TOML file, or one shipped in configs/quantize for
-        `quantize`, in configs/serve for the others.
+      argv: what follows the name. `--config` names a TOML file, or one shipped in the command's folder of configs.
 
     Raises:
       ConfigError: the file is missing, is not TOML, has a key no flag has or a value of the wrong type; or the
         values of file and flags together are out of range.
       SystemExit: tyro's, for wrong flags and for --help.
     """
-    values = file_values(argv, "quantize" if name == "quantize" else "serve")
+    values = file_values(argv, _CONFIG_FOLDERS.get(name, "serve"))
     check_values(values, _flag_types(command))
     defaults = {key: value for key, value in values.items() if _is_default(command, key, value)}
     # The rest goes ahead of the typed flags, of which the last wins: only the combination is checked, never the

@@ -23,6 +23,12 @@ _COMMANDS = {
     "eval": ("ryzjax.cli.eval", "Eval", "measure a model: benchmarks, perplexity, divergence from a reference"),
     "convert": ("ryzjax.cli.convert", "Convert", "write a model as a directory that loads without conversion"),
     "quantize": ("ryzjax.cli.quantize", "Quantize", "write a model in 4 or 8 bits, with a report of what it cost"),
+    "finetune": (
+        "ryzjax.cli.finetune",
+        "Finetune",
+        "train an adapter (LoRA, QLoRA, DPO) or all weights of a model",
+    ),
+    "pretrain": ("ryzjax.cli.pretrain", "Pretrain", "train a model from random weights"),
     "merge": ("ryzjax.cli.merge", "Merge", "write a model with an adapter in its weights, and check its logits"),
     "inspect-batch": (
         "ryzjax.cli.inspect_batch",

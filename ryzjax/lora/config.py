@@ -30,32 +30,30 @@ class LoraConfig:
 
     Layers are named as in `AbstractModel.linears`: "layers.0.attention.q", "layers.0.mlp.down", "lm_head".
 
-    Attributes:
-      rank: r, columns of B and rows of A.
-      alpha: the update is alpha / r * B A, or alpha / sqrt(r) with `use_rslora`.
-      dropout: of the input of A, in training.
-      targets: endings of layer names on a dot ("attention.q", "q"), or `ALL_LINEAR` alone.
-      exclude: endings of layer names that are left alone.
-      rank_pattern, alpha_pattern: regular expression -> value for the layers whose whole name, or whose ending after
-        a dot, it matches; the first match counts.
-      use_rslora: see `alpha`.
-      use_dora: learn each row's magnitude apart from its direction.
-      init: how A and B begin.
-
     Raises:
       ConfigError: a value out of range.
     """
 
     rank: int = 8
+    """r, columns of B and rows of A."""
     alpha: float = 16.0
+    """The update is alpha / r * B A, or alpha / sqrt(r) with use_rslora."""
     dropout: float = 0.0
+    """Of the input of A, in training."""
     targets: tuple[str, ...] = (ALL_LINEAR,)
+    """Layers by the end of their names (attention.q, mlp.down, lm_head), or all-linear: all but head and routers."""
     exclude: tuple[str, ...] = ()
+    """Layers to leave alone, by the end of their names."""
     rank_pattern: Mapping[str, int] = field(default_factory=dict)
+    """Regular expression -> rank of the layers whose names, or their ends after a dot, it matches; the first counts."""
     alpha_pattern: Mapping[str, float] = field(default_factory=dict)
+    """The same for alpha."""
     use_rslora: bool = False
+    """See alpha (arXiv:2312.03732)."""
     use_dora: bool = False
+    """Learn each row's magnitude apart from its direction (arXiv:2402.09353)."""
     init: LoraInit = "default"
+    """How A and B begin: default (B zero), gaussian, pissa (arXiv:2404.02948) or loftq (arXiv:2310.08659)."""
 
     def __post_init__(self) -> None:
         for name, rank in (("rank", self.rank), *((f"rank_pattern[{p!r}]", r) for p, r in self.rank_pattern.items())):

@@ -1,17 +1,38 @@
-"""TrainConfig: how a run goes, apart from its model, data, adapter and optimizer."""
+"""BaseConfig and TrainConfig: the model that is trained, and how a run goes; flags and TOML keys derive from them."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
+
+from tyro.conf import Positional
+from tyro.conf import arg as tyro_arg
 
 from ryzjax.errors import ConfigError
-from ryzjax.models.scan_layers import Remat
-from ryzjax.training.objectives import ObjectiveName
 
-__all__ = ["Export", "TrainConfig"]
+__all__ = ["BaseConfig", "Export", "TrainConfig"]
 
 Export = Literal["auto", "last", "best"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaseConfig:
+    """The model that is trained, or that an adapter is trained beside."""
+
+    model: Annotated[Positional[str], tyro_arg(metavar="MODEL")]
+    """Local directory, or Hugging Face id."""
+    model_revision: str | None = None
+    """Branch, tag or commit of a Hugging Face id."""
+    load_format: Literal["auto", "safetensors", "gguf", "orbax", "dummy"] = "auto"
+    """How the weights are stored; dummy, for a plan: a config.json will do."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """That the model is computed in; auto takes the checkpoint's (float16 becomes bfloat16)."""
+    layout: str = "single"
+    """Sharding: a shipped layout's name (fsdp_tp, tp, tp_dp, ...) or a TOML file."""
+    weights: Literal["auto", "bf16", "int8", "int4"] = "auto"
+    """Of the frozen base: auto as stored, bf16 plain, or rounded as they are loaded (int8, int4): QLoRA."""
+    weights_group: int = 64
+    """In features that share a scale of int8 and int4."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +45,7 @@ class TrainConfig:
 
     out: str = "run"
     """Folder of the run: checkpoints, logs, plot, and what it makes. Made if it is not there."""
-    objective: ObjectiveName = "sft"
+    objective: Literal["sft", "dpo", "orpo"] = "sft"
     """sft (also pre-training), or preferences by dpo (arXiv:2305.18290) or orpo (arXiv:2403.07691)."""
     beta: float = 0.1
     """Of dpo: how dear it is to leave the reference; of orpo: weight of the odds ratio."""
@@ -40,7 +61,7 @@ class TrainConfig:
     """Times `batch_rows` of an update: their gradients are summed."""
     seed: int = 0
     """Of initial weights and dropout."""
-    remat: Remat = "full"
+    remat: Literal["none", "dots", "full"] = "full"
     """What a layer keeps for the backward pass: all (none: fastest), its products (dots), its input (full: least)."""
     remat_layers: int = 1
     """With full: keep the input of every n-th layer alone."""

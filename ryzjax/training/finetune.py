@@ -10,17 +10,16 @@ from ryzjax.data.training.rows import Rows
 from ryzjax.errors import ConfigError
 from ryzjax.lora.adapter import Adapter
 from ryzjax.lora.config import LoraConfig
-from ryzjax.quant.open_model import OpenModel
-from ryzjax.training.base import BaseConfig
+from ryzjax.quant.open_model import OpenModel, open_model
 from ryzjax.training.beginning import begin_adapter, begin_full
 from ryzjax.training.checkpoints import Json
-from ryzjax.training.config import TrainConfig
+from ryzjax.training.config import BaseConfig, TrainConfig
 from ryzjax.training.export import export_adapter, export_model, text_files_of
 from ryzjax.training.loop import LoopResult
-from ryzjax.training.optimizer import OptimizerConfig
+from ryzjax.training.optimizer_config import OptimizerConfig
 from ryzjax.training.run import run_training
 
-__all__ = ["FinetuneResult", "finetune"]
+__all__ = ["FinetuneResult", "finetune", "open_base", "settings_of"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +70,7 @@ def finetune(
     """
     base = BaseConfig(model=base) if isinstance(base, str) else base
     optimizer, train = optimizer or OptimizerConfig(), train or TrainConfig()
-    opened = base.open()
+    opened = open_base(base)
     _check(opened, data, lora, adapter)
     form = None if train.objective == "sft" else "preference"
     loaders = open_data(
@@ -106,6 +105,19 @@ def finetune(
         return FinetuneResult(exported=exported, adapter=None, step=outcome.step, loop=outcome.loop)
     exported, trained = export_adapter(folder, opened, beginning, outcome.params)
     return FinetuneResult(exported=exported, adapter=trained, step=outcome.step, loop=outcome.loop)
+
+
+def open_base(base: BaseConfig) -> OpenModel:
+    """A run's model, its weights unread; errors as of `open_model`."""
+    return open_model(
+        base.model,
+        revision=base.model_revision,
+        dtype=base.dtype,
+        load_format=base.load_format,
+        layout=base.layout,
+        weights=base.weights,
+        weights_group=base.weights_group,
+    )
 
 
 def settings_of(**parts: object) -> dict[str, Json]:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal, cast
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -13,88 +12,15 @@ import optax.contrib
 from ryzjax.errors import ConfigError
 from ryzjax.training.adamw8bit import scale_by_adam_8bit
 from ryzjax.training.gradients import clip_by_global_norm
+from ryzjax.training.optimizer_config import OptimizerConfig
 from ryzjax.training.parameter_groups import Role, Stacked, in_stacked_layers, parameter_name, parameter_roles
 from ryzjax.training.per_layer import per_layer
-from ryzjax.training.schedule import Schedule, ScheduleName, make_schedule
+from ryzjax.training.schedule import Schedule, make_schedule
 
-__all__ = ["OptimizerConfig", "OptimizerName", "learning_rate_schedule", "make_optimizer"]
-
-OptimizerName = Literal["adamw", "adamw8bit", "lion", "adafactor", "muon"]
-
-_DEFAULTS: dict[str, dict[str, float]] = {
-    "adamw": {"beta1": 0.9, "beta2": 0.999, "eps": 1e-8},
-    "adamw8bit": {"beta1": 0.9, "beta2": 0.999, "eps": 1e-8},
-    "lion": {"beta1": 0.9, "beta2": 0.99},
-    "adafactor": {"eps": 1e-30},
-    "muon": {"beta1": 0.9, "beta2": 0.95, "eps": 1e-8, "momentum": 0.95, "adam_learning_rate": 0.0},
-}
-"""The settings each algorithm has, with what None means; Muon's betas and eps are those of the AdamW beside it."""
+__all__ = ["learning_rate_schedule", "make_optimizer"]
 
 _MUON_RMS = 0.2
 """Root mean square of a Muon update over the learning rate, as AdamW's typically is (Liu et al., arXiv:2502.16982)."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class OptimizerConfig:
-    """The optimizer of a run. A setting of None is the algorithm's own default; one it does not have is an error."""
-
-    optimizer: OptimizerName = "adamw"
-    """adamw (arXiv:1711.05101); adamw8bit, with states of 8 bits (arXiv:2110.02861); lion (arXiv:2302.06675); adafactor
-    (arXiv:1804.04235), whose learning rate is relative to each matrix's size; muon (Jordan et al., 2024) for hidden
-    matrices, with AdamW for all else."""
-    learning_rate: float = 2e-4
-    """After the warm-up."""
-    beta1: float | None = None
-    """Decay rate of the first moment."""
-    beta2: float | None = None
-    """Decay rate of the second moment; of Lion's momentum."""
-    eps: float | None = None
-    """Added to the denominator."""
-    momentum: float | None = None
-    """Of Muon."""
-    adam_learning_rate: float | None = None
-    """Beside Muon, of embeddings, head, router, norms and biases; None is `learning_rate`."""
-    weight_decay: float = 0.0
-    """Decoupled, times the learning rate; never on norms, biases and magnitudes."""
-    clip_norm: float | None = 1.0
-    """Largest global norm of the gradients; None does not clip."""
-    schedule: ScheduleName = "cosine"
-    """After the warm-up: constant, linear, cosine, or wsd (constant, then a short decay)."""
-    warmup_steps: int | None = None
-    """Steps of linear warm-up; None is `warmup_ratio` of the run."""
-    warmup_ratio: float = 0.03
-    """Part of the run that is warm-up, where `warmup_steps` is not given."""
-    min_lr_ratio: float = 0.0
-    """Learning rate at the end of the decay, over `learning_rate`."""
-    decay_ratio: float = 0.1
-    """Part of the run that is decay, of schedule wsd."""
-    lora_plus_ratio: float | None = None
-    """Learning rate of a LoRA's B over that of its A (LoRA+, arXiv:2402.12354); None is one rate for both."""
-
-    def __post_init__(self) -> None:
-        if self.optimizer not in _DEFAULTS:
-            raise ConfigError(f"optimizer {self.optimizer!r}; expected one of {', '.join(_DEFAULTS)}")
-        for name in ("beta1", "beta2", "eps", "momentum", "adam_learning_rate"):
-            if getattr(self, name) is not None and name not in _DEFAULTS[self.optimizer]:
-                raise ConfigError(f"{name}={getattr(self, name)}: {self.optimizer} has no {name}; leave it out")
-        for name in ("learning_rate", "adam_learning_rate", "eps", "clip_norm", "lora_plus_ratio"):
-            if (value := getattr(self, name)) is not None and not value > 0:
-                raise ConfigError(f"{name}={value}; expected a number above 0")
-        for name in ("beta1", "beta2", "momentum", "warmup_ratio"):
-            if (value := getattr(self, name)) is not None and not 0 <= value < 1:
-                raise ConfigError(f"{name}={value}; expected a number from 0 to below 1")
-        for name in ("min_lr_ratio", "decay_ratio"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ConfigError(f"{name}={getattr(self, name)}; expected a number from 0 to 1")
-        if not self.weight_decay >= 0:
-            raise ConfigError(f"weight_decay={self.weight_decay}; expected 0 or more")
-        if self.warmup_steps is not None and self.warmup_steps < 0:
-            raise ConfigError(f"warmup_steps={self.warmup_steps}; expected 0 or more")
-
-    def setting(self, name: Literal["beta1", "beta2", "eps", "momentum"]) -> float:
-        """A setting, or the algorithm's default where it is None."""
-        value = getattr(self, name)
-        return _DEFAULTS[self.optimizer][name] if value is None else value
 
 
 def learning_rate_schedule(config: OptimizerConfig, *, total_steps: int) -> Schedule:

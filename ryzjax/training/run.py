@@ -17,7 +17,8 @@ from ryzjax.training.config import TrainConfig
 from ryzjax.training.fingerprint import base_fingerprint
 from ryzjax.training.loop import Loop, LoopResult
 from ryzjax.training.objectives import make_objective
-from ryzjax.training.optimizer import OptimizerConfig, learning_rate_schedule, make_optimizer
+from ryzjax.training.optimizer import learning_rate_schedule, make_optimizer
+from ryzjax.training.optimizer_config import OptimizerConfig
 from ryzjax.training.plot import plot_log
 from ryzjax.training.programs import Programs
 from ryzjax.training.progress import RunProgress

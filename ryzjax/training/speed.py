@@ -16,10 +16,7 @@ def speed_of(model: LoraModel | FullModel, *, sequence_tokens: int) -> Speed:
     linears, config = model.model.linears, model.model.config
     matrices = sum(math.prod(shape) for shape in linears.values())
     if "lm_head" not in linears:
-        matrices += math.prod(
-            model.model.weights.get("embed.weight", model.model.weights.get("embed.weight.values")).shape
-        )
-    config = model.model.config
+        matrices += config.vocab_size * config.hidden_size  # the embedding table, as the head
     attention = config.num_layers * config.num_heads * config.head_dim
     if isinstance(model, LoraModel):
         trained = sum(model.lora.rank_of(layer) * sum(linears[layer]) for layer in model.layers)

@@ -18,7 +18,8 @@ from ryzjax.lora.adapter import LoraWeights
 from ryzjax.sharding import Layout, Placement
 from ryzjax.training.checkpoints import RunCheckpoints
 from ryzjax.training.fingerprint import base_fingerprint
-from ryzjax.training.optimizer import OptimizerConfig, make_optimizer
+from ryzjax.training.optimizer import make_optimizer
+from ryzjax.training.optimizer_config import OptimizerConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -14,7 +14,8 @@ from ryzjax.errors import ConfigError
 from ryzjax.lora.adapter import LoraWeights
 from ryzjax.sharding import Layout, Placement
 from ryzjax.training.gradients import clip_by_global_norm, global_norm
-from ryzjax.training.optimizer import OptimizerConfig, OptimizerName, make_optimizer
+from ryzjax.training.optimizer import OptimizerName, make_optimizer
+from ryzjax.training.optimizer_config import OptimizerConfig
 from ryzjax.training.optimizer_sharding import optimizer_shardings
 from ryzjax.training.parameter_groups import parameter_roles
 
@@ -106,19 +107,19 @@ def test_muon_orthogonalizes_each_matrix_of_a_stack():
 def test_a_stack_trains_as_its_layers_apart(name: OptimizerName):
     """Adafactor factors matrices from 128 x 128 on."""
     params = {
-        "layers[0::1]/up.weight": jax.random.normal(jax.random.key(0), (3, 130, 140)) * jnp.array([1, 5, 9.0])[:, None, None]
+        "layers/up.weight": jax.random.normal(jax.random.key(0), (3, 130, 140)) * jnp.array([1, 5, 9.0])[:, None, None]
     }
-    apart = {f"up.{i}.weight": params["layers[0::1]/up.weight"][i] for i in range(3)}
+    apart = {f"up.{i}.weight": params["layers/up.weight"][i] for i in range(3)}
     optimizers = [make_optimizer(plain(optimizer=name), p, total_steps=9) for p in (params, apart)]
     states = [o.init(p) for o, p in zip(optimizers, (params, apart), strict=True)]
     for seed in range(3):
         gradient = jax.random.normal(jax.random.key(seed), (3, 130, 140)) * jnp.array([0.1, 1, 20.0])[:, None, None]
-        stacked, states[0] = optimizers[0].update({"layers[0::1]/up.weight": gradient}, states[0], params)
+        stacked, states[0] = optimizers[0].update({"layers/up.weight": gradient}, states[0], params)
         single, states[1] = optimizers[1].update({f"up.{i}.weight": gradient[i] for i in range(3)}, states[1], apart)
         for i in range(3):
-            np.testing.assert_allclose(stacked["layers[0::1]/up.weight"][i], single[f"up.{i}.weight"], rtol=2e-3, atol=1e-7)
+            np.testing.assert_allclose(stacked["layers/up.weight"][i], single[f"up.{i}.weight"], rtol=2e-3, atol=1e-7)
     if name == "adafactor":
-        assert sum(leaf.size for leaf in jax.tree.leaves(states[0])) < 0.1 * params["layers[0::1]/up.weight"].size
+        assert sum(leaf.size for leaf in jax.tree.leaves(states[0])) < 0.1 * params["layers/up.weight"].size
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -163,8 +164,12 @@ def test_gradients_are_clipped_by_their_global_norm():
 @pytest.mark.parametrize("name", NAMES)
 def test_states_live_beside_their_parameters(name: OptimizerName):
     placement = Placement(Layout.load("fsdp_tp"), jax.devices()[:8])
-    axes = {"layers[0::1]/up.weight": (None, "ffn", "embed"), "embed.weight": ("vocab", "embed"), "norm.weight": (None,)}
-    shapes = {"layers[0::1]/up.weight": (2, 64, 1024), "embed.weight": (64, 1024), "norm.weight": (1024,)}
+    axes = {
+        "layers/up.weight": (None, "ffn", "embed"),
+        "embed.weight": ("vocab", "embed"),
+        "norm.weight": (None,),
+    }
+    shapes = {"layers/up.weight": (2, 64, 1024), "embed.weight": (64, 1024), "norm.weight": (1024,)}
     params = {
         key: jax.device_put(jnp.ones(shape), placement.sharding(axes[key], shape)) for key, shape in shapes.items()
     }
@@ -177,9 +182,9 @@ def test_states_live_beside_their_parameters(name: OptimizerName):
     own = [leaf for leaf in jax.tree.leaves(state) if leaf.shape == (2, 64, 1024)]
     assert (own or name == "adafactor") and split
     for leaf in own:
-        assert leaf.sharding == params["layers[0::1]/up.weight"].sharding
+        assert leaf.sharding == params["layers/up.weight"].sharding
     if name == "adamw8bit":
-        scales = state[0].mu["layers[0::1]/up.weight"].scales
+        scales = state[0].mu["layers/up.weight"].scales
         assert scales.shape == (2, 64, 4) and scales.addressable_shards[0].data.shape == (2, 16, 2)
         # Blocks lie within shards: nothing but the reduction of no gradient norm crosses devices.
         text = update.lower(params, state, params).compile().as_text()
@@ -189,10 +194,10 @@ def test_states_live_beside_their_parameters(name: OptimizerName):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"name": "sgd"}, "optimizer 'sgd'; expected one of adamw"),
-        ({"name": "adafactor", "beta1": 0.9}, "adafactor has no beta1"),
+        ({"optimizer": "sgd"}, "optimizer 'sgd'; expected one of adamw"),
+        ({"optimizer": "adafactor", "beta1": 0.9}, "adafactor has no beta1"),
         ({"momentum": 0.9}, "adamw has no momentum"),
-        ({"name": "lion", "eps": 1e-8}, "lion has no eps"),
+        ({"optimizer": "lion", "eps": 1e-8}, "lion has no eps"),
         ({"learning_rate": 0.0}, "learning_rate=0.0; expected a number above 0"),
         ({"learning_rate": float("nan")}, "learning_rate=nan"),
         ({"beta2": 1.0}, "beta2=1.0; expected a number from 0 to below 1"),
@@ -212,12 +217,12 @@ def test_settings_that_are_refused(options: dict, message: str):
         ({}, {}, "no parameter trains"),
         (
             {},
-            {"layers[0::1]/up.weight": jnp.ones((2, 4, 4), jnp.bfloat16)},
-            "'layers[0::1]/up.weight' is bfloat16; expected float32",
+            {"layers/up.weight": jnp.ones((2, 4, 4), jnp.bfloat16)},
+            "'layers/up.weight' is bfloat16; expected float32",
         ),
         ({"lora_plus_ratio": 16.0}, {"w": jnp.ones((4, 4))}, "no LoRA is trained"),
         (
-            {"name": "muon"},
+            {"optimizer": "muon"},
             {"q": LoraWeights(a=jnp.ones((2, 4)), b=jnp.ones((4, 2)))},
             "hidden matrices of a whole model",
         ),

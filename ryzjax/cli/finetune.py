@@ -1,0 +1,95 @@
+"""ryzjax finetune."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from ryzjax.cli.arguments import Section
+from ryzjax.data.training.config import DataConfig
+from ryzjax.errors import ConfigError
+from ryzjax.lora.config import LoraConfig
+from ryzjax.training.config import BaseConfig, TrainConfig
+from ryzjax.training.optimizer_config import OptimizerConfig
+
+__all__ = ["Finetune"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finetune:
+    """Train an adapter beside a frozen model (LoRA; QLoRA with --weights int4), or all its weights (--method full).
+
+    Writes OUT/adapter as PEFT stores it (or OUT/model), loss.png, metrics.jsonl, run.json, and checkpoints that
+    --resume goes on from. `--config sft` and others are recipes; --plan says what memory a run needs, without weights.
+    """
+
+    base: Section[BaseConfig]
+    config: str | None = None
+    """TOML file with any of these flags, or the name of one in configs/train; a flag wins over it."""
+    method: Literal["lora", "full"] = "lora"
+    """Train an adapter, or every weight."""
+    data_config: Section[DataConfig] = field(default_factory=DataConfig)
+    lora: Section[LoraConfig] = field(default_factory=LoraConfig)
+    optimizer_config: Section[OptimizerConfig] = field(default_factory=OptimizerConfig)
+    train: Section[TrainConfig] = field(default_factory=TrainConfig)
+    adapter: str | None = None
+    """Folder of an adapter to go on from, in place of a fresh one."""
+    plan: bool = False
+    """Compile the real step, print the bytes it needs on each device and what to change to need fewer, and stop."""
+    publish: str | None = None
+    """URL of a running server (started with --allow-lora-updating) that is handed the adapter at the end."""
+    publish_name: str | None = None
+    """What the server's callers will call it; by default the name of OUT."""
+    api_key: str | None = None
+    """Of that server."""
+
+    def run(self) -> int:
+        """Trains, or plans; returns the exit status."""
+        import logging
+        import sys
+
+        logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+        lora = self.lora if self.method == "lora" else None
+        if self.plan:
+            return self._plan(lora)
+        if self.publish is not None and lora is None:
+            raise ConfigError("--publish hands an adapter to a server; --method full makes none")
+        from ryzjax.checkpoint.publish import publish_adapter
+        from ryzjax.training.finetune import finetune
+
+        result = finetune(
+            self.base,
+            self.data_config,
+            lora=lora,
+            optimizer=self.optimizer_config,
+            train=self.train,
+            adapter=self.adapter,
+        )
+        loop = result.loop
+        evaluation = "" if loop.eval_loss is None else f", evaluation {loop.eval_loss:.4f}"
+        stopped = "" if loop.stopped_by is None else f" (stopped by {loop.stopped_by})"
+        print(f"{loop.step} steps in {loop.wall_s:.0f} s{stopped}: loss {loop.loss:.4f}{evaluation}")
+        if lora is None:
+            print(f"{result.exported}: serve it with: ryzjax serve {result.exported}")
+            return 0
+        name = self.publish_name or Path(self.train.out).name
+        print(f"{result.exported}: serve it with: ryzjax serve {self.base.model} --lora {name}={result.exported}")
+        if self.publish is not None:
+            print(publish_adapter(self.publish, name, result.exported, api_key=self.api_key))
+        return 0
+
+    def _plan(self, lora: LoraConfig | None) -> int:
+        from rich.console import Console
+
+        from ryzjax.training.plan import plan_table, plan_training
+
+        plan = plan_training(
+            self.base,
+            lora=lora,
+            optimizer=self.optimizer_config,
+            train=self.train,
+            sequence_tokens=self.data_config.sequence_tokens,
+        )
+        Console().print(plan_table(plan))
+        return 0

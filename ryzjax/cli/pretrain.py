@@ -1,0 +1,54 @@
+"""ryzjax pretrain."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Annotated
+
+import tyro
+
+from ryzjax.cli.arguments import Section
+from ryzjax.data.training.config import DataConfig
+from ryzjax.errors import ConfigError
+from ryzjax.training.config import TrainConfig
+from ryzjax.training.new_model import NewModelConfig
+from ryzjax.training.optimizer_config import OptimizerConfig
+
+__all__ = ["Pretrain"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pretrain:
+    """Train a model from random weights, on files or on synthetic rows (--config demo makes RyzJAX's demo model).
+
+    Writes OUT/model as Hugging Face stores it, loss.png, metrics.jsonl, run.json, and checkpoints that --resume goes on
+    from.
+    """
+
+    files: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="DATA")] = ()
+    """Files (.txt, .jsonl, .json, .parquet) and Hugging Face data sets (org/name, org/name:split), as --data."""
+    config: str | None = None
+    """TOML file with any of these flags, or the name of one in configs/train; a flag wins over it."""
+    new_model: Section[NewModelConfig] = field(default_factory=NewModelConfig)
+    data_config: Section[DataConfig] = field(default_factory=DataConfig)
+    optimizer_config: Section[OptimizerConfig] = field(default_factory=OptimizerConfig)
+    train: Section[TrainConfig] = field(default_factory=TrainConfig)
+
+    def run(self) -> int:
+        """Trains; returns the exit status."""
+        import logging
+        import sys
+
+        from ryzjax.training.pretrain import pretrain
+
+        logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+        if self.files and self.data_config.data:
+            raise ConfigError("data is named twice, as DATA and as --data; give one of them")
+        data = replace(self.data_config, data=self.files or self.data_config.data)
+        result = pretrain(self.new_model, data, optimizer=self.optimizer_config, train=self.train)
+        loop = result.loop
+        evaluation = "" if loop.eval_loss is None else f", evaluation {loop.eval_loss:.4f}"
+        stopped = "" if loop.stopped_by is None else f" (stopped by {loop.stopped_by})"
+        print(f"{loop.step} steps in {loop.wall_s:.0f} s{stopped}: loss {loop.loss:.4f}{evaluation}")
+        print(f"{result.exported}: serve it with: ryzjax serve {result.exported}")
+        return 0

@@ -1,0 +1,163 @@
+"""plan_training: what memory a run takes, from the compiled step itself; no weight is read."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import jax
+import numpy as np
+from rich.table import Table
+
+from ryzjax.checkpoint.hf_config import model_config_from_hf
+from ryzjax.checkpoint.source import resolve_source
+from ryzjax.lora.config import LoraConfig
+from ryzjax.models.stacked import StackedModel
+from ryzjax.quant.on_load import plan_weights
+from ryzjax.sharding import Layout, Placement
+from ryzjax.training.config import BaseConfig, TrainConfig
+from ryzjax.training.initial import adapter_shapes, master_shapes
+from ryzjax.training.model import FullModel, LoraModel
+from ryzjax.training.optimizer_config import OptimizerConfig
+from ryzjax.training.run import make_programs
+
+__all__ = ["MemoryPlan", "plan_table", "plan_training"]
+
+_ANY_STEPS = 1000
+"""Steps of a run change no byte of its step."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryPlan:
+    """Bytes on one device, as XLA plans the compiled step for the platform it was compiled for.
+
+    Attributes:
+      platform: "cpu", "gpu".
+      frozen_bytes: of the base, by what it is: "layers", "embedding and head".
+      trained_bytes: float32 masters: of the adapter, or of all weights.
+      optimizer_bytes: its states.
+      batch_bytes: the batch.
+      temporary_bytes: gradients, activations that are kept, everything a step makes and drops.
+      total_bytes: at the peak of a step; what is donated counts once.
+      remedies: what would need less, in the order of its price.
+    """
+
+    platform: str
+    frozen_bytes: dict[str, int]
+    trained_bytes: int
+    optimizer_bytes: int
+    batch_bytes: int
+    temporary_bytes: int
+    total_bytes: int
+    remedies: tuple[str, ...]
+
+
+def plan_training(
+    base: BaseConfig,
+    *,
+    lora: LoraConfig | None,
+    optimizer: OptimizerConfig,
+    train: TrainConfig,
+    sequence_tokens: int,
+) -> MemoryPlan:
+    """Compiles the step of a run, on shapes alone. Weights need not be there: a directory's config.json will do, with
+    `load_format="dummy"`.
+
+    Raises:
+      ConfigError, UnsupportedModelError, LayoutError: as of the run.
+    """
+    source = resolve_source(base.model, revision=base.model_revision, load_format=base.load_format)
+    config = model_config_from_hf(source.config, source.generation, dtype=base.dtype, source=source.config_name)
+    placement = Placement(Layout.load(base.layout))
+    abstract = plan_weights(source, config, placement, weights=base.weights, group=base.weights_group).model
+    stacked = StackedModel(abstract)
+    options = {"remat": train.remat, "remat_layers": train.remat_layers, "mlp_rows": train.mlp_rows}
+    if lora is None:
+        model = FullModel(stacked=stacked, **options)  # pyright: ignore[reportArgumentType]
+        params = master_shapes(stacked)
+    else:
+        layers = lora.choose(abstract.linears)
+        model = LoraModel(stacked=stacked, lora=lora, layers=layers, **options)  # pyright: ignore[reportArgumentType]
+        params = adapter_shapes(model)
+    programs = make_programs(
+        model,
+        params,
+        optimizer=optimizer,
+        train=train,
+        sequence_tokens=sequence_tokens,
+        total_steps=_ANY_STEPS,
+    )
+    memory = programs.compile_train().memory_analysis()
+    assert memory is not None, "XLA has no memory analysis for this platform"
+    frozen: dict[str, int] = {"layers": 0, "embedding and head": 0}
+    for name, shape in programs.frozen.weights.items():
+        frozen["layers" if name.startswith("layers") else "embedding and head"] += _device_bytes(shape)
+    frozen["layers"] += sum(_device_bytes(shape) for shape in jax.tree.leaves(programs.frozen.row_norms))
+    arguments, temporaries = memory.argument_size_in_bytes, memory.temp_size_in_bytes
+    return MemoryPlan(
+        platform=placement.platform,
+        frozen_bytes=frozen,
+        trained_bytes=_tree_bytes(programs.state.params),
+        optimizer_bytes=_tree_bytes(programs.state.optimizer),
+        batch_bytes=_tree_bytes(programs.batch),
+        temporary_bytes=temporaries,
+        total_bytes=arguments + temporaries + memory.output_size_in_bytes - memory.alias_size_in_bytes,
+        remedies=tuple(_remedies(base, lora, optimizer, train, sequence_tokens)),
+    )
+
+
+def plan_table(plan: MemoryPlan) -> Table:
+    """The plan, to be read."""
+    table = Table(title=f"Memory of a step on each device, compiled for {plan.platform}", title_justify="left")
+    table.add_column("what")
+    table.add_column("bytes", justify="right")
+    table.add_column("GB", justify="right")
+
+    def row(what: str, count: int, *, end: bool = False) -> None:
+        table.add_row(what, f"{count:,}", f"{count / 1e9:.3f}", end_section=end)
+
+    for what, count in plan.frozen_bytes.items():
+        row(f"frozen {what}", count)
+    row("trained, float32", plan.trained_bytes)
+    row("optimizer's states", plan.optimizer_bytes)
+    row("batch", plan.batch_bytes)
+    row("temporaries: gradients, activations", plan.temporary_bytes, end=True)
+    row("total", plan.total_bytes)
+    if plan.remedies:
+        table.caption = "To need less: " + "; ".join(plan.remedies)
+        table.caption_justify = "left"
+    return table
+
+
+def _remedies(
+    base: BaseConfig, lora: LoraConfig | None, optimizer: OptimizerConfig, train: TrainConfig, sequence_tokens: int
+) -> Iterator[str]:
+    if lora is None:
+        yield "train an adapter (--method lora)"
+    elif base.weights in ("auto", "bf16", "int8"):
+        yield "round the frozen base to 4 bits (--weights int4 --weights-group 128)"
+    if optimizer.optimizer in ("adamw", "muon"):
+        yield "8-bit states (--optimizer adamw8bit)"
+    if train.remat != "full":
+        yield "keep the inputs of layers alone (--remat full)"
+    elif train.remat_layers == 1:
+        yield "keep the input of every 4th layer (--remat-layers 4; a quarter slower)"
+    if train.batch_rows > (1 if train.objective == "sft" else 2):
+        rows = train.batch_rows // 2
+        yield f"half the rows, twice as often (--batch-rows {rows} --accumulate {2 * train.accumulate})"
+    if train.mlp_rows is None and train.batch_rows * sequence_tokens > 128:
+        yield "MLPs in parts (--mlp-rows 128)"
+    if train.loss_chunk_tokens > 64:
+        yield "a smaller chunk of logits (--loss-chunk-tokens 64)"
+
+
+def _tree_bytes(shapes: object) -> int:
+    return sum(_device_bytes(shape) for shape in jax.tree.leaves(shapes))
+
+
+def _device_bytes(shape: jax.Array | jax.ShapeDtypeStruct) -> int:
+    """Of one device's part."""
+    sharding = shape.sharding
+    local = shape.shape if sharding is None else sharding.shard_shape(shape.shape)
+    return math.prod(local) * np.dtype(shape.dtype).itemsize

@@ -1,0 +1,165 @@
+"""pretrain: a model from random weights; with a tokenizer that is given, or learnt from our synthetic rows."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+from ryzjax.checkpoint.hf_config import model_config_from_hf
+from ryzjax.checkpoint.orbax import copy_text_files
+from ryzjax.data.synthetic import SyntheticRows
+from ryzjax.data.synthetic.vocabulary import train_tokenizer, write_tokenizer
+from ryzjax.data.tokenizer import Tokenizer
+from ryzjax.data.training import DataConfig, open_data
+from ryzjax.errors import CheckpointError, ConfigError
+from ryzjax.models.registry import AbstractModel, abstract_model
+from ryzjax.sharding import Layout, Placement
+from ryzjax.training.beginning import begin_from_scratch
+from ryzjax.training.config import TrainConfig
+from ryzjax.training.export import export_model
+from ryzjax.training.finetune import FinetuneResult, settings_of
+from ryzjax.training.new_model import NewModelConfig
+from ryzjax.training.optimizer_config import OptimizerConfig
+from ryzjax.training.run import run_training
+
+__all__ = ["pretrain"]
+
+_TOKENIZER_ROWS = 6000
+_EVAL_SEED = 1
+
+
+def pretrain(
+    new: NewModelConfig,
+    data: DataConfig,
+    *,
+    optimizer: OptimizerConfig | None = None,
+    train: TrainConfig | None = None,
+    show_progress: bool = True,
+) -> FinetuneResult:
+    """Trains a model from random weights and writes it as Hugging Face has it; see docs/finetuning.md.
+
+    Args:
+      new: the model, and its tokenizer.
+      data: what it learns from; names nothing where the rows are synthetic.
+      optimizer, train: the run; their defaults where None.
+      show_progress: a bar on stderr.
+
+    Raises:
+      ConfigError, CheckpointError, DataError, TrainingError: as of `finetune`.
+    """
+    optimizer, train = optimizer or OptimizerConfig(), train or TrainConfig()
+    if train.objective != "sft":
+        raise ConfigError(f"objective={train.objective!r} needs a model that can answer; pretrain with sft")
+    if (new.synthetic_rows is None) == (not data.data):
+        raise ConfigError("name data to train on, or synthetic_rows, one of the two")
+    rows = eval_rows = None
+    if new.synthetic_rows is not None:
+        rows = SyntheticRows(train.seed, new.synthetic_rows)
+        if new.synthetic_eval_rows:
+            eval_rows = SyntheticRows(train.seed + _EVAL_SEED, new.synthetic_eval_rows, split="test")
+    folder = Path(train.out).expanduser()
+    texts = _tokenizer_folder(new, rows, folder)
+    tokenizer = Tokenizer.load(texts)
+    config = _hf_config(new, tokenizer, texts)
+    generation = _json(texts / "generation_config.json") if (texts / "generation_config.json").is_file() else {}
+    model = _abstract(config, generation, new)
+    if data.sequence_tokens > model.config.max_position:
+        raise ConfigError(
+            f"sequence_tokens={data.sequence_tokens} is more than max_position={model.config.max_position}"
+        )
+    loaders = open_data(data, tokenizer, batch_rows=train.rows_per_update, rows=rows, eval_rows=eval_rows)
+    total_steps = train.max_steps or loaders.train.count_batches(train.epochs, show_progress=show_progress)
+    beginning = begin_from_scratch(model, train)
+    outcome = run_training(
+        beginning,
+        loaders,
+        name=f"{model.num_parameters / 1e6:.1f}M {config['model_type']}",
+        optimizer=optimizer,
+        train=train,
+        total_steps=total_steps,
+        sequence_tokens=data.sequence_tokens,
+        settings=settings_of(model=new, data=data, optimizer=optimizer, train=train),
+        show_progress=show_progress,
+    )
+    exported = export_model(
+        folder,
+        beginning,
+        outcome.params,
+        config=config,
+        generation=generation or None,
+        copy_texts=lambda out: copy_text_files(texts, out),
+    )
+    return FinetuneResult(exported=exported, adapter=None, step=outcome.step, loop=outcome.loop)
+
+
+def _tokenizer_folder(new: NewModelConfig, rows: SyntheticRows | None, folder: Path) -> Path:
+    """The folder of the tokenizer: the given one, or one learnt from the rows and kept in the run's folder."""
+    if new.tokenizer is not None:
+        return Path(new.tokenizer).expanduser()
+    if rows is None:
+        raise ConfigError("no tokenizer named; give the folder of one (a model's folder will do)")
+    own = folder / "tokenizer"
+    if (own / "generation_config.json").is_file():
+        return own  # of this run, before it was stopped
+    step = max(1, len(rows) // _TOKENIZER_ROWS)
+    learnt = train_tokenizer((rows[i] for i in range(0, len(rows), step)), vocab_size=new.vocab_size)
+    try:
+        own.mkdir(parents=True, exist_ok=True)
+        write_tokenizer(own, learnt, max_tokens=new.max_position)
+    except OSError as error:
+        shutil.rmtree(own, ignore_errors=True)
+        raise CheckpointError(f"{own}: cannot be written ({error.strerror}); check path, rights and space") from error
+    return own
+
+
+def _hf_config(new: NewModelConfig, tokenizer: Tokenizer, texts: Path) -> dict[str, object]:
+    """config.json of the model, with the tokenizer's vocabulary."""
+    if new.model_config is not None:
+        config = dict(_json(Path(new.model_config).expanduser()))
+        config["vocab_size"] = tokenizer.vocab_size
+        return config
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "vocab_size": tokenizer.vocab_size,
+        "hidden_size": new.hidden_size,
+        "intermediate_size": new.intermediate_size,
+        "num_hidden_layers": new.num_layers,
+        "num_attention_heads": new.num_heads,
+        "num_key_value_heads": new.num_kv_heads,
+        "head_dim": new.hidden_size // new.num_heads,
+        "hidden_act": "silu",
+        "max_position_embeddings": new.max_position,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": new.rope_theta,
+        "tie_word_embeddings": new.tie_embeddings,
+        "attention_bias": False,
+        "mlp_bias": False,
+        **_special_ids(texts),
+    }
+
+
+def _special_ids(texts: Path) -> dict[str, object]:
+    """Ids of the end of a text and its beginning, as generation_config.json has them."""
+    path = texts / "generation_config.json"
+    generation = _json(path) if path.is_file() else {}
+    return {key: generation[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id") if key in generation}
+
+
+def _abstract(config: Mapping[str, object], generation: Mapping[str, object], new: NewModelConfig) -> AbstractModel:
+    ours = model_config_from_hf(config, generation, dtype=new.model_dtype, source=new.model_config or "the new model")
+    return abstract_model(ours, Placement(Layout.load(new.layout)))
+
+
+def _json(path: Path) -> dict[str, object]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror}); expected a JSON file") from error
+    except ValueError as error:
+        raise ConfigError(f"{path} is not JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path} holds a {type(content).__name__}; expected an object")
+    return content
