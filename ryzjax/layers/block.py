@@ -58,13 +58,30 @@ class Block(nnx.Module):
           layer: a scalar, the index into the stacked cache.
           rope, cache, batch, max_query_len: as in Attention.
         """
+        x, cache = self.attend(x, rope, cache, layer, batch, max_query_len=max_query_len)
+        return self.feed_forward(x), cache
+
+    def attend(
+        self,
+        x: jax.Array,
+        rope: tuple[jax.Array, jax.Array] | None,
+        cache: KVCache | None,
+        layer: jax.Array,
+        batch: TokenBatch | SegmentBatch,
+        *,
+        max_query_len: int,
+    ) -> tuple[jax.Array, KVCache | None]:
+        """The first half of a block, its attention."""
         with jax.named_scope("attention"):
             normed = x if self.attention_norm is None else self.attention_norm(x)
             attended, cache = self.attention(normed, rope, cache, layer, batch, max_query_len=max_query_len)
-            x = self._residual(x, attended, self.attention_post_norm)
+            return self._residual(x, attended, self.attention_post_norm), cache
+
+    def feed_forward(self, x: jax.Array) -> jax.Array:
+        """The second half, its MLP."""
         with jax.named_scope("mlp"):
             normed = x if self.mlp_norm is None else self.mlp_norm(x)
-            return self._residual(x, self.mlp(normed), self.mlp_post_norm), cache
+            return self._residual(x, self.mlp(normed), self.mlp_post_norm)
 
     def _residual(self, x: jax.Array, update: jax.Array, post_norm: RMSNorm | None) -> jax.Array:
         # Reduced over the tensor axis here, in float32, once for attention and once for the MLP.

@@ -14,7 +14,7 @@ from ryzjax.layers.linear import Linear
 from ryzjax.lora.adapter import LoraWeights
 from ryzjax.ops.linear import linear
 
-__all__ = ["AdaptedLinear", "Dropout", "attach", "low_rank_update", "module_at"]
+__all__ = ["AdaptedLinear", "Dropout", "DropoutKey", "attach", "low_rank_update", "module_at"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +33,10 @@ class Dropout:
         """The same shape: kept inputs are multiplied by 1 / (1 - rate)."""
         keep = jax.random.bernoulli(self.key, 1.0 - self.rate, x.shape)
         return jnp.where(keep, x / (1.0 - self.rate), 0).astype(x.dtype)
+
+
+class DropoutKey(nnx.Variable):
+    """The key in a module's state, so that whoever calls it for a part of its tokens can give each part its own."""
 
 
 def low_rank_update(
@@ -73,12 +77,14 @@ class AdaptedLinear(nnx.Module):
         self.magnitude = None if weights.magnitude is None else nnx.Param(weights.magnitude)
         self.row_norms = None if row_norms is None else nnx.Variable(row_norms)
         self.scale = scale
-        self.dropout = dropout
+        self.dropout_rate = 0.0 if dropout is None else dropout.rate
+        self.dropout_key = None if dropout is None else DropoutKey(dropout.key)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """[T, K] -> float32 [T, N]."""
         a, b = self.a[...], self.b[...]
-        update = low_rank_update(x if self.dropout is None else self.dropout(x), a, b, self.scale)
+        kept = x if self.dropout_key is None else Dropout(rate=self.dropout_rate, key=self.dropout_key[...])(x)
+        update = low_rank_update(kept, a, b, self.scale)
         if self.magnitude is None:
             return self.base(x) + update
         bias = 0.0 if self.base.bias is None else self.base.bias[...].astype(jnp.float32)

@@ -24,7 +24,7 @@ from ryzjax.layers.block import Block
 from ryzjax.layers.rope import Rope
 from ryzjax.models.decoder import Decoder
 from ryzjax.models.registry import AbstractModel
-from ryzjax.models.scan_layers import Remat, scan_layers, with_remat
+from ryzjax.models.scan_layers import Received, Remat, scan_layers, with_remat
 from ryzjax.models.weight_spec import WeightSpec
 
 __all__ = ["Build", "LayerStack", "StackedModel", "segment_lengths"]
@@ -174,7 +174,8 @@ class StackedModel:
         Args:
           x: embedded tokens, the rows of `batch` behind each other.
           trained, frozen: name of a stack -> arrays [count, ...], of which each layer is given its slices. Gradients
-            flow to what is trained, and to x.
+            flow to what is trained, and to x. With remat "full", what is trained of the stacks that the scan runs over
+            may be `Received`.
           build: makes a block of a stack from its slices of both.
           remat: what is kept for the backward pass.
           remat_layers: as of `scan_layers`, turns of the scan.
@@ -185,35 +186,41 @@ class StackedModel:
             batch, {str(r): t for r, t in decoder.rope_tables(batch.positions.reshape(-1), lengths).items()}
         )
 
-        def run(
-            stacks: tuple[LayerStack, ...],
-            x: jax.Array,
-            trained: tuple[PyTree, ...],
-            frozen: tuple[PyTree, ...],
-            shared: _Shared,
+        def attend(stack: LayerStack, x: jax.Array, own: PyTree, rest: PyTree, shared: _Shared) -> jax.Array:
+            rope = None if stack.rope is None else shared.ropes[str(stack.rope)]
+            length = shared.batch.token_ids.shape[1]
+            block = build(stack, own, rest)
+            return block.attend(x, rope, None, jnp.int32(0), shared.batch, max_query_len=length)[0]
+
+        def feed_forward(stack: LayerStack, x: jax.Array, own: PyTree, rest: PyTree, shared: _Shared) -> jax.Array:
+            del shared
+            return build(stack, own, rest).feed_forward(x)
+
+        def layer(stack: LayerStack, x: jax.Array, own: PyTree, rest: PyTree, shared: _Shared) -> jax.Array:
+            return feed_forward(stack, attend(stack, x, own, rest, shared), own, rest, shared)
+
+        def turn_of(
+            half: Callable, index: int, x: jax.Array, own: tuple[PyTree, ...], rest: tuple[PyTree, ...], shared: _Shared
         ) -> jax.Array:
-            for stack, own, rest in zip(stacks, trained, frozen, strict=True):
-                rope = None if stack.rope is None else shared.ropes[str(stack.rope)]
-                length = shared.batch.token_ids.shape[1]
-                x, _ = build(stack, own, rest)(x, rope, None, jnp.int32(0), shared.batch, max_query_len=length)
-            return x
+            return half(self.scanned[index], x, own[index], rest[index], shared)
 
         def of(stacks: tuple[LayerStack, ...], arrays: Mapping[str, PyTree]) -> tuple[PyTree, ...]:
             return tuple(arrays.get(stack.name, {}) for stack in stacks)
 
         if self.scanned:
             x = scan_layers(
-                partial(run, self.scanned),
+                [partial(turn_of, half, i) for i in range(len(self.scanned)) for half in (attend, feed_forward)],
                 x,
-                of(self.scanned, trained),
+                _joined(of(self.scanned, trained)),
                 of(self.scanned, frozen),
                 shared,
                 remat=remat,
                 remat_layers=remat_layers,
             )
         for stack in self.tail:
-            own, rest = jax.tree.map(lambda array: array[0], (of((stack,), trained), of((stack,), frozen)))
-            x = with_remat(partial(run, (stack,)), remat)(x, own, rest, shared)
+            arrays = trained.get(stack.name, {}), frozen.get(stack.name, {})
+            own, rest = jax.tree.map(lambda array: array[0], arrays)
+            x = with_remat(partial(layer, stack), remat)(x, own, rest, shared)
         return x
 
 
@@ -222,6 +229,14 @@ class _Shared(NamedTuple):
 
     batch: SegmentBatch
     ropes: dict[str, tuple[jax.Array, jax.Array]]
+
+
+def _joined(trained: tuple[PyTree, ...]) -> PyTree:
+    """What is trained of several stacks, as `scan_layers` takes it."""
+    if not any(isinstance(own, Received) for own in trained):
+        return trained
+    pairs = [own if isinstance(own, Received) else Received(own, own) for own in trained]
+    return Received(*zip(*pairs, strict=True))
 
 
 def segment_lengths(batch: SegmentBatch) -> jax.Array:

@@ -17,6 +17,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
+from ryzjax.bits import from_bits, storage_dtype, to_bits
+
 __all__ = ["segment_attention", "segment_attention_reference"]
 
 _QUERY_BLOCK = 128
@@ -79,18 +81,18 @@ def segment_attention(
     def rows(x: Array) -> Array:
         return jnp.pad(x, ((0, 0), (0, padding), *((0, 0),) * (x.ndim - 2)))
 
-    grouped = rows(q).astype(jnp.float32).reshape(batch, length + padding, kv_heads, heads // kv_heads, dim)
+    grouped = rows(q).reshape(batch, length + padding, kv_heads, heads // kv_heads, dim)
     tokens = _Tokens(segments=rows(segment_ids), positions=rows(positions))
     sink = jnp.full(heads, _MASKED) if sinks is None else sinks.astype(jnp.float32)
     out: Array = _attention(
         rules,
         grouped.transpose(0, 2, 3, 1, 4),
-        rows(k).astype(jnp.float32).transpose(0, 2, 1, 3),
-        rows(v).astype(jnp.float32).transpose(0, 2, 1, 3),
+        rows(k).transpose(0, 2, 1, 3),
+        rows(v).transpose(0, 2, 1, 3),
         sink.reshape(kv_heads, -1),
         tokens,
     )
-    return out.transpose(0, 3, 1, 2, 4)[:, :length].reshape(q.shape).astype(q.dtype)
+    return out.transpose(0, 3, 1, 2, 4)[:, :length].reshape(q.shape)
 
 
 def segment_attention_reference(
@@ -172,19 +174,20 @@ _Saved = tuple[Array, Array, Array, Array, _Tokens, Array, Array]
 
 def _forward(rules: _Rules, q: Array, k: Array, v: Array, sinks: Array, tokens: _Tokens) -> tuple[Array, _Saved]:
     queries, keys = _blocks(q.shape[3])
+    shape, dtype = q.shape, q.dtype
+    q, k, v = _bits(q), _bits(k), _bits(v)
 
     def one_block(_: None, first_query: Array) -> tuple[None, tuple[Array, Array]]:
-        block = lax.dynamic_slice_in_dim(q, first_query, queries, axis=3)
+        block = _floats(q, first_query, queries, axis=3)
 
         def add_keys(i: Array, state: _Softmax) -> _Softmax:
             first_key = i * keys
             seen = _mask(rules, tokens, first_query, queries, first_key, keys)[:, None, None]
-            scores = rules.scores(block, lax.dynamic_slice_in_dim(k, first_key, keys, axis=2))
+            scores = rules.scores(block, _floats(k, first_key, keys, axis=2))
             peak = jnp.maximum(state.peak, jnp.max(jnp.where(seen, scores, _MASKED), axis=-1))
             weights = jnp.where(seen, jnp.exp(scores - peak[..., None]), 0.0)
             shrink = jnp.exp(state.peak - peak)
-            values = lax.dynamic_slice_in_dim(v, first_key, keys, axis=2)
-            added = jnp.einsum("BHGQK,BHKD->BHGQD", weights, values)
+            added = jnp.einsum("BHGQK,BHKD->BHGQD", weights, _floats(v, first_key, keys, axis=2))
             return _Softmax(peak, state.total * shrink + weights.sum(-1), state.weighted * shrink[..., None] + added)
 
         peak = jnp.broadcast_to(sinks[None, :, :, None], block.shape[:-1])
@@ -197,27 +200,28 @@ def _forward(rules: _Rules, q: Array, k: Array, v: Array, sinks: Array, tokens: 
     starts = jnp.arange(0, q.shape[3], queries)
     _, (out, log_total) = lax.scan(one_block, None, starts)
     out, log_total = (jnp.moveaxis(x, 0, 3) for x in (out, log_total))
-    out = out.reshape(q.shape)
-    return out, (q, k, v, sinks, tokens, out, log_total.reshape(q.shape[:-1]))
+    out = out.reshape(shape)
+    return out.astype(dtype), (q, k, v, sinks, tokens, out, log_total.reshape(shape[:-1]))
 
 
 def _backward(rules: _Rules, saved: _Saved, grad: Array) -> tuple[Array, Array, Array, Array, None]:
     q, k, v, sinks, tokens, out, log_total = saved
     queries, keys = _blocks(q.shape[3])
     # The gradient of a softmax needs the sum of weight * gradient over its row, which is this.
-    row_sum = jnp.sum(grad * out, axis=-1)
+    row_sum = jnp.sum(grad.astype(jnp.float32) * out, axis=-1)
+    dtype = grad.dtype
+    grad = _bits(grad)
 
     def one_block(sums: tuple[Array, Array], first_query: Array) -> tuple[tuple[Array, Array], Array]:
-        def of(x: Array) -> Array:
-            return lax.dynamic_slice_in_dim(x, first_query, queries, axis=3)
-
-        block, block_grad, block_total, block_sum = of(q), of(grad), of(log_total), of(row_sum)
+        block, block_grad = (_floats(x, first_query, queries, axis=3) for x in (q, grad))
+        block_total, block_sum = (
+            lax.dynamic_slice_in_dim(x, first_query, queries, axis=3) for x in (log_total, row_sum)
+        )
 
         def add_keys(i: Array, state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
             q_grad, k_grad, v_grad = state
             first_key = i * keys
-            key_block = lax.dynamic_slice_in_dim(k, first_key, keys, axis=2)
-            value_block = lax.dynamic_slice_in_dim(v, first_key, keys, axis=2)
+            key_block, value_block = (_floats(x, first_key, keys, axis=2) for x in (k, v))
             seen = _mask(rules, tokens, first_query, queries, first_key, keys)[:, None, None]
             scores = rules.scores(block, key_block)
             weights = jnp.where(seen, jnp.exp(scores - block_total[..., None]), 0.0)
@@ -230,13 +234,24 @@ def _backward(rules: _Rules, saved: _Saved, grad: Array) -> tuple[Array, Array, 
 
         first, last = _visible_keys(rules, tokens, first_query, queries, keys)
         q_grad, k_grad, v_grad = lax.fori_loop(first, last, add_keys, (jnp.zeros_like(block), *sums))
-        return (k_grad, v_grad), q_grad
+        return (k_grad, v_grad), _bits(q_grad.astype(dtype))
 
     starts = jnp.arange(0, q.shape[3], queries)
-    (k_grad, v_grad), q_grad = lax.scan(one_block, (jnp.zeros_like(k), jnp.zeros_like(v)), starts)
+    zeros = jnp.zeros(k.shape, jnp.float32)
+    (k_grad, v_grad), q_grad = lax.scan(one_block, (zeros, zeros), starts)
     sink_weights = jnp.exp(sinks[None, :, :, None] - log_total)
     sink_grad = -jnp.sum(sink_weights * row_sum, axis=(0, 3))
-    return jnp.moveaxis(q_grad, 0, 3).reshape(q.shape), k_grad, v_grad, sink_grad, None
+    q_grad = from_bits(jnp.moveaxis(q_grad, 0, 3).reshape(q.shape))
+    return q_grad, k_grad.astype(dtype), v_grad.astype(dtype), sink_grad, None
+
+
+def _bits(x: Array) -> Array:
+    return to_bits(x, storage_dtype(x.dtype))
+
+
+def _floats(bits: Array, first: Array, count: int, axis: int) -> Array:
+    """float32 values of some rows."""
+    return from_bits(lax.dynamic_slice_in_dim(bits, first, count, axis=axis)).astype(jnp.float32)
 
 
 def _add_rows(total: Array, first: Array, part: Array) -> Array:

@@ -23,7 +23,7 @@ __all__ = ["MIN_CODED_ELEMENTS", "ScaleByAdam8bitState", "scale_by_adam_8bit"]
 MIN_CODED_ELEMENTS = 4096
 """Smaller leaves keep their moments in float32, as in the paper."""
 
-_WHOLE_ELEMENTS = 1 << 22
+_WHOLE_ELEMENTS = 1 << 18
 """A larger leaf of three axes or more is updated one index of its first axis (a layer) at a time, so that float32
 moments of one layer exist at a time."""
 

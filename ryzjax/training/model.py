@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
@@ -18,7 +18,7 @@ from ryzjax.lora.adapter import Adapter, LoraWeights
 from ryzjax.lora.config import LoraConfig
 from ryzjax.lora.linear import Dropout, attach
 from ryzjax.models.registry import AbstractModel
-from ryzjax.models.scan_layers import Remat
+from ryzjax.models.scan_layers import Received, Remat
 from ryzjax.models.stacked import Build, LayerStack, StackedModel
 from ryzjax.training.row_chunks import RowChunks
 
@@ -29,6 +29,11 @@ _OUTER = "outer"
 AdapterParams = dict[str, dict[str, LoraWeights]]
 """Name of a stack -> path of a layer in its blocks -> the updates of all layers of the stack, [count, ...]. The head's
 is at ["outer"]["lm_head"]."""
+
+
+Details = dict[str, jax.Array]
+Loss = Callable[..., tuple[jax.Array, Details]]
+"""Parameters -> (what is differentiated, what is shown beside it)."""
 
 
 class Frozen(NamedTuple):
@@ -59,7 +64,7 @@ class TrainModel:
     Attributes:
       stacked: the model.
       remat, remat_layers: what is kept for the backward pass; see `scan_layers`.
-      mlp_rows: tokens that pass an MLP at a time, see `RowChunks`; None for all.
+      mlp_rows: tokens that pass an MLP, or a projection of the attention, at a time, see `RowChunks`; None for all.
     """
 
     stacked: StackedModel
@@ -85,8 +90,11 @@ class TrainModel:
 
     def _in_chunks(self, build: Build, stack: LayerStack, trained: object, frozen: object) -> Block:
         block = build(stack, trained, frozen)
-        if self.mlp_rows is not None and isinstance(block.mlp, GatedMLP):
-            block.mlp = RowChunks(block.mlp, self.mlp_rows)  # pyright: ignore[reportAttributeAccessIssue]
+        if self.mlp_rows is not None:
+            chunked = [(block.attention, name) for name in "qkvo"]
+            chunked += [(block, "mlp")] if isinstance(block.mlp, GatedMLP) else []
+            for owner, name in chunked:
+                setattr(owner, name, RowChunks(getattr(owner, name), self.mlp_rows))
         return block
 
 
@@ -124,6 +132,26 @@ class LoraModel(TrainModel):
             {stack.name: self._frozen_layers(stack, frozen, key) for stack in stacks},
             self._build,
         )
+
+    def gradients(self, loss: Loss, params: AdapterParams) -> tuple[AdapterParams, Details]:
+        """Gradients of a loss with respect to the parameters, and what else it gives.
+
+        Where the model computes in bfloat16, the gradients of A and B are bfloat16 numbers, for A and B are rounded
+        before they multiply; with remat "full", those of the stacks that the scan runs over are given as such.
+        """
+        scanned = {stack.name for stack in self.stacked.scanned} & params.keys() if self.remat == "full" else set()
+        dtype = jnp.dtype(self.model.config.dtype)
+
+        def receiver(param: jax.Array) -> jax.Array:
+            return jnp.zeros(param.shape, dtype if param.ndim > 2 else param.dtype)
+
+        def received(receivers: AdapterParams, rest: AdapterParams) -> tuple[jax.Array, Details]:
+            return loss({**rest, **{name: Received(params[name], receivers[name]) for name in scanned}})
+
+        receivers = {name: jax.tree.map(receiver, params[name]) for name in scanned}
+        rest = {name: own for name, own in params.items() if name not in scanned}
+        (of_scanned, of_rest), details = jax.grad(received, argnums=(0, 1), has_aux=True)(receivers, rest)
+        return {name: (of_scanned if name in scanned else of_rest)[name] for name in params}, details
 
     def _frozen_layers(self, stack: LayerStack, frozen: Frozen, key: jax.Array | None) -> _FrozenLayer:
         keys = None
@@ -215,6 +243,10 @@ class FullModel(TrainModel):
         x = self.stacked.decoder(params).embed_tokens(batch.token_ids.reshape(-1))
         stacks = self.stacked.stacks
         return self._blocks(x, batch, {stack.name: stack.select(params) for stack in stacks}, {}, _plain_block)
+
+    def gradients(self, loss: Loss, params: dict[str, jax.Array]) -> tuple[dict[str, jax.Array], Details]:
+        """Gradients of a loss with respect to the parameters, and what else it gives."""
+        return jax.grad(loss, has_aux=True)(params)
 
     def head_params(self, params: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
         """What of the parameters the head reads: the outer weights."""

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
+from ryzjax.training.gradients import global_norm
 from ryzjax.training.model import Frozen, FullModel, LoraModel
 from ryzjax.training.objectives import Objective, StepBatch
 
@@ -64,22 +65,23 @@ def make_train_step(
         count = jnp.sum(jax.vmap(objective.count)(batch))
         scale = 1.0 / jnp.maximum(count, 1.0)
 
-        def loss(params: PyTree, part: StepBatch, key: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
-            sums = objective.sums(model, params, frozen, part, key)
-            return sums.loss * scale, {"loss": sums.loss, **sums.details}
-
         def gradients(part: StepBatch, key: jax.Array) -> tuple[PyTree, dict[str, jax.Array]]:
-            return jax.grad(loss, has_aux=True)(state.params, part, key)
+            def loss(params: PyTree) -> tuple[jax.Array, dict[str, jax.Array]]:
+                sums = objective.sums(model, params, frozen, part, key)
+                return sums.loss * scale, {"loss": sums.loss, **sums.details}
+
+            return model.gradients(loss, state.params)
 
         parts = batch.token_ids.shape[0]
         if parts == 1:
             grads, sums = gradients(jax.tree.map(lambda x: x[0], batch), step_key)
         else:
             grads, sums = _accumulate(gradients, batch, jax.random.split(step_key, parts))
-        grad_norm = optax.global_norm(grads)
+        grad_norm = global_norm(grads)
         finite = jnp.isfinite(sums["loss"]) & jnp.isfinite(grad_norm)
 
         def update(grads: PyTree, before: TrainState) -> TrainState:
+            grads = jax.tree.map(lambda g: g.astype(jnp.float32), grads)
             updates, optimizer_state = optimizer.update(grads, before.optimizer, before.params)
             params = optax.apply_updates(before.params, updates)
             return TrainState(params, optimizer_state, before.step + 1)  # pyright: ignore[reportArgumentType]
@@ -104,7 +106,7 @@ def _accumulate(
 
     first = jax.tree.map(lambda x: x[0], (batch, keys))
     shapes = jax.eval_shape(gradients, *first)
-    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, jnp.float32), shapes)
     return lax.scan(add, zeros, (batch, keys))[0]
 
 
