@@ -74,7 +74,7 @@ def export_model(
     assert isinstance(model, FullModel)
     weights = host_weights(model.stacked, params)
     out = folder / "model"
-    save_hf(out, model.model, weights.pop, config=config, generation=generation, copy_texts=copy_texts)
+    save_hf(out, model.model, weights.__getitem__, config=config, generation=generation, copy_texts=copy_texts)
     return out
 
 
