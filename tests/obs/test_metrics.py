@@ -7,7 +7,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from ryzjax.obs.histogram import Histogram
-from ryzjax.obs.metrics import EngineMetrics, RequestStats
+from ryzjax.obs.metrics import OTHER_ADAPTERS, EngineMetrics, RequestStats
 
 NAMES = [
     "num_requests_running",
@@ -154,3 +154,21 @@ def test_histogram_bounds_are_inclusive_and_checked() -> None:
     assert histogram.sum == 8.0
     with pytest.raises(ValueError, match="strictly rising"):
         Histogram([2, 1])
+
+
+def test_adapters_are_counted_under_a_bounded_number_of_names() -> None:
+    metrics = EngineMetrics()
+    for i in range(100):
+        metrics.request_done(finished(adapter=f"adapter-{i}"))
+    metrics.request_done(finished(adapter="adapter-0"))
+    metrics.request_done(finished())
+    metrics.adapter_registered(0.25, 3)
+    metrics.adapter_written(0.002)
+    metrics.set_loaded_adapters(2)
+    found = samples(metrics)
+    by_name = {label: value for (name, label), value in found.items() if name == "ryzjax:lora_requests_total"}
+    assert len(by_name) == 65
+    assert (by_name["adapter-0"], by_name["adapter-63"], by_name[OTHER_ADAPTERS]) == (2, 1, 36)
+    assert found["ryzjax:lora_loads_total", ""] == 1
+    assert (found["ryzjax:loras_registered", ""], found["ryzjax:loras_loaded", ""]) == (3, 2)
+    assert found["ryzjax:lora_load_seconds_sum", ""] == 0.25

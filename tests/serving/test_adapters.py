@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 
 from ryzjax import LLM, SamplingParams
-from ryzjax.errors import ConfigError, RequestError
+from ryzjax.checkpoint.peft import write_adapter
+from ryzjax.errors import CheckpointError, ConfigError, RequestError
 from ryzjax.lora import Adapter, LoraConfig, LoraWeights, attach
 from ryzjax.native.library import native_refusal
 from ryzjax.serving.adapter import AdapterConflictError, AdapterNotFoundError
@@ -158,7 +159,7 @@ def test_quantized_base_scores_as_the_trainer_would(
         np.testing.assert_allclose(served, attached[np.arange(len(ids) - 1), np.array(ids[1:])], atol=1e-5)
 
 
-@pytest.mark.parametrize("layout", ["tensor", "fsdp_tp"])
+@pytest.mark.parametrize("layout", ["tensor", pytest.param("fsdp_tp", marks=pytest.mark.slow)])
 def test_over_eight_devices(llm: LLM, tiny_llama3: Path, tmp_path: Path, compile_cache: str, layout: str) -> None:
     expected = answers(llm, PROMPTS, NAMES)
     name = layout_file(tmp_path, 8) if layout == "tensor" else layout
@@ -325,6 +326,29 @@ def test_the_hosts_memory_is_bounded(tiny_llama3: Path, compile_cache: str) -> N
         llm.unload_adapter("a0")
         llm.load_adapter("a2", adapters["a2"])
         assert [adapter.name for adapter in llm.engine.adapters] == ["a1", "a2"]
+
+
+def test_from_folders(tiny_llama3: Path, compile_cache: str, tmp_path: Path, llm: LLM) -> None:
+    """--lora NAME=DIRECTORY: as many slots as names, as large as the largest rank; and a load by path."""
+    model = llm.engine.engine.runner.model
+    adapters = make_adapters(llm)
+    for name, adapter in adapters.items():
+        write_adapter(tmp_path / name, adapter, model, base_model="tiny")
+    folders = tuple(f"{name}={tmp_path / name}" for name in ("a0", "a1"))
+    with LLM(str(tiny_llama3), lora=folders, compile_cache=compile_cache, **OPTIONS) as served:
+        memory = served.engine.engine.runner._adapters
+        assert memory is not None and (memory.plan.slots, memory.plan.rank) == (2, 8)
+        assert [(a.name, a.rank, a.root) for a in served.engine.adapters] == [
+            ("a0", 4, str(tmp_path / "a0")),
+            ("a1", 8, str(tmp_path / "a1")),
+        ]
+        served.load_adapter("a2", tmp_path / "a2")
+        found = answers(served, PROMPTS, NAMES)
+        with pytest.raises(CheckpointError, match="nothing"):
+            served.load_adapter("x", tmp_path / "nothing")
+    assert [tokens for tokens, _ in found] == [tokens for tokens, _ in answers(llm, PROMPTS, NAMES)]
+    with pytest.raises(CheckpointError, match="nothing"):
+        LLM(str(tiny_llama3), lora=(f"x={tmp_path / 'nothing'}",), compile_cache=compile_cache, **OPTIONS)
 
 
 def test_off_by_default(tiny_llm: LLM, llm: LLM) -> None:

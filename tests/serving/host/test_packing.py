@@ -10,6 +10,7 @@ from ryzjax.serving.host.pages import PagePool
 from ryzjax.serving.host.scheduler import Scheduler
 from ryzjax.serving.request import EngineRequest
 from ryzjax.serving.sampling_params import SamplingParams
+from tests.serving.host.simulation import make_adapter, make_request, make_scheduler
 
 
 def request(name: str, prompt: list[int], **params: object) -> EngineRequest:
@@ -84,3 +85,17 @@ def test_buckets():
     # Over 4 devices along the tokens axis every token bucket is a multiple of 4; the head's rows need not be.
     split = Buckets.make(max_sequences=6, max_batch_tokens=30, multiple=4)
     assert split.decode == (4, 8) and split.mixed == (16, 32) and split.sample == (1, 2, 4, 6)
+
+
+def test_rows_say_which_slot_their_adapter_is_in():
+    scheduler = make_scheduler(adapter_slots=2)
+    for name, adapter in (("a", make_adapter("x", 1)), ("b", None), ("c", make_adapter("y", 2))):
+        scheduler.add(make_request(name, [1, 2, 3], adapter=adapter))
+    plan = scheduler.schedule()
+    assert plan is not None
+    without, with_slots = (StepPacker(max_sequences=4, max_pages=8, has_adapters=has) for has in (False, True))
+    rows = unpack(with_slots, with_slots.pack(plan, 16), 16)["rows"]
+    assert rows[:3, -1].tolist() == [0, -1, 1]
+    # Without adapters the buffer is what it always was.
+    assert without.layout(16).size == with_slots.layout(16).size - 4
+    assert (unpack(without, without.pack(plan, 16), 16)["rows"] == rows[:, :-1]).all()
