@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from ryzjax.errors import ConfigError
@@ -42,7 +42,9 @@ class NewModelConfig:
     """Train on so many rows of our own making (`ryzjax.data.synthetic`) in place of data."""
     synthetic_eval_rows: int = 400
     """Rows of the same kind, of problems that are in no training row, to evaluate on."""
-    vocab_size: int = 2048
+    synthetic_mixture: dict[str, float] = field(default_factory=dict)
+    """Task -> share of the tokens of synthetic rows; by default `ryzjax.data.synthetic.MIXTURE`."""
+    vocab_size: int = 3072
     """Of the tokenizer that is learnt from synthetic rows, where none is given."""
     model_dtype: Literal["float32", "bfloat16"] = "bfloat16"
     """That the model is computed in and written; what is trained is float32."""

@@ -56,9 +56,11 @@ def pretrain(
         raise ConfigError("name data to train on, or synthetic_rows, one of the two")
     rows = eval_rows = None
     if new.synthetic_rows is not None:
-        rows = SyntheticRows(train.seed, new.synthetic_rows)
+        rows = SyntheticRows(train.seed, new.synthetic_rows, mixture=new.synthetic_mixture or None)
         if new.synthetic_eval_rows:
-            eval_rows = SyntheticRows(train.seed + _EVAL_SEED, new.synthetic_eval_rows, split="test")
+            eval_rows = SyntheticRows(
+                train.seed + _EVAL_SEED, new.synthetic_eval_rows, split="test", mixture=new.synthetic_mixture or None
+            )
     folder = Path(train.out).expanduser()
     texts = _tokenizer_folder(new, rows, folder)
     tokenizer = Tokenizer.load(texts)
