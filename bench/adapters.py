@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import random
 import statistics
 import tempfile
 import time
@@ -106,7 +107,10 @@ def _throughput(arguments: argparse.Namespace, engines: dict[int, LLM]) -> dict[
     }
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for round_number in track(range(arguments.rounds + 1), description="throughput", console=Console(stderr=True)):
-        for name, (size, adapters) in runs.items():
+        # In another order each time: what runs late in a round would else pay for a machine that grows hot.
+        order = random.Random(round_number).sample(list(runs), len(runs))
+        for name in order:
+            size, adapters = runs[name]
             took = _decode(engines[size], adapters, arguments.tokens)
             if round_number:  # the first warms up
                 seconds[name].append(took)
