@@ -82,6 +82,7 @@ class _Progress:
     step: int = 0
     tokens: int = 0
     best_step: int | None = None
+    best_loss: float | None = None
     stopping: EarlyStopping = field(default_factory=lambda: EarlyStopping(patience=_NO_LIMIT))
     eval_loss: float | None = None
 
@@ -90,6 +91,7 @@ class _Progress:
             "step": self.step,
             "tokens": self.tokens,
             "best_step": self.best_step,
+            "best_loss": self.best_loss,
             "eval_loss": self.eval_loss,
             "stopping": dict(self.stopping.state()),
             "data": dict(data),
@@ -184,6 +186,7 @@ class Loop:
             step=step,
             tokens=int(kept["tokens"]),  # pyright: ignore[reportArgumentType]
             best_step=kept["best_step"],  # pyright: ignore[reportArgumentType]
+            best_loss=kept["best_loss"],  # pyright: ignore[reportArgumentType]
             eval_loss=kept["eval_loss"],  # pyright: ignore[reportArgumentType]
             stopping=self._progress.stopping.restored(stopping),  # pyright: ignore[reportArgumentType]
         )
@@ -245,7 +248,7 @@ class Loop:
             step=self._progress.step,
             loss=loss,
             eval_loss=self._progress.eval_loss,
-            best_eval_loss=None if self._progress.best_step is None else self._progress.stopping.best,
+            best_eval_loss=self._progress.best_loss,
             best_step=self._progress.best_step,
             stopped_by=stopped_by,
             tokens=self._progress.tokens,
@@ -308,11 +311,10 @@ class Loop:
                 details = {name: details.get(name, 0.0) + float(value) for name, value in sums.details.items()}
         mean = loss / max(count, 1.0)
         progress = self._progress
-        best = progress.stopping.best
         progress.stopping = progress.stopping.after(mean)
         progress.eval_loss = mean
-        if progress.stopping.best < best:
-            progress.best_step = progress.step
+        if progress.best_loss is None or mean < progress.best_loss:
+            progress.best_step, progress.best_loss = progress.step, mean
         shown = {f"eval_{name}": value / max(count, 1.0) for name, value in details.items()}
         self._log.log(progress.step, {"eval_loss": mean, **shown})
         self._logged_s += time.perf_counter() - began

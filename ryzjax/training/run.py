@@ -123,8 +123,8 @@ def run_training(
             raise ConfigError(f"out={train.out!r} has no checkpoint to go on from; leave out --resume")
         resumed = done or 0
         progress = RunProgress(total_steps=total_steps, resumed_step=resumed) if show_progress else None
-        log = _logs(folder, train, name, settings, resumed, progress)
         loader = Prefetcher(data.train)
+        log = _logs(folder, train, name, settings, resumed, progress)
         try:
             loop = Loop(
                 programs,
