@@ -1,8 +1,8 @@
-"""Weights of fewer bits than the checkpoint's, rounded as they are loaded: `--weights int8 | int4`."""
+"""Weights of fewer bits than the checkpoint's, rounded as they are loaded: `--weights int8 | int4 | nf4`."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -23,14 +23,15 @@ from ryzjax.models.config import ModelConfig
 from ryzjax.models.registry import AbstractModel, abstract_model
 from ryzjax.qarray import LEAVES, QArray, QFormat
 from ryzjax.quant.matrix import check_weights
+from ryzjax.quant.nf4 import nearest_nf4, nf4_array, nf4_format
 from ryzjax.quant.rounding import nearest, search_grid
 from ryzjax.quant.scheme import Scheme
 from ryzjax.sharding import Placement
 
 __all__ = ["WeightPlan", "Weights", "plan_weights"]
 
-Weights = Literal["auto", "bf16", "int8", "int4"]
-"""auto: as they are stored; bf16: plain, also of a quantized checkpoint; int8, int4: rounded to nearest."""
+Weights = Literal["auto", "bf16", "int8", "int4", "nf4"]
+"""auto: as they are stored; bf16: plain, also of a quantized checkpoint; int8, int4, nf4: rounded to nearest."""
 
 _PANEL_WEIGHTS = 2**20
 """Weights rounded at a time: the search passes over them again and again, and they should stay in the cache."""
@@ -90,12 +91,12 @@ def plan_weights(
     """Decides what each weight of a checkpoint becomes.
 
     Args:
-      weights: int8 and int4 take every linear layer but routers and experts, and the embedding table, which is int8
-        with both: its rows are the model's inputs, and its head where that is tied.
+      weights: int8, int4 and nf4 take every linear layer but routers and experts, and the embedding table, which is
+        int8 with all of them: its rows are the model's inputs, and its head where that is tied.
       group: in features that share a scale; a layer they do not divide gets int8 and a scale a row.
 
     Raises:
-      ConfigError: int8 or int4 of a checkpoint that is quantized already.
+      ConfigError: int8, int4 or nf4 of a checkpoint that is quantized already.
       CheckpointError, UnsupportedModelError, LayoutError: as of `stored_model`; a layout may split a group.
     """
     stored = stored_model(source, config, placement)
@@ -116,32 +117,40 @@ def plan_weights(
 
 
 def round_matrix(name: str, w: jax.Array, format: QFormat) -> QArray:
-    """[N, K] rounded to nearest; of 4 bits each group's scale is the one with the least squared error.
+    """[N, K] rounded to nearest; of int4 each group's scale is the one with the least squared error.
 
     Raises:
       ConfigError: weights that are NaN or infinite.
     """
     check_weights(name, w)
-    bits = 4 if format.pack else 8
     group = format.group or w.shape[1]
-    rows = w.shape[0]
-    panel = min(rows, max(1, _PANEL_WEIGHTS // w.shape[1]))
-    padded = jnp.pad(w, ((0, -rows % panel), (0, 0)))  # one shape, one program
-    parts = [_round(padded[first : first + panel], bits, group) for first in range(0, rows, panel)]
-    q, scales = (np.concatenate([np.asarray(part) for part in each])[:rows] for each in zip(*parts, strict=True))
+    if format.kind == "float4":
+        return nf4_array(*_by_panels(partial(nearest_nf4, block=group), w))
+    q, scales = _by_panels(partial(_round, bits=4 if format.pack else 8, group=group), w)
     return Encoded(format=format, q=(q + 8).astype(np.uint8) if format.pack else q, scales=scales).qarray()
 
 
-def _format(weights: Literal["int8", "int4"], group: int, k: int) -> QFormat:
+def _by_panels(fn: Callable[[jax.Array], tuple[jax.Array, jax.Array]], w: jax.Array) -> tuple[np.ndarray, np.ndarray]:
+    """What `fn` makes of [N, K], some rows at a time: two arrays [N, ...] on the host."""
+    rows = w.shape[0]
+    panel = min(rows, max(1, _PANEL_WEIGHTS // w.shape[1]))
+    padded = jnp.pad(w, ((0, -rows % panel), (0, 0)))  # one shape, one program
+    parts = [fn(padded[first : first + panel]) for first in range(0, rows, panel)]
+    first, second = (np.concatenate([np.asarray(part) for part in each])[:rows] for each in zip(*parts, strict=True))
+    return first, second
+
+
+def _format(weights: Literal["int8", "int4", "nf4"], group: int, k: int) -> QFormat:
     # bfloat16 scales hold any weight's; q is rounded with them as they are stored, so nothing is lost twice.
-    return Scheme(bits=4 if weights == "int4" else 8, group=group).fitted(k).format(k, "bfloat16")
+    scheme = Scheme(bits=8 if weights == "int8" else 4, group=group).fitted(k)
+    return nf4_format(group) if weights == "nf4" and scheme.bits == 4 else scheme.format(k, "bfloat16")
 
 
 def _leaves(array: QArray) -> dict[str, jax.Array]:
     return {leaf: part for leaf in LEAVES if (part := getattr(array, leaf)) is not None}
 
 
-@partial(jax.jit, static_argnums=(1, 2))
+@partial(jax.jit, static_argnames=("bits", "group"))
 def _round(w: jax.Array, bits: int, group: int) -> tuple[jax.Array, jax.Array]:
     rows, k = w.shape
     low, high = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1

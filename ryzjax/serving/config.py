@@ -27,11 +27,11 @@ class EngineConfig:
     """Branch, tag or commit of a Hugging Face id."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of weights and activations; auto takes the checkpoint's (float16 becomes bfloat16)."""
-    weights: Literal["auto", "bf16", "int8", "int4"] = "auto"
-    """auto serves what the checkpoint holds; int8 and int4 round a plain one as it is loaded (embeddings int8); bf16
-    takes plain weights out of a quantized one."""
+    weights: Literal["auto", "bf16", "int8", "int4", "nf4"] = "auto"
+    """auto serves what the checkpoint holds; int8, int4 and nf4 (NormalFloat4, double quantization) round a plain one
+    as it is loaded (embeddings int8); bf16 takes plain weights out of a quantized one."""
     weights_group: Literal[32, 64, 128] = 64
-    """In features that share a scale, with --weights int8 and int4."""
+    """In features that share a scale, with --weights int8, int4 and nf4."""
     kv_dtype: Literal["auto", "bfloat16", "float32", "int8", "fp8_e4m3"] = "auto"
     """Of the KV cache; auto takes the model's. int8 scales each token and head; fp8_e4m3 needs calibrated scales."""
     kv_scale_unit: bool = False
@@ -139,7 +139,7 @@ class EngineOptions(TypedDict, total=False):
 
     model_revision: str | None
     dtype: Literal["auto", "float32", "bfloat16"]
-    weights: Literal["auto", "bf16", "int8", "int4"]
+    weights: Literal["auto", "bf16", "int8", "int4", "nf4"]
     weights_group: Literal[32, 64, 128]
     kv_dtype: Literal["auto", "bfloat16", "float32", "int8", "fp8_e4m3"]
     kv_scale_unit: bool

@@ -29,10 +29,11 @@ class BaseConfig:
     """That the model is computed in; auto takes the checkpoint's (float16 becomes bfloat16)."""
     layout: str = "single"
     """Sharding: a shipped layout's name (fsdp_tp, tp, tp_dp, ...) or a TOML file."""
-    weights: Literal["auto", "bf16", "int8", "int4"] = "auto"
-    """Of the frozen base: auto as stored, bf16 plain, or rounded as they are loaded (int8, int4): QLoRA."""
+    weights: Literal["auto", "bf16", "int8", "int4", "nf4"] = "auto"
+    """Of the frozen base: auto as stored, bf16 plain, or rounded as they are loaded: QLoRA. int4, or nf4: NormalFloat4
+    with double quantization, as bitsandbytes has it."""
     weights_group: int = 64
-    """In features that share a scale of int8 and int4."""
+    """In features that share a scale of int8, int4 and nf4."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -47,8 +47,8 @@ def starting_weights(plan: WeightPlan, config: LoraConfig, *, show_progress: boo
     """
     if config.init == "loftq" and (plan.stored.quantization or plan.model is plan.stored):
         raise ConfigError(
-            "LoRA init='loftq' makes up for what rounding loses: it needs a plain checkpoint and weights='int8' or "
-            "'int4'; take init='default' or 'pissa' here"
+            "LoRA init='loftq' makes up for what rounding loses: it needs a plain checkpoint and weights='int8', "
+            "'int4' or 'nf4'; take init='default' or 'pissa' here"
         )
     if config.init in ("pissa", "loftq"):
         plan = replace(plan, model=plan.stored)

@@ -61,15 +61,15 @@ def test_rows_of_a_quantized_table():
     np.testing.assert_array_equal(embed_quantized(ids, table, jnp.float32), whole[jnp.array([3, 49, 0, 49])])
 
 
-@pytest.mark.parametrize(("weights", "bits"), [("int8", 8), ("int4", 4)])
-def test_what_becomes_of_each_weight(stories: Path, weights: Weights, bits: int):
+@pytest.mark.parametrize(("weights", "kind"), [("int8", "int8"), ("int4", "int4"), ("nf4", "float4")])
+def test_what_becomes_of_each_weight(stories: Path, weights: Weights, kind: str):
     made = plan(stories, weights)
     loaded = made.load()
     plain = load_weights(made.source, made.stored)
     assert list(loaded) == list(made.model.weights)
     formats = made.model.quantization
     assert formats["embed"].kind == "int8"
-    assert formats["layers.0.attention.q"].kind == f"int{bits}"
+    assert formats["layers.0.attention.q"].kind == kind
     assert formats["layers.0.mlp.down"] == QFormat(kind="int8", scale_dtype="bfloat16")  # 172 is no whole groups
     for name, array in loaded.items():
         spec = made.model.weights[name]
@@ -85,15 +85,16 @@ def test_quality_is_that_of_a_checkpoint_rounded_to_nearest(stories: Path):
         weights: text_divergence(
             reference, open_model(str(stories), dtype="float32", weights=weights, weights_group=32), text
         ).mean_kl
-        for weights in ("int8", "int4")
+        for weights in ("int8", "int4", "nf4")
     }
-    assert kl["int8"] < 2e-3 and kl["int8"] < kl["int4"] < 0.5
+    assert kl["int8"] < 2e-3 and kl["int8"] < kl["int4"] < 0.5 and kl["int8"] < kl["nf4"] < 0.5
 
 
-def test_a_layout_splits_whole_groups_or_says_which_it_cannot(stories: Path, tmp_path: Path):
+@pytest.mark.parametrize("weights", ["int4", "nf4"])
+def test_a_layout_splits_whole_groups_or_says_which_it_cannot(stories: Path, tmp_path: Path, weights: Weights):
     layout = (ROOT / "configs" / "sharding" / "tp.toml").read_text().replace("-1", "2")
     (tmp_path / "two.toml").write_text(layout)
-    options = {"dtype": "float32", "weights": "int4", "weights_group": 32}
+    options = {"dtype": "float32", "weights": weights, "weights_group": 32}
     prompts, params = ["Once upon a time", "The dog"], SamplingParams(temperature=0, max_tokens=12)
     tokens = []
     for name in ("single", str(tmp_path / "two.toml")):
@@ -101,7 +102,7 @@ def test_a_layout_splits_whole_groups_or_says_which_it_cannot(stories: Path, tmp
         tokens.append([output.outputs[0].token_ids for output in llm.generate(prompts, params)])
     assert tokens[0] == tokens[1]
     with pytest.raises(LayoutError, match="no whole number of groups of 32"):
-        plan(stories, "int4", layout="tp")
+        plan(stories, weights, layout="tp")
 
 
 def test_a_quantized_checkpoint_is_not_rounded_again_but_can_be_made_plain(stories: Path, tmp_path: Path):

@@ -1,0 +1,92 @@
+"""NormalFloat4 with double quantization (QLoRA, arXiv:2305.14314), number for number as bitsandbytes stores it.
+
+A block of columns is divided by its largest magnitude and rounded to the nearest of sixteen values, which are as likely
+as each other for normally distributed weights. The magnitudes of a matrix are quantized themselves: less their mean,
+in runs of 256 with a float32 scale each, to the 8-bit dynamic code (arXiv:2110.02861).
+"""
+
+from __future__ import annotations
+
+from functools import cache, partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, UInt8
+
+from ryzjax.qarray import QArray, QFormat, pack_nibbles
+
+__all__ = ["NF4_VALUES", "dynamic_code", "nearest_nf4", "nf4_array", "nf4_format"]
+
+NF4_VALUES = np.array(
+    [
+        -1.0,
+        -0.6961928009986877,
+        -0.5250730514526367,
+        -0.39491748809814453,
+        -0.28444138169288635,
+        -0.18477343022823334,
+        -0.09105003625154495,
+        0.0,
+        0.07958029955625534,
+        0.16093020141124725,
+        0.24611230194568634,
+        0.33791524171829224,
+        0.44070982933044434,
+        0.5626170039176941,
+        0.7229568362236023,
+        1.0,
+    ],
+    np.float32,
+)
+"""What the sixteen codes stand for, over the block's largest magnitude (appendix E of the paper)."""
+
+_BOUNDS = (NF4_VALUES[:-1] + NF4_VALUES[1:]) / 2
+_TINY = np.finfo(np.float32).tiny
+"""Blocks of smaller numbers are zeros: they have no reciprocal."""
+_NESTED_RUN = 256
+
+
+def nf4_format(block: int) -> QFormat:
+    """Of a matrix in blocks of so many columns."""
+    return QFormat(kind="float4", group=block, pack=block, scale_dtype="nested")
+
+
+@partial(jax.jit, static_argnames="block")
+def nearest_nf4(w: Float[Array, "N K"], block: int) -> tuple[UInt8[Array, "N K"], Float[Array, "N B"]]:
+    """(codes, largest magnitude of each of the B blocks); of two values as near as each other, the lower one."""
+    blocks = w.astype(jnp.float32).reshape(w.shape[0], -1, block)
+    magnitudes = jnp.max(jnp.abs(blocks), axis=-1)
+    relative = blocks * jnp.where(magnitudes < _TINY, 0, 1 / magnitudes)[..., None]
+    codes = jnp.searchsorted(_BOUNDS, relative, method="compare_all")
+    return codes.astype(jnp.uint8).reshape(w.shape), magnitudes
+
+
+def nf4_array(codes: np.ndarray, magnitudes: np.ndarray) -> QArray:
+    """Codes [N, K] and float32 magnitudes [N, blocks] of `nearest_nf4` as they are multiplied with."""
+    format = nf4_format(codes.shape[1] // magnitudes.shape[1])
+    offset = magnitudes.mean(dtype=np.float64).astype(np.float32)
+    rest = magnitudes.reshape(-1) - offset
+    runs = np.pad(rest, (0, -rest.size % _NESTED_RUN)).reshape(-1, _NESTED_RUN)
+    scales = np.abs(runs).max(axis=1)
+    values = dynamic_code()
+    bounds = (values[:-1] + values[1:]) / 2
+    relative = runs / np.maximum(scales, _TINY)[:, None]
+    nested = np.searchsorted(bounds, relative).astype(np.uint8).reshape(-1)[: rest.size]
+    return QArray(
+        format=format,
+        values=jnp.asarray(pack_nibbles(codes, format.pack)),
+        scales=jnp.asarray(nested.reshape(magnitudes.shape)),
+        codebook=jnp.asarray(NF4_VALUES),
+        scale_codes=jnp.asarray(values),
+        scale_blocks=jnp.asarray(scales),
+        scale_offset=jnp.asarray(offset),
+    )
+
+
+@cache
+def dynamic_code() -> np.ndarray:
+    """The 256 values of the signed dynamic code in rising order, float32: 2^d steps in the decade up to 10^(d - 6)."""
+    positive = [10.0 ** (decade - 6) * (0.1 + 0.9 * (np.arange(2**decade) + 0.5) / 2**decade) for decade in range(7)]
+    steps = np.concatenate(positive)
+    return np.concatenate([-steps[::-1], [0.0], steps, [1.0]]).astype(np.float32)
