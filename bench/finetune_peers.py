@@ -3,7 +3,7 @@
     python bench/finetune_peers.py [--shape qwen2.5-0.5b] [--rank 8] [--tokens 512] [--rounds 5]
 
 torch runs in bfloat16 and in float32, without gradient checkpointing, the adapter's AdamW included; RyzJAX through its
-compiled step in bfloat16 (`remat="none"`). Each keeps a process of its own and takes turns. Needs the `bench` extra and
+compiled step in bfloat16 (`remat="full"`, the fastest on a CPU). Each keeps a process of its own and takes turns. Needs the `bench` extra and
 peft.
 """
 

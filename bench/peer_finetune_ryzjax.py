@@ -21,7 +21,7 @@ def main() -> None:
     """argv: model, rank, tokens, "bfloat16" or "int4"; trains a step for each line of input."""
     path, rank, tokens, kind = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
     opened = open_model(path, dtype="bfloat16", weights="int4" if kind == "int4" else "auto")
-    train = TrainConfig(batch_rows=1, remat="none", loss_chunk_tokens=tokens)
+    train = TrainConfig(batch_rows=1, remat="full", loss_chunk_tokens=tokens)
     begun = begin_adapter(opened, LoraConfig(rank=rank, alpha=16), train, adapter=None, show_progress=False)
     programs = make_programs(
         begun.model,
