@@ -12,7 +12,14 @@ import jax
 __all__ = ["ISAS", "isa", "native_refusal"]
 
 _LIBRARY = Path(__file__).parent / "libryzjax_native.so"
-_TARGETS = ("ryzjax_argmax", "ryzjax_attend", "ryzjax_linear", "ryzjax_rms_norm")
+_TARGETS = (
+    "ryzjax_argmax",
+    "ryzjax_attend",
+    "ryzjax_linear",
+    "ryzjax_rms_norm",
+    "ryzjax_segment_backward",
+    "ryzjax_segment_forward",
+)
 ISAS = ("avx512", "avx2", "portable")
 """The instruction sets there are kernels for; RYZJAX_NATIVE_ISA asks for one, for tests and comparisons."""
 

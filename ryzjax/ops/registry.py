@@ -16,6 +16,7 @@ _NATIVE = {
     "linear": "bfloat16 weights",
     "quantized_linear": "bfloat16 activations with int8 and 4-bit weights in groups of 32 columns and more",
     "attend": "queries in float32 or bfloat16, any KV cache",
+    "segment_attention": "float32 and bfloat16, forward and backward",
     "rms_norm": "float32 and bfloat16, on one device",
 }
 _XLA = ("embed", "rope", "route_top_k", "sample")

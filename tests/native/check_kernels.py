@@ -23,6 +23,7 @@ from ryzjax.native.linear import native_linears, native_quantized_refusal
 from ryzjax.native.norm import native_rms_norm
 from ryzjax.ops.attend import attend, attend_by_xla
 from ryzjax.ops.norm import rms_norm_by_xla
+from ryzjax.ops.segment_attention import segment_attention, segment_attention_reference
 from ryzjax.qarray import dequantize
 from tests.ops.test_paged_attention import make_batch
 from tests.qarrays import FORMATS, random_qarray
@@ -127,6 +128,40 @@ def _attention_case(
             assert difference.mean() < (1e-4 if storage == "int8" else 1e-9)
 
 
+def segments() -> int:
+    """Attention within segments and its gradient."""
+    cases, rng = 0, np.random.default_rng(1)
+    ids = np.repeat([[1, 2, 3, 0], [1, 1, 1, 2]], [50, 7, 80, 13], axis=1).astype(np.int32)
+    positions = np.concatenate([np.arange(n) for n in (50, 7, 80, 13, 137, 13)]).reshape(2, 150).astype(np.int32)
+    for dtype in (jnp.float32, jnp.bfloat16):
+        for heads, kv_heads, dim, window, softcap in (
+            (4, 4, 16, None, None),
+            (14, 2, 64, None, 5.0),
+            (6, 2, 40, 33, None),
+        ):
+            q, k, v, towards = (
+                jnp.asarray(rng.standard_normal((2, 150, n, dim)), dtype) for n in (heads, kv_heads, kv_heads, heads)
+            )
+            sinks = jnp.asarray(rng.standard_normal(heads), jnp.float32)
+            options = {"scale": dim**-0.5, "window": window, "softcap": softcap}
+
+            def gradients(attention, q, k, v, sinks, towards, options=options) -> tuple[jax.Array, ...]:
+                def of(q: jax.Array, k: jax.Array, v: jax.Array, sinks: jax.Array) -> jax.Array:
+                    return attention(q, k, v, ids, positions, sinks=sinks, **options)
+
+                out, pull = jax.vjp(of, q, k, v, sinks)
+                return out, *pull(towards.astype(out.dtype))
+
+            got = jax.jit(partial(gradients, segment_attention))(q, k, v, sinks, towards)
+            exact = (x.astype(jnp.float32) for x in (q, k, v, sinks, towards))
+            want = jax.jit(partial(gradients, segment_attention_reference))(*exact)
+            for mine, other in zip(got, want, strict=True):
+                part = np.abs(np.asarray(mine, np.float32) - other).max() / np.abs(other).max()
+                assert part < (1e-2 if dtype == jnp.bfloat16 else 1e-5), (dtype, heads, dim, part)
+            cases += 1
+    return cases
+
+
 def empty_cache(storage: str, pages: int, kv_heads: int, page: int, dim: int) -> KVCache:
     """A cache of two layers."""
     shape = (2, pages, kv_heads, page, dim)
@@ -142,4 +177,4 @@ def empty_cache(storage: str, pages: int, kv_heads: int, page: int, dim: int) ->
 
 if __name__ == "__main__":
     assert isa() == sys.argv[1], f"expected {sys.argv[1]}, have {isa()}"
-    print(linears(), norms(), attention())
+    print(linears(), norms(), attention(), segments())

@@ -54,7 +54,7 @@ def test_every_instruction_set_against_the_references(name: str):
     if done.returncode and "have None" in done.stderr:
         pytest.skip(f"no {name} on this machine")
     assert done.returncode == 0, done.stderr[-2000:]
-    assert [int(count) > 5 for count in done.stdout.split()] == [True] * 3
+    assert [int(count) > 5 for count in done.stdout.split()] == [True] * 4
 
 
 def test_they_can_be_turned_off():
@@ -67,7 +67,9 @@ def test_they_can_be_turned_off():
 def test_what_runs_is_told():
     choices = {choice.op: choice for choice in describe_ops()}
     expected = "xla" if native_refusal() else "native"
-    assert {choices[op].implementation for op in ("linear", "quantized_linear", "attend", "rms_norm")} == {expected}
+    assert {
+        choices[op].implementation for op in ("linear", "quantized_linear", "attend", "segment_attention", "rms_norm")
+    } == {expected}
     assert str(native_refusal() or isa()) in choices["linear"].reason
 
 

@@ -7,7 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ryzjax.ops.segment_attention import segment_attention, segment_attention_reference
+from ryzjax.ops.segment_attention import segment_attention, segment_attention_by_xla, segment_attention_reference
+
+either = pytest.mark.parametrize("attention", [segment_attention, segment_attention_by_xla], ids=["chosen", "xla"])
 
 CASES = {
     "one block": dict(length=50),
@@ -31,8 +33,9 @@ def packed(rng: np.random.Generator, rows: int, length: int) -> tuple[np.ndarray
     return segments, positions
 
 
+@either
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-def test_against_the_reference(case: dict) -> None:
+def test_against_the_reference(attention, case: dict) -> None:
     rng = np.random.default_rng(0)
     options = {"heads": 2, "window": None, "softcap": None, "sinks": False} | case
     length, kv_heads, dim = options["length"], options["heads"], 8
@@ -58,7 +61,7 @@ def test_against_the_reference(case: dict) -> None:
     def run(q, k, v, sinks):
         return [
             jax.value_and_grad(lambda *args, f=f: loss(f, *args), argnums=wanted, has_aux=True)(q, k, v, sinks)
-            for f in (segment_attention, segment_attention_reference)
+            for f in (attention, segment_attention_reference)
         ]
 
     ((_, ours), ours_grads), ((_, theirs), their_grads) = run(q, k, v, sinks)
@@ -67,24 +70,26 @@ def test_against_the_reference(case: dict) -> None:
         np.testing.assert_allclose(mine, other, atol=2e-5)
 
 
-def test_padding_is_zero_and_gives_no_gradient() -> None:
+@either
+def test_padding_is_zero_and_gives_no_gradient(attention) -> None:
     q = jnp.ones((1, 6, 1, 4))
     segments = jnp.asarray([[1, 1, 1, 0, 0, 0]], jnp.int32)
     positions = jnp.asarray([[0, 1, 2, 0, 0, 0]], jnp.int32)
 
     def total(q: jax.Array) -> jax.Array:
-        return jnp.sum(segment_attention(q, q, q, segments, positions, scale=1.0) ** 2)
+        return jnp.sum(attention(q, q, q, segments, positions, scale=1.0) ** 2)
 
-    out = segment_attention(q, q, q, segments, positions, scale=1.0)
+    out = attention(q, q, q, segments, positions, scale=1.0)
     assert not np.any(out[0, 3:]) and np.all(np.isfinite(out))
     assert not np.any(jax.grad(total)(q)[0, 3:])
 
 
-def test_by_hand() -> None:
+@either
+def test_by_hand(attention) -> None:
     """Two tokens, one feature: the second sees both by softmax([0, 1])."""
     q = jnp.asarray([0.0, 1.0]).reshape(1, 2, 1, 1)
     k = jnp.asarray([0.0, 1.0]).reshape(1, 2, 1, 1)
     v = jnp.asarray([3.0, 5.0]).reshape(1, 2, 1, 1)
-    out = segment_attention(q, k, v, jnp.ones((1, 2), jnp.int32), jnp.asarray([[0, 1]], jnp.int32), scale=1.0)
+    out = attention(q, k, v, jnp.ones((1, 2), jnp.int32), jnp.asarray([[0, 1]], jnp.int32), scale=1.0)
     share = np.e / (1 + np.e)
     np.testing.assert_allclose(out[0, :, 0, 0], [3.0, 3.0 * (1 - share) + 5.0 * share], rtol=1e-6)

@@ -10,6 +10,7 @@
 #include <cstring>
 #include <memory>
 #include <type_traits>
+#include <utility>
 #include <vector>
 
 namespace ryzjax {
@@ -137,8 +138,12 @@ struct Isa {
 #include "norm_rows.h"
 #include "argmax_rows.h"
 #include "attention_tiles.h"
+#include "product_tiles.h"
+#include "segment_tiles.h"
+#include "segment_forward.h"
+#include "segment_backward.h"
 
-constexpr Kernels kKernels{"avx512", run_linear, attend, argmax, rms_norm};
+constexpr Kernels kKernels{"avx512", run_linear, attend, argmax, rms_norm, segment_forward, segment_backward};
 
 }  // namespace
 

@@ -1,32 +1,11 @@
 // The kernels as XLA custom calls. Shapes are checked again here: what Python lets through must not read out of bounds.
-#include <algorithm>
-#include <cstdlib>
 #include <string>
 #include <vector>
 
-#include "kernels.h"
-#include "xla/ffi/api/c_api.h"
-#include "xla/ffi/api/ffi.h"
-
-namespace ffi = xla::ffi;
+#include "ffi_calls.h"
 
 namespace ryzjax {
 namespace {
-
-const Kernels* kernels() {
-  static const Kernels* const chosen = [] {
-    const char* asked = std::getenv("RYZJAX_NATIVE_ISA");
-    return choose_kernels(asked == nullptr ? "" : asked);
-  }();
-  return chosen;
-}
-
-Threads threads_of(ffi::ThreadPool& pool) {
-  Threads threads;
-  threads.count = pool.num_threads();
-  threads.schedule = [&pool](std::function<void()> work) { pool.Schedule(std::move(work)); };
-  return threads;
-}
 
 ffi::Error refuse(const std::string& what) { return ffi::Error::InvalidArgument("ryzjax_linear: " + what); }
 
@@ -123,12 +102,6 @@ bool kv_kind_of(const ffi::AnyBuffer& cache, KVKind& kind) {
     default: return false;
   }
 }
-
-bool same_shape(const ffi::AnyBuffer& a, const ffi::AnyBuffer& b) {
-  return std::equal(a.dimensions().begin(), a.dimensions().end(), b.dimensions().begin(), b.dimensions().end());
-}
-
-using Ints = ffi::Buffer<ffi::S32>;
 
 // Writes k and v of every token into the cache, then attends: see attention.h. Results: out, and the cache's arrays,
 // which are the arguments' own memory. `rest`: scales of keys and of values where the cache has them, then sinks.

@@ -8,6 +8,7 @@
 #include "linear.h"
 #include "norm.h"
 #include "parallel.h"
+#include "segment_attention.h"
 
 namespace ryzjax {
 
@@ -18,6 +19,8 @@ struct Kernels {
   void (*attend)(const AttentionArgs& args, const Threads& threads);
   void (*argmax)(const ArgmaxArgs& args, const Threads& threads);
   void (*rms_norm)(const NormArgs& args, const Threads& threads);
+  void (*segment_forward)(const SegmentForwardArgs& args, const Threads& threads);
+  void (*segment_backward)(const SegmentBackwardArgs& args, const Threads& threads);
 };
 
 const Kernels* avx512_kernels();  // null where it was not compiled

@@ -1,0 +1,105 @@
+// Products of float32 matrices small enough for the caches, over an instruction set's `Isa`. Included once by each of
+// them, inside its namespace.
+//
+// A tile of the result stays in registers while its sums grow: rows of the left matrix as single numbers, of the right
+// one as vectors. Each sum is one chain in the order of the inner index, whatever the tile.
+
+constexpr int kProductRows = 6;
+constexpr int kProductVectors = Isa::kValueVectors;
+
+// Number (m, i) of the left matrix is at[m * row + i * step]: a matrix as it lies, or transposed.
+struct Left {
+  const float* at;
+  int64_t row, step;
+};
+
+// A matrix whose rows are read or written as vectors.
+template <typename T>
+struct RowsOf {
+  T* at;
+  int64_t row;
+};
+using Right = RowsOf<const float>;
+using Result = RowsOf<float>;
+
+// What a tile of the result is made of: inner indices [from, to), and vectors [first, last) of its rows.
+struct Extent {
+  int64_t from, to, first, last;
+};
+
+template <int M, int V>
+inline void product_tile(Left a, Right b, int64_t from, int64_t to, bool adds, Result c) {
+  Vec sums[M][V];
+  RYZJAX_UNROLL for (int m = 0; m < M; ++m)
+    RYZJAX_UNROLL for (int v = 0; v < V; ++v) sums[m][v] = adds ? load(c.at + m * c.row + v * kWidth) : Vec{};
+  for (int64_t i = from; i < to; ++i) {
+    Vec here[V];
+    RYZJAX_UNROLL for (int v = 0; v < V; ++v) here[v] = load(b.at + i * b.row + v * kWidth);
+    RYZJAX_UNROLL for (int m = 0; m < M; ++m) {
+      const Vec left = splat(a.at[m * a.row + i * a.step]);
+      RYZJAX_UNROLL for (int v = 0; v < V; ++v) sums[m][v] = Isa::fma(left, here[v], sums[m][v]);
+    }
+  }
+  RYZJAX_UNROLL for (int m = 0; m < M; ++m)
+    RYZJAX_UNROLL for (int v = 0; v < V; ++v) store(c.at + m * c.row + v * kWidth, sums[m][v]);
+}
+
+template <int M>
+void product_rows(Left a, Right b, Extent extent, bool adds, Result c) {
+  const auto tile = [&](auto vectors, int64_t v) {
+    constexpr int V = decltype(vectors)::value;
+    product_tile<M, V>(a, {b.at + v * kWidth, b.row}, extent.from, extent.to, adds, {c.at + v * kWidth, c.row});
+  };
+  int64_t v = extent.first;
+  for (; v + kProductVectors <= extent.last; v += kProductVectors) tile(std::integral_constant<int, kProductVectors>(), v);
+  if constexpr (kProductVectors > 2) {
+    if (extent.last - v == 3) return tile(std::integral_constant<int, 3>(), v);
+    if (extent.last - v == 2) return tile(std::integral_constant<int, 2>(), v);
+  }
+  if (extent.last - v == 1) tile(std::integral_constant<int, 1>(), v);
+}
+
+// Rows [0, rows) of c = a b, or of c += a b. `extent_of(first, last)` says what rows [first, last) are made of; the
+// rest of c is left as it is.
+template <typename ExtentOf>
+void product(Left a, Right b, int64_t rows, bool adds, Result c, const ExtentOf& extent_of) {
+  const auto some = [&](auto count, int64_t at) {
+    constexpr int M = decltype(count)::value;
+    product_rows<M>({a.at + at * a.row, a.row, a.step}, b, extent_of(at, at + M), adds, {c.at + at * c.row, c.row});
+    return at + M;
+  };
+  int64_t at = 0;
+  while (at + kProductRows <= rows) at = some(std::integral_constant<int, kProductRows>(), at);
+  if (at + 4 <= rows) at = some(std::integral_constant<int, 4>(), at);
+  if (at + 2 <= rows) at = some(std::integral_constant<int, 2>(), at);
+  if (at + 1 <= rows) some(std::integral_constant<int, 1>(), at);
+}
+
+// a0 b0 a1 b1 ..., from place kFrom of both on.
+template <int kFrom, int... kPlaces>
+inline Vec interleaved(Vec a, Vec b, std::integer_sequence<int, kPlaces...>) {
+#if defined(__clang__)
+  return __builtin_shufflevector(a, b, (kFrom + kPlaces / 2 + kPlaces % 2 * kWidth)...);
+#else
+  return __builtin_shuffle(a, b, IntVec{(kFrom + kPlaces / 2 + kPlaces % 2 * kWidth)...});
+#endif
+}
+
+// [rows, columns] -> [columns, rows]; both are multiples of kWidth.
+inline void transpose(const float* from, int64_t rows, int64_t columns, int64_t from_row, float* to, int64_t to_row) {
+  constexpr std::make_integer_sequence<int, kWidth> places;
+  for (int64_t r = 0; r < rows; r += kWidth)
+    for (int64_t c = 0; c < columns; c += kWidth) {
+      Vec square[kWidth], other[kWidth];
+      RYZJAX_UNROLL for (int i = 0; i < kWidth; ++i) square[i] = load(from + (r + i) * from_row + c);
+      // Dealing halves into each other log2(kWidth) times turns rows into columns.
+      RYZJAX_UNROLL for (int width = kWidth; width > 1; width /= 2) {
+        RYZJAX_UNROLL for (int i = 0; i < kWidth / 2; ++i) {
+          other[2 * i] = interleaved<0>(square[i], square[i + kWidth / 2], places);
+          other[2 * i + 1] = interleaved<kWidth / 2>(square[i], square[i + kWidth / 2], places);
+        }
+        RYZJAX_UNROLL for (int i = 0; i < kWidth; ++i) square[i] = other[i];
+      }
+      RYZJAX_UNROLL for (int i = 0; i < kWidth; ++i) store(to + (c + i) * to_row + r, square[i]);
+    }
+}
