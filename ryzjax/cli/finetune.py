@@ -74,10 +74,17 @@ class Finetune:
             print(f"{result.exported}: serve it with: ryzjax serve {result.exported}")
             return 0
         name = self.publish_name or Path(self.train.out).name
-        print(f"{result.exported}: serve it with: ryzjax serve {self.base.model} --lora {name}={result.exported}")
+        print(f"{result.exported}: serve it with: ryzjax serve {self._served()} --lora {name}={result.exported}")
         if self.publish is not None:
             print(publish_adapter(self.publish, name, result.exported, api_key=self.api_key))
         return 0
+
+    def _served(self) -> str:
+        """The base as it was trained on, for ryzjax serve."""
+        base = self.base
+        if base.weights == "auto":
+            return base.model
+        return f"{base.model} --weights {base.weights} --weights-group {base.weights_group}"
 
     def _plan(self, lora: LoraConfig | None) -> int:
         from rich.console import Console
