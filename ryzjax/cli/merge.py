@@ -50,7 +50,7 @@ class Merge:
     tokens: int = 512
     """Of the text, at most."""
     tolerance: float | None = None
-    """Largest |logit difference|; by default 1e-3 for float32, 0.15 for float16, 1 for bfloat16, none for fewer bits."""
+    """Largest |logit difference|; by default 1e-3 of float32, 0.15 of float16, 1 of bfloat16, none of fewer bits."""
     max_kl: float | None = None
     """Largest mean KL in nats a token; by default 1e-6, 1e-4 and 5e-3, and 0.05 for int8, 1 for int4."""
     skip_check: bool = False

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import jax
 import numpy as np
@@ -32,6 +32,7 @@ from ryzjax.models.smollm3 import SmolLM3, SmolLM3Config
 from ryzjax.models.weight_spec import WeightSpec
 from ryzjax.qarray import QFormat
 from ryzjax.sharding import Placement
+from ryzjax.sharding.host_memory import check_host_memory, host_sharding
 
 __all__ = ["FAMILIES", "AbstractModel", "abstract_model", "family_of"]
 
@@ -85,6 +86,19 @@ class AbstractModel:
         leaves = dict(zip(self.weights, jax.tree.leaves(self.state), strict=True))
         leaves.update((name, weights[name]) for name in leaves if name in weights)
         return self.merge(tuple(leaves.values()))
+
+    def with_layers_on_host(self) -> AbstractModel:
+        """The same model, the weights of its layers in pinned memory of the host.
+
+        Raises:
+          ConfigError: devices without it.
+        """
+        check_host_memory(self.placement)
+        weights = {
+            name: replace(spec, sharding=host_sharding(spec.sharding)) if name.startswith("layers.") else spec
+            for name, spec in self.weights.items()
+        }
+        return replace(self, weights=weights)
 
     @property
     def rope_switch_length(self) -> int | None:

@@ -26,6 +26,7 @@ from ryzjax.models.decoder import Decoder
 from ryzjax.models.registry import AbstractModel
 from ryzjax.models.scan_layers import Received, Remat, scan_layers, with_remat
 from ryzjax.models.weight_spec import WeightSpec
+from ryzjax.sharding.host_memory import is_host_sharding, is_on_host, to_device
 
 __all__ = ["Build", "LayerStack", "StackedModel", "segment_lengths"]
 
@@ -141,7 +142,10 @@ class StackedModel:
                 name = f"{stack.name}.{path}"
                 sharding = self.weights[name].sharding
                 parts = [weights.pop(f"layers.{layer}.{path}") for layer in stack.layers]
-                stacked[name] = jax.jit(_stack, out_shardings=sharding)(*parts)
+                if is_host_sharding(sharding):
+                    stacked[name] = _stack_on_host(parts, sharding)
+                else:
+                    stacked[name] = jax.jit(_stack, out_shardings=sharding)(*parts)
         return stacked
 
     def unstack(self, weights: Mapping[str, jax.Array]) -> Iterator[tuple[str, jax.Array]]:
@@ -150,9 +154,11 @@ class StackedModel:
             yield name, weights[name]
         for stack in self.stacks:
             for path in stack.paths:
-                for index, layer in enumerate(stack.layers):
-                    dtype = self.model.weights[f"layers.{layer}.{path}"].stored_dtype
-                    yield f"layers.{layer}.{path}", _as(weights[f"{stack.name}.{path}"][index], dtype)
+                whole = weights[f"{stack.name}.{path}"]
+                # Nothing is computed on arrays in the host's memory but by numpy.
+                parts = map(jnp.asarray, np.asarray(whole)) if is_on_host(whole) else whole
+                for layer, part in zip(stack.layers, parts, strict=True):
+                    yield f"layers.{layer}.{path}", _as(part, self.model.weights[f"layers.{layer}.{path}"].stored_dtype)
 
     def decoder(self, weights: Mapping[str, jax.Array]) -> Decoder:
         """The model over its outer weights alone: embedding, final norm and head; cheap inside jit."""
@@ -197,6 +203,7 @@ class StackedModel:
             return build(stack, own, rest).feed_forward(x)
 
         def layer(stack: LayerStack, x: jax.Array, own: PyTree, rest: PyTree, shared: _Shared) -> jax.Array:
+            rest = to_device(rest)
             return feed_forward(stack, attend(stack, x, own, rest, shared), own, rest, shared)
 
         def turn_of(
@@ -252,6 +259,12 @@ def segment_lengths(batch: SegmentBatch) -> jax.Array:
 def _stack(*parts: jax.Array) -> jax.Array:
     stacked = jnp.stack(parts)
     return to_bits(stacked, jnp.uint16) if stacked.dtype == jnp.bfloat16 else stacked
+
+
+def _stack_on_host(parts: Sequence[jax.Array], sharding: jax.sharding.Sharding) -> jax.Array:
+    """The same without a copy on the device."""
+    stacked = np.stack([np.asarray(part) for part in parts])
+    return jax.device_put(stacked.view(np.uint16) if stacked.dtype == jnp.bfloat16 else stacked, sharding)
 
 
 def _as(array: jax.Array, dtype: DTypeLike) -> jax.Array:

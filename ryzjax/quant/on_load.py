@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
 
@@ -51,6 +51,15 @@ class WeightPlan:
     stored: AbstractModel
     model: AbstractModel
 
+    def with_layers_on_host(self) -> WeightPlan:
+        """The same, its layers loaded to pinned memory of the host: what is rounded passes the device alone.
+
+        Raises:
+          ConfigError: as of `AbstractModel.with_layers_on_host`.
+        """
+        model = self.model.with_layers_on_host()
+        return replace(self, stored=model if self.model is self.stored else self.stored, model=model)
+
     def load(self, *, show_progress: bool = False) -> dict[str, jax.Array]:
         """Name -> array, in the order of `model.weights`; a matrix that is rounded is in memory alone while it is.
 
@@ -66,7 +75,7 @@ class WeightPlan:
             for name, array in self._read():
                 format = self.model.quantization.get(name.removesuffix(".weight"))
                 if format is None:
-                    weights[name] = array
+                    weights[name] = jax.device_put(array, self.model.weights[name].sharding)
                 else:
                     for leaf, part in _leaves(round_matrix(name, array, format)).items():
                         sharding = self.model.weights[f"{name}.{leaf}"].sharding

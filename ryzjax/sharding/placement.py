@@ -141,9 +141,9 @@ class Placement:
         return NamedSharding(self.mesh, self.spec(axes, shape, units))
 
     def stacked(self, one: Sharding) -> NamedSharding:
-        """The sharding of a stack [count, ...] of arrays that are each split as `one`, a sharding on this mesh."""
+        """The sharding of a stack [count, ...] of arrays that are each split, and lie, as `one` on this mesh."""
         assert isinstance(one, NamedSharding)
-        return NamedSharding(self.mesh, PartitionSpec(None, *one.spec))
+        return NamedSharding(self.mesh, PartitionSpec(None, *one.spec), memory_kind=one.memory_kind)
 
     def low_rank(self, matrix: Sharding) -> tuple[NamedSharding, NamedSharding, NamedSharding]:
         """Shardings of stacked A [count, r, K], B [count, N, r] and magnitude [count, N] beside matrices [N, K]."""

@@ -52,13 +52,16 @@ def begin_adapter(
       adapter: folder of one to go on from, whose ranks and scales count; None for a fresh one.
 
     Raises:
-      ConfigError: a target that the model does not have; a beginning that its weights do not allow.
+      ConfigError: a target that the model does not have; a beginning that its weights do not allow; offload="frozen" on
+        devices that cannot.
       CheckpointError: weights or adapter cannot be read.
     """
     given = None if adapter is None else read_adapter(Path(adapter).expanduser(), opened.model)
     if given is not None:
         lora = replace(given.config, dropout=lora.dropout, init="default")
     layers = lora.choose(opened.model.linears) if given is None else tuple(given.weights)
+    if train.offload == "frozen":
+        opened = replace(opened, plan=opened.plan.with_layers_on_host())
     weights = starting_weights(opened.plan, lora, show_progress=show_progress)
     start = start_adapter(opened.plan, lora, layers, weights, seed=train.seed)
     if given is not None:
@@ -80,9 +83,10 @@ def begin_full(opened: OpenModel, train: TrainConfig, *, show_progress: bool) ->
     """Every weight of a checkpoint, as float32 masters; a copy as it is stored is kept where the objective reads it.
 
     Raises:
-      ConfigError: a quantized model.
+      ConfigError: a quantized model; offload="frozen".
       CheckpointError: weights cannot be read.
     """
+    train.check_trains_all()
     if opened.model.quantization:
         raise ConfigError(
             "weights of a quantized model cannot be trained; train an adapter beside them, or give weights='bf16'"
@@ -100,7 +104,12 @@ def begin_full(opened: OpenModel, train: TrainConfig, *, show_progress: bool) ->
 
 
 def begin_from_scratch(model: AbstractModel, train: TrainConfig) -> Beginning:
-    """Fresh weights."""
+    """Fresh weights.
+
+    Raises:
+      ConfigError: offload="frozen".
+    """
+    train.check_trains_all()
     stacked = StackedModel(model)
     return Beginning(model=_full(stacked, train), params=fresh_weights(stacked, train.seed), frozen=Frozen({}, {}))
 

@@ -68,6 +68,8 @@ class TrainConfig:
     """With full: keep the input of every n-th layer alone."""
     mlp_rows: int | None = None
     """Tokens that pass an MLP at a time, to save memory."""
+    offload: Literal["none", "frozen"] = "none"
+    """frozen: the layers of the frozen base stay in pinned memory of the host, and come to the device one by one."""
     loss_chunk_tokens: int = 256
     """Tokens whose logits are in memory at once."""
     eval_every: int | None = None
@@ -105,6 +107,23 @@ class TrainConfig:
             raise ConfigError(f"seed={self.seed}; expected 0 to 2^32 - 1")
         if self.remat_layers > 1 and self.remat != "full":
             raise ConfigError(f"remat_layers={self.remat_layers} needs remat='full'; it is {self.remat!r}")
+        if self.offload == "frozen" and self.remat != "full":
+            raise ConfigError(
+                f"offload='frozen' needs remat='full', else every layer stays on the device for the backward pass; "
+                f"remat is {self.remat!r}"
+            )
+
+    def check_trains_all(self) -> None:
+        """That these settings are of a run in which nothing is frozen.
+
+        Raises:
+          ConfigError: they are not.
+        """
+        if self.offload == "frozen":
+            raise ConfigError(
+                "offload='frozen' keeps a frozen base on the host, and where all weights are trained there is none; "
+                "train an adapter, or leave it out"
+            )
 
     @property
     def rows_per_update(self) -> int:

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 import jax
 import numpy as np
 
+from ryzjax.sharding.host_memory import is_on_host
+
 __all__ = ["base_fingerprint"]
 
 _SAMPLES = 64
@@ -28,7 +30,8 @@ def base_fingerprint(weights: Mapping[str, jax.Array]) -> str:
         # A prime neighbour of the stride visits all columns of a matrix, and not one over and over.
         places = (np.arange(min(weight.size, _SAMPLES), dtype=np.int64) * (step | 1)) % weight.size
         index = tuple(np.unravel_index(places, weight.shape))
-        values = np.asarray(weight[index] if weight.ndim else weight)
+        there = np.asarray(weight) if is_on_host(weight) else weight
+        values = np.asarray(there[index] if weight.ndim else there)
         digest.update(f"{name} {weight.dtype} {list(weight.shape)} ".encode())
         digest.update(np.ascontiguousarray(values).tobytes())
     return digest.hexdigest()[:16]

@@ -16,6 +16,7 @@ from ryzjax.lora.config import LoraConfig
 from ryzjax.models.stacked import StackedModel
 from ryzjax.quant.on_load import plan_weights
 from ryzjax.sharding import Layout, Placement
+from ryzjax.sharding.host_memory import has_host_memory, is_host_sharding
 from ryzjax.training.config import BaseConfig, TrainConfig
 from ryzjax.training.initial import adapter_shapes, master_shapes
 from ryzjax.training.model import FullModel, LoraModel
@@ -35,16 +36,19 @@ class MemoryPlan:
     Attributes:
       platform: "cpu", "gpu".
       frozen_bytes: of the base, by what it is: "layers", "embedding and head".
+      host_bytes: of its layers in the host's memory, which are no bytes of the device.
       trained_bytes: float32 masters: of the adapter, or of all weights.
       optimizer_bytes: its states.
       batch_bytes: the batch.
-      temporary_bytes: gradients, activations that are kept, everything a step makes and drops.
+      temporary_bytes: gradients, activations that are kept, everything a step makes and drops; layers on their way from
+        the host.
       total_bytes: at the peak of a step; what is donated counts once.
       remedies: what would need less, in the order of its price.
     """
 
     platform: str
     frozen_bytes: dict[str, int]
+    host_bytes: int
     trained_bytes: int
     optimizer_bytes: int
     batch_bytes: int
@@ -71,9 +75,12 @@ def plan_training(
     config = model_config_from_hf(source.config, source.generation, dtype=base.dtype, source=source.config_name)
     placement = Placement(Layout.load(base.layout))
     abstract = plan_weights(source, config, placement, weights=base.weights, group=base.weights_group).model
+    if train.offload == "frozen" and lora is not None:
+        abstract = abstract.with_layers_on_host()
     stacked = StackedModel(abstract)
     options = {"remat": train.remat, "remat_layers": train.remat_layers, "mlp_rows": train.mlp_rows}
     if lora is None:
+        train.check_trains_all()
         model = FullModel(stacked=stacked, **options)  # pyright: ignore[reportArgumentType]
         params = master_shapes(stacked)
     else:
@@ -91,19 +98,26 @@ def plan_training(
     memory = programs.compile_train().memory_analysis()
     assert memory is not None, "XLA has no memory analysis for this platform"
     frozen: dict[str, int] = {"layers": 0, "embedding and head": 0}
+    host = 0
     for name, shape in programs.frozen.weights.items():
-        frozen["layers" if name.startswith("layers") else "embedding and head"] += _device_bytes(shape)
+        if is_host_sharding(shape.sharding):
+            host += _device_bytes(shape)
+        else:
+            frozen["layers" if name.startswith("layers") else "embedding and head"] += _device_bytes(shape)
     frozen["layers"] += sum(_device_bytes(shape) for shape in jax.tree.leaves(programs.frozen.row_norms))
     arguments, temporaries = memory.argument_size_in_bytes, memory.temp_size_in_bytes
+    if not memory.host_argument_size_in_bytes:
+        arguments -= host  # a CPU has one memory, and XLA counts it as the device's
     return MemoryPlan(
         platform=placement.platform,
         frozen_bytes=frozen,
+        host_bytes=host,
         trained_bytes=_tree_bytes(programs.state.params),
         optimizer_bytes=_tree_bytes(programs.state.optimizer),
         batch_bytes=_tree_bytes(programs.batch),
         temporary_bytes=temporaries,
         total_bytes=arguments + temporaries + memory.output_size_in_bytes - memory.alias_size_in_bytes,
-        remedies=tuple(_remedies(base, lora, optimizer, train, sequence_tokens)),
+        remedies=tuple(_remedies(base, lora, optimizer, train, sequence_tokens, placement)),
     )
 
 
@@ -123,7 +137,9 @@ def plan_table(plan: MemoryPlan) -> Table:
     row("optimizer's states", plan.optimizer_bytes)
     row("batch", plan.batch_bytes)
     row("temporaries: gradients, activations", plan.temporary_bytes, end=True)
-    row("total", plan.total_bytes)
+    row("total", plan.total_bytes, end=bool(plan.host_bytes))
+    if plan.host_bytes:
+        row("beside it, on the host: frozen layers", plan.host_bytes)
     if plan.remedies:
         table.caption = "To need less: " + "; ".join(plan.remedies)
         table.caption_justify = "left"
@@ -131,7 +147,12 @@ def plan_table(plan: MemoryPlan) -> Table:
 
 
 def _remedies(
-    base: BaseConfig, lora: LoraConfig | None, optimizer: OptimizerConfig, train: TrainConfig, sequence_tokens: int
+    base: BaseConfig,
+    lora: LoraConfig | None,
+    optimizer: OptimizerConfig,
+    train: TrainConfig,
+    sequence_tokens: int,
+    placement: Placement,
 ) -> Iterator[str]:
     if lora is None:
         yield "train an adapter (--method lora)"
@@ -150,6 +171,8 @@ def _remedies(
         yield "MLPs in parts (--mlp-rows 128)"
     if train.loss_chunk_tokens > 64:
         yield "a smaller chunk of logits (--loss-chunk-tokens 64)"
+    if lora is not None and train.offload == "none" and train.remat == "full" and has_host_memory(placement):
+        yield "keep the frozen layers on the host (--offload frozen; slow with few tokens a step)"
 
 
 def _tree_bytes(shapes: object) -> int:

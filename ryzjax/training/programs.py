@@ -104,10 +104,14 @@ class Programs:
 
     def compile_train(self) -> jax.stages.Compiled:
         """(state, frozen, batch, key) -> (state, metrics)."""
+        return self.trace_train().lower().compile()
+
+    def trace_train(self) -> jax.stages.Traced:
+        """The same, to be lowered for any platform."""
         step = make_train_step(self.model, self.objective, self.optimizer)
         out = jax.tree.map(lambda shape: shape.sharding, self.state), self.placement.replicated
         jitted = jax.jit(step, donate_argnums=0, out_shardings=out)
-        return jitted.lower(self.state, self.frozen, self.batch, self._key).compile()
+        return jitted.trace(self.state, self.frozen, self.batch, self._key)
 
     def compile_eval(self) -> jax.stages.Compiled:
         """(params, frozen, batch [rows, S]) -> EvalSums."""

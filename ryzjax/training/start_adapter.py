@@ -18,6 +18,7 @@ from ryzjax.lora.norms import row_norms
 from ryzjax.models.registry import AbstractModel
 from ryzjax.qarray import LEAVES, QArray
 from ryzjax.quant.on_load import WeightPlan, round_matrix
+from ryzjax.sharding.host_memory import to_device
 from ryzjax.training.initial import place_adapter
 from ryzjax.training.model import AdapterParams, Frozen, LoraModel
 
@@ -79,7 +80,7 @@ def start_adapter(
         _round_the_rest(model, weights)
     if config.use_dora:
         for layer in layers:
-            start.row_norms[layer] = np.asarray(row_norms(weight_of(model, weights, layer)))
+            start.row_norms[layer] = np.asarray(row_norms(_on_device(weight_of(model, weights, layer))))
     return start
 
 
@@ -116,7 +117,12 @@ def _weight(
 ) -> jax.Array | QArray | jax.ShapeDtypeStruct:
     if config.init in ("default", "gaussian") and not config.use_dora:
         return jax.ShapeDtypeStruct(model.linears[layer], np.float32)
-    return weight_of(model, weights, layer)
+    return _on_device(weight_of(model, weights, layer))
+
+
+def _on_device(weight: jax.Array | QArray) -> jax.Array | QArray:
+    """One matrix, of a base that may lie on the host, to be computed with."""
+    return to_device(weight)  # pyright: ignore[reportReturnType]
 
 
 def _rounding(model: AbstractModel, layer: str) -> Quantize | None:

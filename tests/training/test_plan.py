@@ -37,13 +37,11 @@ def config(tmp_path: Path) -> str:
     return str(path)
 
 
-def plan(
-    config: str, *, weights: str = "bf16", lora: LoraConfig | None = LoraConfig(rank=4), **train: object
-) -> MemoryPlan:
+def plan(config: str, *, weights: str = "bf16", full: bool = False, **train: object) -> MemoryPlan:
     options = {"batch_rows": 2, "loss_chunk_tokens": 32} | train
     return plan_training(
         BaseConfig(model=config, load_format="dummy", dtype="bfloat16", weights=weights, weights_group=32),  # pyright: ignore
-        lora=lora,
+        lora=None if full else LoraConfig(rank=4),
         optimizer=OptimizerConfig(optimizer="adamw"),
         train=TrainConfig(**options),  # pyright: ignore
         sequence_tokens=64,
@@ -67,7 +65,7 @@ def test_what_is_advised_helps(config: str) -> None:
     assert any("--remat full" in remedy for remedy in plain.remedies)
     assert plan(config, weights="int4", remat="none").frozen_bytes["layers"] < 0.32 * plain.frozen_bytes["layers"]
     assert plan(config, remat="full").temporary_bytes < plain.temporary_bytes
-    full = plan(config, lora=None)
+    full = plan(config, full=True)
     assert full.frozen_bytes["layers"] == 0 and full.trained_bytes > plain.trained_bytes
 
 
