@@ -176,7 +176,7 @@ def _backward(
     def one_group(state: _State, inputs: tuple[jax.Array, jax.Array]) -> tuple[_State, PyTree]:
         (grad, fetched), (layers, bits) = state, inputs
         every = bits
-        if not group == len(stages) == 1:
+        if group > 1 or len(stages) > 1:
             (_, fetched), every = _run(stages, layers, layers[-1], (from_bits(bits), fetched), given)
         # Behind a group's first layer comes the first of the group before: its inputs are computed first.
         before = jnp.maximum(jnp.concatenate([layers[:1] - group, layers[:-1]]), 0)

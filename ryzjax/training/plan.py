@@ -107,7 +107,7 @@ def plan_training(
     frozen["layers"] += sum(_device_bytes(shape) for shape in jax.tree.leaves(programs.frozen.row_norms))
     arguments, temporaries = memory.argument_size_in_bytes, memory.temp_size_in_bytes
     if not memory.host_argument_size_in_bytes:
-        arguments -= host  # a CPU has one memory, and XLA counts it as the device's
+        arguments -= host  # on a CPU XLA counts the host's memory as the device's
     return MemoryPlan(
         platform=placement.platform,
         frozen_bytes=frozen,
@@ -136,7 +136,8 @@ def plan_table(plan: MemoryPlan) -> Table:
     row("trained, float32", plan.trained_bytes)
     row("optimizer's states", plan.optimizer_bytes)
     row("batch", plan.batch_bytes)
-    row("temporaries: gradients, activations", plan.temporary_bytes, end=True)
+    on_their_way = ", layers on their way" if plan.host_bytes else ""
+    row(f"temporaries: gradients, activations{on_their_way}", plan.temporary_bytes, end=True)
     row("total", plan.total_bytes, end=bool(plan.host_bytes))
     if plan.host_bytes:
         row("beside it, on the host: frozen layers", plan.host_bytes)
