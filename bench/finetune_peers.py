@@ -2,9 +2,9 @@
 
     python bench/finetune_peers.py [--shape qwen2.5-0.5b] [--rank 8] [--tokens 512] [--rounds 5]
 
-torch runs in bfloat16 and in float32, without gradient checkpointing, the adapter's AdamW included; RyzJAX through its
-compiled step in bfloat16 (`remat="full"`, the fastest on a CPU). Each keeps a process of its own and takes turns. Needs the `bench` extra and
-peft.
+torch runs in bfloat16 and in float32, without gradient checkpointing, the adapter's AdamW included; RyzJAX runs its
+compiled step with a bfloat16 and with an int4 base (`remat="full"`, the fastest on a CPU). Each keeps a process of its
+own and takes turns. Needs the `bench` extra and peft.
 """
 
 from __future__ import annotations
