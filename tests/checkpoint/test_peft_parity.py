@@ -9,15 +9,14 @@ import jax
 import numpy as np
 import pytest
 
-from ryzjax.checkpoint import load_weights, model_config_from_hf, resolve_source
 from ryzjax.checkpoint.peft import read_adapter, write_adapter
 from ryzjax.errors import UnsupportedModelError
 from ryzjax.evaluation.forward import Forward, Head
 from ryzjax.lora import Adapter, adapted
-from ryzjax.models.registry import AbstractModel, abstract_model
-from ryzjax.sharding import Layout, Placement
+from ryzjax.models.registry import AbstractModel
 from tests.goldens.make_families import build
 from tests.goldens.make_families import prompt as family_prompt
+from tests.peft_models import adapted_by_peft, opened
 
 pytestmark = pytest.mark.parity
 torch = pytest.importorskip("torch")
@@ -51,32 +50,9 @@ VARIANTS: dict[str, tuple[str, dict[str, object]]] = {
 }
 
 
-def adapted_by_peft(model, options: dict[str, object], folder: Path):
-    """A PEFT model whose adapter has random weights, as training leaves it; saved to `folder`."""
-    torch.manual_seed(7)
-    # PEFT itself warns of a head's own weight that it saves.
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        model = peft.get_peft_model(model, peft.LoraConfig(r=4, lora_alpha=6, lora_dropout=0.1, **options))
-        for name, parameter in model.named_parameters():
-            if "lora_A" in name or "lora_B" in name:
-                parameter.data.normal_(0, 0.3)
-            elif "lora_magnitude" in name:
-                parameter.data.mul_(1 + 0.2 * torch.randn_like(parameter))
-        model.save_pretrained(folder)
-    return model.eval()
-
-
 def torch_logits(model) -> np.ndarray:
     with torch.inference_mode():
         return model(torch.tensor([TOKENS]), use_cache=False).logits[0].float().numpy()
-
-
-def opened(folder: Path) -> tuple[AbstractModel, tuple[jax.Array, ...]]:
-    source = resolve_source(str(folder))
-    config = model_config_from_hf(source.config, source.generation, dtype="float32")
-    model = abstract_model(config, Placement(Layout.load("single")))
-    return model, tuple(load_weights(source, model).values())
 
 
 def our_logits(model: AbstractModel, leaves: tuple[jax.Array, ...], adapter: Adapter) -> np.ndarray:

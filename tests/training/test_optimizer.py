@@ -14,8 +14,8 @@ from ryzjax.errors import ConfigError
 from ryzjax.lora.adapter import LoraWeights
 from ryzjax.sharding import Layout, Placement
 from ryzjax.training.gradients import clip_by_global_norm, global_norm
-from ryzjax.training.optimizer import OptimizerName, make_optimizer
-from ryzjax.training.optimizer_config import OptimizerConfig
+from ryzjax.training.optimizer import make_optimizer
+from ryzjax.training.optimizer_config import OptimizerConfig, OptimizerName
 from ryzjax.training.optimizer_sharding import optimizer_shardings
 from ryzjax.training.parameter_groups import parameter_roles
 

@@ -15,8 +15,8 @@ from ryzjax.models.stacked import StackedModel
 from ryzjax.training.initial import place_adapter
 from ryzjax.training.model import Frozen, LoraModel
 from ryzjax.training.objectives import StepBatch, make_objective
-from tests.checkpoint.test_peft_parity import adapted_by_peft, opened
 from tests.goldens.make_families import build
+from tests.peft_models import adapted_by_peft, opened
 
 pytestmark = pytest.mark.parity
 torch = pytest.importorskip("torch")
