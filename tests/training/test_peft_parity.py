@@ -25,8 +25,8 @@ peft = pytest.importorskip("peft")
 LENGTHS = (23, 17)
 VARIANTS = {
     "lora": ("llama", {"target_modules": "all-linear"}),
-    "rslora": ("qwen2", {"target_modules": "all-linear", "use_rslora": True}),
-    "dora": ("qwen3", {"target_modules": "all-linear", "use_dora": True}),
+    "rslora": ("qwen3", {"target_modules": "all-linear", "use_rslora": True}),
+    "dora": ("qwen2", {"target_modules": "all-linear", "use_dora": True}),
     "lm_head": ("llama", {"target_modules": ["lm_head", "o_proj"]}),
     "soft caps, windows": ("gemma2", {"target_modules": "all-linear"}),
 }
@@ -102,8 +102,7 @@ def test_loss_and_gradients_of_a_step(variant: str, tmp_path: Path) -> None:
         found = [name for name in gradients if _is_of(name, layer)]
         for part, array in (("lora_A", update.a), ("lora_B", update.b), ("magnitude", update.magnitude)):
             for name in (name for name in found if part in name):
-                wanted = gradients[name].reshape(array.shape)
-                np.testing.assert_allclose(array, wanted, atol=1e-4 * max(1.0, np.abs(wanted).max()))
+                np.testing.assert_allclose(array, gradients[name].reshape(array.shape), rtol=0, atol=1e-4)
                 compared += 1
     assert compared == len(gradients)
 
