@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -10,12 +11,13 @@ from pathlib import Path
 
 from ryzjax.data.training import TrainingData
 from ryzjax.data.training.prefetch import Prefetcher
-from ryzjax.errors import ConfigError
+from ryzjax.errors import ConfigError, RyzJAXError
 from ryzjax.training.beginning import Beginning
 from ryzjax.training.checkpoints import Json, RunCheckpoints
 from ryzjax.training.config import TrainConfig
 from ryzjax.training.fingerprint import base_fingerprint
 from ryzjax.training.loop import Loop, LoopResult
+from ryzjax.training.model import FullModel, LoraModel
 from ryzjax.training.objectives import make_objective
 from ryzjax.training.optimizer import learning_rate_schedule, make_optimizer
 from ryzjax.training.optimizer_config import OptimizerConfig
@@ -47,7 +49,7 @@ class RunOutcome:
 
 
 def make_programs(
-    beginning_model: object,
+    model: LoraModel | FullModel,
     params: object,
     *,
     optimizer: OptimizerConfig,
@@ -58,7 +60,7 @@ def make_programs(
     """The programs of a run, not compiled.
 
     Args:
-      beginning_model: a `LoraModel` or `FullModel`.
+      model: what is trained, and what is not.
       params: what is trained: arrays or shapes.
       sequence_tokens: of a row.
       total_steps: updates of the run.
@@ -70,7 +72,7 @@ def make_programs(
         label_smoothing=train.label_smoothing,
     )
     return Programs(
-        model=beginning_model,  # pyright: ignore[reportArgumentType]
+        model=model,
         objective=objective,
         optimizer=make_optimizer(optimizer, params, total_steps=total_steps),
         rows=train.batch_rows,
@@ -104,6 +106,8 @@ def run_training(
       TrainingError, CheckpointError, DataError: as of `Loop.run`.
     """
     folder = Path(train.out).expanduser()
+    if train.export == "best" and data.evaluation is None:
+        raise ConfigError("export='best' needs an evaluation; give eval_data or eval_fraction, or export='last'")
     programs = make_programs(
         beginning.model,
         beginning.params,
@@ -148,10 +152,14 @@ def run_training(
         step, params = result.step, result.state.params
         best = result.best_step
         if train.export == "best" and best is None:
-            raise ConfigError("export='best' needs an evaluation; give eval_data or eval_fraction, or export='last'")
+            print("note: the run ended before its first evaluation; the last weights are written", file=sys.stderr)
         if train.export != "last" and best is not None and best != step:
             step, params = best, checkpoints.restore(best, programs.state).params
-    plot_log(folder / _METRICS, folder / "loss.png", title=f"{name}: {train.objective}")
+    try:
+        plot_log(folder / _METRICS, folder / "loss.png", title=f"{name}: {train.objective}")
+    except RyzJAXError as error:
+        # What was trained is yet to be written, and worth more than its picture.
+        print(f"{folder / 'loss.png'} was not drawn: {error}", file=sys.stderr)
     summary = {**asdict(result), "exported_step": step, "settings": dict(settings), "finished": time.strftime("%F")}
     summary.pop("state")
     (folder / "run.json").write_text(json.dumps(summary, indent=1, default=str), encoding="utf-8")

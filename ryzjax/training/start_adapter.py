@@ -16,7 +16,7 @@ from ryzjax.lora.init import Quantize, initial_weights
 from ryzjax.lora.model import weight_of
 from ryzjax.lora.norms import row_norms
 from ryzjax.models.registry import AbstractModel
-from ryzjax.qarray import LEAVES, QArray
+from ryzjax.qarray import LEAVES, QArray, QFormat
 from ryzjax.quant.on_load import WeightPlan, round_matrix
 from ryzjax.sharding.host_memory import to_device
 from ryzjax.training.initial import place_adapter
@@ -130,8 +130,8 @@ def _rounding(model: AbstractModel, layer: str) -> Quantize | None:
     return None if format is None else partial(_round, layer, format)
 
 
-def _round(layer: str, format: object, w: jax.Array) -> QArray:
-    return round_matrix(layer, w, format)  # pyright: ignore[reportArgumentType]
+def _round(layer: str, format: QFormat, w: jax.Array) -> QArray:
+    return round_matrix(layer, w, format)
 
 
 def _replace(model: AbstractModel, weights: dict[str, jax.Array], layer: str, base: jax.Array | QArray) -> None:
