@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import jax
+
 from ryzjax.data.training import TrainingData
 from ryzjax.data.training.prefetch import Prefetcher
 from ryzjax.errors import ConfigError, RyzJAXError
@@ -106,6 +108,10 @@ def run_training(
       TrainingError, CheckpointError, DataError: as of `Loop.run`.
     """
     folder = Path(train.out).expanduser()
+    if jax.process_count() > 1:
+        raise ConfigError(
+            f"training over {jax.process_count()} processes is not supported; run one process over its machine's devices"
+        )
     if train.export == "best" and data.evaluation is None:
         raise ConfigError("export='best' needs an evaluation; give eval_data or eval_fraction, or export='last'")
     programs = make_programs(
