@@ -110,7 +110,7 @@ def run_training(
     folder = Path(train.out).expanduser()
     if jax.process_count() > 1:
         raise ConfigError(
-            f"training over {jax.process_count()} processes is not supported; run one process over its machine's devices"
+            f"training over {jax.process_count()} processes is not supported; run one over its machine's devices"
         )
     if train.export == "best" and data.evaluation is None:
         raise ConfigError("export='best' needs an evaluation; give eval_data or eval_fraction, or export='last'")
