@@ -10,55 +10,18 @@ own and takes turns. Needs the `bench` extra and peft.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
+from peer_process import Peer
 from record import write_result
 from rich.console import Console
 from rich.table import Table
 from shapes import checkpoint
 
-HERE = Path(__file__).parent
 ENGINES = {"ryzjax bf16": "bfloat16", "ryzjax int4": "int4", "torch bf16": "bfloat16", "torch f32": "float32"}
 OURS = "ryzjax bf16"
-
-
-class Peer:
-    """A child process that trains a step a line."""
-
-    def __init__(self, script: str, *arguments: str):
-        self._process = subprocess.Popen(
-            [sys.executable, str(HERE / script), *arguments],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-        )
-        self.told = self._answer()
-
-    def step(self) -> dict[str, float]:
-        """{"seconds": ..., "loss": ...} of a step."""
-        assert self._process.stdin is not None
-        self._process.stdin.write("step\n")
-        self._process.stdin.flush()
-        return self._answer()
-
-    def close(self) -> None:
-        """Ends it."""
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        self._process.wait()
-
-    def _answer(self) -> dict[str, float]:
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if not line:
-            raise SystemExit(f"{self._process.args} stopped with status {self._process.wait()}")
-        return json.loads(line)
 
 
 def main() -> None:
@@ -83,7 +46,7 @@ def main() -> None:
     losses: dict[str, list[float]] = {name: [] for name in peers}
     for _ in range(options.rounds):
         for name, peer in peers.items():
-            answer = peer.step()
+            answer = peer.ask("step")
             seconds[name].append(answer["seconds"])
             losses[name].append(answer["loss"])
     for peer in peers.values():

@@ -9,16 +9,13 @@ speed falls on all; medians and ratios come from the same rounds. torch takes pa
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
-import subprocess
-import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from gguf_checkpoint import gguf_checkpoint
+from peer_process import Peer
 from record import write_result
 from rich.console import Console
 from rich.progress import Progress
@@ -26,7 +23,6 @@ from rich.table import Table
 from shapes import SHAPES, checkpoint
 from stream import stream_bytes_a_second
 
-HERE = Path(__file__).parent
 OURS = "ryzjax"
 STREAM = "memory, a GB"
 # name -> (what is asked of each engine in each round, what is wanted: seconds of llama.cpp to ours)
@@ -36,40 +32,6 @@ CASES = {
     "prefill 512": ({"do": "prefill", "batch": 1, "context": 512, "steps": 3}, 1.2),
 }
 LONG = {"decode, batch 1, context 16K": ({"do": "decode", "batch": 1, "context": 16384, "steps": 16}, 1.1)}
-
-
-class Peer:
-    """A child process that answers measuring commands."""
-
-    def __init__(self, script: str, *arguments: str):
-        self._process = subprocess.Popen(
-            [sys.executable, str(HERE / script), *arguments],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-        )
-        self.told = self._answer()  # what it says of its engine
-
-    def measure(self, command: Mapping[str, object]) -> list[float]:
-        """Seconds, one a step."""
-        assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps(command) + "\n")
-        self._process.stdin.flush()
-        return self._answer()["seconds"]
-
-    def close(self) -> None:
-        """Ends the process."""
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        self._process.wait(timeout=60)
-
-    def _answer(self) -> dict[str, Any]:
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if not line:
-            raise RuntimeError(f"{self._process.args} ended with status {self._process.wait()}")
-        return json.loads(line)
 
 
 def main() -> None:
@@ -137,10 +99,10 @@ def _rounds(
         if command["do"] == "decode":  # the prompts are read in once, then all take turns
             asked = {"do": "measure", "steps": command["steps"]}
             for peer in taking_part.values():
-                peer.measure(command | {"room": (arguments.rounds + 1) * command["steps"] + 8})
+                peer.ask(command | {"room": (arguments.rounds + 1) * command["steps"] + 8})
         for round_number in range(arguments.rounds + 1):  # the first is a warm-up
             for name, peer in taking_part.items():
-                median = statistics.median(peer.measure(asked))
+                median = statistics.median(peer.ask(asked)["seconds"])
                 if round_number:
                     seconds[case][name].append(median)
             if round_number:

@@ -1,0 +1,57 @@
+"""Peer: a child process that measures when it is told to, a line of JSON each way."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+
+
+class Peer:
+    """A script of this folder in a process of its own.
+
+    Args:
+      script: its file name; it prints a line of what it is, then one for each line it reads.
+      arguments: of the script.
+
+    Attributes:
+      told: its first line.
+    """
+
+    def __init__(self, script: str, *arguments: str):
+        self._process = subprocess.Popen(
+            [sys.executable, str(HERE / script), *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        self.told = self._answer()
+
+    def ask(self, command: object) -> dict[str, Any]:
+        """What it answers to a command.
+
+        Raises:
+          RuntimeError: it has ended.
+        """
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(command) + "\n")
+        self._process.stdin.flush()
+        return self._answer()
+
+    def close(self) -> None:
+        """Ends the process."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait(timeout=60)
+
+    def _answer(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"{self._process.args} ended with status {self._process.wait()}")
+        return json.loads(line)
