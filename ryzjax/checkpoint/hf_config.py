@@ -11,7 +11,7 @@ from ryzjax.checkpoint.hf_keys import check_keys
 from ryzjax.errors import ConfigError
 from ryzjax.models.config import ModelConfig
 
-__all__ = ["SUPPORTED_ARCHITECTURES", "model_config_from_hf"]
+__all__ = ["SUPPORTED_ARCHITECTURES", "model_config_from_hf", "text_model_config"]
 
 _STORED_DTYPES: Mapping[str, DType] = {"float32": "float32", "bfloat16": "bfloat16", "float16": "bfloat16"}
 """What `--dtype auto` makes of the dtype a checkpoint was stored in. float16 becomes bfloat16: same size, and the
@@ -57,6 +57,18 @@ def model_config_from_hf(
     config = family.read(HFConfig(fields=fields, generation=generation or {}, dtype=_dtype(fields, dtype)))
     check_keys(fields)
     return config
+
+
+def text_model_config(raw: Mapping[str, object]) -> dict[str, object]:
+    """config.json of the text model alone, from one that `model_config_from_hf` reads: the same where it is one."""
+    outer = ConfigFields(raw=raw, source="config.json")
+    architecture = _architecture(outer)
+    family = SUPPORTED_ARCHITECTURES[architecture]
+    fields = _text_fields(outer, family)
+    if fields is outer:
+        return dict(raw)
+    alone = next(name for name in family.architectures if name != architecture)
+    return {**fields.raw, "architectures": [alone], "model_type": family.architectures[alone]}
 
 
 def _text_fields(outer: ConfigFields, family: HFFamily) -> ConfigFields:

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from ryzjax.checkpoint.families import HF_FAMILIES
+from ryzjax.checkpoint.hf_config import text_model_config
 from ryzjax.checkpoint.safetensors_write import TensorToWrite, write_safetensors
 from ryzjax.checkpoint.stored import Stored, Strided
 from ryzjax.errors import CheckpointError, ConfigError
@@ -46,7 +47,7 @@ def save_hf(
     Args:
       folder: made if it is not there; a model in it is replaced.
       get: gives a weight when its turn comes, so that one tensor is on the host at a time; in the model's dtype.
-      config: of config.json, as Hugging Face has it.
+      config: of config.json, as Hugging Face has it. Of a multimodal one the text model's part is written.
       generation: of generation_config.json.
       copy_texts: writes the tokenizer's files into the folder.
 
@@ -72,7 +73,7 @@ def save_hf(
         copy_texts(folder)
         if generation is not None:
             (folder / "generation_config.json").write_text(json.dumps(generation, indent=1), encoding="utf-8")
-        raw = {key: value for key, value in config.items() if key not in ("dtype", "torch_dtype")}
+        raw = {key: value for key, value in text_model_config(config).items() if key not in ("dtype", "torch_dtype")}
         raw.pop("quantization_config", None)
         # Last: a directory without it is not taken for a model, should anything stop us before.
         text = json.dumps({**raw, "dtype": model.config.dtype}, indent=1)

@@ -54,7 +54,7 @@ def merge_checkpoint(
     """Writes `source` with an adapter in its weights: config, tokenizer, and safetensors of plain weights.
 
     Each adapted matrix is read as float32 (dequantized, where it is quantized), added to in float32, and rounded once.
-    One tensor is in memory at a time.
+    One tensor is in memory at a time. Of a multimodal model the text model is written.
 
     Args:
       source: the base; whatever format it has.
@@ -66,11 +66,6 @@ def merge_checkpoint(
         written as Hugging Face has it.
       CheckpointError: damaged files, or a disk that is full.
     """
-    if "text_config" in source.config:
-        raise ConfigError(
-            f"{source.config_name}: a multimodal model, of which the text part alone would be written; take the "
-            "checkpoint of its text model"
-        )
     name = merged_dtype(source, dtype)
     config = model_config_from_hf(source.config, source.generation, dtype="float32", source=source.config_name)
     model = abstract_model(config, Placement(Layout.load("single"), jax.devices()[:1]))

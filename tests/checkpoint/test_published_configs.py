@@ -10,6 +10,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from ryzjax.checkpoint import load_weights, model_config_from_hf, resolve_source
+from ryzjax.checkpoint.save_hf import save_hf
 from ryzjax.errors import UnsupportedModelError
 from ryzjax.layers.rope import LinearRope, LongRope, Rope, YarnRope
 from ryzjax.models.registry import abstract_model
@@ -186,6 +187,7 @@ def test_gpt_oss():
 
 @pytest.mark.parametrize("prefix", ["language_model.model.", "model.language_model."])
 def test_the_text_part_of_a_multimodal_gemma3(prefix: str, tmp_path: Path):
+    import transformers
     from safetensors.numpy import load_file
 
     alone = tmp_path / "alone"
@@ -205,5 +207,19 @@ def test_the_text_part_of_a_multimodal_gemma3(prefix: str, tmp_path: Path):
         return load_weights(source, abstract_model(config, Placement(Layout.load("single"))))
 
     expected = load(alone)
-    for name, array in load(tmp_path).items():
+    found = load(tmp_path)
+    for name, array in found.items():
+        np.testing.assert_array_equal(array, expected[name])
+
+    # What is saved of it is the text model, as transformers reads it.
+    source = resolve_source(str(tmp_path))
+    model = abstract_model(model_config_from_hf(source.config), Placement(Layout.load("single")))
+    saved = tmp_path / "saved"
+    get = {name: np.asarray(array) for name, array in found.items()}.__getitem__
+    save_hf(saved, model, get, config=source.config, copy_texts=lambda folder: None)
+    config = transformers.AutoConfig.from_pretrained(saved)
+    assert type(config) is transformers.Gemma3TextConfig and config.architectures == ["Gemma3ForCausalLM"]
+    stored = load_file(saved / "model.safetensors")
+    assert stored.keys() == {name for name in tensors if name != "lm_head.weight"}
+    for name, array in load(saved).items():
         np.testing.assert_array_equal(array, expected[name])
