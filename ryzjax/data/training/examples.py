@@ -17,6 +17,8 @@ from ryzjax.data.training.rows import Rows, read_row, row_place
 
 __all__ = ["ExampleLimits", "ExampleRows", "RowsOfForm"]
 
+_FINGERPRINT_ROWS = 32
+
 
 @dataclass(frozen=True, kw_only=True)
 class RowsOfForm:
@@ -79,12 +81,15 @@ class ExampleRows:
         return self._fit(self._renderer.examples(sample, row), row, pair=part.form == "preference")
 
     def fingerprint(self) -> int:
-        """A number that differs, as good as always, for other rows: made of their number, the first and the last."""
+        """A number that differs, as good as always, for other rows: made of how many there are, and of some of them
+        from the first to the last."""
         if len(self) == 0:
             return 0
-        ends = [dict(read_row(part.rows, at).values) for part, at in map(self._locate, (0, len(self) - 1))]
+        last = len(self) - 1
+        picked = sorted({round(i * last / _FINGERPRINT_ROWS) for i in range(_FINGERPRINT_ROWS + 1)})
+        rows = [dict(read_row(part.rows, at).values) for part, at in map(self._locate, picked)]
         forms = [(part.form, len(part.rows)) for part in self._parts]
-        return zlib.crc32(json.dumps([forms, ends], default=str).encode("utf-8", "surrogatepass"))
+        return zlib.crc32(json.dumps([forms, rows], default=str).encode("utf-8", "surrogatepass"))
 
     def _locate(self, index: int) -> tuple[RowsOfForm, int]:
         for part in self._parts:

@@ -208,6 +208,11 @@ class BatchLoader:
             if self._loaded is None:
                 self._loaded, report = self._windows.load(self._epoch, self._window)
                 self.report += report
+                if self._unit > len(self._loaded):
+                    raise DataError(
+                        f"window {self._window} of the data has {len(self._loaded)} packed rows, and the run to go on "
+                        f"from has read {self._unit}: the rows, or how they are read, have changed since. Start anew"
+                    )
             taken = self._loaded[self._unit : self._unit + count - len(units)]
             units += taken
             self._unit += len(taken)

@@ -143,9 +143,17 @@ def test_refuses_to_resume_with_other_data(tokenizer: Tokenizer, changes: dict[s
         open_data(replace(CONFIG, **changes), tokenizer, batch_rows=4, rows=PAIRS).train.restore(
             loader(tokenizer).state()
         )
-    other = [{**PAIRS[0], "completion": "other"}, *PAIRS[1:]]
-    with pytest.raises(ConfigError, match="its fingerprint was"):
-        open_data(CONFIG, tokenizer, batch_rows=4, rows=other).train.restore(loader(tokenizer).state())
+    for at in (0, 11, 22):
+        other = [{**row, "completion": "other"} if i == at else row for i, row in enumerate(PAIRS)]
+        with pytest.raises(ConfigError, match="its fingerprint was"):
+            open_data(CONFIG, tokenizer, batch_rows=4, rows=other).train.restore(loader(tokenizer).state())
+
+
+def test_a_place_behind_the_end_of_a_window_is_told(tokenizer: Tokenizer) -> None:
+    batches = loader(tokenizer)
+    batches.restore({**batches.state(), "unit": 1000})
+    with pytest.raises(DataError, match="has read 1000: the rows, or how they are read, have changed"):
+        next(batches)
 
 
 @pytest.mark.parametrize("form", ["prompt_completion", "preference"])
