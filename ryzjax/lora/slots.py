@@ -19,6 +19,7 @@ import numpy as np
 from flax import nnx
 from jax import lax
 
+from ryzjax.bits import from_bits, storage_dtype, to_bits
 from ryzjax.layers.linear import Linear, LinearLike, multiply
 from ryzjax.layers.quantized import QuantizedWeight
 from ryzjax.layers.weight import Weight
@@ -155,11 +156,18 @@ def write_slot(
     for layer, a, b in zip(layers, block.a, block.b, strict=True):
         new_a, new_b = slot_parts(values, at, layer, rank)
         at += rank * sum(layer.shape)
-        a_out.append(lax.dynamic_update_slice(a, new_a, (slot * rank, 0)))
-        b_out.append(lax.dynamic_update_slice(b, new_b, (0, slot * rank)))
+        a_out.append(_updated(a, new_a, (slot * rank, 0)))
+        b_out.append(_updated(b, new_b, (0, slot * rank)))
     return BlockSlots(
         a=tuple(a_out), b=tuple(b_out), scales=lax.dynamic_update_slice(block.scales, scales[None], (slot, 0))
     )
+
+
+def _updated(array: jax.Array, part: jax.Array, start: tuple[jax.Array | int, ...]) -> jax.Array:
+    """dynamic_update_slice, of bits where values are bfloat16: see `ryzjax.bits`."""
+    stored = storage_dtype(array.dtype)
+    bits = lax.dynamic_update_slice(to_bits(array, stored), to_bits(part, stored), start)
+    return from_bits(bits).astype(array.dtype)
 
 
 def slot_parts(flat: Values, at: int, layer: SlotLayer, rank: int) -> tuple[Values, Values]:
