@@ -4,17 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from ryzjax import LLM, BaseConfig, DataConfig, LoraConfig, OptimizerConfig, SamplingParams, TrainConfig, finetune
-from ryzjax.batch import SegmentBatch
-from ryzjax.models.stacked import StackedModel
-from ryzjax.quant.open_model import open_model
-from ryzjax.training.initial import place_adapter
-from ryzjax.training.model import Frozen, LoraModel
+from tests.training.trained import trainers_log_probs
 
 TOKENS = [5, 9, 30, 31, 40, 7, 22, 120, 80, 81]
 
@@ -32,18 +26,7 @@ def test_served_log_probs_are_the_trainers(
         show_progress=False,
     )
     assert result.adapter is not None
-    opened = open_model(str(tiny_model), dtype="float32", weights=weights, weights_group=32)  # pyright: ignore
-    stacked = StackedModel(opened.model)
-    frozen = Frozen(stacked.stack(dict(zip(opened.model.weights, opened.load(), strict=True))), {})
-    model = LoraModel(stacked=stacked, remat="full", lora=result.adapter.config, layers=tuple(result.adapter.weights))
-    params = place_adapter(model, result.adapter.weights)
-    positions = jnp.arange(len(TOKENS), dtype=jnp.int32)[None]
-    batch = SegmentBatch(jnp.asarray([TOKENS], jnp.int32), positions, jnp.ones_like(positions))
-
-    def expected(params: dict) -> np.ndarray:
-        hidden = jax.jit(lambda p: model.hidden(p, frozen, batch, None))(params)
-        logp = jax.nn.log_softmax(model.logits(model.head_params(params), frozen, hidden), axis=-1)
-        return np.asarray(logp)[np.arange(len(TOKENS) - 1), TOKENS[1:]]
+    expected = trainers_log_probs(str(tiny_model), result.adapter, weights=weights, weights_group=32)
 
     with LLM(
         str(tiny_model),
@@ -60,9 +43,9 @@ def test_served_log_probs_are_the_trainers(
         prompts = [{"prompt_token_ids": TOKENS}] * 2
         ask = SamplingParams(max_tokens=0, prompt_logprobs=0)
         outputs = llm.generate(prompts, ask, adapter=["mine", None], use_tqdm=False)  # pyright: ignore
-    for output, wanted in zip(outputs, (expected(params), expected({})), strict=True):
+    for output, wanted in zip(outputs, (expected(TOKENS, True), expected(TOKENS, False)), strict=True):
         found = output.prompt_logprobs
         assert found is not None
         served = np.array([entry.logprob for entry in found[1:] if entry is not None])
         np.testing.assert_allclose(served, wanted, atol=1e-5)
-    assert np.abs(expected(params) - expected({})).max() > 0.1
+    assert np.abs(expected(TOKENS, True) - expected(TOKENS, False)).max() > 0.1
