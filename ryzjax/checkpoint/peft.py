@@ -15,7 +15,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
-import jax
 import ml_dtypes
 import numpy as np
 
@@ -70,11 +69,9 @@ def read_adapter(folder: Path, model: AbstractModel) -> Adapter:
             module = modules.modules[path]
             layers |= split(module, _read_module(file, module, parts, config))
     chosen = [layer for layer in model.linears if layer in layers]
-    # In one call: array by array it would take several times as long beside a server's busy threads.
-    arrays = jax.device_put([(layers[layer].a, layers[layer].b, layers[layer].magnitude) for layer in chosen])
+    # They stay on the host: a server casts them there, and beside its busy threads each array put on a device takes long.
     weights = {
-        layer: LoraWeights(a=a, b=b, magnitude=magnitude)
-        for layer, (a, b, magnitude) in zip(chosen, arrays, strict=True)
+        layer: LoraWeights(a=layers[layer].a, b=layers[layer].b, magnitude=layers[layer].magnitude) for layer in chosen
     }
     paths = {layer: path for path, module in modules.modules.items() for layer in module.parts}
     lora = replace(

@@ -24,6 +24,7 @@ __all__ = ["SafetensorsFile"]
 
 _MAX_HEADER_BYTES = 100_000_000
 _CHUNK_BYTES = 16 * 2**20
+_RELEASE_BYTES = 2**18
 
 _DTYPES: Mapping[str, np.dtype] = {
     "F64": np.dtype(np.float64),
@@ -114,6 +115,8 @@ class SafetensorsFile:
         return np.frombuffer(self._map, entry.dtype, count, offset).reshape(high - low, *inner)
 
     def _release(self, begin: int, end: int) -> None:
+        if end - begin < _RELEASE_BYTES:  # not worth a call that stops every thread of the process for a moment
+            return
         if not hasattr(mmap, "MADV_DONTNEED"):  # only Linux has it; elsewhere the system drops clean pages itself
             return
         begin -= begin % mmap.PAGESIZE

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import jax
+import numpy as np
 
 from ryzjax.errors import ConfigError
 from ryzjax.lora.config import LoraConfig
@@ -17,7 +18,7 @@ __all__ = ["Adapter", "LoraWeights", "check_adapter"]
 @partial(jax.tree_util.register_dataclass, data_fields=["a", "b", "magnitude"], meta_fields=[])
 @dataclass(frozen=True, kw_only=True)
 class LoraWeights:
-    """The update of one layer, or of a stack of layers [L, ...]: scale * B A.
+    """The update of one layer, or of a stack of layers [L, ...]: scale * B A. On a device, or as it was read, on the host.
 
     Attributes:
       a: [..., r, K].
@@ -25,9 +26,9 @@ class LoraWeights:
       magnitude: [..., N], of DoRA alone: the norm of each row of W + scale * B A.
     """
 
-    a: jax.Array
-    b: jax.Array
-    magnitude: jax.Array | None = None
+    a: jax.Array | np.ndarray
+    b: jax.Array | np.ndarray
+    magnitude: jax.Array | np.ndarray | None = None
 
     @property
     def rank(self) -> int:

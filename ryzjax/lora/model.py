@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ryzjax.lora.adapter import Adapter, LoraWeights, check_adapter
 from ryzjax.lora.linear import attach
@@ -59,14 +60,14 @@ def adapted(
     """
     check_adapter(adapter, model.linears, name=name)
     base = dict(zip(model.weights, leaves, strict=True))
-    extra: dict[str, jax.Array] = {}
+    found: dict[str, jax.Array | np.ndarray] = {}
     for layer, update in adapter.weights.items():
-        extra[f"{layer}.lora.a"], extra[f"{layer}.lora.b"] = update.a, update.b
+        found[f"{layer}.lora.a"], found[f"{layer}.lora.b"] = update.a, update.b
         if update.magnitude is not None:
-            extra[f"{layer}.lora.magnitude"] = update.magnitude
-            extra[f"{layer}.lora.row_norms"] = row_norms(weight_of(model, base, layer))
+            found[f"{layer}.lora.magnitude"] = update.magnitude
+            found[f"{layer}.lora.row_norms"] = row_norms(weight_of(model, base, layer))
     everywhere = model.placement.replicated
-    extra = {path: jax.device_put(jnp.asarray(array, jnp.float32), everywhere) for path, array in extra.items()}
+    extra = {path: jax.device_put(jnp.asarray(array, jnp.float32), everywhere) for path, array in found.items()}
     specs = {
         path: WeightSpec(shape=array.shape, dtype=array.dtype, stored_dtype=array.dtype, sharding=everywhere)
         for path, array in extra.items()
