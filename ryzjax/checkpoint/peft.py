@@ -69,7 +69,7 @@ def read_adapter(folder: Path, model: AbstractModel) -> Adapter:
             module = modules.modules[path]
             layers |= split(module, _read_module(file, module, parts, config))
     chosen = [layer for layer in model.linears if layer in layers]
-    # They stay on the host: a server casts them there, and beside its busy threads each array put on a device takes long.
+    # They stay on the host: a server casts them there, and putting each on a device takes long beside busy threads.
     weights = {
         layer: LoraWeights(a=layers[layer].a, b=layers[layer].b, magnitude=layers[layer].magnitude) for layer in chosen
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -21,6 +21,8 @@ class Eval:
     engine: Section[EngineConfig]
     config: str | None = None
     """TOML file, or the name of one in configs/serve, that sets any of these flags; a flag wins over it."""
+    adapter: str | None = None
+    """Folder of an adapter (as PEFT saves it), or name of a --lora one, to measure with the model."""
     tasks: tuple[str, ...] = ()
     """Benchmarks: hellaswag, mmlu, lambada, gsm8k, demo_addition and others of the demo model; by commas or spaces."""
     data: str = "hub"
@@ -57,6 +59,11 @@ class Eval:
 
     def run(self) -> int:
         """Measures, prints a table, writes the file; returns the exit status."""
+        if self.adapter is not None and (self.kl is not None or self.verify):
+            raise ConfigError(
+                "--adapter is measured by --tasks and --perplexity alone; for --kl and --verify merge it first "
+                "(ryzjax merge), and measure the result"
+            )
         if self.verify:
             return self._verify()
         names = [name for words in self.tasks for name in words.split(",") if name]
@@ -97,12 +104,12 @@ class Eval:
         windows = {"context_tokens": self.context_tokens, "stride_tokens": self.stride_tokens}
         tasks, measured, distance = {}, None, None
         if data is not None or text is not None:
-            engine = asdict(self.engine)
-            with LLM(engine.pop("model"), **engine) as llm:
+            engine, adapter = self._engine_and_adapter()
+            with LLM(**asdict(engine)) as llm:
                 if data is not None:
-                    tasks = evaluate(llm, names, data, options, show_progress=True)
+                    tasks = evaluate(llm, names, data, options, adapter=adapter, show_progress=True)
                 if text is not None:
-                    measured = perplexity(llm, text, **windows, show_progress=True)
+                    measured = perplexity(llm, text, **windows, adapter=adapter, show_progress=True)
             del llm  # the engine's memory is free before two models are compared
         if kl_text is not None and self.reference is not None:
             distance = text_divergence(
@@ -121,7 +128,8 @@ class Eval:
                 show_progress=True,
             )
         console = Console()
-        console.print(evaluation_table(self.engine.model, tasks=tasks, perplexity=measured, divergence=distance))
+        measured_name = self.engine.model if self.adapter is None else f"{self.engine.model} with {self.adapter}"
+        console.print(evaluation_table(measured_name, tasks=tasks, perplexity=measured, divergence=distance))
         if self.output is not None:
             report: dict[str, object] = {"model": self.engine.model, "settings": asdict(self)}
             report["tasks"] = {name: result_json(result) for name, result in tasks.items()}
@@ -148,6 +156,16 @@ class Eval:
         differ = sum(not check.is_same for check in checks)
         print(f"{len(checks) - differ} of {len(checks)} figures and files are as certified")
         return 1 if differ else 0
+
+    def _engine_and_adapter(self) -> tuple[EngineConfig, str | None]:
+        """The engine's settings, and the name its adapter has in it."""
+        names = [name for name, _ in self.engine.lora_folders]
+        if self.adapter is None or self.adapter in names:
+            return self.engine, self.adapter
+        name = "measured"
+        while name in names:
+            name += "-"
+        return replace(self.engine, lora=(*self.engine.lora, f"{name}={self.adapter}")), name
 
     def _check(self, names: list[str]) -> None:
         if (self.kl is None) != (self.reference is None):

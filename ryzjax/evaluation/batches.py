@@ -35,6 +35,7 @@ def run_batched(
     params: SamplingParams,
     *,
     title: str,
+    adapter: str | None = None,
     show_progress: bool = False,
 ) -> Iterator[tuple[int, RequestOutput]]:
     """Runs prompts of token ids, the longest first, and gives each one's index and output as its batch ends.
@@ -42,9 +43,10 @@ def run_batched(
     Args:
       params: of all prompts.
       title: in front of the bar.
+      adapter: name of a loaded adapter to run them with.
 
     Raises:
-      RequestError: a prompt is bad or does not fit the context.
+      RequestError: a prompt is bad or does not fit the context, or there is no such adapter.
     """
     # The longest first: the remaining time is over-estimated, never under, and what does not fit shows at once.
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
@@ -54,6 +56,6 @@ def run_batched(
         for start in range(0, len(order), size):
             batch = order[start : start + size]
             requests = [TokenPrompt(prompt_token_ids=list(prompts[i])) for i in batch]
-            outputs = llm.generate(requests, params, use_tqdm=False)
+            outputs = llm.generate(requests, params, adapter=adapter, use_tqdm=False)
             progress.advance(task, len(batch))
             yield from zip(batch, outputs, strict=True)

@@ -21,7 +21,13 @@ Item = TypeVar("Item")
 
 
 def evaluate(
-    llm: LLM, tasks: Sequence[str], data: DataSource, options: TaskOptions, *, show_progress: bool = False
+    llm: LLM,
+    tasks: Sequence[str],
+    data: DataSource,
+    options: TaskOptions,
+    *,
+    adapter: str | None = None,
+    show_progress: bool = False,
 ) -> dict[str, TaskResult]:
     """Runs tasks one after the other; results are by name, in the order of `tasks`.
 
@@ -29,6 +35,7 @@ def evaluate(
       tasks: names, keys of `TASKS`; each is run once.
       data: where their data is.
       options: of all of them.
+      adapter: name of a loaded adapter to measure with the model; None measures the model alone.
       show_progress: a bar on stderr for each.
 
     Raises:
@@ -38,7 +45,7 @@ def evaluate(
     """
     check_tasks(tasks)
     return {
-        name: evaluate_task(llm, TASKS[name], data, options, show_progress=show_progress)
+        name: evaluate_task(llm, TASKS[name], data, options, adapter=adapter, show_progress=show_progress)
         for name in dict.fromkeys(tasks)
     }
 
@@ -57,6 +64,7 @@ def evaluate_task(
     data: DataSource,
     options: TaskOptions,
     *,
+    adapter: str | None = None,
     show_progress: bool = False,
 ) -> TaskResult:
     """Runs one task, which may be one of your own; errors as of `evaluate`."""
@@ -70,6 +78,7 @@ def evaluate_task(
             title=task.name,
             max_tokens=options.max_tokens,
             add_special_tokens=options.add_special_tokens,
+            adapter=adapter,
             show_progress=show_progress,
         )
         scores = _regroup(flat, [len(several) for several in requests])
@@ -84,6 +93,7 @@ def evaluate_task(
             max_new_tokens=task.max_new_tokens,
             title=task.name,
             max_tokens=options.max_tokens,
+            adapter=adapter,
             show_progress=show_progress,
         )
         metrics = task.metrics(loaded.items, [completion.text for completion in completions])

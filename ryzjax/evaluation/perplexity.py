@@ -58,6 +58,7 @@ def perplexity(
     *,
     context_tokens: int | None = None,
     stride_tokens: int | None = None,
+    adapter: str | None = None,
     show_progress: bool = False,
 ) -> Perplexity:
     """Scores every token of a text but the first, once, with the windows of `sliding_windows`.
@@ -68,6 +69,7 @@ def perplexity(
     Args:
       context_tokens: longest window; by default 2048, or the engine's context where that is less.
       stride_tokens: between windows; by default half the context.
+      adapter: name of a loaded adapter to measure with.
       show_progress: a bar on stderr.
 
     Raises:
@@ -85,7 +87,9 @@ def perplexity(
     windows = sliding_windows(len(tokens), context_tokens=context, stride_tokens=stride)
     nll = np.full(len(tokens), np.nan)
     prompts = [tokens[window.begin : window.end] for window in windows]
-    for i, output in run_batched(llm, prompts, _SCORE_ONLY, title="perplexity", show_progress=show_progress):
+    for i, output in run_batched(
+        llm, prompts, _SCORE_ONLY, title="perplexity", adapter=adapter, show_progress=show_progress
+    ):
         window, scores = windows[i], output.prompt_logprobs or []
         targets = scores[window.first_target - window.begin :]
         nll[window.first_target : window.end] = [-entry.logprob for entry in targets if entry is not None]

@@ -123,6 +123,7 @@ def score(
     title: str,
     max_tokens: int | None = None,
     add_special_tokens: bool = True,
+    adapter: str | None = None,
     show_progress: bool = False,
 ) -> list[ContinuationScore]:
     """Scores continuations; results are in the order of `pairs`.
@@ -131,6 +132,7 @@ def score(
       title: in front of the bar.
       max_tokens: longest context and continuation together; by default the engine's context.
       add_special_tokens: as for `encode_pair`.
+      adapter: name of a loaded adapter to score with.
 
     Raises:
       ConfigError: `max_tokens` is more than the engine's context.
@@ -141,7 +143,7 @@ def score(
     encoded = [fit_pair(encode_pair(tokenizer, pair, add_special_tokens=add_special_tokens), longest) for pair in pairs]
     prompts = [(*pair.context, *pair.continuation) for pair in encoded]
     scores: dict[int, ContinuationScore] = {}
-    for i, output in run_batched(llm, prompts, _SCORE_ONLY, title=title, show_progress=show_progress):
+    for i, output in run_batched(llm, prompts, _SCORE_ONLY, title=title, adapter=adapter, show_progress=show_progress):
         pair = encoded[i]
         entries = [entry for entry in (output.prompt_logprobs or [])[len(pair.context) :] if entry is not None]
         scores[i] = ContinuationScore(
@@ -161,6 +163,7 @@ def complete(
     max_new_tokens: int,
     title: str,
     max_tokens: int | None = None,
+    adapter: str | None = None,
     show_progress: bool = False,
 ) -> list[Completion]:
     """Greedy completions; results are in the order of `prompts`.
@@ -171,6 +174,7 @@ def complete(
       max_new_tokens: most tokens of a completion.
       title: in front of the bar.
       max_tokens: longest prompt and completion together; by default the engine's context.
+      adapter: name of a loaded adapter to complete with.
 
     Raises:
       ConfigError: `max_tokens` is more than the engine's context, or leaves no room for a prompt.
@@ -185,7 +189,7 @@ def complete(
     params = SamplingParams(temperature=0, max_tokens=max_new_tokens, stop=tuple(stop), seed=0)
     found: dict[int, Completion] = {}
     fitted = [prompt[-room:] for prompt in prompts]
-    for i, output in run_batched(llm, fitted, params, title=title, show_progress=show_progress):
+    for i, output in run_batched(llm, fitted, params, title=title, adapter=adapter, show_progress=show_progress):
         found[i] = Completion(text=output.outputs[0].text, is_cut=len(prompts[i]) > room)
     return [found[i] for i in range(len(prompts))]
 

@@ -18,7 +18,7 @@ __all__ = ["Adapter", "LoraWeights", "check_adapter"]
 @partial(jax.tree_util.register_dataclass, data_fields=["a", "b", "magnitude"], meta_fields=[])
 @dataclass(frozen=True, kw_only=True)
 class LoraWeights:
-    """The update of one layer, or of a stack of layers [L, ...]: scale * B A. On a device, or as it was read, on the host.
+    """The update of one layer, or of a stack of layers [L, ...]: scale * B A; on a device, or on the host as read.
 
     Attributes:
       a: [..., r, K].

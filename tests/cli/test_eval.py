@@ -8,8 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from ryzjax.checkpoint import model_config_from_hf, resolve_source
+from ryzjax.checkpoint.peft import write_adapter
 from ryzjax.cli.main import main
 from ryzjax.data.byte_tokenizer import write_byte_tokenizer
+from ryzjax.models.registry import abstract_model
+from ryzjax.sharding import Layout, Placement
+from tests.adapters import random_adapter
 from tests.goldens.make_llama3_tiny import write_checkpoint
 
 
@@ -62,3 +67,39 @@ def test_everything_at_once(tmp_path: Path, compile_cache: str, capsys: pytest.C
     assert report["perplexity"]["tokens"] == 299
     assert {"ryzjax", "jax", "numpy", "python"} <= set(report["versions"])
     assert report["devices"]["count"] == 8 and report["date"].endswith("Z")
+
+
+def test_an_adapter_is_measured(tmp_path: Path, compile_cache: str, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = write_checkpoint(tmp_path / "model")
+    write_byte_tokenizer(folder, vocab_size=384)
+    source = resolve_source(str(folder))
+    model = abstract_model(model_config_from_hf(source.config), Placement(Layout.load("single")))
+    write_adapter(tmp_path / "adapter", random_adapter(model.linears, 0), model, base_model="tiny")
+    (tmp_path / "a.txt").write_text("some text of a few words " * 4)
+
+    def nll(*words: str) -> float:
+        file = str(tmp_path / "out.json")
+        base = [
+            "eval",
+            str(folder),
+            "--compile-cache",
+            compile_cache,
+            "--max-sequences",
+            "4",
+            "--max-batch-tokens",
+            "64",
+        ]
+        assert main([*base, "--perplexity", str(tmp_path / "a.txt"), "--output", file, *words]) == 0
+        return json.loads(Path(file).read_text())["perplexity"]["nll"]
+
+    alone, adapted = nll(), nll("--adapter", str(tmp_path / "adapter"))
+    assert abs(adapted - alone) > 1e-3
+    assert f"with{tmp_path / 'adapter'}" in "".join(capsys.readouterr().out.split())
+    # A --lora one by its name; beside others the model alone is the model alone.
+    lora = ["--lora", f"measured={tmp_path / 'adapter'}"]
+    assert nll(*lora, "--adapter", "measured") == pytest.approx(adapted, abs=1e-6)
+    assert nll(*lora, "--adapter", str(tmp_path / "adapter")) == pytest.approx(adapted, abs=1e-6)
+    assert nll(*lora) == pytest.approx(alone, abs=1e-6)
+    for flags in (["--kl", "f.txt", "--reference", "m"], ["--verify"]):
+        assert main(["eval", str(folder), "--adapter", "x", *flags]) == 2
+        assert "merge it first" in capsys.readouterr().err
