@@ -1,9 +1,9 @@
 """Writes the demo model's card from the files of its run: no figure in it is typed by hand.
 
-python bench/demo_card.py MODEL --scores eval.json --log log.jsonl --run run.json --output MODEL/README.md
+python bench/demo_card.py RUN --scores eval.json --output RUN/model/README.md
 
-MODEL is the checkpoint's folder; eval.json is of `ryzjax eval MODEL --tasks demo_... --output eval.json`, log.jsonl the
-run's log, run.json one object of whatever else is to be told (seeds, wall time, machine, versions).
+RUN is the folder of `ryzjax pretrain --config demo --out RUN`, on this machine: its model, its log and its settings are
+told. eval.json is of `ryzjax eval RUN/model --tasks demo_... --output eval.json`.
 """
 
 from __future__ import annotations
@@ -15,6 +15,9 @@ import struct
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from string import Template
+from typing import Any
+
+from record import provenance
 
 from ryzjax.data.synthetic import MIXTURE, TASKS
 from ryzjax.training.run_log import read_log
@@ -32,7 +35,6 @@ SHAPE = (
     "tie_word_embeddings",
 )
 LOSS_COLUMNS = ("tokens", "loss", "eval_loss")
-LOSS_ROWS = 16
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
@@ -72,24 +74,53 @@ def scores_table(report: Mapping[str, Mapping[str, Mapping[str, object]]]) -> st
 
 
 def losses_table(log: Sequence[Mapping[str, float | None]]) -> str:
-    """Lines of the log, evenly spaced, the last one among them."""
-    told = [line for line in log if line.get("loss") is not None]
-    columns = [name for name in LOSS_COLUMNS if any(line.get(name) is not None for line in told)]
-    picked = sorted({round(i * (len(told) - 1) / (LOSS_ROWS - 1)) for i in range(LOSS_ROWS)}) if told else []
-    rows = [[told[i]["step"], *(_cell(told[i].get(name)) for name in columns)] for i in picked]
-    return table(("step", *columns), rows)
+    """What the log has of each step that was evaluated, a step a row."""
+    steps: dict[float | None, dict[str, float | None]] = {}
+    for line in log:
+        steps.setdefault(line["step"], {}).update(line)
+    told = [line for line in steps.values() if line.get("eval_loss") is not None]
+    return table(
+        ("step", *LOSS_COLUMNS), [[line["step"], *(_cell(line.get(n)) for n in LOSS_COLUMNS)] for line in told]
+    )
 
 
-def card(folder: Path, *, scores: Path, log: Path, run: Path) -> str:
+def run_table(run: Mapping[str, Any]) -> str:
+    """Seeds, sizes and settings of the run, how it ended, and what it ran on."""
+    settings = run["settings"]
+    machine: dict[str, Any] = provenance()
+    batch = settings["train.batch_rows"] * settings["train.accumulate"] * settings["data.sequence_tokens"]
+    hardware = machine["hardware"]
+    rows = [
+        ("command", "`ryzjax pretrain --config demo --out demo`"),
+        ("seed of weights and rows", settings["train.seed"]),
+        ("seed of the held-out scores", 0),
+        ("synthetic rows", f"{settings['model.synthetic_rows']:,}"),
+        ("updates", f"{run['step']:,}"),
+        ("tokens an update", f"{batch:,}"),
+        ("tokens trained on (of the assistant)", f"{run['tokens']:,}"),
+        *(
+            (name.replace("_", " "), settings[f"optimizer.{name}"])
+            for name in ("optimizer", "learning_rate", "adam_learning_rate", "schedule", "warmup_steps", "decay_ratio")
+        ),
+        ("last loss", f"{run['loss']:.4f}"),
+        ("evaluation loss", f"{run['eval_loss']:.4f}"),
+        ("minutes", f"{run['wall_s'] / 60:.0f}"),
+        ("machine", f"{hardware['cpu']}, {hardware['cores']} cores"),
+        ("versions", ", ".join(f"{name} {number}" for name, number in machine["versions"].items())),
+    ]
+    return table(("", ""), rows)
+
+
+def card(run: Path, scores: Path) -> str:
     """The whole text."""
-    facts = json.loads(run.read_text(encoding="utf-8"))
+    folder = run / "model"
     mixture = [(f"`{name}`", f"{share:.0%}", TASKS[name].description) for name, share in MIXTURE.items()]
     return Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
         parameters=f"{num_parameters(folder) / 1e6:.1f} million",
         model=model_table(folder),
         scores=scores_table(json.loads(scores.read_text(encoding="utf-8"))),
-        run=table(("", ""), [(name.replace("_", " "), _cell(value)) for name, value in facts.items()]),
-        losses=losses_table(read_log(log)),
+        run=run_table(json.loads((run / "run.json").read_text(encoding="utf-8"))),
+        losses=losses_table(read_log(run / "metrics.jsonl")),
         mixture=table(("task", "share", "rows"), mixture),
     )
 
@@ -105,12 +136,11 @@ def _cell(value: object) -> str:
 def main() -> None:
     """Writes the card."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("model", type=Path)
-    for name in ("scores", "log", "run", "output"):
+    parser.add_argument("run", type=Path)
+    for name in ("scores", "output"):
         parser.add_argument(f"--{name}", type=Path, required=True)
     given = parser.parse_args()
-    text = card(given.model, scores=given.scores, log=given.log, run=given.run)
-    given.output.write_text(text, encoding="utf-8")
+    given.output.write_text(card(given.run, given.scores), encoding="utf-8")
 
 
 if __name__ == "__main__":
