@@ -12,7 +12,7 @@ import numpy as np
 
 from ryzjax.data.training.batch import TrainBatch
 from ryzjax.data.training.loader import Batches, BatchLoader
-from ryzjax.errors import CheckpointError, TrainingError
+from ryzjax.errors import CheckpointError, DataError, TrainingError
 from ryzjax.training.checkpoints import Json, RunCheckpoints
 from ryzjax.training.config import TrainConfig
 from ryzjax.training.early_stopping import EarlyStopping
@@ -204,7 +204,7 @@ class Loop:
         Raises:
           TrainingError: a loss or gradient that is not finite. The latest checkpoint is of before.
           CheckpointError: one cannot be written.
-          DataError: a row is bad.
+          DataError: a row is bad. What was trained before it is kept in a checkpoint.
         """
         started = time.perf_counter()
         train = self.programs.compile_train()
@@ -215,7 +215,10 @@ class Loop:
         stopped_by: str | None = None
         with StopSignals(lambda name: self._message(f"{name}: stopping after this step, with a checkpoint")) as signals:
             while self._progress.step < self.total_steps and stopped_by is None:
-                batch = next(self._train)
+                try:
+                    batch = next(self._train)
+                except DataError as error:
+                    raise self._kept(error, state, pending) from error
                 now = _Pending(
                     step=self._progress.step + 1,
                     metrics={},
@@ -335,6 +338,17 @@ class Loop:
         self._checkpoints.save(progress.step, state, kept, eval_loss=evaluated)
         self._saved_step = progress.step
         self._logged_s += time.perf_counter() - began
+
+    def _kept(self, error: DataError, state: TrainState, pending: _Pending | None) -> DataError:
+        """The error of a bad row, after a checkpoint of all that was trained before it."""
+        if pending is not None:
+            self._read(pending)
+        if not self.step:
+            return error
+        if self._saved_step != self.step:
+            self._save(state)
+        self._checkpoints.wait()
+        return DataError(f"{error}. The run is kept as of step {self.step}: go on with --resume")
 
     def _check_settings(self, kept: Json) -> None:
         """Says which settings differ from the run's; what changes its losses is the user's to know."""

@@ -146,6 +146,23 @@ def test_a_loss_that_is_no_number_stops_the_run(tiny_model: Path, rows_file: Pat
     assert not (tmp_path / "adapter").exists()
 
 
+def test_a_bad_row_loses_nothing_that_was_trained_before_it(tiny_model: Path, tmp_path: Path) -> None:
+    """The run is kept up to it, whatever `save_every` is, and goes on as if the row had been left out from the start."""
+    rows = [{"prompt": f"say {i % 7}", "completion": f" {i % 7}" * (90 if i == 27 else 2)} for i in range(40)]
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    data = {"shuffle": False, "packing": False, "window_rows": 5}
+    train = {"save_every": 100}
+    with pytest.raises(DataError, match=r"rows\.jsonl:28.* The run is kept as of step 1[02]: go on with --resume"):
+        run(tiny_model, file, tmp_path / "cut", train=train | {"max_steps": 18}, data=data)
+    assert not (tmp_path / "cut/adapter").exists()
+    data["drop_long"] = True
+    for out, resume in (("cut", True), ("whole", False)):
+        result = run(tiny_model, file, tmp_path / out, train=train | {"max_steps": 18, "resume": resume}, data=data)
+        assert result.step == 18
+    assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
+
+
 def test_early_stopping(tiny_model: Path, rows_file: Path, tmp_path: Path) -> None:
     result = run(
         tiny_model,
