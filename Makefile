@@ -1,4 +1,4 @@
-# make serve MODEL=<directory or Hugging Face id> [ARGS="--port 8080"]
+# make serve [MODEL=<directory or Hugging Face id>] [ARGS="--port 8080"]; without MODEL, the demo model
 # make test | lint | bench | constraints | clean
 PYTHON ?= python3
 VENV := .venv
@@ -7,19 +7,11 @@ INSTALL := $(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/pyth
 
 .PHONY: serve test lint format bench constraints clean
 
-# Without a MODEL, say so at once: before anything is installed.
-ifdef MODEL
 serve: $(VENV)/.installed
-	$(BIN)/ryzjax serve "$(MODEL)" $(ARGS)
+	$(BIN)/ryzjax serve $(if $(MODEL),"$(MODEL)") $(ARGS)
 
 bench: $(VENV)/.installed
-	$(BIN)/ryzjax bench offline "$(MODEL)" $(ARGS)
-else
-serve bench:
-	@echo 'error: no model named. Say which: make $@ MODEL=<local directory or Hugging Face id>' >&2
-	@echo '       for example: make $@ MODEL=HuggingFaceTB/SmolLM2-135M-Instruct' >&2
-	@exit 2
-endif
+	$(BIN)/ryzjax bench offline $(if $(MODEL),"$(MODEL)") $(ARGS)
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile $(ARGS)

@@ -84,12 +84,15 @@ def losses_table(log: Sequence[Mapping[str, float | None]]) -> str:
     )
 
 
-def run_table(run: Mapping[str, Any]) -> str:
+def run_table(run: Mapping[str, Any], log: Sequence[Mapping[str, float | None]]) -> str:
     """Seeds, sizes and settings of the run, how it ended, and what it ran on."""
     settings = run["settings"]
     machine: dict[str, Any] = provenance()
     batch = settings["train.batch_rows"] * settings["train.accumulate"] * settings["data.sequence_tokens"]
     hardware = machine["hardware"]
+    # Of all processes that took part: `wall_s` is the last one's.
+    speeds = [line["tokens_per_s"] for line in log if line.get("tokens_per_s")]
+    minutes = sum(settings["train.log_every"] * batch / speed for speed in speeds if speed) / 60
     rows = [
         ("command", "`ryzjax pretrain --config demo --out demo`"),
         ("seed of weights and rows", settings["train.seed"]),
@@ -104,7 +107,7 @@ def run_table(run: Mapping[str, Any]) -> str:
         ),
         ("last loss", f"{run['loss']:.4f}"),
         ("evaluation loss", f"{run['eval_loss']:.4f}"),
-        ("minutes", f"{run['wall_s'] / 60:.0f}"),
+        ("minutes, by the log", f"{minutes:.0f}"),
         ("machine", f"{hardware['cpu']}, {hardware['cores']} cores"),
         ("versions", ", ".join(f"{name} {number}" for name, number in machine["versions"].items())),
     ]
@@ -113,14 +116,14 @@ def run_table(run: Mapping[str, Any]) -> str:
 
 def card(run: Path, scores: Path) -> str:
     """The whole text."""
-    folder = run / "model"
+    folder, log = run / "model", read_log(run / "metrics.jsonl")
     mixture = [(f"`{name}`", f"{share:.0%}", TASKS[name].description) for name, share in MIXTURE.items()]
     return Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
         parameters=f"{num_parameters(folder) / 1e6:.1f} million",
         model=model_table(folder),
         scores=scores_table(json.loads(scores.read_text(encoding="utf-8"))),
-        run=run_table(json.loads((run / "run.json").read_text(encoding="utf-8"))),
-        losses=losses_table(read_log(run / "metrics.jsonl")),
+        run=run_table(json.loads((run / "run.json").read_text(encoding="utf-8")), log),
+        losses=losses_table(log),
         mixture=table(("task", "share", "rows"), mixture),
     )
 

@@ -20,6 +20,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # From the top down. A module imports from its own folder and from lower rows; the folders of one row do not
 # import each other.
 ROWS = (
+    ("__main__",),
     ("cli",),
     ("bench", "evaluation"),
     ("serving", "training"),

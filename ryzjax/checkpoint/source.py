@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from ryzjax.errors import CheckpointError, ConfigError
+from ryzjax.shipped import DEMO_MODEL, demo_folder
 
 __all__ = ["ORBAX_FOLDER", "CheckpointSource", "LoadFormat", "resolve_source"]
 
@@ -76,8 +77,8 @@ def resolve_source(
     """Finds a model's files, downloading them where `model` is a Hub id.
 
     Args:
-      model: a local directory; a GGUF file; a config file (with load_format "dummy" only); or a Hub id such as
-        "org/name", or "org/name/file.gguf".
+      model: a local directory; a GGUF file; a config file (with load_format "dummy" only); "ryzjax/demo", the model
+        that comes with the package; or a Hub id such as "org/name", or "org/name/file.gguf".
       load_format: "auto" takes what is there, safetensors before GGUF; "dummy" needs no weight files.
       revision: branch, tag or commit on the Hub.
       show_progress: a bar on stderr while downloading.
@@ -91,6 +92,8 @@ def resolve_source(
     if not model:
         raise ConfigError("model is empty; expected a directory or a Hugging Face id such as org/name")
     path = Path(model).expanduser()
+    if model == DEMO_MODEL and not path.exists():
+        path = demo_folder()
     if path.exists() and revision is not None:
         raise ConfigError(f"revision={revision!r} was given, but model={model!r} is a local path; leave it out")
     if path.suffix == ".gguf" and (path.is_file() or load_format == "gguf"):

@@ -10,6 +10,7 @@ from tyro.conf import Positional, UseAppendAction
 from tyro.conf import arg as tyro_arg
 
 from ryzjax.errors import ConfigError
+from ryzjax.shipped import DEMO_MODEL
 
 __all__ = ["EngineConfig", "EngineOptions", "parse_bytes"]
 
@@ -21,7 +22,7 @@ _UNITS |= {f"{prefix}B": 1000**i for i, prefix in enumerate("KMGT", 1)}
 class EngineConfig:
     """What to serve and how."""
 
-    model: Annotated[Positional[str], tyro_arg(metavar="MODEL")]
+    model: Annotated[Positional[str], tyro_arg(metavar="[MODEL]")] = DEMO_MODEL
     """Local directory, GGUF file, Hugging Face id, or (with --load-format dummy) a config.json."""
     model_revision: str | None = None
     """Branch, tag or commit of a Hugging Face id."""

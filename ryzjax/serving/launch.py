@@ -41,6 +41,7 @@ from ryzjax.serving.host.pages import PagePool
 from ryzjax.serving.host.scheduler import Scheduler
 from ryzjax.serving.runner import ModelRunner
 from ryzjax.sharding import Layout, Placement
+from ryzjax.shipped import DEMO_MODEL, demo_notice
 
 __all__ = ["launch_engine"]
 
@@ -60,6 +61,9 @@ def launch_engine(config: EngineConfig, *, model_name: str | None = None, show_p
     Raises:
       ConfigError, UnsupportedModelError, LayoutError, CheckpointError, CapacityError: before anything is served.
     """
+    if config.model == DEMO_MODEL:
+        # A warning: Python shows those without any logging set up, as in a notebook.
+        _log.warning("%s", demo_notice())
     with _phase("config"):
         source = resolve_source(config.model, revision=config.model_revision, load_format=config.load_format)
         model_config = model_config_from_hf(

@@ -20,6 +20,7 @@ from ryzjax.serving.frontend import AsyncEngine
 from ryzjax.serving.launch import launch_engine
 from ryzjax.serving.request import EmbeddingOutput, Pooling, RequestOutput, StreamDelta
 from ryzjax.serving.sampling_params import SamplingParams
+from ryzjax.shipped import DEMO_MODEL
 
 __all__ = ["LLM", "TokenPrompt"]
 
@@ -40,7 +41,7 @@ class LLM:
     """A model in this process.
 
     Args:
-      model: local directory or Hugging Face id.
+      model: local directory or Hugging Face id; by default the demo model that comes with RyzJAX.
       options: fields of `EngineConfig` (dtype, layout, max_context_tokens, ...).
 
     Raises:
@@ -51,7 +52,7 @@ class LLM:
       >>> llm.generate(["Once upon a time"], SamplingParams(temperature=0))[0].outputs[0].text
     """
 
-    def __init__(self, model: str, **options: Unpack[EngineOptions]):
+    def __init__(self, model: str = DEMO_MODEL, **options: Unpack[EngineOptions]):
         self.engine: AsyncEngine = launch_engine(EngineConfig(model=model, **options))
 
     def __enter__(self) -> LLM:

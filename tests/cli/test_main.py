@@ -62,7 +62,6 @@ def test_bad_input_is_one_line(words: list[str], message: str, capsys: pytest.Ca
     [
         (["serve", "m", "--prot", "9"], "--port"),
         (["serve", "m", "--dtype", "float99"], "bfloat16"),
-        (["serve"], "MODEL"),
     ],
 )
 def test_wrong_flags_are_explained(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

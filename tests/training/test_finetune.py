@@ -147,7 +147,7 @@ def test_a_loss_that_is_no_number_stops_the_run(tiny_model: Path, rows_file: Pat
 
 
 def test_a_bad_row_loses_nothing_that_was_trained_before_it(tiny_model: Path, tmp_path: Path) -> None:
-    """The run is kept up to it, whatever `save_every` is, and goes on as if the row had been left out from the start."""
+    """The run is kept up to it, whatever `save_every` is, and goes on as if the row had been left out all along."""
     rows = [{"prompt": f"say {i % 7}", "completion": f" {i % 7}" * (90 if i == 27 else 2)} for i in range(40)]
     file = tmp_path / "rows.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")

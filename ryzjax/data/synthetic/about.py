@@ -50,7 +50,7 @@ FACTS: tuple[tuple[tuple[str, ...], str], ...] = (
     ),
     (
         ("How do I train a model from scratch?", "Which command trains from scratch?", "How do I pre-train a model?"),
-        "Run ryzjax pretrain.",
+        "Run ryzjax pretrain --config demo --out demo.",
     ),
     (
         ("How do I merge an adapter?", "Which command merges an adapter?", "How do I put an adapter into the weights?"),
@@ -66,7 +66,7 @@ FACTS: tuple[tuple[tuple[str, ...], str], ...] = (
     ),
     (
         ("How do I install RyzJAX?", "How do I set up RyzJAX?", "How is RyzJAX installed?"),
-        "Run make serve MODEL=DIR. It creates .venv and installs everything.",
+        "Run make serve. It creates .venv, installs everything and serves the demo model.",
     ),
     (
         ("How do I run the tests?", "Which command runs the tests?", "How do I test RyzJAX?"),
@@ -114,7 +114,7 @@ FACTS: tuple[tuple[tuple[str, ...], str], ...] = (
     ),
     (
         ("How do I use int8 weights?", "How do I round the weights on load?", "What does --weights do?"),
-        "Give --weights int8 or --weights int4: a plain checkpoint is rounded as it is loaded.",
+        "Give --weights int8, int4 or nf4: a plain checkpoint is rounded as it is loaded.",
     ),
     (
         ("How do I quantize the KV cache?", "What does --kv-dtype do?", "How do I save memory of the KV cache?"),

@@ -107,9 +107,9 @@ def test_bad_items() -> None:
 
 
 def test_lists_grow_with_the_run() -> None:
-    assert max_context_pieces(0.0) == 128
-    assert 128 < max_context_pieces(0.2) < max_context_pieces(0.3) < 1700
-    assert max_context_pieces(0.4) == max_context_pieces(1.0) == 1700
+    assert max_context_pieces(0.0) == max_context_pieces(0.2) == 64
+    assert 64 < max_context_pieces(0.3) < max_context_pieces(0.5) < 1700
+    assert max_context_pieces(0.6) == max_context_pieces(1.0) == 1700
     rows = SyntheticRows(0, 800, mixture={"retrieval": 1})
     early, late = (max(row_pieces(rows[i]) for i in part) for part in (range(20), range(600, 800)))
     assert early < 1000 < 1200 < late < 2048

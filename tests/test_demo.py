@@ -1,0 +1,89 @@
+"""The demo model that comes with the package: what is in its folder, that it runs unasked, and what it can do."""
+
+from __future__ import annotations
+
+import json
+import logging
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ryzjax import LLM, SamplingParams
+from ryzjax.checkpoint.source import resolve_source
+from ryzjax.evaluation import NoData, TaskOptions, evaluate
+from ryzjax.shipped import DEMO_MODEL, demo_folder
+
+ROOT = Path(__file__).resolve().parents[1]
+GREEDY = SamplingParams(temperature=0, max_tokens=64)
+
+
+@pytest.fixture(scope="module")
+def llm() -> Iterator[LLM]:
+    with LLM(max_sequences=8, kv_memory="64MiB") as llm:
+        yield llm
+
+
+def test_it_is_small_and_whole():
+    files = {path.name for path in demo_folder().iterdir()}
+    assert {"config.json", "model.safetensors", "tokenizer.json", "chat_template.jinja", "README.md"} <= files
+    assert not [name for name in files if name.endswith((".py", ".bin", ".pt"))]
+    assert sum(path.stat().st_size for path in demo_folder().glob("*.safetensors")) <= 16e6
+    card = (demo_folder() / "README.md").read_text(encoding="utf-8")
+    assert "seed" in card and "demo_addition" in card and "Apache-2.0" in card
+
+
+def test_its_name_is_a_model_wherever_one_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    assert resolve_source(DEMO_MODEL).directory == demo_folder()
+    # A directory of that name is meant first, as for any id.
+    own = tmp_path / DEMO_MODEL
+    own.mkdir(parents=True)
+    for name in ("config.json", "model.safetensors"):
+        (own / name).write_bytes((demo_folder() / name).read_bytes())
+    assert resolve_source(DEMO_MODEL).directory.resolve() == own
+
+
+def test_without_a_model_it_is_taken_and_said(llm: LLM, caplog: pytest.LogCaptureFixture):
+    assert llm.engine.model_name == "demo"
+    with caplog.at_level(logging.WARNING), LLM(max_sequences=1, max_batch_tokens=32, kv_memory="8MiB"):
+        pass
+    assert any(DEMO_MODEL in message and "demo model" in message for message in caplog.messages)
+
+
+def test_it_answers(llm: LLM):
+    (answer,) = llm.chat([{"role": "user", "content": "What is 12 + 34?"}], GREEDY, use_tqdm=False)
+    assert answer.outputs[0].text == "12 + 34 = 46"
+    assert answer.outputs[0].finish_reason == "stop"
+
+
+@pytest.mark.parametrize(("task", "wanted"), [("addition", 0.95), ("extraction", 0.90), ("retrieval", 0.95)])
+def test_it_does_what_its_card_says(llm: LLM, task: str, wanted: float):
+    name = f"demo_{task}"
+    results = evaluate(llm, [name], NoData(), TaskOptions())
+    assert results[name].metrics["exact_match"].value >= wanted
+
+
+def test_its_config_is_the_recipes():
+    config = json.loads((demo_folder() / "config.json").read_text(encoding="utf-8"))
+    recipe = (ROOT / "configs" / "train" / "demo.toml").read_text(encoding="utf-8")
+    for ours, hf in (
+        ("hidden_size", "hidden_size"),
+        ("num_layers", "num_hidden_layers"),
+        ("num_heads", "num_attention_heads"),
+    ):
+        assert f"{ours} = {config[hf]}\n" in recipe
+
+
+def test_make_serve_names_no_model():
+    shown = subprocess.run(["make", "-n", "serve"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert shown.rstrip().endswith("ryzjax serve")
+    shown = subprocess.run(["make", "-n", "serve", "MODEL=a b"], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert shown.stdout.rstrip().endswith('ryzjax serve "a b"')
+
+
+def test_python_dash_m():
+    shown = subprocess.run([sys.executable, "-m", "ryzjax", "--version"], capture_output=True, text=True, check=True)
+    assert shown.stdout.startswith("ryzjax ")
