@@ -1,9 +1,10 @@
 """Writes the demo model's card from the files of its run: no figure in it is typed by hand.
 
-python bench/demo_card.py RUN --scores eval.json --output RUN/model/README.md
+python bench/demo_card.py RUN --scores eval.json [--note TEXT] --output RUN/model/README.md
 
 RUN is the folder of `ryzjax pretrain --config demo --out RUN`, on this machine: its model, its log and its settings are
-told. eval.json is of `ryzjax eval RUN/model --tasks demo_... --output eval.json`.
+told. eval.json is of `ryzjax eval RUN/model --tasks demo_... --output eval.json`. The note stands under the settings:
+what happened to the run that they do not say.
 """
 
 from __future__ import annotations
@@ -114,7 +115,7 @@ def run_table(run: Mapping[str, Any], log: Sequence[Mapping[str, float | None]])
     return table(("", ""), rows)
 
 
-def card(run: Path, scores: Path) -> str:
+def card(run: Path, scores: Path, note: str) -> str:
     """The whole text."""
     folder, log = run / "model", read_log(run / "metrics.jsonl")
     mixture = [(f"`{name}`", f"{share:.0%}", TASKS[name].description) for name, share in MIXTURE.items()]
@@ -123,6 +124,7 @@ def card(run: Path, scores: Path) -> str:
         model=model_table(folder),
         scores=scores_table(json.loads(scores.read_text(encoding="utf-8"))),
         run=run_table(json.loads((run / "run.json").read_text(encoding="utf-8")), log),
+        note=note,
         losses=losses_table(log),
         mixture=table(("task", "share", "rows"), mixture),
     )
@@ -142,8 +144,9 @@ def main() -> None:
     parser.add_argument("run", type=Path)
     for name in ("scores", "output"):
         parser.add_argument(f"--{name}", type=Path, required=True)
+    parser.add_argument("--note", default="The run went from its start to its end without a stop.")
     given = parser.parse_args()
-    given.output.write_text(card(given.run, given.scores), encoding="utf-8")
+    given.output.write_text(card(given.run, given.scores, given.note), encoding="utf-8")
 
 
 if __name__ == "__main__":
