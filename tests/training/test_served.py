@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from ryzjax import LLM, BaseConfig, DataConfig, LoraConfig, OptimizerConfig, SamplingParams, TrainConfig, finetune
+from ryzjax.quant.on_load import Weights
 from tests.training.trained import trainers_log_probs
 
 TOKENS = [5, 9, 30, 31, 40, 7, 22, 120, 80, 81]
@@ -15,10 +16,10 @@ TOKENS = [5, 9, 30, 31, 40, 7, 22, 120, 80, 81]
 
 @pytest.mark.parametrize("weights", ["auto", "int4"])
 def test_served_log_probs_are_the_trainers(
-    weights: str, tiny_model: Path, rows_file: Path, tmp_path: Path, compile_cache: str
+    weights: Weights, tiny_model: Path, rows_file: Path, tmp_path: Path, compile_cache: str
 ) -> None:
     result = finetune(
-        BaseConfig(model=str(tiny_model), dtype="float32", weights=weights, weights_group=32),  # pyright: ignore
+        BaseConfig(model=str(tiny_model), dtype="float32", weights=weights, weights_group=32),
         DataConfig(data=(str(rows_file),), sequence_tokens=64),
         lora=LoraConfig(rank=4, alpha=8),
         optimizer=OptimizerConfig(learning_rate=2e-2, warmup_steps=0),
@@ -31,7 +32,7 @@ def test_served_log_probs_are_the_trainers(
     with LLM(
         str(tiny_model),
         dtype="float32",
-        weights=weights,  # pyright: ignore
+        weights=weights,
         weights_group=32,
         max_loras=1,
         max_sequences=2,

@@ -11,6 +11,7 @@ import numpy as np
 from ryzjax.batch import SegmentBatch
 from ryzjax.lora import Adapter
 from ryzjax.models.stacked import StackedModel
+from ryzjax.quant.on_load import Weights
 from ryzjax.quant.open_model import open_model
 from ryzjax.training.initial import place_adapter
 from ryzjax.training.model import Frozen, LoraModel
@@ -19,10 +20,10 @@ __all__ = ["trainers_log_probs"]
 
 
 def trainers_log_probs(
-    model: str, adapter: Adapter, *, weights: str, weights_group: int
+    model: str, adapter: Adapter, *, weights: Weights, weights_group: int
 ) -> Callable[[Sequence[int], bool], np.ndarray]:
     """(tokens, with the adapter or without) -> float32 log-probability of each token but the first, in float32."""
-    opened = open_model(model, dtype="float32", weights=weights, weights_group=weights_group)  # pyright: ignore
+    opened = open_model(model, dtype="float32", weights=weights, weights_group=weights_group)
     stacked = StackedModel(opened.model)
     frozen = Frozen(stacked.stack(dict(zip(opened.model.weights, opened.load(), strict=True))), {})
     trained = LoraModel(stacked=stacked, remat="full", lora=adapter.config, layers=tuple(adapter.weights))
