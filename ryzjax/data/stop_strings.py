@@ -4,15 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-__all__ = ["StopStringMatcher"]
+__all__ = ["StopStringMatcher", "StopStrings"]
 
 
-class StopStringMatcher:
-    """Watches a growing text for the first stop string.
-
-    The first is the one that ends first (of those, the longest), so the result does not depend on how the text was
-    cut into pushes. Each character costs amortised O(number of stops), however long the stops are (Knuth, Morris and
-    Pratt, SIAM J. Comput. 6(2), 1977).
+class StopStrings:
+    """The stop strings of a request, with what a search for them needs. All completions of the request share it.
 
     Args:
       stops: non-empty strings.
@@ -22,11 +18,27 @@ class StopStringMatcher:
     def __init__(self, stops: Sequence[str], include: bool = False):
         if not all(stops):
             raise ValueError(f"stops={list(stops)!r}: a stop string is empty; it would match everywhere")
-        self._stops = tuple(stops)
-        self._include = include
-        self._failures = [_failure_table(stop) for stop in self._stops]
+        self.stops = tuple(stops)
+        self.include = include
+        self.failures = tuple(map(_failure_table, self.stops))
+        self.first_chars = frozenset(stop[0] for stop in self.stops)
+
+
+class StopStringMatcher:
+    """Watches a growing text for the first stop string.
+
+    The first is the one that ends first (of those, the longest), so the result does not depend on how the text was
+    cut into pushes. Each character costs amortised O(number of stops), however long the stops are (Knuth, Morris and
+    Pratt, SIAM J. Comput. 6(2), 1977); a text in which no stop begins costs a look for their first characters.
+
+    Args:
+      strings: what to look for.
+    """
+
+    def __init__(self, strings: StopStrings):
+        self._strings = strings
         # How many characters of each stop the text ends with.
-        self._states = [0] * len(self._stops)
+        self._states = [0] * len(strings.stops)
         self._held = ""
         self._is_matched = False
 
@@ -39,7 +51,7 @@ class StopStringMatcher:
         """
         if self._is_matched:
             return "", None
-        if not self._stops:
+        if not self._held and self._strings.first_chars.isdisjoint(text):
             return text, None
         for position, char in enumerate(text):
             matched = self._advance(char)
@@ -47,7 +59,7 @@ class StopStringMatcher:
                 self._is_matched = True
                 shown = self._held + text[: position + 1]
                 self._held = ""
-                return (shown if self._include else shown[: -len(matched)]), matched
+                return (shown if self._strings.include else shown[: -len(matched)]), matched
         shown = self._held + text
         cut = len(shown) - max(self._states)
         self._held = shown[cut:]
@@ -56,16 +68,17 @@ class StopStringMatcher:
     def flush(self) -> str:
         """The text still held back: the stream has ended, so it is no stop string."""
         held, self._held = self._held, ""
-        self._states = [0] * len(self._stops)
+        self._states = [0] * len(self._states)
         return held
 
     def _advance(self, char: str) -> str | None:
         """Moves every stop by one character; the longest that is complete, or None."""
         matched: str | None = None
-        for i, stop in enumerate(self._stops):
+        failures = self._strings.failures
+        for i, stop in enumerate(self._strings.stops):
             state = self._states[i]
             while state and stop[state] != char:
-                state = self._failures[i][state - 1]
+                state = failures[i][state - 1]
             if stop[state] == char:
                 state += 1
             if state == len(stop):

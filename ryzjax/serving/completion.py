@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ryzjax.data.detokenizer import IncrementalDetokenizer
-from ryzjax.data.stop_strings import StopStringMatcher
+from ryzjax.data.stop_strings import StopStringMatcher, StopStrings
 from ryzjax.data.tokenizer import Tokenizer
 from ryzjax.serving.request import StreamDelta, TokenEvent
 from ryzjax.serving.sampling_params import SamplingParams
@@ -16,14 +16,24 @@ class CompletionStream:
 
     Args:
       index: which of the request's completions.
+      tokenizer: turns the tokens into text.
+      params: the request's settings.
+      stops: the request's stop strings; its completions share them.
       prompt_token_ids: context for the first word's leading space.
     """
 
-    def __init__(self, index: int, tokenizer: Tokenizer, params: SamplingParams, prompt_token_ids: tuple[int, ...]):
+    def __init__(
+        self,
+        index: int,
+        tokenizer: Tokenizer,
+        params: SamplingParams,
+        stops: StopStrings,
+        prompt_token_ids: tuple[int, ...],
+    ):
         self.index = index
         self._include_stop = params.include_stop_str_in_output
         self._text = IncrementalDetokenizer(tokenizer, params.skip_special_tokens, prompt_token_ids=prompt_token_ids)
-        self._stops = StopStringMatcher(tuple(params.stop), params.include_stop_str_in_output)
+        self._stops = StopStringMatcher(stops)
         self.is_finished = False
 
     def push(self, event: TokenEvent) -> StreamDelta:

@@ -9,10 +9,12 @@ import uuid
 from collections import defaultdict
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
+from ryzjax.data.stop_strings import StopStrings
 from ryzjax.data.tokenizer import Tokenizer
 from ryzjax.errors import ConfigError, EngineStoppedError, QueueFullError, RequestError
 from ryzjax.lora import Adapter
@@ -29,10 +31,11 @@ from ryzjax.serving.request import (
     EmbeddingOutput,
     EngineRequest,
     Pooling,
+    PromptLogprobs,
+    PromptScores,
     RequestOutput,
     StreamDelta,
     TokenEvent,
-    TokenLogprobs,
 )
 from ryzjax.serving.request_builder import RequestBuilder
 from ryzjax.serving.sampling_params import SamplingParams
@@ -42,6 +45,7 @@ __all__ = ["AsyncEngine", "Prompt"]
 Prompt = str | Sequence[int]
 
 _LONG_TEXT = 4096  # characters from which tokenizing would hold up the event loop
+_LONG_STOPS = 1024  # characters from which preparing stop strings would
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,15 +113,17 @@ class AsyncEngine:
         self._thread.stop()
         self._end_all("the engine was stopped")
 
-    async def drain(self, timeout_s: float) -> None:
-        """Refuses new requests, waits for the open ones at most `timeout_s` seconds, then aborts the rest."""
+    async def drain(
+        self, timeout_s: float, *, reason: str = "the engine shut down before the request was finished"
+    ) -> None:
+        """Refuses new requests, waits at most `timeout_s` seconds for the open ones, and ends the rest with `reason`."""
         self._is_draining = True
         deadline = time.monotonic() + timeout_s
         while self._listeners and time.monotonic() < deadline:
             await asyncio.sleep(0.02)
         for request_id in list(self._listeners):
             self._thread.abort(request_id)
-        self._end_all(f"the server shut down before the request was finished (drain timeout {timeout_s:g} s)")
+        self._end_all(reason)
 
     @property
     def is_healthy(self) -> bool:
@@ -200,7 +206,7 @@ class AsyncEngine:
         prompt_logprobs = None
         async for delta in self.stream(token_ids, params, request_id=request_id, adapter=adapter):
             if delta.prompt_logprobs is not None:
-                prompt_logprobs = list(delta.prompt_logprobs)
+                prompt_logprobs = delta.prompt_logprobs
             output = outputs[delta.index]
             output.text += delta.text
             output.token_ids.extend(delta.token_ids)
@@ -232,13 +238,14 @@ class AsyncEngine:
         """
         token_ids = tuple(await self._token_ids(prompt))
         requests = self._builder.completions(token_ids, params, request_id or uuid.uuid4().hex, self._adapter(adapter))
+        stops = await self._stop_strings(params)
         streams = {
-            request.request_id: CompletionStream(i, self.tokenizer, params, token_ids)
+            request.request_id: CompletionStream(i, self.tokenizer, params, stops, token_ids)
             for i, request in enumerate(requests)
         }
         events: asyncio.Queue[TokenEvent] = asyncio.Queue()
         self._open(requests, _Listener(asyncio.get_running_loop(), events))
-        scored: list[TokenLogprobs | None] | None = None if params.prompt_logprobs is None else [None]
+        scored: list[PromptScores] | None = None if params.prompt_logprobs is None else []
         try:
             while streams:
                 event = await events.get()
@@ -249,11 +256,12 @@ class AsyncEngine:
                     raise EngineStoppedError(event.error or "the engine failed")
                 if scored is not None:
                     if event.prompt_scores is not None:
-                        scored += event.prompt_scores.tokens()
+                        scored.append(event.prompt_scores)
                         continue
                     # The engine runs in order of arrival: the first sequence's prompt is read before anything else.
-                    assert len(scored) == len(token_ids), "an event of a sequence ahead of the prompt's scores"
-                    yield StreamDelta(index=0, text="", token_ids=(), prompt_logprobs=tuple(scored))
+                    prompt_logprobs = PromptLogprobs(scored)
+                    assert len(prompt_logprobs) == len(token_ids), "an event ahead of the prompt's scores"
+                    yield StreamDelta(index=0, text="", token_ids=(), prompt_logprobs=prompt_logprobs)
                     scored = None
                 delta = stream.push(event)
                 if stream.is_finished:
@@ -319,6 +327,12 @@ class AsyncEngine:
         if len(prompt) > _LONG_TEXT:
             return await asyncio.to_thread(self.encode, prompt)
         return self.encode(prompt)
+
+    async def _stop_strings(self, params: SamplingParams) -> StopStrings:
+        build = partial(StopStrings, tuple(params.stop), params.include_stop_str_in_output)
+        if sum(map(len, params.stop)) > _LONG_STOPS:
+            return await asyncio.to_thread(build)
+        return build()
 
     def _open(self, requests: list[EngineRequest], listener: _Listener) -> None:
         with self._lock:

@@ -9,8 +9,9 @@ The engine knows token ids only: text, stop strings and `n` are the caller side'
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, overload
 
 import numpy as np
 
@@ -23,6 +24,7 @@ __all__ = [
     "EngineRequest",
     "FinishReason",
     "Pooling",
+    "PromptLogprobs",
     "PromptScores",
     "RequestOutput",
     "StreamDelta",
@@ -98,13 +100,74 @@ class PromptScores:
     top_tokens: np.ndarray
     top_logprobs: np.ndarray
 
-    def tokens(self) -> list[TokenLogprobs]:
-        """One object a token."""
+    def tokens(self, start: int = 0, stop: int | None = None) -> list[TokenLogprobs]:
+        """One object a token, of the tokens from `start` up to `stop`."""
         columns = (self.token_ids, self.logprobs, self.ranks, self.top_tokens, self.top_logprobs)
         return [
             TokenLogprobs(token_id=token, logprob=logprob, rank=rank, top=tuple(zip(tops, values, strict=True)))
-            for token, logprob, rank, tops, values in zip(*(column.tolist() for column in columns), strict=True)
+            for token, logprob, rank, tops, values in zip(
+                *(column[start:stop].tolist() for column in columns), strict=True
+            )
         ]
+
+
+class PromptLogprobs(Sequence[TokenLogprobs | None]):
+    """Log-probabilities of the tokens of a prompt, None for the first one, which nothing precedes.
+
+    They stay arrays until they are read: the objects of a long prompt with twenty alternatives a token take a hundred
+    times the memory, and milliseconds that an event loop does not have.
+
+    Args:
+      scores: of the tokens after the first one, in order.
+    """
+
+    def __init__(self, scores: Sequence[PromptScores]):
+        self._scores = tuple(scores)
+        self._length = 1 + sum(len(chunk.token_ids) for chunk in self._scores)
+
+    def __len__(self) -> int:
+        return self._length
+
+    @overload
+    def __getitem__(self, index: int) -> TokenLogprobs | None: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[TokenLogprobs | None]: ...
+
+    def __getitem__(self, index: int | slice) -> TokenLogprobs | list[TokenLogprobs | None] | None:
+        """The entry of one token, or a list of several."""
+        if isinstance(index, slice):
+            start, stop, step = index.indices(self._length)
+            if step == 1:
+                return self._between(start, max(start, stop))
+            return [self[position] for position in range(start, stop, step)]
+        position = index + self._length if index < 0 else index
+        if not 0 <= position < self._length:
+            raise IndexError(f"token {index} of a prompt of {self._length} tokens")
+        return self._between(position, position + 1)[0]
+
+    def __iter__(self) -> Iterator[TokenLogprobs | None]:
+        yield None
+        for chunk in self._scores:
+            yield from chunk.tokens()
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, (list, tuple, PromptLogprobs)):
+            return len(self) == len(other) and all(mine == theirs for mine, theirs in zip(self, other, strict=True))
+        return NotImplemented
+
+    __hash__ = None  # pyright: ignore[reportAssignmentType]  # as a list has none
+
+    def _between(self, start: int, stop: int) -> list[TokenLogprobs | None]:
+        found: list[TokenLogprobs | None] = [None] if start == 0 < stop else []
+        first = 1
+        for chunk in self._scores:
+            size = len(chunk.token_ids)
+            low, high = max(start - first, 0), min(stop - first, size)
+            if low < high:
+                found += chunk.tokens(low, high)
+            first += size
+        return found
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -153,7 +216,7 @@ class StreamDelta:
     logprobs: tuple[TokenLogprobs, ...] | None = None
     finish_reason: FinishReason | None = None
     stop_reason: str | int | None = None
-    prompt_logprobs: tuple[TokenLogprobs | None, ...] | None = None
+    prompt_logprobs: Sequence[TokenLogprobs | None] | None = None
 
 
 @dataclass(kw_only=True, slots=True)
@@ -179,7 +242,7 @@ class RequestOutput:
     prompt: str | None
     prompt_token_ids: list[int]
     outputs: list[CompletionOutput]
-    prompt_logprobs: list[TokenLogprobs | None] | None = None
+    prompt_logprobs: Sequence[TokenLogprobs | None] | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

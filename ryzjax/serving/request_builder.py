@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Iterable
+from collections.abc import Collection
 
 from ryzjax.errors import ContextLengthError, RequestError
 from ryzjax.models.config import ModelConfig
@@ -110,10 +110,11 @@ class RequestBuilder:
             raise RequestError("the prompt is empty; expected at least one token", param="prompt")
         self._check_ids("prompt", token_ids)
 
-    def _check_ids(self, name: str, ids: Iterable[int]) -> None:
+    def _check_ids(self, name: str, ids: Collection[int]) -> None:
         vocab = self._config.vocab_size
-        bad = [token for token in ids if not 0 <= token < vocab]
-        if bad:
+        lowest, highest = min(ids, default=0), max(ids, default=0)
+        if lowest < 0 or highest >= vocab:
+            bad = lowest if lowest < 0 else highest
             raise RequestError(
-                f"{name} contains token id {bad[0]}; expected 0 to {vocab - 1}, the model's vocabulary", param=name
+                f"{name} contains token id {bad}; expected 0 to {vocab - 1}, the model's vocabulary", param=name
             )

@@ -8,14 +8,20 @@ from dataclasses import dataclass, field
 
 from ryzjax.errors import RequestError
 
-__all__ = ["MAX_LOGPROBS", "MAX_N", "SamplingParams"]
+__all__ = ["MAX_LOGIT_BIAS", "MAX_LOGPROBS", "MAX_N", "MAX_STOPS", "MAX_STOP_CHARS", "SamplingParams"]
 
 MAX_N = 128
 """Largest `n`: each completion is a sequence of its own, so an absurd `n` would fill the queue."""
 MAX_LOGPROBS = 20
 """Most alternatives a token can report: the width of the compiled step's result."""
 MAX_STOPS = 16
+"""Most stop strings: each of them is looked for in every character of the output."""
+MAX_STOP_CHARS = 1024
+"""Longest stop string, in characters."""
 MAX_STOP_TOKEN_IDS = 64
+"""Most stop token ids."""
+MAX_LOGIT_BIAS = 16_384
+"""Most tokens with a bias of their own."""
 _INT32_MAX = 2**31 - 1
 
 
@@ -101,6 +107,11 @@ class SamplingParams:
         for stop in stops:
             if not isinstance(stop, str) or not stop:
                 raise RequestError(f"stop contains {stop!r}; expected non-empty strings", param="stop")
+            if len(stop) > MAX_STOP_CHARS:
+                raise RequestError(
+                    f"stop contains a string of {len(stop)} characters; at most {MAX_STOP_CHARS} are taken",
+                    param="stop",
+                )
         if len(self.stop_token_ids) > MAX_STOP_TOKEN_IDS:
             raise RequestError(
                 f"stop_token_ids has {len(self.stop_token_ids)} ids; at most {MAX_STOP_TOKEN_IDS} are taken",
@@ -108,6 +119,10 @@ class SamplingParams:
             )
         for token in self.stop_token_ids:
             _check_int("stop_token_ids", token, 0, _INT32_MAX)
+        if len(self.logit_bias) > MAX_LOGIT_BIAS:
+            raise RequestError(
+                f"logit_bias has {len(self.logit_bias)} tokens; at most {MAX_LOGIT_BIAS} are taken", param="logit_bias"
+            )
         for token, bias in self.logit_bias.items():
             _check_int("logit_bias", token, 0, _INT32_MAX)
             _check_float("logit_bias", bias, -100.0, 100.0)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ryzjax.data.stop_strings import StopStringMatcher
+from ryzjax.data.stop_strings import StopStringMatcher, StopStrings
 
 
 def run(matcher: StopStringMatcher, pieces: list[str]) -> tuple[str, str | None]:
@@ -29,7 +29,7 @@ def first_stop(text: str, stops: list[str]) -> tuple[int, str] | None:
 
 
 def test_holds_back_what_may_become_a_stop():
-    matcher = StopStringMatcher(["</s>", "STOP"])
+    matcher = StopStringMatcher(StopStrings(["</s>", "STOP"]))
     assert matcher.push("hello <") == ("hello ", None)
     assert matcher.push("/") == ("", None)
     assert matcher.push("b>") == ("</b>", None)
@@ -40,39 +40,39 @@ def test_holds_back_what_may_become_a_stop():
 
 
 def test_flush_gives_what_was_held_back():
-    matcher = StopStringMatcher(["END"])
+    matcher = StopStringMatcher(StopStrings(["END"]))
     assert matcher.push("the EN") == ("the ", None)
     assert matcher.flush() == "EN"
     assert matcher.flush() == ""
 
 
 def test_include():
-    matcher = StopStringMatcher(["END"], include=True)
+    matcher = StopStringMatcher(StopStrings(["END"], include=True))
     assert matcher.push("a E") == ("a ", None)
     assert matcher.push("ND b") == ("END", "END")
 
 
 def test_self_overlapping_stop():
-    assert run(StopStringMatcher(["aab"]), list("aaaab!")) == ("aa", "aab")
-    assert run(StopStringMatcher(["abab"]), ["aba", "cab", "abab"]) == ("abac", "abab")
+    assert run(StopStringMatcher(StopStrings(["aab"])), list("aaaab!")) == ("aa", "aab")
+    assert run(StopStringMatcher(StopStrings(["abab"])), ["aba", "cab", "abab"]) == ("abac", "abab")
 
 
 def test_ends_first_wins_and_then_the_longest():
-    assert run(StopStringMatcher(["abcd", "bc"]), ["abcd"]) == ("a", "bc")
-    assert run(StopStringMatcher(["c", "abc"]), ["xabc"]) == ("x", "abc")
+    assert run(StopStringMatcher(StopStrings(["abcd", "bc"])), ["abcd"]) == ("a", "bc")
+    assert run(StopStringMatcher(StopStrings(["c", "abc"])), ["xabc"]) == ("x", "abc")
 
 
 def test_without_stops_everything_passes():
-    assert run(StopStringMatcher([]), ["a", "", "b"]) == ("ab", None)
+    assert run(StopStringMatcher(StopStrings([])), ["a", "", "b"]) == ("ab", None)
 
 
 def test_empty_stop_is_refused():
     with pytest.raises(ValueError, match="empty"):
-        StopStringMatcher([""])
+        StopStrings([""])
 
 
 def test_a_very_long_stop_is_cheap():
-    matcher = StopStringMatcher(["a" * 200_000 + "b"])
+    matcher = StopStringMatcher(StopStrings(["a" * 200_000 + "b"]))
     shown, matched = run(matcher, ["a" * 1000] * 100)
     assert (len(shown), matched) == (100_000, None)
 
@@ -92,5 +92,5 @@ def test_equals_the_definition_however_the_text_is_cut(pieces: list[str], stops:
     if found is not None:
         start, stop = found
         expected = (text[: start + len(stop)] if include else text[:start], stop)
-    assert run(StopStringMatcher(stops, include), pieces) == expected
-    assert run(StopStringMatcher(stops, include), list(text)) == expected
+    assert run(StopStringMatcher(StopStrings(stops, include)), pieces) == expected
+    assert run(StopStringMatcher(StopStrings(stops, include)), list(text)) == expected

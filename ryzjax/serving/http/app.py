@@ -6,11 +6,11 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI, Request
-from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 from ryzjax.obs.metrics import EngineMetrics
 from ryzjax.serving.http import adapter_routes, embedding_routes, generate_routes, system_routes
+from ryzjax.serving.http.bodies import BodyMiddleware
 from ryzjax.serving.http.config import HttpConfig
 from ryzjax.serving.http.context import ServerContext
 from ryzjax.serving.http.disconnect import ClientLeftError
@@ -18,8 +18,8 @@ from ryzjax.serving.http.errors import install_error_handlers
 from ryzjax.serving.http.frontend_protocol import EngineFrontend
 from ryzjax.serving.http.middleware import (
     ApiKeyMiddleware,
-    BodyLimitMiddleware,
     DrainGateMiddleware,
+    InFlightMiddleware,
     RequestContextMiddleware,
 )
 
@@ -53,17 +53,18 @@ def create_app(engine: EngineFrontend, config: HttpConfig, *, metrics: EngineMet
     app.include_router(adapter_routes.router)
     install_error_handlers(app)
     app.add_exception_handler(ClientLeftError, _on_client_left)
-    app.add_exception_handler(ClientDisconnect, _on_client_left)
+    generation = generate_routes.GENERATION_PATHS | embedding_routes.EMBEDDING_PATHS
     # The last one added is the outermost.
+    app.add_middleware(InFlightMiddleware, lifecycle=context.lifecycle, paths=generation)
+    large = {adapter_routes.ADAPTERS_PATH: config.max_adapter_bytes} if config.allow_lora_updating else {}
+    app.add_middleware(BodyMiddleware, config=config, readers=context.bodies, larger=large)
     app.add_middleware(
         DrainGateMiddleware,
         engine=engine,
         lifecycle=context.lifecycle,
-        paths=generate_routes.GENERATION_PATHS | embedding_routes.EMBEDDING_PATHS,
+        paths=generation,
         retry_after_s=config.retry_after_s,
     )
-    large = {adapter_routes.ADAPTERS_PATH: config.max_adapter_bytes} if config.allow_lora_updating else {}
-    app.add_middleware(BodyLimitMiddleware, max_body_bytes=config.max_body_bytes, larger=large)
     if config.api_key is not None:
         app.add_middleware(ApiKeyMiddleware, api_key=config.api_key)
     app.add_middleware(RequestContextMiddleware, access_log=config.access_log)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from ryzjax.errors import ConfigError
+from ryzjax.serving.sampling_params import MAX_LOGIT_BIAS, MAX_STOP_CHARS, MAX_STOPS
 
 __all__ = ["HttpConfig"]
 
@@ -23,10 +24,33 @@ class HttpConfig:
     """Demands `Authorization: Bearer <key>` on every route but /health and /ready; None demands nothing."""
     max_body_bytes: int = 8 * 1024 * 1024
     """Largest request body; a larger one is refused (413) while it is being read."""
+    max_buffered_bytes: int = 32 * 1024 * 1024
+    """Memory for the bodies of all requests that are being read or parsed. Bodies of at most 64 KiB do not count."""
+    max_connections: int = 1024
+    """Most open connections. At the limit, a new connection takes the place of the one that has been idle longest; it
+    is refused (503) where every connection is answering a request."""
+    header_timeout_s: float = 10.0
+    """How long a client may take to send the headers of a request, in seconds."""
+    body_timeout_s: float = 10.0
+    """How long a client may take to send a body, in seconds, beside a second for every `min_body_bytes_per_s`."""
+    min_body_bytes_per_s: int = 64 * 1024
+    """Slowest rate at which a large body may arrive, after `body_timeout_s`; a slower request is refused (408)."""
+    send_timeout_s: float = 30.0
+    """How long a client may leave an answer unread before its connection is cut, in seconds."""
+    keep_alive_timeout_s: float = 15.0
+    """How long an idle connection stays open for the next request, in seconds."""
     max_prompts_per_request: int = 64
     """Most prompts in one /v1/completions request, and most inputs of one /v1/embeddings request run at once."""
     max_inputs_per_request: int = 2048
     """Most inputs in one /v1/embeddings request."""
+    max_messages_per_request: int = 1024
+    """Most messages of one conversation."""
+    max_stop_strings: int = 16
+    """Most stop strings of one request."""
+    max_stop_chars: int = 256
+    """Longest stop string, in characters."""
+    max_logit_bias: int = 1024
+    """Most tokens that one request may bias."""
     max_sequences_per_request: int = 256
     """Most sequences (prompts x n) one request may start."""
     allow_lora_updating: bool = False
@@ -45,8 +69,19 @@ class HttpConfig:
         _check("port", self.port, 0, 65535)
         _check("max_body_bytes", self.max_body_bytes, 1, 2**40)
         _check("max_adapter_bytes", self.max_adapter_bytes, 1, 2**40)
+        _check("max_buffered_bytes", self.max_buffered_bytes, self.max_body_bytes, 2**40)
+        _check("max_connections", self.max_connections, 1, 2**20)
+        _check("header_timeout_s", self.header_timeout_s, 0.01, 86_400)
+        _check("body_timeout_s", self.body_timeout_s, 0.01, 86_400)
+        _check("min_body_bytes_per_s", self.min_body_bytes_per_s, 1, 2**40)
+        _check("send_timeout_s", self.send_timeout_s, 0.01, 86_400)
+        _check("keep_alive_timeout_s", self.keep_alive_timeout_s, 0.01, 86_400)
         _check("max_prompts_per_request", self.max_prompts_per_request, 1, 2**16)
         _check("max_inputs_per_request", self.max_inputs_per_request, 1, 2**16)
+        _check("max_messages_per_request", self.max_messages_per_request, 1, 2**16)
+        _check("max_stop_strings", self.max_stop_strings, 0, MAX_STOPS)
+        _check("max_stop_chars", self.max_stop_chars, 1, MAX_STOP_CHARS)
+        _check("max_logit_bias", self.max_logit_bias, 0, MAX_LOGIT_BIAS)
         _check("max_sequences_per_request", self.max_sequences_per_request, 1, 2**16)
         _check("drain_timeout_s", self.drain_timeout_s, 0, 86_400)
         _check("retry_after_s", self.retry_after_s, 0, 86_400)
@@ -56,6 +91,6 @@ class HttpConfig:
             raise ConfigError("served_model_name is empty; give a name, or leave it out for the engine's")
 
 
-def _check(name: str, value: float, low: int, high: int) -> None:
+def _check(name: str, value: float, low: float, high: float) -> None:
     if not low <= value <= high:
         raise ConfigError(f"{name}={value} is out of range; expected {low} to {high}")

@@ -1,24 +1,27 @@
-"""What the routes share: engine, settings, metrics, the tokenizer's thread."""
+"""What the routes share: the engine, the settings and limits, the metrics, and threads for large work."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property, partial
 from typing import TypeVar
 
 from fastapi import Request
 
 from ryzjax.obs.metrics import EngineMetrics
+from ryzjax.serving.http.bodies import BodyReaders, body_of
 from ryzjax.serving.http.config import HttpConfig
 from ryzjax.serving.http.errors import ModelNotFoundError
+from ryzjax.serving.http.fields import JsonBody
 from ryzjax.serving.http.frontend_protocol import EngineFrontend
 from ryzjax.serving.http.lifecycle import Lifecycle
+from ryzjax.serving.http.limits import RequestLimits
 from ryzjax.serving.http.logprobs import TokenTexts
+from ryzjax.serving.http.workers import Workers
 
 __all__ = ["ServerContext", "context_of", "request_id_of"]
 
-T = TypeVar("T")
+Body = TypeVar("Body", bound=JsonBody)
 
 
 class ServerContext:
@@ -31,8 +34,18 @@ class ServerContext:
         self.lifecycle = Lifecycle()
         self.loading = asyncio.Lock()
         self.token_texts = TokenTexts(engine.tokenizer)
-        # One thread: a long prompt must not stall the streams of others, and tokenizers are not all thread-safe.
-        self._tokenizing = ThreadPoolExecutor(1, thread_name_prefix="ryzjax-tokenize")
+        self.workers = Workers()
+        self.bodies = BodyReaders(config.max_buffered_bytes)
+
+    @cached_property
+    def limits(self) -> RequestLimits:
+        """How large the parts of a request may be."""
+        max_tokens = self.engine.max_context_tokens
+        return RequestLimits(
+            config=self.config,
+            max_context_tokens=max_tokens,
+            max_prompt_chars=self.engine.tokenizer.max_chars(max_tokens),
+        )
 
     @property
     def model_name(self) -> str:
@@ -48,13 +61,23 @@ class ServerContext:
             raise ModelNotFoundError(model, self.model_name, names)
         return model
 
-    async def tokenize(self, work: Callable[[], T]) -> T:
-        """Runs tokenizer work off the event loop."""
-        return await asyncio.get_running_loop().run_in_executor(self._tokenizing, work)
+    async def read(self, request: Request, kind: type[Body]) -> Body:
+        """Parses and checks the body of a request, and gives the memory of its bytes back. Raises as `JsonBody.parse`.
+
+        Args:
+          request: a request whose body `BodyMiddleware` has read.
+          kind: what the body must be.
+        """
+        body = body_of(request)
+        try:
+            parse = partial(kind.parse, body.content, self.limits)
+            return await self.workers.run(parse, size=len(body.content))
+        finally:
+            body.release()
 
     def close(self) -> None:
-        """Ends the tokenizer's thread; work not begun is dropped."""
-        self._tokenizing.shutdown(wait=False, cancel_futures=True)
+        """Ends the threads; work that has not begun is dropped."""
+        self.workers.close()
 
 
 def context_of(request: Request) -> ServerContext:

@@ -5,10 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ryzjax.errors import RequestError
-from ryzjax.serving.http.frontend_protocol import ChatTokenizer
-
-__all__ = ["Echo", "echo_texts"]
+__all__ = ["Echo"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,20 +31,3 @@ class Echo:
     def first_token_id(self, choice: int) -> int:
         """The first token of a choice's prompt."""
         return self.first_token_ids[choice // self.n]
-
-
-def echo_texts(tokenizer: ChatTokenizer, prompts: Sequence[str | list[int]], *, skip_special_tokens: bool) -> list[str]:
-    """The prompts as text: strings as they came, token ids decoded.
-
-    Raises:
-      RequestError: something among the token ids is none.
-    """
-    texts = []
-    for prompt in prompts:
-        try:
-            texts.append(
-                prompt if isinstance(prompt, str) else tokenizer.decode(prompt, skip_special_tokens=skip_special_tokens)
-            )
-        except RequestError as error:
-            raise RequestError(str(error), param="prompt") from error
-    return texts

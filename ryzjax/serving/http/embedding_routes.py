@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from ryzjax.errors import RequestError
 from ryzjax.serving.http.context import context_of
 from ryzjax.serving.http.disconnect import until_disconnect
-from ryzjax.serving.http.embeddings import EmbeddingRequest, Embeddings, embeddings_body
-from ryzjax.serving.http.generation import encode_prompts
+from ryzjax.serving.http.embeddings import EmbeddingRequest, Embeddings, embeddings_pieces
+from ryzjax.serving.http.pieces import json_response
+from ryzjax.serving.http.prompts import encode_prompts
 
 __all__ = ["EMBEDDING_PATHS", "router"]
 
 EMBEDDING_PATHS = frozenset({"/v1/embeddings"})
+
+_CHARS_PER_NUMBER = 20
 
 router = APIRouter()
 
@@ -24,26 +24,21 @@ router = APIRouter()
 async def embeddings(request: Request) -> Response:
     """A vector for each input."""
     context = context_of(request)
-    body = EmbeddingRequest.parse(await request.body())
+    body = await context.read(request, EmbeddingRequest)
     adapter = context.adapter_of(body.model)
-    inputs = body.inputs()
-    if len(inputs) > context.config.max_inputs_per_request:
-        raise RequestError(
-            f"input has {len(inputs)} inputs; at most {context.config.max_inputs_per_request} are taken in one "
-            "request; send several",
-            param="input",
-        )
-    add_special_tokens = body.add_special_tokens is not False
-    encode = partial(encode_prompts, context.engine.tokenizer, inputs, add_special_tokens=add_special_tokens)
-    token_ids = await until_disconnect(request.receive, context.tokenize(encode))
+    encoding = encode_prompts(
+        context, body.inputs(), field="input", add_special_tokens=body.add_special_tokens is not False
+    )
+    token_ids = await until_disconnect(request.receive, encoding)
     running = Embeddings(
         context.engine, token_ids, body, concurrency=context.config.max_prompts_per_request, adapter=adapter
     )
     vectors = await until_disconnect(request.receive, running.collect())
-    answer = embeddings_body(
+    answer = embeddings_pieces(
         vectors,
         model=body.model,
         prompt_tokens=running.prompt_tokens,
         encoding_format=body.encoding_format or "float",
     )
-    return Response(answer, media_type="application/json")
+    size = _CHARS_PER_NUMBER * sum(vector.size for vector in vectors)
+    return json_response(answer, size=size, workers=context.workers)

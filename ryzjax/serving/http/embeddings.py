@@ -6,26 +6,26 @@ import asyncio
 import base64
 import json
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import numpy as np
 
 from ryzjax.errors import ContextLengthError, RequestError
-from ryzjax.serving.http.fields import ApiRequest, prompt_list
+from ryzjax.serving.http.fields import ApiRequest, Integer, Prompts, prompt_list
 from ryzjax.serving.http.frontend_protocol import EngineFrontend
 from ryzjax.serving.http.generation import first_error
 from ryzjax.serving.request import Pooling
 
-__all__ = ["EmbeddingRequest", "Embeddings", "embeddings_body"]
+__all__ = ["EmbeddingRequest", "Embeddings", "embeddings_pieces"]
 
 
 class EmbeddingRequest(ApiRequest):
     """Body of /v1/embeddings. `pooling`, `normalize` and `add_special_tokens` are extensions of ours."""
 
-    input: str | list[str] | list[int] | list[list[int]]
+    input: Prompts
     encoding_format: Literal["float", "base64"] | None = None
-    dimensions: int | None = None
+    dimensions: Integer | None = None
     pooling: Pooling | None = None
     normalize: bool | None = None
     add_special_tokens: bool | None = None
@@ -114,22 +114,22 @@ class Embeddings:
         return output.embedding
 
 
-def embeddings_body(
+def embeddings_pieces(
     vectors: Sequence[np.ndarray], *, model: str, prompt_tokens: int, encoding_format: Literal["float", "base64"]
-) -> bytes:
-    """The whole answer. base64 is of little-endian float32, as the openai client reads it."""
-    data = [
-        {
-            "object": "embedding",
-            "index": index,
-            "embedding": (
-                vector.tolist()
-                if encoding_format == "float"
-                else base64.b64encode(vector.astype("<f4").tobytes()).decode("ascii")
-            ),
-        }
-        for index, vector in enumerate(vectors)
-    ]
+) -> Iterator[bytes]:
+    """The whole answer, a piece for each vector. base64 is of little-endian float32, as the openai client reads it."""
+    yield b'{"object":"list","data":['
+    for index, vector in enumerate(vectors):
+        numbers = (
+            vector.tolist()
+            if encoding_format == "float"
+            else base64.b64encode(vector.astype("<f4").tobytes()).decode("ascii")
+        )
+        item = {"object": "embedding", "index": index, "embedding": numbers}
+        yield (b"," if index else b"") + _dumps(item)
     usage = {"prompt_tokens": prompt_tokens, "total_tokens": prompt_tokens}
-    body = {"object": "list", "data": data, "model": model, "usage": usage}
-    return json.dumps(body, separators=(",", ":"), allow_nan=False).encode()
+    yield b'],"model":' + _dumps(model) + b',"usage":' + _dumps(usage) + b"}"
+
+
+def _dumps(value: object) -> bytes:
+    return json.dumps(value, separators=(",", ":"), allow_nan=False).encode()

@@ -7,28 +7,54 @@ a misspelt `temprature` must not pass in silence.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Self
+from typing import Annotated, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, FailFast, JsonValue, ValidationError
 from pydantic_core import ErrorDetails
 
 from ryzjax.errors import RequestError
+from ryzjax.serving.http.json_body import parse_object
+from ryzjax.serving.http.limits import RequestLimits
 from ryzjax.serving.sampling_params import SamplingParams
 
-__all__ = ["ApiRequest", "GenerationRequest", "JsonBody", "StreamOptions", "check_extra_fields", "prompt_list"]
+__all__ = [
+    "ApiRequest",
+    "GenerationRequest",
+    "Integer",
+    "JsonBody",
+    "Prompts",
+    "StreamOptions",
+    "check_extra_fields",
+    "prompt_list",
+]
 
-_HARMLESS = frozenset(
-    {
-        "metadata",
-        "parallel_tool_calls",
-        "prompt_cache_key",
-        "prompt_cache_retention",
-        "safety_identifier",
-        "service_tier",
-        "store",
-        "user",
-    }
-)
+
+def _integral(value: object) -> object:
+    # JSON has one kind of number, and some clients write 16 as 16.0. Above 2**53 a float is not one integer.
+    if isinstance(value, float) and value.is_integer() and abs(value) <= 2**53:
+        return int(value)
+    return value
+
+
+Integer = Annotated[int, BeforeValidator(_integral)]
+"""A whole number, also where a client writes it as 16.0."""
+_Tokens = Annotated[list[int], FailFast()]
+Prompts = str | Annotated[list[str], FailFast()] | _Tokens | Annotated[list[_Tokens], FailFast()]
+"""One text or several, or token ids likewise. Validation stops at the first item that is wrong."""
+
+_STRING, _BOOLEAN, _STRINGS = "a string", "true or false", "an object of at most 16 strings"
+# Field that is taken and ignored -> what it must be all the same: a wrong value is a client's mistake.
+_HARMLESS = {
+    "metadata": _STRINGS,
+    "parallel_tool_calls": _BOOLEAN,
+    "prompt_cache_key": _STRING,
+    "prompt_cache_retention": _STRING,
+    "safety_identifier": _STRING,
+    "service_tier": _STRING,
+    "store": _BOOLEAN,
+    "user": _STRING,
+}
+_MAX_METADATA = 16
 
 _NOTHING: tuple[object, ...] = (None,)
 # Field -> the values that ask for nothing, and so are taken.
@@ -97,10 +123,21 @@ class JsonBody(BaseModel):
     model_config = ConfigDict(strict=True, extra="allow")
 
     @classmethod
-    def parse(cls, body: bytes) -> Self:
-        """Reads a request body. Raises RequestError for bad JSON, and for bad, unsupported or unknown fields."""
+    def parse(cls, content: bytes, limits: RequestLimits) -> Self:
+        """Reads a request body.
+
+        Args:
+          content: JSON.
+          limits: sizes that are checked before anything is validated.
+
+        Raises:
+          RequestError: bad JSON, or a field that is bad, too large, unsupported or unknown.
+          ContextLengthError: more token ids than the context holds.
+        """
+        body = parse_object(content, max_cost=limits.max_cost)
+        limits.check_sizes(body)
         try:
-            request = cls.model_validate_json(body)
+            request = cls.model_validate(body)
         except ValidationError as error:
             raise _request_error(error) from None
         check_extra_fields(request.model_extra or {})
@@ -118,20 +155,20 @@ class GenerationRequest(ApiRequest):
 
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    n: int | None = None
+    n: Integer | None = None
     temperature: float | None = None
-    top_k: int | None = None
+    top_k: Integer | None = None
     top_p: float | None = None
     min_p: float | None = None
     repetition_penalty: float | None = None
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
-    logit_bias: dict[str, float] | None = None
-    seed: int | None = None
-    max_tokens: int | None = None
-    min_tokens: int | None = None
-    stop: str | list[str] | None = None
-    stop_token_ids: list[int] | None = None
+    logit_bias: dict[str, JsonValue] | None = None
+    seed: Integer | None = None
+    max_tokens: Integer | None = None
+    min_tokens: Integer | None = None
+    stop: str | Annotated[list[str], FailFast()] | None = None
+    stop_token_ids: Annotated[list[Integer], FailFast()] | None = None
     ignore_eos: bool | None = None
     skip_special_tokens: bool | None = None
     include_stop_str_in_output: bool | None = None
@@ -171,6 +208,11 @@ def check_extra_fields(extra: Mapping[str, object], *, where: str = "") -> None:
       where: prefix of their names in messages, such as "messages.0.".
     """
     for name, value in extra.items():
+        if name in _HARMLESS and value is not None and not _is_of_kind(value, _HARMLESS[name]):
+            raise RequestError(
+                f"{where}{name}={_shorten(value)} is of the wrong type; expected {_HARMLESS[name]}, or leave it out",
+                param=f"{where}{name}",
+            )
         if name in _UNSUPPORTED and not _asks_for_nothing(value, _UNSUPPORTED[name]):
             raise RequestError(
                 f"{where}{name} is not supported by this server; leave it out",
@@ -185,18 +227,35 @@ def check_extra_fields(extra: Mapping[str, object], *, where: str = "") -> None:
         )
 
 
+def _is_of_kind(value: object, kind: str) -> bool:
+    if kind == _BOOLEAN:
+        return isinstance(value, bool)
+    if kind == _STRING:
+        return isinstance(value, str)
+    if not isinstance(value, dict) or len(value) > _MAX_METADATA:
+        return False
+    return all(isinstance(one, str) for one in value.values())
+
+
 def _asks_for_nothing(value: object, neutral: tuple[object, ...]) -> bool:
     # `1 == True` in Python: an exact type keeps `echo: 0` or `best_of: true` from passing.
     return any(type(value) is type(allowed) and value == allowed for allowed in neutral)
 
 
-def _token_bias(bias: Mapping[str, float]) -> dict[int, float]:
-    for token in bias:
+def _token_bias(bias: Mapping[str, JsonValue]) -> dict[int, float]:
+    found: dict[int, float] = {}
+    for token, value in bias.items():
         if not (token.isascii() and token.isdigit() and len(token) <= 10):
             raise RequestError(
                 f"logit_bias has the key {token[:50]!r}; expected token ids such as '42'", param="logit_bias"
             )
-    return {int(token): value for token, value in bias.items()}
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise RequestError(
+                f"logit_bias.{token}={_shorten(value)} is not a number; expected -100 to 100",
+                param=f"logit_bias.{token}",
+            )
+        found[int(token)] = value
+    return found
 
 
 # Of a union, pydantic reports every member that did not match; one sentence says it better.
@@ -210,10 +269,6 @@ _UNION_EXPECTATIONS = {
 
 def _request_error(error: ValidationError) -> RequestError:
     first: ErrorDetails = error.errors(include_url=False, include_context=False)[0]
-    if first["type"] == "json_invalid":
-        return RequestError(f"the body is not valid JSON: {first['msg']}", code="invalid_json")
-    if not first["loc"]:
-        return RequestError('the body is not a JSON object; expected an object such as {"model": ...}')
     field = str(first["loc"][0])[:100]
     if first["type"] == "missing":
         param = ".".join(map(str, first["loc"]))
@@ -224,7 +279,9 @@ def _request_error(error: ValidationError) -> RequestError:
         param = ".".join(map(str, first["loc"]))[:200]
         return RequestError(f"unknown field {param!r}; check the spelling or leave it out", param=param)
     param = ".".join(map(str, first["loc"]))[:200]
-    return RequestError(f"{param}={_shorten(first['input'])}: {first['msg']}", param=param)
+    # pydantic would name our own class.
+    expected = "Input should be an object" if first["type"] == "model_type" else first["msg"]
+    return RequestError(f"{param}={_shorten(first['input'])}: {expected}", param=param)
 
 
 def _shorten(value: object) -> str:

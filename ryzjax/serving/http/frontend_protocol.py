@@ -17,10 +17,14 @@ __all__ = ["ChatTokenizer", "EngineFrontend"]
 
 
 class ChatTokenizer(Protocol):
-    """The tokenizer calls the HTTP layer makes, all on one worker thread but `decode`."""
+    """The tokenizer calls that the HTTP layer makes, from any number of threads."""
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Token ids of `text`."""
+        ...
+
+    def max_chars(self, num_tokens: int) -> int:
+        """Most characters of a text of so many tokens: a longer text has more tokens."""
         ...
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
@@ -124,6 +128,6 @@ class EngineFrontend(Protocol):
         """One prompt's vector. Cancelling aborts it. Raises as `stream` does."""
         ...
 
-    async def drain(self, timeout_s: float) -> None:
-        """Takes no new request, lets the running ones finish, and aborts what is left after `timeout_s`."""
+    async def drain(self, timeout_s: float, *, reason: str = ...) -> None:
+        """Takes no new request, lets the running ones finish, and ends what is left after `timeout_s` with `reason`."""
         ...

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from ryzjax.errors import RequestError
-from ryzjax.serving.http.answers import AnswerFormat, ChatFormat, CompletionFormat, usage_of
+from ryzjax.serving.http.answers import AnswerFormat, ChatFormat, CompletionFormat, answer_size, usage_of
 from ryzjax.serving.http.context import ServerContext, context_of, request_id_of
 from ryzjax.serving.http.disconnect import until_disconnect
-from ryzjax.serving.http.echo import Echo, echo_texts
+from ryzjax.serving.http.echo import Echo
 from ryzjax.serving.http.fields import GenerationRequest
-from ryzjax.serving.http.generation import Generation, encode_prompts
+from ryzjax.serving.http.generation import Generation
+from ryzjax.serving.http.pieces import json_response
+from ryzjax.serving.http.prompts import decode_prompts, encode_messages, encode_prompts
 from ryzjax.serving.http.protocol import ChatCompletionRequest, CompletionRequest
 from ryzjax.serving.http.sse import EventStream
 from ryzjax.serving.sampling_params import SamplingParams
@@ -29,20 +29,18 @@ router = APIRouter()
 async def completions(request: Request) -> Response:
     """Completes one or more prompts."""
     context = context_of(request)
-    body = CompletionRequest.parse(await request.body())
+    body = await context.read(request, CompletionRequest)
     adapter = context.adapter_of(body.model)
     params = body.sampling_params()
     prompts = body.prompts()
     _check_size(context, len(prompts), params)
-    add_special_tokens = body.add_special_tokens is not False
-    encode = partial(encode_prompts, context.engine.tokenizer, prompts, add_special_tokens=add_special_tokens)
-    token_ids = await until_disconnect(request.receive, context.tokenize(encode))
+    encoding = encode_prompts(context, prompts, field="prompt", add_special_tokens=body.add_special_tokens is not False)
+    token_ids = await until_disconnect(request.receive, encoding)
     generation = Generation(context.engine, token_ids, params, kind="cmpl", prompt_field="prompt", adapter=adapter)
     echo = None
     if body.echo:
-        tokenizer = context.engine.tokenizer
-        decode = partial(echo_texts, tokenizer, prompts, skip_special_tokens=params.skip_special_tokens)
-        texts = await until_disconnect(request.receive, context.tokenize(decode))
+        decoding = decode_prompts(context, prompts, skip_special_tokens=params.skip_special_tokens)
+        texts = await until_disconnect(request.receive, decoding)
         firsts = [ids[0] for ids in token_ids]
         echo = Echo(texts=texts, first_token_ids=firsts, n=params.n, with_logprobs=body.logprobs is not None)
     answer = CompletionFormat(
@@ -60,17 +58,13 @@ async def completions(request: Request) -> Response:
 async def chat_completions(request: Request) -> Response:
     """Answers a conversation."""
     context = context_of(request)
-    body = ChatCompletionRequest.parse(await request.body())
+    body = await context.read(request, ChatCompletionRequest)
     adapter = context.adapter_of(body.model)
     params = body.sampling_params()
     messages = body.template_messages()
     _check_size(context, 1, params)
-    render = partial(
-        context.engine.tokenizer.apply_chat_template,
-        messages,
-        add_generation_prompt=body.add_generation_prompt is not False,
-    )
-    token_ids = await until_disconnect(request.receive, context.tokenize(render))
+    encoding = encode_messages(context, messages, add_generation_prompt=body.add_generation_prompt is not False)
+    token_ids = await until_disconnect(request.receive, encoding)
     generation = Generation(
         context.engine, [token_ids], params, kind="chatcmpl", prompt_field="messages", adapter=adapter
     )
@@ -99,9 +93,17 @@ def _check_size(context: ServerContext, prompts: int, params: SamplingParams) ->
 
 
 async def _answer(request: Request, body: GenerationRequest, generation: Generation, answer: AnswerFormat) -> Response:
+    workers = context_of(request).workers
     if body.stream:
-        return EventStream(generation, answer, include_usage=body.include_usage, request_id=request_id_of(request))
+        return EventStream(
+            generation,
+            answer,
+            include_usage=body.include_usage,
+            request_id=request_id_of(request),
+            workers=workers,
+        )
     choices = await until_disconnect(request.receive, generation.collect())
     completion_tokens = sum(len(choice.completion.token_ids) for choice in choices)
     usage = usage_of(generation.prompt_tokens, completion_tokens)
-    return Response(answer.body(choices, usage), media_type="application/json")
+    size = answer_size(choices) + len(choices) * answer.opening_size
+    return json_response(answer.pieces(choices, usage), size=size, workers=workers)

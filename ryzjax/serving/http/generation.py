@@ -10,11 +10,11 @@ from contextlib import aclosing, asynccontextmanager
 from ryzjax.errors import ContextLengthError, RequestError
 from ryzjax.serving.http.answers import Choice
 from ryzjax.serving.http.errors import GenerationFailedError
-from ryzjax.serving.http.frontend_protocol import ChatTokenizer, EngineFrontend
+from ryzjax.serving.http.frontend_protocol import EngineFrontend
 from ryzjax.serving.request import StreamDelta
 from ryzjax.serving.sampling_params import SamplingParams
 
-__all__ = ["Generation", "closing", "encode_prompts", "first_error"]
+__all__ = ["Generation", "closing", "first_error"]
 
 # Deltas of a request's prompts waiting for a slow client; a full queue holds its prompts' readers back.
 _MERGE_QUEUE_DELTAS = 256
@@ -152,16 +152,6 @@ class Generation:
             for reader in readers:
                 reader.cancel()
             await asyncio.gather(*readers, return_exceptions=True)
-
-
-def encode_prompts(
-    tokenizer: ChatTokenizer, prompts: Sequence[str | list[int]], *, add_special_tokens: bool
-) -> list[list[int]]:
-    """Token ids of prompts, some of which may be token ids already."""
-    return [
-        tokenizer.encode(prompt, add_special_tokens=add_special_tokens) if isinstance(prompt, str) else prompt
-        for prompt in prompts
-    ]
 
 
 def first_error(errors: BaseExceptionGroup[Exception]) -> Exception:

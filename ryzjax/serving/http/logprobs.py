@@ -77,12 +77,14 @@ def completion_logprobs(
     start_offset: int,
     *,
     first_token_id: int | None = None,
+    is_echo: bool = False,
     skip_special_tokens: bool = False,
 ) -> tuple[CompletionLogprobs, int]:
     """Logprobs of tokens whose text starts `start_offset` characters into the choice, and where it ends.
 
     Args:
       first_token_id: the first token of an echoed prompt, ahead of the others.
+      is_echo: the text begins with the prompt, so a token at offset 0 is at the start of a text.
       skip_special_tokens: the choice's text has none, so they take no place in its offsets.
     """
     found = CompletionLogprobs(tokens=[], token_logprobs=[], top_logprobs=None, text_offset=[])
@@ -95,7 +97,7 @@ def completion_logprobs(
         alternatives.append(None)
     for token in tokens:
         # In an echoed prompt, what follows tokens that the text leaves out begins the text.
-        is_first = first_token_id is not None and not start_offset
+        is_first = is_echo and not start_offset
         found["tokens"].append(texts.at_start(token.token_id) if is_first else texts[token.token_id])
         found["token_logprobs"].append(_finite(token.logprob))
         found["text_offset"].append(start_offset)

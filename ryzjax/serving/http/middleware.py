@@ -1,4 +1,4 @@
-"""Pure ASGI middleware, outermost first: request context, API key, body limit, drain gate.
+"""Pure ASGI middleware, outermost first: request context, API key, drain gate, (`bodies`), requests in flight.
 
 Pure ASGI and not Starlette's BaseHTTPMiddleware: that one hides disconnects from the routes and copies every chunk of
 a stream through a queue.
@@ -6,12 +6,13 @@ a stream through a queue.
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import logging
 import re
 import time
 import uuid
-from collections.abc import Mapping
+from dataclasses import replace
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -20,12 +21,25 @@ from ryzjax.serving.http.errors import ApiError, error_response, internal_error
 from ryzjax.serving.http.frontend_protocol import EngineFrontend
 from ryzjax.serving.http.lifecycle import Lifecycle
 
-__all__ = ["ApiKeyMiddleware", "BodyLimitMiddleware", "DrainGateMiddleware", "RequestContextMiddleware"]
+__all__ = [
+    "SHUTTING_DOWN",
+    "ApiKeyMiddleware",
+    "DrainGateMiddleware",
+    "InFlightMiddleware",
+    "RequestContextMiddleware",
+]
 
 logger = logging.getLogger(__name__)
 
 _OPEN_PATHS = frozenset({"/health", "/ready"})
 _MAX_REQUEST_ID_CHARS = 128
+SHUTTING_DOWN = ApiError(
+    status=503,
+    message="the server is shutting down and takes no new request; send it to another",
+    type="service_unavailable",
+    code="draining",
+    headers={"connection": "close"},
+)
 _UNSAFE_ID_CHARS = re.compile(r"[^A-Za-z0-9._:-]")
 
 
@@ -60,6 +74,11 @@ class RequestContextMiddleware:
 
         try:
             await self._app(scope, receive, send_with_id)
+        except asyncio.CancelledError:
+            # The server cancels requests only where it exits without waiting for them.
+            if status is not None:
+                raise
+            await error_response(SHUTTING_DOWN)(scope, receive, send_with_id)
         except Exception:  # the last line of defence: one request's bug must not reach its neighbours or the client
             logger.exception("request failed", extra={"request_id": request_id, "path": scope["path"]})
             if status is not None:
@@ -109,70 +128,8 @@ class ApiKeyMiddleware:
         return hmac.compare_digest(given, self._expected)
 
 
-class _BodyTooLargeError(Exception):
-    """The body passed the limit while it was being read."""
-
-
-class BodyLimitMiddleware:
-    """Refuses bodies over `max_body_bytes` with 413: by Content-Length, and while reading where there is none.
-
-    `larger` has the limits of paths that begin otherwise: prefix -> bytes.
-    """
-
-    def __init__(self, app: ASGIApp, *, max_body_bytes: int, larger: Mapping[str, int]):
-        self._app = app
-        self._max_body_bytes = max_body_bytes
-        self._larger = larger
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        limit = next(
-            (n for prefix, n in self._larger.items() if scope["path"].startswith(prefix)), self._max_body_bytes
-        )
-        length = Headers(scope=scope).get("content-length", "")
-        if length.isascii() and length.isdigit() and (len(length) > 18 or int(length) > limit):
-            await error_response(self._too_large(limit))(scope, receive, send)
-            return
-        received_bytes = 0
-        response_started = False
-
-        async def receive_counted() -> Message:
-            nonlocal received_bytes
-            message = await receive()
-            if message["type"] == "http.request":
-                received_bytes += len(message.get("body", b""))
-                if received_bytes > limit:
-                    raise _BodyTooLargeError
-            return message
-
-        async def send_noted(message: Message) -> None:
-            nonlocal response_started
-            response_started = True
-            await send(message)
-
-        try:
-            await self._app(scope, receive_counted, send_noted)
-        except _BodyTooLargeError:
-            if response_started:
-                raise
-            await error_response(self._too_large(limit))(scope, receive, send)
-
-    def _too_large(self, limit: int) -> ApiError:
-        setting = "max_body_bytes" if limit == self._max_body_bytes else "max_adapter_bytes"
-        return ApiError(
-            status=413,
-            message=f"the body is larger than {limit} bytes; shorten it, or raise {setting}",
-            type="invalid_request_error",
-            code="body_too_large",
-            # The rest of the body stays unread, so the connection cannot serve another request.
-            headers={"connection": "close"},
-        )
-
-
 class DrainGateMiddleware:
-    """Counts generation requests until their last byte is sent, and refuses new ones (503) unless the engine is up."""
+    """Refuses generation requests (503) unless the engine is up, before their bodies are read."""
 
     def __init__(
         self,
@@ -190,12 +147,38 @@ class DrainGateMiddleware:
         self._retry_after_s = retry_after_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] not in self._paths or scope["method"] != "POST":
+        if _is_generation(scope, self._paths):
+            refusal = self._refusal()
+            if refusal is not None:
+                await error_response(refusal)(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
+
+    def _refusal(self) -> ApiError | None:
+        # The body stays unread: close.
+        headers = {"retry-after": str(self._retry_after_s), "connection": "close"}
+        if self._lifecycle.is_draining:
+            return replace(SHUTTING_DOWN, headers=headers)
+        if not self._engine.is_healthy:
+            message, code = "the engine has failed; restart the server", "engine_failed"
+        elif not self._engine.is_ready:
+            message, code = "the engine is not ready yet; try again", "not_ready"
+        else:
+            return None
+        return ApiError(status=503, message=message, type="service_unavailable", code=code, headers=headers)
+
+
+class InFlightMiddleware:
+    """Counts generation requests from the arrival of their whole body until their last byte is sent."""
+
+    def __init__(self, app: ASGIApp, *, lifecycle: Lifecycle, paths: frozenset[str]):
+        self._app = app
+        self._lifecycle = lifecycle
+        self._paths = paths
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if not _is_generation(scope, self._paths):
             await self._app(scope, receive, send)
-            return
-        refusal = self._refusal()
-        if refusal is not None:
-            await error_response(refusal)(scope, receive, send)
             return
         self._lifecycle.enter()
         try:
@@ -203,15 +186,6 @@ class DrainGateMiddleware:
         finally:
             self._lifecycle.leave()
 
-    def _refusal(self) -> ApiError | None:
-        if self._lifecycle.is_draining:
-            message, code = "the server is shutting down and takes no new request; send it to another", "draining"
-        elif not self._engine.is_healthy:
-            message, code = "the engine has failed; restart the server", "engine_failed"
-        elif not self._engine.is_ready:
-            message, code = "the engine is not ready yet; try again", "not_ready"
-        else:
-            return None
-        # The body stays unread: close.
-        headers = {"retry-after": str(self._retry_after_s), "connection": "close"}
-        return ApiError(status=503, message=message, type="service_unavailable", code=code, headers=headers)
+
+def _is_generation(scope: Scope, paths: frozenset[str]) -> bool:
+    return scope["type"] == "http" and scope["path"] in paths and scope["method"] == "POST"

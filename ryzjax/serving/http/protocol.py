@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, FailFast
 
 from ryzjax.errors import RequestError
-from ryzjax.serving.http.fields import GenerationRequest, check_extra_fields, prompt_list
+from ryzjax.serving.http.fields import GenerationRequest, Integer, Prompts, check_extra_fields, prompt_list
 from ryzjax.serving.sampling_params import SamplingParams
 
 __all__ = ["ChatCompletionRequest", "ChatMessage", "CompletionRequest", "ContentPart"]
@@ -18,8 +20,8 @@ class CompletionRequest(GenerationRequest):
     prompt, with its log-probabilities where they are asked for, in front; with it, `max_tokens` may be 0.
     """
 
-    prompt: str | list[str] | list[int] | list[list[int]]
-    logprobs: int | None = None
+    prompt: Prompts
+    logprobs: Integer | None = None
     echo: bool | None = None
     add_special_tokens: bool | None = None
 
@@ -51,7 +53,7 @@ class ChatMessage(BaseModel):
     model_config = ConfigDict(strict=True, extra="allow")
 
     role: str
-    content: str | list[ContentPart] | None = None
+    content: str | Annotated[list[ContentPart], FailFast()] | None = None
     name: str | None = None
 
     def as_template_input(self, where: str) -> dict[str, str]:
@@ -110,10 +112,10 @@ class ChatCompletionRequest(GenerationRequest):
     Without `max_completion_tokens` (or its old name, `max_tokens`) a completion may fill the context.
     """
 
-    messages: list[ChatMessage]
-    max_completion_tokens: int | None = None
+    messages: Annotated[list[ChatMessage], FailFast()]
+    max_completion_tokens: Integer | None = None
     logprobs: bool | None = None
-    top_logprobs: int | None = None
+    top_logprobs: Integer | None = None
     add_generation_prompt: bool | None = None
 
     def template_messages(self) -> list[dict[str, str]]:

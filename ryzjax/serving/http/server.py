@@ -1,8 +1,9 @@
 """Runs the application under uvicorn, with a graceful drain on SIGTERM and SIGINT.
 
-first signal    /ready says 503 and new generation requests are refused; running ones finish, for at most
-                `drain_timeout_s`; then the engine drains, connections close, exit status 0
-second signal   exit at once, status 128 + signal
+first signal    /ready says 503, new generation requests and those whose bodies have not arrived are refused (503);
+                running requests finish, for at most `drain_timeout_s`; connections close; exit status 0
+second signal   running requests end with an error now; exit status 128 + signal
+third signal    exit at once, without answers; exit status 128 + signal
 """
 
 from __future__ import annotations
@@ -10,8 +11,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+import sys
 import threading
 import time
+from functools import partial
 from types import FrameType
 
 import uvicorn
@@ -20,16 +23,21 @@ from ryzjax.errors import ConfigError
 from ryzjax.obs.metrics import EngineMetrics
 from ryzjax.serving.http.app import create_app
 from ryzjax.serving.http.config import HttpConfig
+from ryzjax.serving.http.connections import ConnectionGuard, GuardedProtocol
 from ryzjax.serving.http.context import ServerContext
 from ryzjax.serving.http.frontend_protocol import EngineFrontend
+from ryzjax.serving.http.middleware import SHUTTING_DOWN
 
 __all__ = ["HttpServer"]
 
 logger = logging.getLogger(__name__)
 
 # Once the engine has drained, streams only have to send what they hold; a client that does not read is cut off.
-_CLOSE_CONNECTIONS_S = 5
+_CLOSE_CONNECTIONS_S = 1
 _BACKLOG = 2048
+_SWITCH_INTERVAL_S = 0.0005
+"""How long a thread may keep Python's interpreter lock while another one wants it. With Python's own 5 ms, one thread
+that parses or serializes makes every step of the engine wait several times 5 ms."""
 
 
 class _DrainingUvicorn(uvicorn.Server):
@@ -40,6 +48,7 @@ class _DrainingUvicorn(uvicorn.Server):
         self._context = context
         self._loop: asyncio.AbstractEventLoop | None = None
         self._drain_task: asyncio.Task[None] | None = None
+        self._forced_exit_task: asyncio.Task[None] | None = None
         self.up = threading.Event()
         self.forced_by: int | None = None
 
@@ -54,13 +63,16 @@ class _DrainingUvicorn(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         # Not super(): it shuts down at once, and raises the signal again at the end, which spoils the exit status.
-        if self._context.lifecycle.is_draining or self._loop is None:
+        if self._loop is None or self.forced_by is not None:
             self.forced_by = sig
             self.should_exit = True
             self.force_exit = True
-            return
-        self._context.lifecycle.begin_drain()
-        self.request_drain()
+        elif self._context.lifecycle.is_draining:
+            self.forced_by = sig
+            self._loop.call_soon_threadsafe(self._start_forced_exit)
+        else:
+            self._context.lifecycle.begin_drain()
+            self.request_drain()
 
     def request_drain(self) -> None:
         """Begins the drain; from any thread or a signal handler. Nothing happens once the server is down."""
@@ -76,15 +88,32 @@ class _DrainingUvicorn(uvicorn.Server):
         lifecycle, timeout_s = self._context.lifecycle, self._context.config.drain_timeout_s
         started_s = time.monotonic()
         logger.info("draining", extra={"requests": lifecycle.in_flight, "timeout_s": timeout_s})
+        self._context.bodies.end_all(SHUTTING_DOWN)
         try:
             left_s = 0.0
             if await lifecycle.wait_idle(timeout_s):
                 left_s = max(0.0, timeout_s - (time.monotonic() - started_s))
             else:
                 logger.warning("drain timed out", extra={"requests": lifecycle.in_flight})
-            await self._context.engine.drain(left_s)
+            reason = f"the server shut down before the request was finished (drain_timeout_s={timeout_s:g})"
+            await self._context.engine.drain(left_s, reason=reason)
         finally:
             self.should_exit = True
+
+    def _start_forced_exit(self) -> None:
+        if self._forced_exit_task is None:
+            if self._drain_task is not None:
+                self._drain_task.cancel()
+            self._forced_exit_task = asyncio.create_task(self._forced_exit())
+
+    async def _forced_exit(self) -> None:
+        try:
+            reason = "the server was told to exit before the request was finished"
+            await self._context.engine.drain(0.0, reason=reason)
+            await self._context.lifecycle.wait_idle(_CLOSE_CONNECTIONS_S)
+        finally:
+            self.should_exit = True
+            self.force_exit = True
 
 
 class HttpServer:
@@ -109,6 +138,8 @@ class HttpServer:
             access_log=False,
             server_header=False,
             timeout_graceful_shutdown=_CLOSE_CONNECTIONS_S,
+            timeout_keep_alive=config.keep_alive_timeout_s,  # pyright: ignore[reportArgumentType]  # any number of s
+            http=partial(GuardedProtocol, guard=ConnectionGuard(config)),  # pyright: ignore[reportArgumentType]
         )
         self._server = _DrainingUvicorn(uvicorn_config, app.state.context)
 
@@ -127,9 +158,12 @@ class HttpServer:
 
         On the main thread it handles SIGTERM and SIGINT.
         """
+        switch_interval_s = sys.getswitchinterval()
+        sys.setswitchinterval(_SWITCH_INTERVAL_S)
         try:
             self._server.run(sockets=[self._socket])
         finally:
+            sys.setswitchinterval(switch_interval_s)
             self._socket.close()
         return 0 if self._server.forced_by is None else 128 + self._server.forced_by
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from ryzjax.serving.http.answers import AnswerFormat, usage_of
+from ryzjax.serving.http.answers import AnswerFormat, delta_size, usage_of
 from ryzjax.serving.http.disconnect import ClientLeftError, until_disconnect
 from ryzjax.serving.http.errors import describe, internal_error
 from ryzjax.serving.http.generation import Generation
+from ryzjax.serving.http.pieces import send_pieces
+from ryzjax.serving.http.workers import Workers
 from ryzjax.serving.request import StreamDelta
 
 __all__ = ["EventStream"]
@@ -33,8 +35,17 @@ class EventStream(Response):
     its own. After it, an error is an event, and the missing `[DONE]` says that the answer is not whole.
     """
 
-    def __init__(self, generation: Generation, answer: AnswerFormat, *, include_usage: bool, request_id: str):
+    def __init__(
+        self,
+        generation: Generation,
+        answer: AnswerFormat,
+        *,
+        include_usage: bool,
+        request_id: str,
+        workers: Workers,
+    ):
         super().__init__(status_code=200)
+        self._workers = workers
         self._generation = generation
         self._answer = answer
         self._include_usage = include_usage
@@ -56,8 +67,10 @@ class EventStream(Response):
             choice, first = await anext(deltas)
             self._started = True
             await send({"type": "http.response.start", "status": 200, "headers": _HEADERS})
-            await _send_event(send, self._answer.opening(self._generation.choices) + self._chunk(choice, first))
+            choices = self._generation.choices
+            await self._send(send, self._answer.opening(choices), size=choices * self._answer.opening_size)
             try:
+                await self._send_delta(send, choice, first)
                 await self._rest(deltas, send)
             except Exception as error:  # the status line is gone: whatever it is, an event must tell the client
                 await _send_event(send, self._error_event(error))
@@ -65,16 +78,23 @@ class EventStream(Response):
 
     async def _rest(self, deltas: AsyncGenerator[tuple[int, StreamDelta], None], send: Send) -> None:
         async for choice, delta in deltas:
-            await _send_event(send, self._chunk(choice, delta))
+            await self._send_delta(send, choice, delta)
         ending = b"data: [DONE]\n\n"
         if self._include_usage:
             usage = usage_of(self._generation.prompt_tokens, self._completion_tokens)
             ending = self._answer.usage_chunk(usage) + ending
         await _send_event(send, ending)
 
-    def _chunk(self, choice: int, delta: StreamDelta) -> bytes:
+    async def _send_delta(self, send: Send, choice: int, delta: StreamDelta) -> None:
         self._completion_tokens += len(delta.token_ids)
-        return self._answer.chunk(choice, delta)
+        copies = 1 if delta.prompt_logprobs is None else self._generation.params.n
+        await self._send(send, self._answer.events(choice, delta), size=copies * delta_size(delta))
+
+    async def _send(self, send: Send, events: Iterator[bytes], *, size: int) -> None:
+        async def send_piece(piece: bytes) -> None:
+            await _send_event(send, piece)
+
+        await send_pieces(events, send_piece, size=size, workers=self._workers)
 
     def _error_event(self, error: Exception) -> bytes:
         described = describe(error)

@@ -35,6 +35,9 @@ class FakeTokenizer:
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         return [BOS] * add_special_tokens + list(text.encode())
 
+    def max_chars(self, num_tokens: int) -> int:
+        return num_tokens
+
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         if min(ids, default=0) < 0:  # as the real one
             raise RequestError(f"token ids hold a value that is not one: {min(ids)}", param="tokens")
@@ -72,6 +75,7 @@ class FakeEngine:
         self.params: list[SamplingParams] = []
         self.drained_with_s: float | None = None
         self.released = False
+        self.drain_reasons: list[str] = []
         self.adapters: list[ServedAdapter] = []
         self.loaded: list[tuple[str, dict[str, bytes], bool]] = []
         self.ran_with: list[str | None] = []
@@ -244,8 +248,9 @@ class FakeEngine:
             embedding=vector,
         )
 
-    async def drain(self, timeout_s: float) -> None:
+    async def drain(self, timeout_s: float, *, reason: str = "") -> None:
         self.drained_with_s = timeout_s
+        self.drain_reasons.append(reason)
         self.released = self.released or bool(self.running)
 
 

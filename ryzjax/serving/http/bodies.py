@@ -1,0 +1,242 @@
+"""Request bodies: read whole, under deadlines, out of a bounded amount of memory, before a request begins.
+
+A request whose body has not arrived has not begun: it does not hold up a drain, and it can be ended at any time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+
+from starlette.datastructures import Headers
+from starlette.requests import Request
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from ryzjax.serving.http.config import HttpConfig
+from ryzjax.serving.http.disconnect import ClientLeftError
+from ryzjax.serving.http.errors import ApiError, error_response
+
+__all__ = ["BodyMiddleware", "BodyReaders", "ReceivedBody", "body_of"]
+
+SMALL_BODY_BYTES = 64 * 1024
+"""Bodies up to this size need no share of the memory for bodies: the number of connections bounds them."""
+_STALLED_S = 1.0
+_POLL_S = 0.1
+
+
+class _RefusedError(Exception):
+    """A body is not read to its end; `error` is the answer."""
+
+    def __init__(self, error: ApiError):
+        super().__init__(error.message)
+        self.error = error
+
+
+class _Reader:
+    """One body that is being read."""
+
+    def __init__(self, timer: asyncio.Timeout, now_s: float):
+        self._timer = timer
+        self.last_progress_s = now_s
+        self.reserved_bytes = 0
+        self.ended_by: ApiError | None = None
+
+    def end(self, error: ApiError) -> None:
+        """Stops the reading; `error` is the answer."""
+        if self.ended_by is None and not self._timer.expired():
+            self.ended_by = error
+            self._timer.reschedule(0.0)
+
+
+class BodyReaders:
+    """The bodies that are being read or parsed, and the memory they share. Used on the event loop only.
+
+    Args:
+      capacity_bytes: memory of all large bodies together.
+    """
+
+    def __init__(self, capacity_bytes: int):
+        self._capacity_bytes = capacity_bytes
+        self._reserved_bytes = 0
+        self._readers: set[_Reader] = set()
+
+    @property
+    def reserved_bytes(self) -> int:
+        """Memory that large bodies hold or may come to hold."""
+        return self._reserved_bytes
+
+    def end_all(self, error: ApiError) -> None:
+        """Ends every request whose body has not arrived whole."""
+        for reader in tuple(self._readers):
+            reader.end(error)
+
+    async def reserve(self, reader: _Reader, size_bytes: int) -> None:
+        """Waits for room for a large body. The reader's own deadline bounds the wait.
+
+        A body that has made no progress for a second loses its room to one that is waiting.
+        """
+        loop = asyncio.get_running_loop()
+        size_bytes = min(size_bytes, self._capacity_bytes)
+        while self._reserved_bytes + size_bytes > self._capacity_bytes:
+            holders = [other for other in self._readers if other.reserved_bytes and other.ended_by is None]
+            slowest = min(holders, key=lambda other: other.last_progress_s, default=None)
+            if slowest is not None and loop.time() - slowest.last_progress_s >= _STALLED_S:
+                slowest.end(_TOO_SLOW)
+            await asyncio.sleep(_POLL_S)
+        reader.reserved_bytes = size_bytes
+        self._reserved_bytes += size_bytes
+
+    def release(self, size_bytes: int) -> None:
+        """Gives back room that a reader has reserved."""
+        self._reserved_bytes -= size_bytes
+
+    def enter(self, reader: _Reader) -> None:
+        """A body begins to be read."""
+        self._readers.add(reader)
+
+    def leave(self, reader: _Reader) -> None:
+        """A body is no longer being read."""
+        self._readers.discard(reader)
+
+
+class ReceivedBody:
+    """A whole body. `release` forgets it and gives its memory back; it is called once the body has been parsed."""
+
+    def __init__(self, content: bytes, readers: BodyReaders, reserved_bytes: int):
+        self.content = content
+        self._readers = readers
+        self._reserved_bytes = reserved_bytes
+
+    def release(self) -> None:
+        """Forgets the content; further calls do nothing."""
+        self.content = b""
+        self._readers.release(self._reserved_bytes)
+        self._reserved_bytes = 0
+
+
+def body_of(request: Request) -> ReceivedBody:
+    """The body of a request, as `BodyMiddleware` has read it."""
+    body = request.state.body
+    assert isinstance(body, ReceivedBody)
+    return body
+
+
+_TOO_SLOW = ApiError(
+    status=408,
+    message="the body of the request stopped arriving, and its place was needed; send it again",
+    type="invalid_request_error",
+    code="request_timeout",
+    headers={"connection": "close"},
+)
+
+
+class BodyMiddleware:
+    """Reads the body of a request into `request.state.body` before the routes see the request.
+
+    A body over the limit is refused with 413, by its Content-Length or while it is read; one that arrives too slowly
+    with 408.
+
+    Args:
+      app: the routes.
+      config: the limits.
+      readers: the bodies of all requests.
+      larger: limits in bytes for paths that begin with a prefix; these do not share the memory of the others.
+    """
+
+    def __init__(self, app: ASGIApp, *, config: HttpConfig, readers: BodyReaders, larger: Mapping[str, int]):
+        self._app = app
+        self._config = config
+        self._readers = readers
+        self._larger = {prefix: (limit, BodyReaders(limit)) for prefix, limit in larger.items()}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answers one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        limit, readers, setting = self._config.max_body_bytes, self._readers, "max_body_bytes"
+        for prefix, (larger_limit, own) in self._larger.items():
+            if scope["path"].startswith(prefix):
+                limit, readers, setting = larger_limit, own, "max_adapter_bytes"
+        try:
+            body = await self._read(scope, receive, limit, readers, setting)
+        except _RefusedError as refused:
+            await error_response(refused.error)(scope, receive, send)
+            return
+        except ClientLeftError:
+            return
+        scope.setdefault("state", {})["body"] = body
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            body.release()
+
+    async def _read(
+        self, scope: Scope, receive: Receive, limit: int, readers: BodyReaders, setting: str
+    ) -> ReceivedBody:
+        declared = Headers(scope=scope).get("content-length", "")
+        size_bytes = int(declared) if declared.isascii() and declared.isdigit() and len(declared) <= 18 else None
+        if (size_bytes is None and declared) or (size_bytes is not None and size_bytes > limit):
+            raise _RefusedError(_too_large(limit, setting))
+        loop = asyncio.get_running_loop()
+        started_s = loop.time()
+        chunks: list[bytes] = []
+        received_bytes = 0
+        timer = asyncio.timeout_at(started_s + self._config.body_timeout_s)
+        reader = _Reader(timer, started_s)
+        # A drain ends bodies of every kind; the room of large ones is that of their own kind.
+        self._readers.enter(reader)
+        readers.enter(reader)
+        is_whole = False
+        try:
+            async with timer:
+                if size_bytes is not None and size_bytes > SMALL_BODY_BYTES:
+                    await readers.reserve(reader, size_bytes)
+                while True:
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        raise ClientLeftError
+                    chunk = message.get("body", b"")
+                    chunks.append(chunk)
+                    received_bytes += len(chunk)
+                    if received_bytes > limit:
+                        raise _RefusedError(_too_large(limit, setting))
+                    if not message.get("more_body", False):
+                        break
+                    if received_bytes > SMALL_BODY_BYTES and not reader.reserved_bytes:
+                        await readers.reserve(reader, limit)  # sent in chunks, so nobody knows how long it will be
+                    if reader.ended_by is None and not timer.expired():
+                        reader.last_progress_s = loop.time()
+                        extra_s = received_bytes / self._config.min_body_bytes_per_s
+                        timer.reschedule(started_s + self._config.body_timeout_s + extra_s)
+            is_whole = True
+        except TimeoutError:
+            raise _RefusedError(reader.ended_by or self._too_slow()) from None
+        finally:
+            self._readers.leave(reader)
+            readers.leave(reader)
+            if not is_whole:
+                readers.release(reader.reserved_bytes)
+        return ReceivedBody(chunks[0] if len(chunks) == 1 else b"".join(chunks), readers, reader.reserved_bytes)
+
+    def _too_slow(self) -> ApiError:
+        return ApiError(
+            status=408,
+            message=f"the body of the request did not arrive within {self._config.body_timeout_s:g} s "
+            f"(body_timeout_s) and a second for every {self._config.min_body_bytes_per_s} bytes "
+            "(min_body_bytes_per_s); send it faster, or in smaller requests",
+            type="invalid_request_error",
+            code="request_timeout",
+            headers={"connection": "close"},
+        )
+
+
+def _too_large(limit: int, setting: str) -> ApiError:
+    return ApiError(
+        status=413,
+        message=f"the body is larger than {limit} bytes; shorten it, or raise {setting}",
+        type="invalid_request_error",
+        code="body_too_large",
+        # The rest of the body stays unread, so the connection cannot serve another request.
+        headers={"connection": "close"},
+    )

@@ -1,0 +1,138 @@
+"""RequestLimits: how large each part of a request may be. They are checked before any work is done on that part."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ryzjax.errors import ContextLengthError, RequestError
+from ryzjax.serving.http.config import HttpConfig
+from ryzjax.serving.http.json_body import CONTAINER_COST
+
+__all__ = ["RequestLimits"]
+
+_MAX_FIELDS = 256
+"""Fields of one object, and items of a list that has no limit of its own."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RequestLimits:
+    """Sizes of the parts of one request.
+
+    Attributes:
+      config: the limits that an operator sets.
+      max_context_tokens: most tokens of one prompt and its output together.
+      max_prompt_chars: most characters of one prompt: a longer text cannot fit the context, whatever its tokens are.
+    """
+
+    config: HttpConfig
+    max_context_tokens: int
+    max_prompt_chars: int
+
+    @property
+    def max_cost(self) -> int:
+        """Most JSON values in one body, as `parse_object` counts them."""
+        config = self.config
+        tokens = config.max_prompts_per_request * self.max_context_tokens
+        # A prompt or an input may be a list; a message is an object with a few keys, perhaps of parts.
+        containers = 1024 + max(config.max_prompts_per_request, config.max_inputs_per_request)
+        containers += 8 * config.max_messages_per_request
+        return tokens + CONTAINER_COST * containers
+
+    def check_sizes(self, body: dict[str, object]) -> None:
+        """Refuses lists and objects that are too long, at the cost of a `len` each.
+
+        Raises:
+          RequestError: names the field, its size and the limit.
+          ContextLengthError: a list of token ids is longer than the context.
+        """
+        _check_items("the body", body, _MAX_FIELDS, param=None)
+        config = self.config
+        own = {
+            "messages": (config.max_messages_per_request, "max_messages_per_request"),
+            "stop": (config.max_stop_strings, "max_stop_strings"),
+            "logit_bias": (config.max_logit_bias, "max_logit_bias"),
+        }
+        for name, value in body.items():
+            if not isinstance(value, (list, dict)):
+                continue
+            if name in ("prompt", "input"):
+                self._check_prompts(name, value)
+            elif name in own:
+                limit, setting = own[name]
+                _check_items(name, value, limit, param=name, setting=setting)
+            else:
+                _check_items(name[:100], value, _MAX_FIELDS, param=name[:100])
+        self._check_messages(body.get("messages"))
+        self._check_stops(body.get("stop"))
+
+    def check_text(self, name: str, num_chars: int, *, param: str) -> None:
+        """Refuses a text that cannot fit the context, before it is tokenized.
+
+        Raises:
+          ContextLengthError: the text is too long.
+        """
+        if num_chars > self.max_prompt_chars:
+            raise ContextLengthError(
+                f"This model's maximum context length is {self.max_context_tokens} tokens. However, {name} has "
+                f"{num_chars} characters, and at most {self.max_prompt_chars} can fit; shorten it",
+                param=param,
+            )
+
+    def _check_prompts(self, name: str, prompts: list[object] | dict[str, object]) -> None:
+        if isinstance(prompts, list) and prompts and isinstance(prompts[0], (str, list)):
+            is_input = name == "input"
+            setting = "max_inputs_per_request" if is_input else "max_prompts_per_request"
+            _check_items(name, prompts, getattr(self.config, setting), param=name, setting=setting, what=f"{name}s")
+            for number, prompt in enumerate(prompts):
+                if isinstance(prompt, list):
+                    self._check_tokens(f"{name} {number}", prompt, name)
+        elif isinstance(prompts, list):
+            self._check_tokens(name, prompts, name)
+        else:
+            _check_items(name, prompts, _MAX_FIELDS, param=name)
+
+    def _check_tokens(self, name: str, tokens: list[object], param: str) -> None:
+        if len(tokens) > self.max_context_tokens:
+            raise ContextLengthError(
+                f"This model's maximum context length is {self.max_context_tokens} tokens. However, {name} has "
+                f"{len(tokens)} tokens; shorten it",
+                param=param,
+            )
+
+    def _check_messages(self, messages: object) -> None:
+        for number, message in enumerate(messages if isinstance(messages, list) else ()):
+            if isinstance(message, (dict, list)):
+                _check_items(f"messages.{number}", message, _MAX_FIELDS, param=f"messages.{number}")
+            content = message.get("content") if isinstance(message, dict) else None
+            if isinstance(content, (list, dict)):
+                where = f"messages.{number}.content"
+                _check_items(where, content, _MAX_FIELDS, param=where)
+                for part in content if isinstance(content, list) else ():
+                    if isinstance(part, (dict, list)):
+                        _check_items(f"a part of {where}", part, _MAX_FIELDS, param=where)
+
+    def _check_stops(self, stop: object) -> None:
+        limit = self.config.max_stop_chars
+        for one in stop if isinstance(stop, list) else (stop,):
+            if isinstance(one, str) and len(one) > limit:
+                raise RequestError(
+                    f"stop contains a string of {len(one)} characters; at most {limit} are taken (max_stop_chars)",
+                    param="stop",
+                )
+
+
+def _check_items(
+    name: str,
+    value: list[object] | dict[str, object],
+    limit: int,
+    *,
+    param: str | None,
+    setting: str | None = None,
+    what: str | None = None,
+) -> None:
+    if len(value) > limit:
+        what = what or ("fields" if isinstance(value, dict) else "items")
+        named = f" ({setting})" if setting else ""
+        raise RequestError(
+            f"{name} has {len(value)} {what}; at most {limit} are taken in one request{named}", param=param
+        )

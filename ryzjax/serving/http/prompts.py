@@ -1,0 +1,108 @@
+"""From the prompts of a request to token ids and back, in pieces on worker threads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import TypeVar
+
+from ryzjax.errors import RequestError
+from ryzjax.serving.http.context import ServerContext
+from ryzjax.serving.http.frontend_protocol import ChatTokenizer
+
+__all__ = ["decode_prompts", "encode_messages", "encode_prompts"]
+
+T = TypeVar("T")
+
+Prompt = str | list[int]
+
+_PIECE_SIZE = 16 * 1024
+
+
+async def encode_prompts(
+    context: ServerContext, prompts: Sequence[Prompt], *, field: str, add_special_tokens: bool
+) -> list[list[int]]:
+    """Token ids of prompts, some of which may be token ids already.
+
+    Args:
+      context: the server's.
+      prompts: texts or token ids.
+      field: the request field they are in, for errors.
+      add_special_tokens: add what the model expects around a text, such as BOS.
+
+    Raises:
+      ContextLengthError: a text is too long for the context, whatever its tokens are; nothing has been tokenized then.
+      RequestError: a text is not valid Unicode.
+    """
+    for number, prompt in enumerate(prompts):
+        if isinstance(prompt, str):
+            context.limits.check_text(f"{field} {number}", len(prompt), param=field)
+
+    tokenizer = context.engine.tokenizer
+
+    def encode(prompt: Prompt) -> list[int]:
+        if not isinstance(prompt, str):
+            return prompt
+        return tokenizer.encode(prompt, add_special_tokens=add_special_tokens)
+
+    return await _in_pieces(context, encode, prompts)
+
+
+async def encode_messages(
+    context: ServerContext, messages: list[dict[str, str]], *, add_generation_prompt: bool
+) -> list[int]:
+    """Token ids of a conversation.
+
+    Raises:
+      ContextLengthError: the messages are too long for the context, whatever their tokens are.
+      RequestError: the chat template refuses them, or there is none.
+    """
+    size = sum(len(message["content"]) + len(message.get("name", "")) for message in messages)
+    context.limits.check_text("the conversation", size, param="messages")
+    render = partial(
+        context.engine.tokenizer.apply_chat_template, messages, add_generation_prompt=add_generation_prompt
+    )
+    # A template runs in Python: many short messages take as long as a long one.
+    return await context.workers.run(render, size=size + 256 * len(messages))
+
+
+async def decode_prompts(context: ServerContext, prompts: Sequence[Prompt], *, skip_special_tokens: bool) -> list[str]:
+    """The prompts as text: strings as they came, token ids decoded.
+
+    Raises:
+      RequestError: something among the token ids is none.
+    """
+    tokenizer: ChatTokenizer = context.engine.tokenizer
+
+    def decode(prompt: Prompt) -> str:
+        return prompt if isinstance(prompt, str) else tokenizer.decode(prompt, skip_special_tokens=skip_special_tokens)
+
+    try:
+        return await _in_pieces(context, decode, prompts)
+    except RequestError as error:
+        raise RequestError(str(error), param="prompt") from error
+
+
+async def _in_pieces(context: ServerContext, work: Callable[[Prompt], T], prompts: Sequence[Prompt]) -> list[T]:
+    """What `work` makes of each prompt; prompts of about 16 KiB together are one piece of work."""
+    total_size = sum(map(len, prompts))
+    done: list[T] = []
+    for piece in _pieces(prompts):
+        size = min(total_size, max(sum(map(len, piece)), _PIECE_SIZE))
+        done += await context.workers.run(partial(_map, work, piece), size=size)
+    return done
+
+
+def _map(work: Callable[[Prompt], T], prompts: Sequence[Prompt]) -> list[T]:
+    return [work(prompt) for prompt in prompts]
+
+
+def _pieces(prompts: Sequence[Prompt]) -> Iterator[Sequence[Prompt]]:
+    start = size = 0
+    for end, prompt in enumerate(prompts):
+        size += len(prompt)
+        if size >= _PIECE_SIZE:
+            yield prompts[start : end + 1]
+            start, size = end + 1, 0
+    if start < len(prompts):
+        yield prompts[start:]
