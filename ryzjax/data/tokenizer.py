@@ -10,9 +10,10 @@ import json
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar, cast
 
-from ryzjax.data.chat import ChatTemplate
+from ryzjax.data.chat import ChatTemplate, MarkedText
+from ryzjax.data.special_text import SpecialText
 from ryzjax.data.tokenizer_files import TokenizerFiles, read_template_file
 from ryzjax.errors import CheckpointError, RequestError
 
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     import tokenizers
 
 __all__ = ["Tokenizer"]
+
+Json = TypeVar("Json")
 
 _MAX_TOKEN_ID = 2**32 - 1
 _CONVERTIBLE = ("tokenizer.model", "vocab.json", "vocab.txt", "merges.txt", "spiece.model")
@@ -46,6 +49,7 @@ class Tokenizer:
         chat_template: ChatTemplate | None,
         tool_template: ChatTemplate | None,
         name: str,
+        special_tokens_in_messages: bool = False,
     ):
         self._backend = backend
         self._files = files
@@ -59,14 +63,23 @@ class Tokenizer:
         own = () if eos is None else (eos,)
         self._eos_token_ids = tuple(dict.fromkeys((*own, *files.eos_token_ids)))
         self._adds_bos = files.add_bos_token if files.tokenizer_class in _CLASSES_WITH_BOS_FLAG else None
+        self._escapes = not special_tokens_in_messages
 
     @classmethod
-    def load(cls, path: str | Path, *, chat_template: str | Path | None = None) -> Tokenizer:
+    def load(
+        cls,
+        path: str | Path,
+        *,
+        chat_template: str | Path | None = None,
+        special_tokens_in_messages: bool = False,
+    ) -> Tokenizer:
         """Loads the tokenizer of a model.
 
         Args:
           path: directory with `tokenizer.json` (or files transformers can convert), or a GGUF file.
           chat_template: Jinja file that replaces the model's own template.
+          special_tokens_in_messages: read special tokens that are written in messages as tokens, and not as text.
+            Whoever writes a message can then end it and write the next one in any role.
 
         Raises:
           CheckpointError: no tokenizer there, or one that cannot be read.
@@ -91,7 +104,14 @@ class Tokenizer:
             else ChatTemplate(source, name=f"chat template of {name}", special_tokens=files.special_tokens)
             for source in sources
         )
-        return cls(backend, files, chat_template=plain, tool_template=tool, name=str(where))
+        return cls(
+            backend,
+            files,
+            chat_template=plain,
+            tool_template=tool,
+            name=str(where),
+            special_tokens_in_messages=special_tokens_in_messages,
+        )
 
     def save(self, directory: Path) -> None:
         """Writes `tokenizer.json` and `tokenizer_config.json`, from which `load` makes the same tokenizer."""
@@ -131,8 +151,13 @@ class Tokenizer:
         """
         _check_text(text)
         if add_special_tokens and self._adds_bos is not None:
-            ids = self._backend.encode(text, add_special_tokens=False).ids
+            ids = self._encode(text, add_special_tokens=False)
             return [self._bos_token_id, *ids] if self._adds_bos and self._bos_token_id is not None else ids
+        return self._encode(text, add_special_tokens=add_special_tokens)
+
+    def _encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        if self._special_text.is_escaped(text):
+            return self._special_text.encode(text, add_special_tokens=add_special_tokens)
         return self._backend.encode(text, add_special_tokens=add_special_tokens).ids
 
     def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
@@ -145,6 +170,8 @@ class Tokenizer:
           RequestError: as `encode`.
         """
         _check_text(text)
+        if self._special_text.is_escaped(text):
+            return self._special_text.encode_with_offsets(text)
         encoding = self._backend.encode(text, add_special_tokens=False)
         return encoding.ids, encoding.offsets
 
@@ -171,6 +198,11 @@ class Tokenizer:
         added = self._backend.get_added_tokens_decoder()
         return frozenset(token_id for token_id, token in added.items() if token.special) | set(self._eos_token_ids)
 
+    @cached_property
+    def _special_text(self) -> SpecialText:
+        bos = () if self._bos_token_id is None else (self._bos_token_id,)
+        return SpecialText(self._backend, {*self.special_token_ids, *bos}, unknown_id=self._id_of("unk_token"))
+
     def template_for(self, tools: Sequence[Mapping[str, object]] | None) -> ChatTemplate | None:
         """The chat template for conversations with these tools, or with none."""
         return self.chat_template if not tools or self.tool_template is None else self.tool_template
@@ -183,19 +215,42 @@ class Tokenizer:
         add_generation_prompt: bool = True,
         **variables: object,
     ) -> str:
-        """The prompt text of a conversation; see `ChatTemplate.render`.
+        """The prompt text of a conversation, to be read; see `ChatTemplate.render`.
+
+        To be encoded, take `render_prompt`: in this text, a special token in a message looks like the template's own.
 
         Raises:
           RequestError: the model has no chat template, or the template refuses the messages.
         """
-        template = self.template_for(tools)
-        if template is None:
-            raise RequestError(
-                f"the tokenizer of {self._name} has no chat template, so messages cannot become a prompt; "
-                "use /v1/completions (or generate) with plain text, or start with --chat-template FILE",
-                param="messages",
-            )
+        template = self._template(tools)
         return template.render(messages, tools=tools, add_generation_prompt=add_generation_prompt, **variables)
+
+    def render_prompt(
+        self,
+        messages: Sequence[Mapping[str, object]],
+        *,
+        tools: Sequence[Mapping[str, object]] | None = None,
+        add_generation_prompt: bool = True,
+        **variables: object,
+    ) -> str:
+        """As `render_chat`, to be encoded by this tokenizer.
+
+        Special tokens that are written in messages or tools are escaped in it: `encode` reads them as text.
+        """
+        template = self._template(tools)
+        messages, tools = self._escaped(messages), self._escaped(tools)
+        return template.render(messages, tools=tools, add_generation_prompt=add_generation_prompt, **variables)
+
+    def render_marked(
+        self,
+        messages: Sequence[Mapping[str, object]],
+        *,
+        tools: Sequence[Mapping[str, object]] | None = None,
+        **variables: object,
+    ) -> MarkedText:
+        """As `render_prompt` without a generation prompt, with the spans of what the assistant writes."""
+        template = self._template(tools)
+        return template.render_marked(self._escaped(messages), tools=self._escaped(tools), **variables)
 
     def apply_chat_template(
         self,
@@ -205,14 +260,28 @@ class Tokenizer:
         add_generation_prompt: bool = True,
         **variables: object,
     ) -> list[int]:
-        """Token ids of a conversation: `render_chat`, then `encode` without more special tokens.
+        """Token ids of a conversation: `render_prompt`, then `encode` without more special tokens.
 
         Raises:
           RequestError: as `render_chat` and `encode`.
         """
-        text = self.render_chat(messages, tools=tools, add_generation_prompt=add_generation_prompt, **variables)
+        text = self.render_prompt(messages, tools=tools, add_generation_prompt=add_generation_prompt, **variables)
         # The template writes BOS itself; adding it again would double it.
         return self.encode(text, add_special_tokens=False)
+
+    def _template(self, tools: Sequence[Mapping[str, object]] | None) -> ChatTemplate:
+        template = self.template_for(tools)
+        if template is None:
+            raise RequestError(
+                f"the tokenizer of {self._name} has no chat template, so messages cannot become a prompt; "
+                "use /v1/completions (or generate) with plain text, or start with --chat-template FILE",
+                param="messages",
+            )
+        return template
+
+    def _escaped(self, value: Json) -> Json:
+        """A JSON value in which no string forms a special token, unless those are to be read as tokens."""
+        return cast("Json", self._special_text.escape(value)) if self._escapes else value
 
     def _id_of(self, special: str) -> int | None:
         token = self.special_tokens.get(special)

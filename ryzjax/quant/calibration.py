@@ -149,7 +149,7 @@ def _text_of(row: object, where: str, tokenizer: Tokenizer) -> tuple[str, bool]:
         raise ConfigError(f"{where}: is a {type(row).__name__}; expected an object or a string")
     messages = row.get("messages", row.get("conversations"))
     if isinstance(messages, list) and tokenizer.chat_template is not None:
-        return tokenizer.render_chat(messages, add_generation_prompt=False), True
+        return tokenizer.render_prompt(messages, add_generation_prompt=False), True
     if isinstance(messages, list):
         return "\n".join(str(m.get("content", "")) for m in messages if isinstance(m, dict)), False
     for key in _TEXT_KEYS:

@@ -61,6 +61,9 @@ class EngineConfig:
     """Folder for compiled programs; by default in the user's cache directory; off for none."""
     chat_template: str | None = None
     """Jinja file that replaces the model's chat template."""
+    special_tokens_in_messages: bool = False
+    """Read special tokens that are written in chat messages as tokens, not as text: whoever writes a message can then
+    end it and write the next one in any role."""
     lora: Annotated[tuple[str, ...], UseAppendAction] = ()
     """NAME=DIRECTORY of a LoRA adapter (as PEFT saves it) that requests may name as their model; repeatable."""
     max_loras: int | None = None
@@ -156,6 +159,7 @@ class EngineOptions(TypedDict, total=False):
     overlap: bool
     compile_cache: str | None
     chat_template: str | None
+    special_tokens_in_messages: bool
     lora: tuple[str, ...]
     max_loras: int | None
     max_lora_rank: int | None

@@ -7,6 +7,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -183,13 +184,18 @@ def _check_vocabulary(tokenizer: Tokenizer, model: ModelConfig, source: Checkpoi
 
 def _tokenizer(source: CheckpointSource, config: EngineConfig, model: ModelConfig) -> Tokenizer:
     """The model's tokenizer; one of bytes where random weights come without."""
+    load = partial(
+        Tokenizer.load,
+        chat_template=config.chat_template,
+        special_tokens_in_messages=config.special_tokens_in_messages,
+    )
     has_tokenizer = source.weight_format == "gguf" or (source.path / "tokenizer.json").is_file()
     if config.load_format != "dummy" or has_tokenizer:
-        return Tokenizer.load(source.path, chat_template=config.chat_template)
+        return load(source.path)
     _log.info("%s has no tokenizer.json: random weights get a tokenizer of bytes", source.path)
     with tempfile.TemporaryDirectory() as folder:
         write_byte_tokenizer(Path(folder), vocab_size=model.vocab_size)
-        return Tokenizer.load(folder, chat_template=config.chat_template)
+        return load(folder)
 
 
 def _weights(plan: WeightPlan, config: EngineConfig, show_progress: bool) -> dict[str, jax.Array]:

@@ -149,7 +149,7 @@ class Renderer:
 
     def _marked(self, conversation: Conversation, template: ChatTemplate, wanted: Sequence[int], row: Row) -> Example:
         messages, tools = conversation.messages, conversation.tools
-        marked = template.render_marked(messages, tools=tools, **self._variables)
+        marked = self._tokenizer.render_marked(messages, tools=tools, **self._variables)
         turns = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
         spans = marked.spans
         if len(wanted) < len(turns) or not spans:
@@ -175,7 +175,7 @@ class Renderer:
         return Example.of(ids[:end], tokens)
 
     def _render(self, conversation: Conversation, end: int, *, add_generation_prompt: bool = False) -> str:
-        return self._tokenizer.render_chat(
+        return self._tokenizer.render_prompt(
             conversation.messages[:end],
             tools=conversation.tools,
             add_generation_prompt=add_generation_prompt,
