@@ -123,7 +123,8 @@ class SpecialText:
                     parts.append(part)
                     source, target = source + size, target + len(part)
         plain = "".join(parts)
-        encoding = literal.backend.encode(plain, add_special_tokens=add_special_tokens)
+        # As a batch, which lets other threads run meanwhile.
+        [encoding] = literal.backend.encode_batch([plain], add_special_tokens=add_special_tokens)
         self._check(plain, encoding.ids)
         return [literal.originals.get(i, i) for i in encoding.ids], encoding.offsets, segments
 

@@ -25,6 +25,8 @@ __all__ = ["Tokenizer"]
 Json = TypeVar("Json")
 
 _MAX_TOKEN_ID = 2**32 - 1
+_NORMALIZED_CHARS = 4
+"""Characters that a Unicode normalization may make one character of (canonical composition: 3, and a margin)."""
 _CONVERTIBLE = ("tokenizer.model", "vocab.json", "vocab.txt", "merges.txt", "spiece.model")
 _CLASSES_WITH_BOS_FLAG = ("LlamaTokenizer", "LlamaTokenizerFast", "CodeLlamaTokenizer", "CodeLlamaTokenizerFast")
 """Classes whose `add_bos_token` overrules the post-processor of tokenizer.json, as it does in transformers."""
@@ -158,7 +160,23 @@ class Tokenizer:
     def _encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
         if self._special_text.is_escaped(text):
             return self._special_text.encode(text, add_special_tokens=add_special_tokens)
-        return self._backend.encode(text, add_special_tokens=add_special_tokens).ids
+        # `encode` would hold Python's interpreter lock until it is done; this lets other threads run, and is faster.
+        return self._backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids
+
+    def max_chars(self, num_tokens: int) -> int:
+        """Most characters of a text of so many tokens. A longer text has more tokens, so it need not be encoded.
+
+        It is the length of the longest token for each token, and four times that where a normalizer may shorten the
+        text. A text that a normalizer shortens more than that, such as a long run of spaces that it collapses, counts
+        as too long.
+        """
+        per_token = self._longest_token_chars * (1 if self._backend.normalizer is None else _NORMALIZED_CHARS)
+        return num_tokens * per_token
+
+    @cached_property
+    def _longest_token_chars(self) -> int:
+        # A byte-level token is spelt with a character for each byte, of which a text has at most as many characters.
+        return max(map(len, self._backend.get_vocab(with_added_tokens=True)))
 
     def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         """Token ids of `text` without special tokens around it, and which characters of it each was made from.

@@ -116,7 +116,7 @@ class AsyncEngine:
     async def drain(
         self, timeout_s: float, *, reason: str = "the engine shut down before the request was finished"
     ) -> None:
-        """Refuses new requests, waits at most `timeout_s` seconds for the open ones, and ends the rest with `reason`."""
+        """Refuses new requests, waits `timeout_s` seconds for the open ones, ends the rest with `reason`."""
         self._is_draining = True
         deadline = time.monotonic() + timeout_s
         while self._listeners and time.monotonic() < deadline:

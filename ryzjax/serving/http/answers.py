@@ -191,12 +191,14 @@ class CompletionFormat:
                 self._offsets.get(choice, 0),
                 first_token_id=first,
                 is_echo=self._echo is not None,
+                with_top=with_top,
                 skip_special_tokens=self._skip_special_tokens,
             )
             first = None
             for name, values in columns.items():
                 column = found[name]
-                values.append(_dumps(column)[1:-1] if column is not None else "")
+                if column:
+                    values.append(_dumps(column)[1:-1])
             yield ""
         for number, (name, values) in enumerate(columns.items()):
             yield f'{"," if number else "{"}"{name}":'

@@ -121,9 +121,8 @@ class GuardedProtocol(H11Protocol):
         """Whether a request is being read or answered."""
         return self.cycle is not None and not self.cycle.response_complete
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+    def connection_made(self, transport: asyncio.Transport) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Refuses the connection with 503 where there is no place for it."""
-        assert isinstance(transport, asyncio.Transport)
         super().connection_made(transport)
         if not self._guard.admit(self, self.loop):
             limit = self._guard.max_connections

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, FailFast, JsonValue, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, ValidationError
 from pydantic_core import ErrorDetails
 
 from ryzjax.errors import RequestError
@@ -38,8 +38,8 @@ def _integral(value: object) -> object:
 
 Integer = Annotated[int, BeforeValidator(_integral)]
 """A whole number, also where a client writes it as 16.0."""
-_Tokens = Annotated[list[int], FailFast()]
-Prompts = str | Annotated[list[str], FailFast()] | _Tokens | Annotated[list[_Tokens], FailFast()]
+_Tokens = Annotated[list[int], Field(fail_fast=True)]
+Prompts = str | Annotated[list[str], Field(fail_fast=True)] | _Tokens | Annotated[list[_Tokens], Field(fail_fast=True)]
 """One text or several, or token ids likewise. Validation stops at the first item that is wrong."""
 
 _STRING, _BOOLEAN, _STRINGS = "a string", "true or false", "an object of at most 16 strings"
@@ -167,8 +167,8 @@ class GenerationRequest(ApiRequest):
     seed: Integer | None = None
     max_tokens: Integer | None = None
     min_tokens: Integer | None = None
-    stop: str | Annotated[list[str], FailFast()] | None = None
-    stop_token_ids: Annotated[list[Integer], FailFast()] | None = None
+    stop: str | Annotated[list[str], Field(fail_fast=True)] | None = None
+    stop_token_ids: Annotated[list[Integer], Field(fail_fast=True)] | None = None
     ignore_eos: bool | None = None
     skip_special_tokens: bool | None = None
     include_stop_str_in_output: bool | None = None

@@ -78,13 +78,15 @@ def completion_logprobs(
     *,
     first_token_id: int | None = None,
     is_echo: bool = False,
+    with_top: bool = False,
     skip_special_tokens: bool = False,
 ) -> tuple[CompletionLogprobs, int]:
     """Logprobs of tokens whose text starts `start_offset` characters into the choice, and where it ends.
 
     Args:
       first_token_id: the first token of an echoed prompt, ahead of the others.
-      is_echo: the text begins with the prompt, so a token at offset 0 is at the start of a text.
+      is_echo: the text begins with a prompt whose first tokens came in an earlier call.
+      with_top: give `top_logprobs` even where none of these tokens has alternatives.
       skip_special_tokens: the choice's text has none, so they take no place in its offsets.
     """
     found = CompletionLogprobs(tokens=[], token_logprobs=[], top_logprobs=None, text_offset=[])
@@ -97,7 +99,7 @@ def completion_logprobs(
         alternatives.append(None)
     for token in tokens:
         # In an echoed prompt, what follows tokens that the text leaves out begins the text.
-        is_first = is_echo and not start_offset
+        is_first = (is_echo or first_token_id is not None) and not start_offset
         found["tokens"].append(texts.at_start(token.token_id) if is_first else texts[token.token_id])
         found["token_logprobs"].append(_finite(token.logprob))
         found["text_offset"].append(start_offset)
@@ -107,7 +109,7 @@ def completion_logprobs(
         for token_id, logprob in (*token.top, (token.token_id, token.logprob)):
             top.setdefault(texts[token_id], _finite(logprob))
         alternatives.append(top)
-    if any(token.top for token in tokens):
+    if with_top or any(token.top for token in tokens):
         found["top_logprobs"] = alternatives
     return found, start_offset
 

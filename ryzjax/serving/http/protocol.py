@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, FailFast
+from pydantic import BaseModel, ConfigDict, Field
 
 from ryzjax.errors import RequestError
 from ryzjax.serving.http.fields import GenerationRequest, Integer, Prompts, check_extra_fields, prompt_list
@@ -53,7 +53,7 @@ class ChatMessage(BaseModel):
     model_config = ConfigDict(strict=True, extra="allow")
 
     role: str
-    content: str | Annotated[list[ContentPart], FailFast()] | None = None
+    content: str | Annotated[list[ContentPart], Field(fail_fast=True)] | None = None
     name: str | None = None
 
     def as_template_input(self, where: str) -> dict[str, str]:
@@ -112,7 +112,7 @@ class ChatCompletionRequest(GenerationRequest):
     Without `max_completion_tokens` (or its old name, `max_tokens`) a completion may fill the context.
     """
 
-    messages: Annotated[list[ChatMessage], FailFast()]
+    messages: Annotated[list[ChatMessage], Field(fail_fast=True)]
     max_completion_tokens: Integer | None = None
     logprobs: bool | None = None
     top_logprobs: Integer | None = None

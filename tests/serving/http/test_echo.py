@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from ryzjax.serving.http.echo import Echo, echo_texts
-from tests.serving.http.fake_engine import FakeTokenizer, reply
+from ryzjax.serving.http.echo import Echo
+from tests.serving.http.fake_engine import reply
 from tests.serving.http.harness import Running
 
 
@@ -90,7 +90,6 @@ def test_a_prompt_that_fills_the_context_can_be_scored(running: Running) -> None
 
 
 def test_choices_are_numbered_prompt_by_prompt() -> None:
-    texts = echo_texts(FakeTokenizer(), ["x", [256, 97]], skip_special_tokens=True)
-    echo = Echo(texts=texts, first_token_ids=[256, 7], n=2, with_logprobs=True)
+    echo = Echo(texts=["x", "a"], first_token_ids=[256, 7], n=2, with_logprobs=True)
     assert [echo.text(choice) for choice in range(4)] == ["x", "x", "a", "a"]
     assert [echo.first_token_id(choice) for choice in range(4)] == [256, 256, 7, 7]
