@@ -18,7 +18,6 @@ from ryzjax.evaluation import NoData, TaskOptions, evaluate
 from ryzjax.shipped import DEMO_MODEL, demo_folder
 
 ROOT = Path(__file__).resolve().parents[1]
-GREEDY = SamplingParams(temperature=0, max_tokens=64)
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +54,9 @@ def test_without_a_model_it_is_taken_and_said(llm: LLM, caplog: pytest.LogCaptur
 
 
 def test_it_answers(llm: LLM):
-    (answer,) = llm.chat([{"role": "user", "content": "What is 12 + 34?"}], GREEDY, use_tqdm=False)
+    # Greedily, as its generation_config.json recommends.
+    assert llm.get_default_sampling_params() == SamplingParams(temperature=0)
+    (answer,) = llm.chat([{"role": "user", "content": "What is 12 + 34?"}], use_tqdm=False)
     assert answer.outputs[0].text == "12 + 34 = 46"
     assert answer.outputs[0].finish_reason == "stop"
 

@@ -32,7 +32,7 @@ class Chat:
 
     def run(self) -> int:
         """Reads lines and streams answers until /exit."""
-        self.sampling.params()
+        self.sampling.params({})  # Wrong values are reported before the model is loaded.
         from ryzjax.serving.llm import LLM
 
         options = asdict(self.engine)
@@ -69,8 +69,9 @@ class Chat:
 
     async def _answer(self, llm: LLM, console: Console, messages: list[dict[str, object]]) -> str:
         prompt = llm.engine.tokenizer.apply_chat_template(messages)
+        params = self.sampling.params(llm.engine.default_sampling)
         parts: list[str] = []
-        async for delta in llm.stream({"prompt_token_ids": prompt}, self.sampling.params()):
+        async for delta in llm.stream({"prompt_token_ids": prompt}, params):
             console.print(delta.text, end="", markup=False, highlight=False, soft_wrap=True)
             parts.append(delta.text)
         console.print()

@@ -29,11 +29,12 @@ class Generate:
         prompts = list(self.prompt) or [sys.stdin.read()]
         if not all(prompts):
             raise ConfigError("a prompt is empty; give --prompt TEXT, or text on standard input")
-        params = self.sampling.params()
+        self.sampling.params({})  # Wrong values are reported before the model is loaded.
         from ryzjax.serving.llm import LLM
 
         options = asdict(self.engine)
         with LLM(options.pop("model"), **options) as llm:
+            params = self.sampling.params(llm.engine.default_sampling)
             for output in llm.generate(prompts, params, use_tqdm=len(prompts) > 1):
                 print((output.prompt or "") + output.outputs[0].text, flush=True)
         return 0

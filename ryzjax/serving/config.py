@@ -61,6 +61,9 @@ class EngineConfig:
     """Folder for compiled programs; by default in the user's cache directory; off for none."""
     chat_template: str | None = None
     """Jinja file that replaces the model's chat template."""
+    generation_config: Literal["auto", "none"] = "auto"
+    """auto takes temperature, top_k, top_p, min_p and repetition_penalty of the model's generation_config.json as the
+    defaults of requests that do not name them; none takes 1, 0, 1, 0 and 1."""
     special_tokens_in_messages: bool = False
     """Read special tokens that are written in chat messages as tokens, not as text: whoever writes a message can then
     end it and write the next one in any role."""
@@ -159,6 +162,7 @@ class EngineOptions(TypedDict, total=False):
     overlap: bool
     compile_cache: str | None
     chat_template: str | None
+    generation_config: Literal["auto", "none"]
     special_tokens_in_messages: bool
     lora: tuple[str, ...]
     max_loras: int | None

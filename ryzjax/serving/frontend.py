@@ -38,6 +38,7 @@ from ryzjax.serving.request import (
     TokenEvent,
 )
 from ryzjax.serving.request_builder import RequestBuilder
+from ryzjax.serving.sampling_defaults import SamplingDefaults
 from ryzjax.serving.sampling_params import SamplingParams
 
 __all__ = ["AsyncEngine", "Prompt"]
@@ -68,6 +69,7 @@ class AsyncEngine:
       max_queue: requests that may wait beside the running ones.
       pooling: of `embed` where a request names none.
       certificate: what the model's quantization cost, in short; None where there is no certificate.
+      default_sampling: settings of requests that do not name their own; callers of this class apply them.
       adapters: those that requests may name; None where none are served.
     """
 
@@ -82,12 +84,14 @@ class AsyncEngine:
         max_queue: int,
         pooling: Pooling,
         certificate: Mapping[str, object] | None = None,
+        default_sampling: SamplingDefaults | None = None,
         adapters: AdapterRegistry | None = None,
     ):
         self.tokenizer = tokenizer
         self.model_config = config
         self.model_name = model_name
         self.certificate = certificate
+        self.default_sampling: SamplingDefaults = default_sampling or {}
         self._adapters = adapters
         self.max_context_tokens = max_context_tokens
         self.metrics: EngineMetrics = engine.metrics

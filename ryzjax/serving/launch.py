@@ -41,6 +41,7 @@ from ryzjax.serving.host.adapter_slots import AdapterSlots
 from ryzjax.serving.host.pages import PagePool
 from ryzjax.serving.host.scheduler import Scheduler
 from ryzjax.serving.runner import ModelRunner
+from ryzjax.serving.sampling_defaults import SamplingDefaults, sampling_defaults
 from ryzjax.sharding import Layout, Placement
 from ryzjax.shipped import DEMO_MODEL, demo_notice
 
@@ -71,6 +72,7 @@ def launch_engine(config: EngineConfig, *, model_name: str | None = None, show_p
             source.config, source.generation, dtype=config.dtype, source=source.config_name
         )
         _check_context(config, model_config)
+        sampling = _sampling_defaults(config, source)
         kv_format = _kv_format(source, config, model_config)
         placement = Placement(Layout.load(config.layout))
         plan = plan_weights(source, model_config, placement, weights=config.weights, group=config.weights_group)
@@ -128,6 +130,7 @@ def launch_engine(config: EngineConfig, *, model_name: str | None = None, show_p
         max_queue=config.max_queue,
         pooling=config.pooling,
         certificate=certificate,
+        default_sampling=sampling,
         adapters=(
             None
             if slot_plan is None
@@ -165,6 +168,17 @@ def _check_context(config: EngineConfig, model: ModelConfig) -> None:
             f"max_context_tokens={config.max_context_tokens} is more than the {model.max_position} positions the model "
             "was made for; lower it, or serve a checkpoint whose config scales its RoPE further"
         )
+
+
+def _sampling_defaults(config: EngineConfig, source: CheckpointSource) -> SamplingDefaults:
+    """The sampling settings of requests that name none, as far as the model gives them."""
+    if config.generation_config == "none" or source.generation is None:
+        return {}
+    defaults = sampling_defaults(source.generation, source=source.name)
+    if defaults:
+        named = ", ".join(f"{name}={value}" for name, value in defaults.items())
+        _log.info("sampling defaults of the model's generation_config.json: %s", named)
+    return defaults
 
 
 def _kv_format(source: CheckpointSource, config: EngineConfig, model: ModelConfig) -> KVFormat:

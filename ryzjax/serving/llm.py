@@ -67,6 +67,10 @@ class LLM:
         """Stops the engine's thread; what is open ends with an error."""
         self.engine.stop()
 
+    def get_default_sampling_params(self) -> SamplingParams:
+        """What `generate`, `chat` and `stream` use where they are given none: the model's generation_config.json."""
+        return SamplingParams(**self.engine.default_sampling)
+
     def generate(
         self,
         prompts: PromptLike | Sequence[PromptLike],
@@ -79,7 +83,7 @@ class LLM:
 
         Args:
           prompts: a string, {"prompt_token_ids": [...]}, or a list of them.
-          sampling_params: for all, or one a prompt.
+          sampling_params: for all, or one a prompt; by default `get_default_sampling_params`.
           adapter: name of a loaded adapter, for all or one a prompt; None runs the model alone.
           use_tqdm: a progress bar on stderr.
 
@@ -151,7 +155,9 @@ class LLM:
         self, prompt: PromptLike, sampling_params: SamplingParams | None = None, *, adapter: str | None = None
     ) -> AsyncGenerator[StreamDelta, None]:
         """Deltas of one prompt's completions as they grow; closing the iterator aborts the request."""
-        async for delta in self.engine.stream(_prompt(prompt), sampling_params or SamplingParams(), adapter=adapter):
+        async for delta in self.engine.stream(
+            _prompt(prompt), sampling_params or self.get_default_sampling_params(), adapter=adapter
+        ):
             yield delta
 
     def _run(
@@ -162,7 +168,7 @@ class LLM:
         show_progress: bool,
     ) -> list[RequestOutput]:
         if params is None or isinstance(params, SamplingParams):
-            params = [params or SamplingParams()] * len(prompts)
+            params = [params or self.get_default_sampling_params()] * len(prompts)
         if len(params) != len(prompts):
             raise RequestError(
                 f"{len(params)} sampling_params for {len(prompts)} prompts; give one, or one a prompt",

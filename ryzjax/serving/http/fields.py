@@ -15,6 +15,7 @@ from pydantic_core import ErrorDetails
 from ryzjax.errors import RequestError
 from ryzjax.serving.http.json_body import parse_object
 from ryzjax.serving.http.limits import RequestLimits
+from ryzjax.serving.sampling_defaults import SamplingDefaults
 from ryzjax.serving.sampling_params import SamplingParams
 
 __all__ = [
@@ -179,11 +180,15 @@ class GenerationRequest(ApiRequest):
         return self.stream_options is not None and bool(self.stream_options.include_usage)
 
     def _sampling_params(
-        self, *, max_tokens: int | None, logprobs: int | None, prompt_logprobs: int | None = None
+        self,
+        defaults: SamplingDefaults,
+        *,
+        max_tokens: int | None,
+        logprobs: int | None,
+        prompt_logprobs: int | None = None,
     ) -> SamplingParams:
-        chosen: dict[str, object] = {
-            name: value for name in _SAMPLING_FIELDS if (value := getattr(self, name)) is not None
-        }
+        chosen: dict[str, object] = dict(defaults)
+        chosen |= {name: value for name in _SAMPLING_FIELDS if (value := getattr(self, name)) is not None}
         chosen |= {"max_tokens": max_tokens, "logprobs": logprobs, "prompt_logprobs": prompt_logprobs}
         chosen["logit_bias"] = _token_bias(self.logit_bias or {})
         return SamplingParams(**chosen)  # pyright: ignore[reportArgumentType]  # it checks each value itself

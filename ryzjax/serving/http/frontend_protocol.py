@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from ryzjax.serving.adapter import ServedAdapter
 from ryzjax.serving.request import EmbeddingOutput, Pooling, RequestOutput, StreamDelta
+from ryzjax.serving.sampling_defaults import SamplingDefaults
 from ryzjax.serving.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
@@ -54,6 +55,11 @@ class EngineFrontend(Protocol):
     @property
     def certificate(self) -> Mapping[str, object] | None:
         """What its quantization cost, in short; None where it has no certificate."""
+        ...
+
+    @property
+    def default_sampling(self) -> SamplingDefaults:
+        """The sampling settings of requests that do not name their own, as far as the model gives them."""
         ...
 
     @property

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from ryzjax.errors import RequestError
 from ryzjax.serving.http.fields import GenerationRequest, Integer, Prompts, check_extra_fields, prompt_list
+from ryzjax.serving.sampling_defaults import SamplingDefaults
 from ryzjax.serving.sampling_params import SamplingParams
 
 __all__ = ["ChatCompletionRequest", "ChatMessage", "CompletionRequest", "ContentPart"]
@@ -29,13 +30,18 @@ class CompletionRequest(GenerationRequest):
         """The prompts, one or more. Raises RequestError where there is none."""
         return prompt_list(self.prompt, "prompt")
 
-    def sampling_params(self) -> SamplingParams:
-        """The sampling settings. Raises RequestError for values out of range."""
+    def sampling_params(self, defaults: SamplingDefaults) -> SamplingParams:
+        """The sampling settings, with `defaults` where the request names none.
+
+        Raises RequestError for values out of range.
+        """
         max_tokens = 16 if self.max_tokens is None else self.max_tokens
         prompt_logprobs = self.logprobs if self.echo else None
         if self.echo and max_tokens == 0 and prompt_logprobs is None:
             prompt_logprobs = 0  # shown to nobody: it makes a request for no token a valid one
-        return self._sampling_params(max_tokens=max_tokens, logprobs=self.logprobs, prompt_logprobs=prompt_logprobs)
+        return self._sampling_params(
+            defaults, max_tokens=max_tokens, logprobs=self.logprobs, prompt_logprobs=prompt_logprobs
+        )
 
 
 class ContentPart(BaseModel):
@@ -124,8 +130,11 @@ class ChatCompletionRequest(GenerationRequest):
             raise RequestError("messages is an empty list; give at least one message", param="messages")
         return [message.as_template_input(f"messages.{number}.") for number, message in enumerate(self.messages)]
 
-    def sampling_params(self) -> SamplingParams:
-        """The sampling settings. Raises RequestError for values out of range or at odds."""
+    def sampling_params(self, defaults: SamplingDefaults) -> SamplingParams:
+        """The sampling settings, with `defaults` where the request names none.
+
+        Raises RequestError for values out of range or at odds.
+        """
         if None not in (self.max_tokens, self.max_completion_tokens) and self.max_tokens != self.max_completion_tokens:
             raise RequestError(
                 "max_tokens and max_completion_tokens differ; give one of them", param="max_completion_tokens"
@@ -134,4 +143,4 @@ class ChatCompletionRequest(GenerationRequest):
         if self.top_logprobs is not None and not self.logprobs:
             raise RequestError("top_logprobs is only taken with logprobs=true; set it", param="top_logprobs")
         logprobs = (self.top_logprobs or 0) if self.logprobs else None
-        return self._sampling_params(max_tokens=max_tokens, logprobs=logprobs)
+        return self._sampling_params(defaults, max_tokens=max_tokens, logprobs=logprobs)

@@ -21,6 +21,7 @@ from ryzjax.serving.request import (
     StreamDelta,
     TokenLogprobs,
 )
+from ryzjax.serving.sampling_defaults import SamplingDefaults
 from ryzjax.serving.sampling_params import SamplingParams
 
 VOCAB = 512
@@ -66,6 +67,7 @@ class FakeEngine:
         self.model_name = "fake"
         self.max_context_tokens = CONTEXT
         self.certificate = None
+        self.default_sampling: SamplingDefaults = {}
         self.is_ready = True
         self.is_healthy = True
         self.running: set[str] = set()

@@ -5,8 +5,9 @@ from __future__ import annotations
 import openai
 import pytest
 
+from ryzjax.serving.sampling_params import SamplingParams
 from tests.serving.http.fake_engine import CONTEXT, reply
-from tests.serving.http.harness import Running
+from tests.serving.http.harness import Running, ServerFactory
 
 CHAT = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "hi"}]
 CHAT_TEXT = "system:be brief\nuser:hi\nassistant:"
@@ -169,6 +170,25 @@ def test_sampling_settings_reach_the_engine(running: Running) -> None:
     assert (params.logit_bias, params.seed, params.stop, params.stop_token_ids) == ({5: 10}, 3, ("\n\n",), (9,))
     assert (params.min_tokens, params.ignore_eos, params.skip_special_tokens) == (1, True, False)
     assert params.include_stop_str_in_output and params.logprobs is None
+
+
+@pytest.mark.parametrize("chat", [False, True])
+def test_the_models_sampling_settings_are_the_defaults(serving: ServerFactory, chat: bool) -> None:
+    with serving() as running:
+        running.engine.default_sampling = {"temperature": 0.6, "top_k": 20, "top_p": 0.9, "repetition_penalty": 1.1}
+
+        def params(**named: object) -> SamplingParams:
+            asked = {"messages": CHAT} if chat else {"prompt": "a"}
+            path = "/v1/chat/completions" if chat else "/v1/completions"
+            assert running.post(path, max_tokens=1, **asked, **named).status_code == 200
+            return running.engine.params[-1]
+
+        model = params()
+        assert (model.temperature, model.top_k, model.top_p, model.min_p) == (0.6, 20, 0.9, 0.0)
+        assert model.repetition_penalty == 1.1
+        mine = params(temperature=0, top_p=None, repetition_penalty=1, min_p=0.2)
+        assert (mine.temperature, mine.top_k, mine.top_p, mine.min_p) == (0, 20, 0.9, 0.2)
+        assert mine.repetition_penalty == 1
 
 
 def test_add_special_tokens(running: Running) -> None:
