@@ -60,10 +60,28 @@ class StopStringMatcher:
                 shown = self._held + text[: position + 1]
                 self._held = ""
                 return (shown if self._strings.include else shown[: -len(matched)]), matched
+        return self._show(text), None
+
+    def skip(self, text: str) -> str:
+        """Takes more text in which no stop string may end; one that ends after it may begin in it.
+
+        Returns:
+          text that can be shown, as `push`.
+        """
+        if self._is_matched:
+            return ""
+        if not self._held and self._strings.first_chars.isdisjoint(text):
+            return text
+        for char in text:
+            self._advance(char)
+        return self._show(text)
+
+    def _show(self, text: str) -> str:
+        """The text up to where a stop string may have begun; the rest is held back."""
         shown = self._held + text
         cut = len(shown) - max(self._states)
         self._held = shown[cut:]
-        return shown[:cut], None
+        return shown[:cut]
 
     def flush(self) -> str:
         """The text still held back: the stream has ended, so it is no stop string."""
@@ -84,8 +102,8 @@ class StopStringMatcher:
             if state == len(stop):
                 if matched is None or len(stop) > len(matched):
                     matched = stop
-                # Only reached once: a match ends the stream.
-                state = 0
+                # A match that is skipped may be the beginning of the next one.
+                state = failures[i][-1]
             self._states[i] = state
         return matched
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from ryzjax.data.detokenizer import IncrementalDetokenizer
 from ryzjax.data.stop_strings import StopStringMatcher, StopStrings
 from ryzjax.data.tokenizer import Tokenizer
@@ -17,7 +19,7 @@ class CompletionStream:
     Args:
       index: which of the request's completions.
       tokenizer: turns the tokens into text.
-      params: the request's settings.
+      params: the settings; with `min_tokens`, a stop string counts where it ends in the text of a later token.
       stops: the request's stop strings; its completions share them.
       prompt_token_ids: context for the first word's leading space.
     """
@@ -34,6 +36,9 @@ class CompletionStream:
         self._include_stop = params.include_stop_str_in_output
         self._text = IncrementalDetokenizer(tokenizer, params.skip_special_tokens, prompt_token_ids=prompt_token_ids)
         self._stops = StopStringMatcher(stops)
+        # Tokens still to come in whose text no stop string may end.
+        self._num_skipped = params.min_tokens
+        self._is_checked = params.min_tokens == 0
         self.is_finished = False
 
     def push(self, event: TokenEvent) -> StreamDelta:
@@ -41,10 +46,13 @@ class CompletionStream:
         shown = event.token_ids
         if event.stop_token_id is not None and not self._include_stop:
             shown = shown[:-1]  # a stop token is reported, but is not text
-        text, matched = self._stops.push(self._text.push(shown))
+        text, matched = self._text_of(shown)
         reason, stop_reason = event.finish_reason, event.stop_token_id
         if matched is None and reason is not None:
-            more, matched = self._stops.push(self._text.flush())
+            if self._is_checked:
+                more, matched = self._stops.push(self._text.flush())
+            else:
+                more = self._stops.skip(self._text.flush())
             text += more
             if matched is None:
                 text += self._stops.flush()
@@ -59,3 +67,14 @@ class CompletionStream:
             finish_reason=reason,
             stop_reason=stop_reason,
         )
+
+    def _text_of(self, token_ids: Sequence[int]) -> tuple[str, str | None]:
+        """The text of more tokens that can be shown, and the stop string that ends it."""
+        skipped = ""
+        if self._num_skipped:
+            early, token_ids = token_ids[: self._num_skipped], token_ids[self._num_skipped :]
+            self._num_skipped -= len(early)
+            skipped = self._stops.skip(self._text.push(early))
+        self._is_checked = self._is_checked or bool(token_ids)
+        text, matched = self._stops.push(self._text.push(token_ids))
+        return skipped + text, matched

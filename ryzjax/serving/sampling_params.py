@@ -41,7 +41,8 @@ class SamplingParams:
       logit_bias: token id -> value added to its logit before anything else.
       seed: fixes the request's random stream, whatever runs beside it.
       max_tokens: most tokens to generate; None is "until the context is full", 0 (with prompt_logprobs only) none.
-      min_tokens: end-of-sequence and stop tokens are banned before this many tokens.
+      min_tokens: end-of-sequence and stop tokens are banned before this many tokens, and a stop string that ends in
+        their text does not end the output. One that begins in it and ends after it does.
       stop: strings that end the output; not part of it unless include_stop_str_in_output.
       stop_token_ids: token ids that end the output.
       ignore_eos: go on past the model's end-of-sequence tokens.

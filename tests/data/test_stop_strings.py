@@ -94,3 +94,37 @@ def test_equals_the_definition_however_the_text_is_cut(pieces: list[str], stops:
         expected = (text[: start + len(stop)] if include else text[:start], stop)
     assert run(StopStringMatcher(StopStrings(stops, include)), pieces) == expected
     assert run(StopStringMatcher(StopStrings(stops, include)), list(text)) == expected
+
+
+def test_no_match_in_skipped_text_but_one_that_ends_after_it():
+    matcher = StopStringMatcher(StopStrings(["END", "D!"]))
+    assert matcher.skip("an END, an EN") == "an END, an "
+    assert matcher.push("D") == ("", "END")
+    matcher = StopStringMatcher(StopStrings(["aa"]))
+    assert matcher.skip("aa") == "a"
+    assert matcher.push("a") == ("", "aa")
+    assert StopStringMatcher(StopStrings([])).skip("text") == "text"
+
+
+@given(
+    skipped=st.lists(st.text(alphabet="ab", max_size=5), max_size=4),
+    pieces=st.lists(st.text(alphabet="ab", max_size=5), max_size=4),
+    stops=st.lists(st.text(alphabet="ab", min_size=1, max_size=4), min_size=1, max_size=3),
+)
+def test_skipping_is_the_definition(skipped: list[str], pieces: list[str], stops: list[str]):
+    matcher = StopStringMatcher(StopStrings(stops))
+    text = "".join((*skipped, *pieces))
+    begin = len("".join(skipped))
+    ends = [
+        (end, -len(stop), stop)
+        for stop in stops
+        for end in range(max(begin + 1, len(stop)), len(text) + 1)
+        if text[:end].endswith(stop)
+    ]
+    shown = "".join(matcher.skip(piece) for piece in skipped)
+    rest, matched = run(matcher, pieces)
+    if not ends:
+        assert (shown + rest, matched) == (text, None)
+    else:
+        end, _, stop = min(ends)
+        assert (shown + rest, matched) == (text[: end - len(stop)], stop)
