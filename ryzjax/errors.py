@@ -99,6 +99,34 @@ class ContextLengthError(RequestError):
     def __init__(self, message: str, *, param: str = "messages"):
         super().__init__(message, param=param, code="context_length_exceeded")
 
+    @classmethod
+    def of_prompt(
+        cls,
+        prompt_tokens: int,
+        max_context_tokens: int,
+        *,
+        new_tokens: int = 0,
+        what: str = "the prompt",
+        remedy: str = "shorten it",
+        param: str = "prompt",
+    ) -> ContextLengthError:
+        """The error of a prompt, in OpenAI's words: clients such as litellm recognize it by them.
+
+        Args:
+          prompt_tokens: the prompt's length.
+          max_context_tokens: the longest prompt and output together.
+          new_tokens: fewest tokens that must be generated after the prompt.
+          what: what is too long.
+          remedy: what the caller can do.
+          param: the request field.
+        """
+        more = f" and at least {new_tokens} must be generated" if new_tokens else ""
+        return cls(
+            f"This model's maximum context length is {max_context_tokens} tokens. However, {what} has {prompt_tokens} "
+            f"tokens{more}; {remedy}",
+            param=param,
+        )
+
 
 class QueueFullError(RyzJAXError):
     """The waiting queue is full; try again after `retry_after_s` seconds."""

@@ -50,11 +50,7 @@ class RequestBuilder:
         room = self._max_context_tokens - len(token_ids)
         fewest = 0 if params.max_tokens == 0 else max(params.min_tokens, 1)
         if room < fewest:
-            raise ContextLengthError(
-                f"the prompt has {len(token_ids)} tokens and at least {fewest} must be generated, "
-                f"but the context is {self._max_context_tokens} tokens; shorten the prompt",
-                param="prompt",
-            )
+            raise ContextLengthError.of_prompt(len(token_ids), self._max_context_tokens, new_tokens=fewest)
         eos = () if params.ignore_eos else self._config.eos_token_ids
         first_seed = secrets.randbits(64) if params.seed is None else params.seed
         return [
@@ -88,10 +84,8 @@ class RequestBuilder:
         """
         self._check_prompt(token_ids)
         if len(token_ids) > self._max_context_tokens:
-            raise ContextLengthError(
-                f"the prompt has {len(token_ids)} tokens, but the context is {self._max_context_tokens} tokens; "
-                "shorten the prompt, or split it and embed the parts",
-                param="prompt",
+            raise ContextLengthError.of_prompt(
+                len(token_ids), self._max_context_tokens, remedy="shorten it, or split it and embed the parts"
             )
         return EngineRequest(
             request_id=request_id,

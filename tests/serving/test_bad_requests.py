@@ -13,7 +13,7 @@ from tests.serving.test_batching import PROMPTS, settings, until_idle
 
 
 async def test_prompt_over_the_context(tiny_llm: LLM):
-    with pytest.raises(ContextLengthError, match="512 tokens") as error:
+    with pytest.raises(ContextLengthError, match=r"maximum context length is 512 tokens\. However") as error:
         await tiny_llm.engine.generate([5] * 512, SamplingParams())
     assert error.value.code == "context_length_exceeded"
     fits = await tiny_llm.engine.generate([5] * 511, SamplingParams(max_tokens=50, ignore_eos=True))

@@ -30,11 +30,6 @@ def check_request(request: EngineRequest, *, max_context_tokens: int) -> None:
             "a vector generates nothing",
             param="max_tokens",
         )
-    room = max_context_tokens - min(request.max_new_tokens, 1)
-    if prompt_len > room:
-        raise ContextLengthError(
-            f"the prompt has {prompt_len} tokens; expected at most {room}, as the context is "
-            f"{max_context_tokens} tokens and {max_context_tokens - room} must be generated. Shorten "
-            "the prompt",
-            param="prompt",
-        )
+    new_tokens = min(request.max_new_tokens, 1)
+    if prompt_len + new_tokens > max_context_tokens:
+        raise ContextLengthError.of_prompt(prompt_len, max_context_tokens, new_tokens=new_tokens)

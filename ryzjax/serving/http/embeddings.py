@@ -68,9 +68,11 @@ class Embeddings:
             if not ids:
                 raise RequestError(f"input {number} has no tokens; give at least one", param="input")
             if len(ids) > engine.max_context_tokens:
-                raise ContextLengthError(
-                    f"input {number} has {len(ids)} tokens; the context holds {engine.max_context_tokens}; shorten it, "
-                    "or split it and embed the parts",
+                raise ContextLengthError.of_prompt(
+                    len(ids),
+                    engine.max_context_tokens,
+                    what=f"input {number}",
+                    remedy="shorten it, or split it and embed the parts",
                     param="input",
                 )
         self._engine = engine

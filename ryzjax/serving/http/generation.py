@@ -60,11 +60,11 @@ class Generation:
         for number, prompt in enumerate(prompts):
             if not prompt:
                 raise RequestError(f"{prompt_field} {number} has no tokens; give at least one", param=prompt_field)
-            if len(prompt) + (params.max_tokens != 0) > engine.max_context_tokens:
-                raise ContextLengthError(
-                    f"{prompt_field} {number} has {len(prompt)} tokens; the context holds {engine.max_context_tokens}, "
-                    "prompt and output together; shorten it",
-                    param=prompt_field,
+            new_tokens = 0 if params.max_tokens == 0 else 1
+            if len(prompt) + new_tokens > engine.max_context_tokens:
+                what = f"{prompt_field} {number}" if len(prompts) > 1 else "the prompt"
+                raise ContextLengthError.of_prompt(
+                    len(prompt), engine.max_context_tokens, new_tokens=new_tokens, what=what, param=prompt_field
                 )
         self._engine = engine
         self._prompts = prompts

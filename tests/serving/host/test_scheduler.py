@@ -286,7 +286,9 @@ def test_bad_requests_are_refused_and_leave_no_trace() -> None:
         scheduler.add(make_request("b", []))
     with pytest.raises(RequestError, match="max_new_tokens=0"):
         scheduler.add(make_request("b", [1], max_new_tokens=0))
-    with pytest.raises(ContextLengthError, match="8 tokens; expected at most 7"):
+    with pytest.raises(
+        ContextLengthError, match=r"length is 8 tokens\. However, the prompt has 8 tokens and at least 1 must"
+    ):
         scheduler.add(make_request("b", range(8)))
     scheduler.add(make_request("b", range(7)))
     assert scheduler.num_waiting == 2

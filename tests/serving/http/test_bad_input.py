@@ -65,7 +65,12 @@ def error_of(response: httpx.Response, status: int = 400) -> dict[str, str]:
         ({"prompt": "a", "echo": True, "logprobs": 21}, "logprobs", "21"),
         ({"prompt": "a", "echo": True, "max_tokens": 0, "n": 2}, "n", "n=2 with max_tokens=0"),
         ({"prompt": [-1], "echo": True}, "prompt", "-1"),
-        ({"prompt": [5] * 256, "echo": True, "max_tokens": 1}, "prompt", "the context holds 256"),
+        (
+            {"prompt": [5] * 256, "echo": True, "max_tokens": 1},
+            "prompt",
+            "However, the prompt has 256 tokens and at least 1 must be generated",
+        ),
+        ({"prompt": ["a", "b" * 256]}, "prompt", "However, prompt 1 has 257 tokens"),
         ({"prompt": "a", "suffix": "b"}, "suffix", "not supported"),
         ({"prompt": "a", "tools": [{"type": "function"}]}, "tools", "not supported"),
         ({"prompt": "a", "response_format": {"type": "json_object"}}, "response_format", "not supported"),
@@ -108,7 +113,11 @@ def test_bad_completions(running: Running, body: dict[str, object], param: str, 
         ({"messages": USER, "audio": {}}, "audio", "not supported"),
         ({"messages": USER, "chat_template": "{{ x }}"}, "chat_template", "not supported"),
         ({"messages": USER, "prompt": "x"}, "prompt", "unknown"),
-        ({"messages": [{"role": "user", "content": "x" * 300}]}, "messages", "the context holds"),
+        (
+            {"messages": [{"role": "user", "content": "x" * 300}]},
+            "messages",
+            "This model's maximum context length is 256 tokens. However, the prompt",
+        ),
     ],
 )
 def test_bad_chats(running: Running, body: dict[str, object], param: str, words: str) -> None:

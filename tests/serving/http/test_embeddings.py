@@ -80,7 +80,11 @@ def test_dimensions_and_extensions(running: Running) -> None:
         ({"input": 5}, "input", "list of strings"),
         ({"input": [[5], [600]]}, "input", "input 1: token id 600"),
         ({"input": [-1]}, "input", "input 0: token id -1"),
-        ({"input": ["a", "x" * 256]}, "input", "input 1 has 257 tokens; the context holds 256"),
+        (
+            {"input": ["a", "x" * 256]},
+            "input",
+            "This model's maximum context length is 256 tokens. However, input 1 has 257 tokens; shorten it, or split",
+        ),
         ({"input": ["a"] * 2049}, "input", "2049 inputs; at most 2048"),
         ({"input": "a", "encoding_format": "hex"}, "encoding_format", "'hex'"),
         ({"input": "a", "dimensions": 0}, "dimensions", "expected an integer from 1 to 6"),
