@@ -93,11 +93,7 @@ class RequestLimits:
 
     def _check_tokens(self, name: str, tokens: list[object], param: str) -> None:
         if len(tokens) > self.max_context_tokens:
-            raise ContextLengthError(
-                f"This model's maximum context length is {self.max_context_tokens} tokens. However, {name} has "
-                f"{len(tokens)} tokens; shorten it",
-                param=param,
-            )
+            raise ContextLengthError.of_prompt(len(tokens), self.max_context_tokens, what=name, param=param)
 
     def _check_messages(self, messages: object) -> None:
         for number, message in enumerate(messages if isinstance(messages, list) else ()):

@@ -1,0 +1,330 @@
+"""What one client can do to another: requests made to stop a server, beside a stream that must not notice.
+
+    python bench/hostile.py [--rounds 3] [--out bench/results/hostile.json]
+
+A server of the demo model runs in a process of its own. A victim streams tokens from it, alone and beside each attack;
+the figure is the longest gap between two of its events, as a ratio to the longest gap alone. `/health` is asked every
+20 ms meanwhile. At the end come the server's memory against that before the attacks, and the time it takes to exit on
+SIGTERM with 100 unfinished bodies open.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+__all__ = ["ATTACKS", "Attacked", "Victim", "attacked_server", "beside", "health_under", "unfinished_bodies"]
+
+_MODEL = {"model": "demo"}
+_LIMIT_BYTES = 8 * 1024 * 1024
+_WARM_UP_EVENTS = 20
+
+
+@dataclass
+class Attacked:
+    """A served demo model in a process of its own."""
+
+    process: subprocess.Popen[str]
+    port: int
+
+    def rss_bytes(self) -> int:
+        """Resident memory of the server."""
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        return int(re.search(r"VmRSS:\s+(\d+) kB", status)[1]) * 1024  # type: ignore[index]
+
+
+@contextmanager
+def attacked_server(*flags: str) -> Iterator[Attacked]:
+    """Serves the demo model on a free port; killed at the end where it has not exited."""
+    command = [sys.executable, "-m", "ryzjax", "serve", "--port", "0", "--log-level", "info", *flags]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    seen = []
+    try:
+        for line in process.stderr:
+            seen.append(line)
+            found = re.search(r"serving \S+ on http://\S+:(\d+)", line)
+            if found:
+                threading.Thread(target=_discard, args=[process.stderr], daemon=True).start()
+                yield Attacked(process, int(found[1]))
+                return
+        raise RuntimeError("the server did not start:\n" + "".join(seen))
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _discard(lines: Iterator[str]) -> None:
+    for _ in lines:
+        pass
+
+
+def request_bytes(path: str, body: dict[str, object] | bytes, *, declared_bytes: int | None = None) -> bytes:
+    """An HTTP request; with `declared_bytes` its Content-Length says something else than its length."""
+    content = body if isinstance(body, bytes) else json.dumps(body).encode()
+    length = len(content) if declared_bytes is None else declared_bytes
+    head = f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n\r\n"
+    return head.encode() + content
+
+
+def ask(port: int, request: bytes, timeout_s: float = 60.0) -> tuple[int, int]:
+    """(status, bytes of the answer) of one request on a connection of its own."""
+    with socket.create_connection(("127.0.0.1", port), timeout=timeout_s) as connection:
+        try:
+            connection.sendall(request)
+        except OSError:
+            pass  # refused before it was read whole: the answer is there
+        size, status, head = 0, 0, b""
+        while True:
+            try:
+                data = connection.recv(1 << 16)
+            except ConnectionResetError:
+                break
+            if not data:
+                break
+            size += len(data)
+            if not status:
+                head += data
+                if len(head) > 12:
+                    status = int(head[9:12])
+                if b"connection: close" not in head.lower() and _is_whole(head):
+                    break
+            elif data.endswith(b"0\r\n\r\n"):
+                break
+        return status, size
+
+
+def _is_whole(answer: bytes) -> bool:
+    head, separator, body = answer.partition(b"\r\n\r\n")
+    length = re.search(rb"content-length: (\d+)", head.lower())
+    return bool(separator) and length is not None and len(body) >= int(length[1])
+
+
+@dataclass
+class Victim:
+    """A client that streams tokens and notes when each event arrives."""
+
+    port: int
+    arrivals_s: list[float] = field(default_factory=list)
+    _stop: threading.Event = field(default_factory=threading.Event)
+
+    def run(self) -> None:
+        """Streams until `stop`; one request after the other on the same connection."""
+        body = {"prompt": "Count:", "max_tokens": 4000, "stream": True, "ignore_eos": True, "temperature": 0}
+        request = request_bytes("/v1/completions", _MODEL | body)
+        while not self._stop.is_set():
+            with socket.create_connection(("127.0.0.1", self.port), timeout=60) as connection:
+                connection.sendall(request)
+                tail = b""
+                while not self._stop.is_set():
+                    data = connection.recv(1 << 16)
+                    now_s = time.perf_counter()
+                    if b"data: {" in data:
+                        self.arrivals_s.append(now_s)
+                    tail = (tail + data)[-64:]
+                    if not data or b"[DONE]" in tail:
+                        break
+
+    def stop(self) -> None:
+        """Ends `run`."""
+        self._stop.set()
+
+    def longest_gap_s(self) -> float:
+        """Longest time between two events, after the first few."""
+        times_s = self.arrivals_s[_WARM_UP_EVENTS:]
+        return max(after - before for before, after in zip(times_s, times_s[1:], strict=False))
+
+
+def beside(port: int, attack: Callable[[int], object] | None, *, seconds: float) -> tuple[float, float, object]:
+    """Runs a victim alone, or beside an attack and for `seconds` in all at least.
+
+    Returns:
+      (longest gap of the victim's stream, slowest answer of /health, what the attack returned); times in seconds.
+    """
+    victim = Victim(port)
+    streaming = threading.Thread(target=victim.run)
+    streaming.start()
+    while len(victim.arrivals_s) < _WARM_UP_EVENTS + 20:
+        time.sleep(0.01)
+    end_s = time.perf_counter() + seconds
+    stop = threading.Event()
+    health: list[float] = []
+    asking = threading.Thread(target=_ask_health, args=[port, stop, health])
+    asking.start()
+    result = None if attack is None else attack(port)
+    time.sleep(max(end_s - time.perf_counter(), 0.3))
+    stop.set()
+    asking.join()
+    victim.stop()
+    streaming.join()
+    return victim.longest_gap_s(), max(health), result
+
+
+def _ask_health(port: int, stop: threading.Event, seconds: list[float]) -> None:
+    request = b"GET /health HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"
+    while not stop.is_set():
+        started_s = time.perf_counter()
+        status, _ = ask(port, request)
+        assert status == 200, status
+        seconds.append(time.perf_counter() - started_s)
+        time.sleep(0.02)
+
+
+def health_under(port: int) -> float:
+    """How long /health takes now, in seconds."""
+    seconds: list[float] = []
+    stop = threading.Event()
+    stop.set()
+    started_s = time.perf_counter()
+    ask(port, b"GET /health HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+    return time.perf_counter() - started_s if not seconds else seconds[0]
+
+
+@contextmanager
+def unfinished_bodies(port: int, count: int, *, declared_bytes: int, sent_bytes: int) -> Iterator[None]:
+    """Connections that have sent a part of a body and send no more."""
+    part = request_bytes("/v1/completions", b'{"model":"demo","prompt":"' + b"a" * sent_bytes, declared_bytes=declared_bytes)
+    with ExitStack() as stack:
+        for _ in range(count):
+            connection = stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=30))
+            connection.setblocking(False)
+            sent = 0
+            deadline_s = time.perf_counter() + 0.2
+            while sent < len(part) and time.perf_counter() < deadline_s:
+                try:
+                    sent += connection.send(part[sent : sent + (1 << 18)])
+                except BlockingIOError:
+                    time.sleep(0.001)
+                except OSError:
+                    break
+        yield
+
+
+def _post(path: str, body: dict[str, object] | bytes, *, times: int = 1) -> Callable[[int], tuple[int, int]]:
+    request = request_bytes(path, body)
+
+    def run(port: int) -> tuple[int, int]:
+        answer = (0, 0)
+        for _ in range(times):
+            answer = ask(port, request)
+        return answer
+
+    return run
+
+
+def _idle_connections(port: int) -> tuple[int, int]:
+    with ExitStack() as stack:
+        for _ in range(1200):
+            stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=30))
+        return ask(port, b"GET /health HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+
+
+def _slow_bodies(port: int) -> tuple[int, int]:
+    with unfinished_bodies(port, 30, declared_bytes=_LIMIT_BYTES, sent_bytes=7_000_000):
+        return ask(port, request_bytes("/v1/completions", _MODEL | {"prompt": "x" * 100_000, "max_tokens": 1}))
+
+
+def _attacks() -> dict[str, Callable[[int], tuple[int, int]]]:
+    completions, chat = "/v1/completions", "/v1/chat/completions"
+    values = 400_000
+    bias = {str(token): "x" for token in range(values)}
+    return {
+        "8 MB of spaces": _post(completions, _MODEL | {"prompt": " " * 8_000_000}),
+        "400,000 nulls as a prompt": _post(completions, _MODEL | {"prompt": [None] * values}),
+        "400,000 prompts": _post(completions, _MODEL | {"prompt": [[1]] * values}),
+        "2,600,000 empty lists": _post(completions, b'{"model":"demo","prompt":[' + b"[]," * 2_600_000 + b"1]}"),
+        "nested lists": _post(completions, b'{"model":"demo","prompt":' + b"[" * 8_000_000),
+        "a stop string of 100 KB": _post(completions, _MODEL | {"prompt": "a", "n": 128, "max_tokens": 2, "stop": "q" * 100_000}),
+        "16 stop strings at the limit": _post(
+            completions, _MODEL | {"prompt": "a", "n": 16, "max_tokens": 2, "stop": ["q" * 255 + chr(65 + i) for i in range(16)]}
+        ),
+        "400,000 biases": _post(completions, _MODEL | {"prompt": "a", "logit_bias": bias}),
+        "400,000 stream options": _post(completions, _MODEL | {"prompt": "a", "stream_options": bias}),
+        "400,000 unknown fields": _post(completions, bias),
+        "200,000 messages": _post(chat, _MODEL | {"messages": [{"role": "user", "content": "a"}] * 200_000}),
+        "1,000 messages": _post(chat, _MODEL | {"messages": [{"role": "user", "content": "a"}] * 1000}),
+        "a message of 8 MB": _post(chat, _MODEL | {"messages": [{"role": "user", "content": "a b " * 2_000_000}]}),
+        "64 prompts of 60,000 spaces": _post(completions, _MODEL | {"prompt": [" " * 60_000] * 64}),
+        "8 prompts echoed with log-probabilities": _post(
+            completions,
+            _MODEL | {"prompt": [[5] * 4095] * 8, "max_tokens": 0, "echo": True, "logprobs": 20},
+        ),
+        "1,200 idle connections": _idle_connections,
+        "30 unfinished bodies of 7 MB": _slow_bodies,
+    }
+
+
+ATTACKS = _attacks()
+"""Name -> attack; each takes a port and returns (status, bytes) of its last answer."""
+
+
+def exit_under_unfinished_bodies(server: Attacked) -> float:
+    """Seconds from SIGTERM to the server's exit, with 100 unfinished bodies open."""
+    with unfinished_bodies(server.port, 100, declared_bytes=100_000, sent_bytes=50_000):
+        started_s = time.perf_counter()
+        server.process.send_signal(signal.SIGTERM)
+        server.process.wait(60)
+        return time.perf_counter() - started_s
+
+
+def main() -> None:
+    """Prints a table and writes the figures as JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--only", default="", help="attacks whose names contain this")
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    figures: dict[str, dict[str, float]] = {}
+    with attacked_server() as server:
+        for _ in range(2):  # every code path is warm, and what is cached is cached
+            beside(server.port, None, seconds=1)
+        before_bytes = server.rss_bytes()
+        names = [name for name in ATTACKS if options.only in name]
+        print(f"{'attack':44} {'status':>6} {'gap ms':>8} {'alone ms':>8} {'ratio':>6} {'health ms':>9} {'RSS MB':>7}")
+        for name in names:
+            ratios, gaps, alones, healths, statuses = [], [], [], [], set()
+            for _ in range(options.rounds):
+                alone_s, _, _ = beside(server.port, None, seconds=2)
+                gap_s, health_s, (status, _) = beside(server.port, ATTACKS[name], seconds=2)  # type: ignore[misc]
+                ratios.append(gap_s / alone_s)
+                gaps.append(gap_s)
+                alones.append(alone_s)
+                healths.append(health_s)
+                statuses.add(status)
+            figures[name] = {
+                "gap_ms": 1e3 * statistics.median(gaps),
+                "alone_ms": 1e3 * statistics.median(alones),
+                "ratio": statistics.median(ratios),
+                "health_ms": 1e3 * max(healths),
+                "rss_mb": server.rss_bytes() / 1e6,
+            }
+            row = figures[name]
+            print(
+                f"{name:44} {'/'.join(map(str, statuses)):>6} {row['gap_ms']:8.1f} {row['alone_ms']:8.1f} {row['ratio']:6.2f} "
+                f"{row['health_ms']:9.1f} {row['rss_mb']:7.0f}",
+                flush=True,
+            )
+        after_bytes = server.rss_bytes()
+        exit_s = exit_under_unfinished_bodies(server)
+    summary = {"rss_ratio": after_bytes / before_bytes, "exit_s": exit_s, "exit_status": server.process.returncode}
+    print(json.dumps(summary))
+    if options.out:
+        from bench.machine import machine  # placed by the benchmarks that exist
+
+        options.out.write_text(json.dumps({"machine": machine(), "attacks": figures, **summary}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
