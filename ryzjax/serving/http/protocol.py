@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -143,4 +145,16 @@ class ChatCompletionRequest(GenerationRequest):
         if self.top_logprobs is not None and not self.logprobs:
             raise RequestError("top_logprobs is only taken with logprobs=true; set it", param="top_logprobs")
         logprobs = (self.top_logprobs or 0) if self.logprobs else None
-        return self._sampling_params(defaults, max_tokens=max_tokens, logprobs=logprobs)
+        try:
+            return self._sampling_params(defaults, max_tokens=max_tokens, logprobs=logprobs)
+        except RequestError as error:
+            names = {"logprobs": "top_logprobs"}
+            if self.max_completion_tokens is not None:
+                names["max_tokens"] = "max_completion_tokens"
+            raise _renamed(error, names) from error
+
+
+def _renamed(error: RequestError, names: Mapping[str, str]) -> RequestError:
+    """The error with the fields of SamplingParams called as the request calls them."""
+    message = re.sub(rf"\b({'|'.join(names)})\b", lambda found: names[found[0]], str(error))
+    return RequestError(message, param=names.get(error.param or "", error.param), code=error.code)
