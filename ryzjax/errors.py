@@ -13,7 +13,8 @@
     ├── RequestError            one request is bad (HTTP 400); carries `param` and `code`
     │   └── ContextLengthError      prompt longer than the context (`context_length_exceeded`)
     ├── QueueFullError          too many requests waiting (HTTP 429); carries `retry_after_s`
-    └── EngineStoppedError      the engine is draining, stopped or failed (HTTP 503)
+    └── EngineStoppedError      the engine is draining or stopped (HTTP 503)
+        └── EngineFailedError       the engine failed; says of what, which clients of a server are not told
 
 A message names the thing, its value, what was expected, and the remedy.
 """
@@ -26,6 +27,7 @@ __all__ = [
     "ConfigError",
     "ContextLengthError",
     "DataError",
+    "EngineFailedError",
     "EngineStoppedError",
     "LayoutError",
     "LogError",
@@ -138,3 +140,7 @@ class QueueFullError(RyzJAXError):
 
 class EngineStoppedError(RyzJAXError):
     """The engine is draining, stopped or failed and takes no request."""
+
+
+class EngineFailedError(EngineStoppedError):
+    """The engine's thread has failed; the message has the cause, for the log and for callers in this process."""

@@ -26,6 +26,7 @@ from ryzjax.checkpoint.safetensors_write import TensorToWrite, write_safetensors
 from ryzjax.checkpoint.stored import FLOATS
 from ryzjax.errors import CheckpointError, ConfigError
 from ryzjax.lora.adapter import Adapter, LoraWeights, check_adapter
+from ryzjax.lora.base_name import base_name
 from ryzjax.lora.config import shortest_endings
 from ryzjax.models.registry import AbstractModel, family_of
 
@@ -185,7 +186,7 @@ def _modules_of(model: AbstractModel, paths: Iterable[str]) -> PeftModules:
 
 def _check_paths(file: Path, paths: Iterable[str], modules: PeftModules, config: PeftConfig, model: str) -> None:
     """Every tensor belongs to a module that the config targets, and every module that it targets has tensors."""
-    base = config.base_model or "a base that it does not name"
+    base = base_name(config.base_model) or "a base that it does not name"
     paths = set(paths)
     for path in sorted(paths):
         if path in modules.others:
@@ -223,7 +224,8 @@ def _read_module(
         if shape != expected[part]:
             raise CheckpointError(
                 f"{file.path}: {name!r} is {list(shape)}; expected {list(expected[part])}, for rank {rank} on {n} x {k}"
-                f". The adapter was made for {config.base_model or 'another model'}, or its config names another rank"
+                f". The adapter was made for {base_name(config.base_model) or 'another model'}, or its config "
+                "names another rank"
             )
         arrays[part] = np.empty(shape, np.float32)
         file.read(name, tuple(slice(0, size) for size in shape), arrays[part])

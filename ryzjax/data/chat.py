@@ -144,13 +144,14 @@ class ChatTemplate:
             return self._render(scope, marks)
         except TemplateError as error:
             raise RequestError(
-                f"{self._name} refused the messages: {error.message or type(error).__name__}", param="messages"
+                f"the chat template refused the messages: {error.message or type(error).__name__}", param="messages"
             ) from error
+        # These messages go to clients, who need not know where the template is on the server.
         # A template is code of others: what its expressions may raise on odd messages cannot be narrowed further.
         except Exception as error:
             raise RequestError(
-                f"{self._name} failed on the messages ({type(error).__name__}: {error}); check the roles and the type "
-                "of each content against what the model's template expects",
+                f"the chat template failed on the messages ({type(error).__name__}: {error}); check the roles and the "
+                "type of each content against what the model's template expects",
                 param="messages",
             ) from error
 

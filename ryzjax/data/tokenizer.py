@@ -291,7 +291,7 @@ class Tokenizer:
         template = self.template_for(tools)
         if template is None:
             raise RequestError(
-                f"the tokenizer of {self._name} has no chat template, so messages cannot become a prompt; "
+                "the model has no chat template, so messages cannot become a prompt; "
                 "use /v1/completions (or generate) with plain text, or start with --chat-template FILE",
                 param="messages",
             )

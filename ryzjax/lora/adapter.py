@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from ryzjax.errors import ConfigError
+from ryzjax.lora.base_name import base_name
 from ryzjax.lora.config import LoraConfig
 
 __all__ = ["Adapter", "LoraWeights", "check_adapter"]
@@ -66,12 +67,13 @@ def check_adapter(adapter: Adapter, linears: Mapping[str, tuple[int, ...]], *, n
     Raises:
       ConfigError: a layer that the model does not have, or matrices of other sizes.
     """
+    base = base_name(adapter.base_model)
     for layer, weights in adapter.weights.items():
         shape = linears.get(layer)
         if shape is None or len(shape) != 2:
             raise ConfigError(
                 f"adapter {name!r} adapts {layer!r}, which is no plain linear layer of this model; it was made for "
-                f"another one ({adapter.base_model or 'it does not say which'})"
+                f"another one ({base or 'it does not say which'})"
             )
         n, k = shape
         rank = adapter.config.rank_of(layer)
@@ -84,6 +86,6 @@ def check_adapter(adapter: Adapter, linears: Mapping[str, tuple[int, ...]], *, n
             if tuple(found[part]) != want:
                 raise ConfigError(
                     f"adapter {name!r}: {part} of {layer} is {list(found[part])}; expected {list(want)} for rank "
-                    f"{rank} on a layer of {n} x {k}; it was made for {adapter.base_model or 'another model'}, or its "
+                    f"{rank} on a layer of {n} x {k}; it was made for {base or 'another model'}, or its "
                     "config names another rank"
                 )

@@ -16,7 +16,7 @@ import numpy as np
 
 from ryzjax.data.stop_strings import StopStrings
 from ryzjax.data.tokenizer import Tokenizer
-from ryzjax.errors import ConfigError, EngineStoppedError, QueueFullError, RequestError
+from ryzjax.errors import ConfigError, EngineFailedError, EngineStoppedError, QueueFullError, RequestError
 from ryzjax.lora import Adapter
 from ryzjax.models.config import ModelConfig
 from ryzjax.obs.metrics import EngineMetrics
@@ -257,7 +257,7 @@ class AsyncEngine:
                 if stream is None:
                     continue  # ended by a stop string while this event was on its way
                 if event.finish_reason == "error":
-                    raise EngineStoppedError(event.error or "the engine failed")
+                    raise self._stopped(event.error)
                 if scored is not None:
                     if event.prompt_scores is not None:
                         scored.append(event.prompt_scores)
@@ -317,7 +317,7 @@ class AsyncEngine:
             while is_open:
                 event = await events.get()
                 if event.finish_reason == "error":
-                    raise EngineStoppedError(event.error or "the engine failed")
+                    raise self._stopped(event.error)
                 vector = event.vector if vector is None else vector
                 is_open = event.finish_reason is None
         finally:
@@ -341,7 +341,7 @@ class AsyncEngine:
     def _open(self, requests: list[EngineRequest], listener: _Listener) -> None:
         with self._lock:
             if self._failure is not None:
-                raise EngineStoppedError(f"the engine failed: {self._failure}; restart the server")
+                raise EngineFailedError(f"the engine failed: {self._failure}; restart the server")
             if not self.is_ready:
                 raise EngineStoppedError("the engine is shutting down; send the request to another server")
             if len(self._listeners) + len(requests) > self._max_open:
@@ -356,6 +356,11 @@ class AsyncEngine:
                 self._listeners[request.request_id] = listener
         for request in requests:
             self._thread.submit(request)
+
+    def _stopped(self, message: str | None) -> EngineStoppedError:
+        """The error of a request that the engine ended with `message`."""
+        kind = EngineStoppedError if self._failure is None else EngineFailedError
+        return kind(message or "the engine failed")
 
     def _close(self, request_id: str, *, abort: bool) -> None:
         with self._lock:

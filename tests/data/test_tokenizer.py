@@ -170,3 +170,18 @@ def test_chat_template_sources(tmp_path: Path):
     own.write_text("{% for %}")
     with pytest.raises(ConfigError, match="not a valid Jinja template"):
         Tokenizer.load(path, chat_template=own)
+
+
+def test_errors_of_messages_do_not_tell_where_the_model_is(tmp_path: Path):
+    path = fake_tokenizers.save(fake_tokenizers.byte_level(), tmp_path)
+    messages = [{"role": "user", "content": "hi"}]
+    for template, words in (
+        (None, "the model has no chat template"),
+        ("{{ raise_exception('no') }}", "the chat template refused the messages: no"),
+        ("{{ messages[0].content + 1 }}", "the chat template failed on the messages"),
+    ):
+        if template is not None:
+            (path / "chat_template.jinja").write_text(template)
+        with pytest.raises(RequestError, match=words) as caught:
+            Tokenizer.load(path).apply_chat_template(messages)
+        assert str(tmp_path) not in str(caught.value)

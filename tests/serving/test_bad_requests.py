@@ -8,7 +8,7 @@ import random
 import pytest
 
 from ryzjax import LLM, SamplingParams
-from ryzjax.errors import ContextLengthError, EngineStoppedError, QueueFullError, RequestError
+from ryzjax.errors import ContextLengthError, EngineFailedError, QueueFullError, RequestError
 from tests.serving.test_batching import PROMPTS, settings, until_idle
 
 
@@ -134,8 +134,8 @@ async def test_a_failing_step_ends_requests_with_an_error_not_a_hang(tiny_llama3
             raise RuntimeError("device lost")
 
         runner.dispatch = explode
-        with pytest.raises(EngineStoppedError, match="device lost"):
+        with pytest.raises(EngineFailedError, match="device lost"):
             await llm.engine.generate([5, 6], SamplingParams())
         assert not llm.engine.is_healthy and not llm.engine.is_ready
-        with pytest.raises(EngineStoppedError, match="restart"):
+        with pytest.raises(EngineFailedError, match="restart"):
             await llm.engine.generate([5, 6], SamplingParams())

@@ -14,6 +14,7 @@ import asyncio
 import base64
 import binascii
 import json
+import logging
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -35,6 +36,7 @@ _PIECE_CHARS = 1 << 20
 _CONFIG_FILE, _WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 
 router = APIRouter()
+logger = logging.getLogger(__name__)
 
 
 class LoadRequest(JsonBody):
@@ -66,14 +68,13 @@ async def load(request: Request) -> Response:
     context = _admitted(request)
     body = await context.read(request, LoadRequest)
     folder = Path(body.lora_path)
-    if not body.lora_path or not folder.is_dir():
+    if not _is_directory(body.lora_path):
         raise RequestError(
             f"lora_path={body.lora_path[:200]!r} is not a directory of this server; give one that holds {_CONFIG_FILE} "
             f"and {_WEIGHTS_FILE}, or upload the files with PUT {ADAPTERS_PATH}NAME",
             param="lora_path",
         )
-    replace = bool(body.load_inplace)
-    await _load(context, lambda: context.engine.load_adapter(body.lora_name, folder, replace=replace))
+    await _load(context, lambda: _load_folder(context, body, folder))
     return PlainTextResponse(f"Success: LoRA adapter '{body.lora_name}' added successfully.")
 
 
@@ -100,6 +101,13 @@ async def delete(request: Request, name: str) -> Response:
     return _unload(_admitted(request), name)
 
 
+def _is_directory(path: str) -> bool:
+    try:
+        return bool(path) and Path(path).is_dir()
+    except (OSError, ValueError):  # a name that is too long, a NUL byte, or no right to look
+        return False
+
+
 def _admitted(request: Request) -> ServerContext:
     context = context_of(request)
     if not context.config.allow_lora_updating:
@@ -113,7 +121,16 @@ async def _load(context: ServerContext, work: Callable[[], object]) -> None:
         try:
             await asyncio.to_thread(work)
         except (ConfigError, CheckpointError) as error:
+            logger.warning("adapter refused", extra={"error": str(error)})
             raise RequestError(str(error), code="invalid_adapter") from error
+
+
+def _load_folder(context: ServerContext, body: LoadRequest, folder: Path) -> None:
+    try:
+        context.engine.load_adapter(body.lora_name, folder, replace=bool(body.load_inplace))
+    except OSError as error:
+        # The server may look at the folder and not into it.
+        raise CheckpointError(f"adapter {folder}: cannot be read ({error.strerror}); check its rights") from error
 
 
 def _load_upload(context: ServerContext, name: str, body: UploadRequest) -> None:
@@ -124,7 +141,7 @@ def _load_upload(context: ServerContext, name: str, body: UploadRequest) -> None
             context.engine.load_adapter(name, Path(folder), replace=bool(body.load_inplace), root="upload")
         except (ConfigError, CheckpointError) as error:
             # The client has no use for the name of a folder that is gone.
-            raise RequestError(str(error).replace(folder, "the upload"), code="invalid_adapter") from error
+            raise CheckpointError(str(error).replace(folder, "the upload")) from error
 
 
 def _write_decoded(path: Path, encoded: str) -> None:

@@ -13,7 +13,7 @@ from fastapi import FastAPI, Request
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from ryzjax.errors import EngineStoppedError, QueueFullError, RequestError
+from ryzjax.errors import EngineFailedError, EngineStoppedError, QueueFullError, RequestError
 from ryzjax.serving.adapter import AdapterConflictError, AdapterNotFoundError
 
 __all__ = [
@@ -102,9 +102,10 @@ def describe(error: Exception) -> ApiError | None:
         return ApiError(status=429, message=str(error), type="rate_limit_error", code="queue_full", headers=headers)
     if isinstance(error, EngineStoppedError):
         headers = {"retry-after": str(_ENGINE_RETRY_AFTER_S)}
-        return ApiError(
-            status=503, message=str(error), type="service_unavailable", code="engine_stopped", headers=headers
-        )
+        # The cause of a failure may be anything, paths included: it is in the log.
+        has_failed = isinstance(error, EngineFailedError)
+        message = "the engine has failed; the server must be restarted" if has_failed else str(error)
+        return ApiError(status=503, message=message, type="service_unavailable", code="engine_stopped", headers=headers)
     if isinstance(error, GenerationFailedError):
         return ApiError(status=500, message=str(error), type="server_error", code="generation_failed")
     return None

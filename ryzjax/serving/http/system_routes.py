@@ -9,6 +9,7 @@ from pathlib import Path
 from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
 
+from ryzjax.lora.base_name import base_name
 from ryzjax.serving.adapter import ServedAdapter
 from ryzjax.serving.http.context import ServerContext, context_of
 
@@ -17,11 +18,18 @@ __all__ = ["router"]
 router = APIRouter()
 
 _STARTED_S = int(time.time())
+_READ = ["GET", "HEAD"]
+"""Of every route here: load balancers probe with HEAD, whose answer has no body."""
 
 
 def _model_card(context: ServerContext) -> dict[str, object]:
     certificate = context.engine.certificate
-    quantization: dict[str, object] = {} if certificate is None else {"quantization": dict(certificate)}
+    quantization: dict[str, object] = {}
+    if certificate is not None:
+        base = certificate.get("base_model")
+        # Not the whole path, as of adapters.
+        named = {"base_model": base_name(base)} if isinstance(base, str) else {}
+        quantization = {"quantization": {**certificate, **named}}
     return quantization | {
         "id": context.model_name,
         "object": "model",
@@ -45,7 +53,7 @@ def _adapter_card(context: ServerContext, adapter: ServedAdapter) -> dict[str, o
     }
 
 
-@router.get("/v1/models")
+@router.api_route("/v1/models", methods=_READ)
 async def models(request: Request) -> Response:
     """The model served, and the adapters that requests may name instead."""
     context = context_of(request)
@@ -53,7 +61,7 @@ async def models(request: Request) -> Response:
     return JSONResponse({"object": "list", "data": [_model_card(context), *adapters]})
 
 
-@router.get("/v1/models/{model:path}")
+@router.api_route("/v1/models/{model:path}", methods=_READ)
 async def model(request: Request, model: str) -> Response:
     """The model or adapter of that name, or 404."""
     context = context_of(request)
@@ -62,7 +70,7 @@ async def model(request: Request, model: str) -> Response:
     return JSONResponse(_adapter_card(context, found[0]) if found else _model_card(context))
 
 
-@router.get("/health")
+@router.api_route("/health", methods=_READ)
 async def health(request: Request) -> Response:
     """200 while the engine lives (also while it starts or drains), else 503: restart it."""
     if context_of(request).engine.is_healthy:
@@ -70,7 +78,7 @@ async def health(request: Request) -> Response:
     return JSONResponse({"status": "failed"}, 503)
 
 
-@router.get("/ready")
+@router.api_route("/ready", methods=_READ)
 async def ready(request: Request) -> Response:
     """200 while new requests are taken, else 503: send them elsewhere."""
     context = context_of(request)
@@ -85,7 +93,7 @@ async def ready(request: Request) -> Response:
     return JSONResponse({"status": status}, 503, {"retry-after": str(context.config.retry_after_s)})
 
 
-@router.get("/metrics")
+@router.api_route("/metrics", methods=_READ)
 async def metrics(request: Request) -> Response:
     """The engine's metrics for Prometheus."""
     context = context_of(request)
@@ -94,7 +102,7 @@ async def metrics(request: Request) -> Response:
     return Response(body, headers={"content-type": content_type})
 
 
-@router.get("/version")
+@router.api_route("/version", methods=_READ)
 async def version() -> Response:
     """The version of this server."""
     return JSONResponse({"version": _version()})

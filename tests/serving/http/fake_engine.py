@@ -8,7 +8,14 @@ from pathlib import Path
 
 import numpy as np
 
-from ryzjax.errors import CheckpointError, ContextLengthError, EngineStoppedError, QueueFullError, RequestError
+from ryzjax.errors import (
+    CheckpointError,
+    ContextLengthError,
+    EngineFailedError,
+    EngineStoppedError,
+    QueueFullError,
+    RequestError,
+)
 from ryzjax.lora import Adapter
 from ryzjax.serving.adapter import AdapterConflictError, AdapterNotFoundError, ServedAdapter
 from ryzjax.serving.embedding import check_embedding, finish_embedding
@@ -57,7 +64,8 @@ class FakeEngine:
 
     HOLD     gives one token, then waits until `release` (an abort ends it too)
     WEDGE    waits before its first token
-    FULL     QueueFullError;  STOPPED  EngineStoppedError;  BUG  a RuntimeError with a secret
+    FULL     QueueFullError;  STOPPED  EngineStoppedError;  FAILED  EngineFailedError, with a secret
+    BUG      a RuntimeError with a secret
     FAILMID  finish_reason "error" after two tokens;  BUGMID  a RuntimeError after two tokens
     ABORTMID finish_reason "abort" after two tokens
     """
@@ -66,7 +74,7 @@ class FakeEngine:
         self.tokenizer = FakeTokenizer()
         self.model_name = "fake"
         self.max_context_tokens = CONTEXT
-        self.certificate = None
+        self.certificate: dict[str, object] | None = None
         self.default_sampling: SamplingDefaults = {}
         self.is_ready = True
         self.is_healthy = True
@@ -175,6 +183,8 @@ class FakeEngine:
         text = self.tokenizer.decode(prompt)
         if "FULL" in text:
             raise QueueFullError("the queue is full", retry_after_s=7)
+        if "FAILED" in text:
+            raise EngineFailedError("the engine failed: secret-detail in /srv/secret")
         if "STOPPED" in text:
             raise EngineStoppedError("the engine is stopped")
         if "BUG" in text and "BUGMID" not in text:

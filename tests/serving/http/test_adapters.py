@@ -67,7 +67,8 @@ def test_errors_of_loading(open_server: Running, folder: Path, tmp_path: Path) -
     assert load(open_server, folder).status_code == 200
     assert load(open_server, folder).status_code == 409
     assert load(open_server, folder, load_inplace=True).status_code == 200
-    for path in ("", tmp_path / "nothing", folder / "adapter_config.json", "org/on-the-hub"):
+    odd = ["x" * 256, "a/" + "x" * 300 + "/b", "a/" * 4000, "a\0b", f"{folder}\0"]
+    for path in ("", tmp_path / "nothing", folder / "adapter_config.json", "org/on-the-hub", *odd):
         answer = load(open_server, path, "other")
         assert answer.status_code == 400 and "not a directory of this server" in answer.json()["error"]["message"]
     (folder / "adapter_config.json").write_text("bad")
@@ -78,6 +79,27 @@ def test_errors_of_loading(open_server: Running, folder: Path, tmp_path: Path) -
     assert error_of(answer) == (404, "model_not_found")
     assert error_of(open_server.http.delete("/v1/lora_adapters/nobody")) == (404, "model_not_found")
     assert [name for name, _, _ in open_server.engine.loaded] == ["sql", "sql"]
+
+
+def test_a_folder_that_cannot_be_read(open_server: Running, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def denied(path: Path) -> Iterator[Path]:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "iterdir", denied)
+    answer = load(open_server, folder)
+    assert error_of(answer) == (400, "invalid_adapter")
+    assert f"adapter {folder}: cannot be read (Permission denied)" in answer.json()["error"]["message"]
+
+
+def test_an_answer_names_no_folder_but_the_clients(
+    open_server: Running, folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (folder / "adapter_config.json").write_text("bad")
+    monkeypatch.chdir(folder.parent)
+    with caplog.at_level("WARNING"):
+        answer = load(open_server, folder.name)
+    assert str(folder.parent) not in answer.text and folder.name in answer.text
+    assert any("bad" in str(vars(record).get("error")) for record in caplog.records)
 
 
 def test_off_unless_allowed(running: Running, folder: Path) -> None:

@@ -160,3 +160,10 @@ def test_bad_settings(settings: dict[str, object], words: str) -> None:
 
 def test_the_key_is_not_shown() -> None:
     assert "sesame" not in repr(HttpConfig(api_key="sesame"))
+
+
+def test_the_card_of_a_quantized_model_does_not_tell_where_its_base_is(serving: ServerFactory) -> None:
+    with serving() as running:
+        running.engine.certificate = {"base_model": "/srv/private/llama", "bits": 4}
+        (card,) = running.http.get("/v1/models").json()["data"]
+        assert card["quantization"] == {"base_model": "llama", "bits": 4}
