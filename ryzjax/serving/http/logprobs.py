@@ -100,14 +100,17 @@ def completion_logprobs(
     for token in tokens:
         # In an echoed prompt, what follows tokens that the text leaves out begins the text.
         is_first = (is_echo or first_token_id is not None) and not start_offset
-        found["tokens"].append(texts.at_start(token.token_id) if is_first else texts[token.token_id])
+        # A token has one spelling at a position, chosen or not: clients look the chosen one up among the likeliest.
+        spell = texts.at_start if is_first else texts.__getitem__
+        found["tokens"].append(spell(token.token_id))
         found["token_logprobs"].append(_finite(token.logprob))
         found["text_offset"].append(start_offset)
         start_offset += texts.width(token.token_id, skip_special_tokens=skip_special_tokens, is_first=is_first)
-        # Tokens that are parts of one character may share a text: the likelier one keeps the place.
+        # Tokens may share a text (parts of one character; with and without a space, where a text begins): the
+        # likelier one keeps the place.
         top: dict[str, float] = {}
         for token_id, logprob in (*token.top, (token.token_id, token.logprob)):
-            top.setdefault(texts[token_id], _finite(logprob))
+            top.setdefault(spell(token_id), _finite(logprob))
         alternatives.append(top)
     if with_top or any(token.top for token in tokens):
         found["top_logprobs"] = alternatives

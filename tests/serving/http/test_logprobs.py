@@ -64,3 +64,12 @@ def test_words_keep_their_space_but_at_the_start_of_a_text() -> None:
     assert (found["tokens"], found["text_offset"], end) == (["<s>", "to", " to", "."], [0, 0, 2, 5], 6)
     found, end = completion_logprobs(tokens[1:], texts, 0, first_token_id=2, skip_special_tokens=True)
     assert (found["tokens"], found["text_offset"], end) == (["to", " to", "."], [0, 2, 5], 6)
+
+
+def test_an_alternative_is_spelt_as_the_token_itself_at_the_start_of_an_echo() -> None:
+    texts = TokenTexts(WordTokenizer())
+    likeliest = TokenLogprobs(token_id=2, logprob=-0.5, rank=1, top=((2, -0.5), (1, -1.5), (4, -2.0)))
+    found, _ = completion_logprobs([likeliest, likeliest], texts, 0, first_token_id=0, skip_special_tokens=True)
+    assert found["tokens"] == ["<s>", "to", " to"]
+    start = {"to": -0.5, "a": -1.5, ".": -2.0}
+    assert found["top_logprobs"] == [None, start, {" to": -0.5, " a": -1.5, ".": -2.0}]
