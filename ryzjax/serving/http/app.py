@@ -45,7 +45,15 @@ def create_app(engine: EngineFrontend, config: HttpConfig, *, metrics: EngineMet
         context.close()
 
     # No documentation pages: they load scripts from a CDN, and the routes read their bodies themselves.
-    app = FastAPI(title="RyzJAX", openapi_url=None, docs_url=None, redoc_url=None, lifespan=lifespan)
+    app = FastAPI(
+        title="RyzJAX",
+        openapi_url=None,
+        docs_url=None,
+        redoc_url=None,
+        # A redirect goes to whatever host the request names.
+        redirect_slashes=False,
+        lifespan=lifespan,
+    )
     app.state.context = context
     app.include_router(system_routes.router)
     app.include_router(generate_routes.router)

@@ -52,6 +52,7 @@ def error_of(response: httpx.Response, status: int = 400) -> dict[str, str]:
         ({"prompt": "a", "stop": 3}, "stop", "a string or a list"),
         ({"prompt": "a", "stop": ["x"] * 17}, "stop", "at most 16"),
         ({"prompt": "a", "logprobs": 21}, "logprobs", "21"),
+        ({"prompt": "a", "logprobs": -1}, "logprobs", "logprobs=-1 is out of range"),
         ({"prompt": "a", "logprobs": True}, "logprobs", "True"),
         ({"prompt": "a", "logit_bias": {"x": 1}}, "logit_bias", "'x'"),
         ({"prompt": "a", "logit_bias": {"9" * 5000: 1}}, "logit_bias", "token ids"),
@@ -106,7 +107,12 @@ def test_bad_completions(running: Running, body: dict[str, object], param: str, 
             "'image_url'",
         ),
         ({"messages": USER, "top_logprobs": 3}, "top_logprobs", "logprobs=true"),
-        ({"messages": USER, "logprobs": True, "top_logprobs": 50}, "logprobs", "50"),
+        ({"messages": USER, "logprobs": True, "top_logprobs": 50}, "top_logprobs", "top_logprobs=50 is out of range"),
+        ({"messages": USER, "logprobs": True, "top_logprobs": -1}, "top_logprobs", "top_logprobs=-1"),
+        ({"messages": USER, "max_completion_tokens": -1}, "max_completion_tokens", "max_completion_tokens=-1 is out"),
+        ({"messages": USER, "max_completion_tokens": 0}, "max_completion_tokens", "expected 1 to"),
+        ({"messages": USER, "max_tokens": -1}, "max_tokens", "max_tokens=-1 is out of range"),
+        ({"messages": USER, "max_completion_tokens": 3, "min_tokens": 4}, "min_tokens", "max_completion_tokens=3"),
         ({"messages": USER, "logprobs": 5}, "logprobs", "5"),
         ({"messages": USER, "max_tokens": 3, "max_completion_tokens": 4}, "max_completion_tokens", "differ"),
         ({"messages": USER, "functions": [{}]}, "functions", "not supported"),
@@ -161,6 +167,32 @@ def test_unknown_routes_and_methods(running: Running) -> None:
     assert error_of(running.http.get("/docs"), 404)["code"] == "not_found"
 
 
+@pytest.mark.parametrize(
+    "path", ["/health/", "/ready/", "/v1/completions/", "/metrics/", "//health", "//evil.example/"]
+)
+def test_no_path_is_redirected(running: Running, path: str) -> None:
+    url = f"http://127.0.0.1:{running.server.port}{path}"
+    response = httpx.get(url, headers={"host": "evil.example"}, follow_redirects=False)
+    assert error_of(response, 404)["code"] == "not_found"
+    assert "location" not in response.headers
+
+
+@pytest.mark.parametrize("path", ["/health", "/ready", "/metrics", "/version", "/v1/models", "/v1/models/fake"])
+def test_head_is_a_get_without_a_body(running: Running, path: str) -> None:
+    head, get = running.http.head(path), running.http.get(path)
+    assert (head.status_code, head.content) == (200, b"")
+    assert head.headers["content-type"] == get.headers["content-type"]
+
+
+def test_the_cause_of_a_failed_engine_is_not_told(running: Running) -> None:
+    error = error_of(running.post(prompt="FAILED"), 503)
+    assert (error["code"], error["message"]) == (
+        "engine_stopped",
+        "the engine has failed; the server must be restarted",
+    )
+    assert "secret" not in running.post(prompt="FAILED", stream=True).text
+
+
 def test_a_bug_is_hidden(running: Running) -> None:
     for stream in (False, True):
         response = running.http.post(
@@ -207,8 +239,8 @@ def test_body_limit(serving: ServerFactory) -> None:
 
 def test_api_key_guards_everything_but_health(serving: ServerFactory) -> None:
     with serving(api_key="sesame") as running:
-        assert running.http.get("/health").status_code == 200
-        assert running.http.get("/ready").status_code == 200
+        for path in ("/health", "/ready"):
+            assert running.http.get(path).status_code == running.http.head(path).status_code == 200
         for path in ("/v1/models", "/metrics", "/version", "/nope", "/health/", "//health"):
             response = running.http.get(path)
             assert error_of(response, 401)["code"] == "invalid_api_key"
