@@ -32,11 +32,11 @@ ROWS = (
     ("ops",),
     ("pallas", "native", "sharding"),
     ("qarray",),
-    ("errors", "dims", "bits", "batch", "obs", "shipped"),
+    ("errors", "dims", "bits", "batch", "obs", "shipped", "api_key"),
 )
 HEIGHT = {name: -row for row, names in enumerate(ROWS) for name in names}
-# obs reports in terms of errors; the package itself only re-exports, by name.
-SAME_ROW_ALLOWED = {("obs", "errors")}
+# Errors are below the rest of their row; the package itself only re-exports, by name.
+SAME_ROW_ALLOWED = {("obs", "errors"), ("api_key", "errors")}
 
 
 def label(path: Path) -> str:

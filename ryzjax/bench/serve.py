@@ -6,7 +6,7 @@ import asyncio
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -14,6 +14,7 @@ import httpx
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from ryzjax.api_key import api_key_or_environment
 from ryzjax.bench.client import RequestTimes, send
 from ryzjax.bench.report import provenance, serve_report, serve_table
 from ryzjax.bench.workload import PlannedRequest, arrival_times, random_workload, trace_workload
@@ -30,8 +31,8 @@ class BenchServe:
     """The server."""
     model: str | None = None
     """Model name; by default the first one the server lists."""
-    api_key: str | None = None
-    """Sent as a bearer token."""
+    api_key: str | None = field(default=None, repr=False)
+    """Sent as a bearer token; by default the environment variable RYZJAX_API_KEY, where it is set."""
     num_prompts: int = 100
     """Requests to send."""
     input_tokens: int = 512
@@ -94,7 +95,8 @@ class BenchServe:
         arrivals = arrival_times(
             requests, request_rate=self.request_rate, replay_speed=self.replay_speed, seed=self.seed
         )
-        headers = {"Authorization": f"Bearer {self.api_key}"} if self.api_key else {}
+        api_key = api_key_or_environment(self.api_key)
+        headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         # A connection a request, as from clients of their own: llama-server closes some just as they are used again.
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
         async with httpx.AsyncClient(

@@ -13,6 +13,8 @@ from ryzjax.shipped import shipped_path
 
 __all__ = ["check_values", "file_values"]
 
+_SECRETS = frozenset({"api_key"})
+
 
 def file_values(argv: Sequence[str], folder: str) -> dict[str, object]:
     """What the file that `argv` names with --config says; nothing where it names none.
@@ -52,7 +54,10 @@ def check_values(values: Mapping[str, object], types: Mapping[str, type]) -> Non
             # By way of JSON, where a list may fill a tuple although the check is strict.
             TypeAdapter(types[key]).validate_json(json.dumps(value, default=str), strict=True)
         except ValidationError as error:
-            raise ConfigError(f"--config: {key}={value!r}: {error.errors()[0]['msg']}") from error
+            # `from error` would show the value of a secret in a traceback.
+            shown = "..." if key in _SECRETS else repr(value)
+            cause = None if key in _SECRETS else error
+            raise ConfigError(f"--config: {key}={shown}: {error.errors()[0]['msg']}") from cause
 
 
 def _load(name_or_path: str, folder: str) -> dict[str, object]:

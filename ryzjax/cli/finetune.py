@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from ryzjax.api_key import api_key_or_environment
 from ryzjax.cli.arguments import Section
 from ryzjax.data.training.config import DataConfig
 from ryzjax.errors import ConfigError
@@ -41,8 +42,8 @@ class Finetune:
     """URL of a running server (started with --allow-lora-updating) that is handed the adapter at the end."""
     publish_name: str | None = None
     """What the server's callers will call it; by default the name of OUT."""
-    api_key: str | None = None
-    """Of that server."""
+    api_key: str | None = field(default=None, repr=False)
+    """Of that server; by default the environment variable RYZJAX_API_KEY, where it is set."""
 
     def run(self) -> int:
         """Trains, or plans; returns the exit status."""
@@ -55,6 +56,8 @@ class Finetune:
             return self._plan(lora)
         if self.publish is not None and lora is None:
             raise ConfigError("--publish hands an adapter to a server; --method full makes none")
+        # Read now: what is wrong with it must not be found out after the training.
+        api_key = None if self.publish is None else api_key_or_environment(self.api_key)
         from ryzjax.checkpoint.publish import publish_adapter
         from ryzjax.training.finetune import finetune
 
@@ -76,7 +79,7 @@ class Finetune:
         name = self.publish_name or Path(self.train.out).name
         print(f"{result.exported}: serve it with: ryzjax serve {self._served()} --lora {name}={result.exported}")
         if self.publish is not None:
-            print(publish_adapter(self.publish, name, result.exported, api_key=self.api_key))
+            print(publish_adapter(self.publish, name, result.exported, api_key=api_key))
         return 0
 
     def _served(self) -> str:

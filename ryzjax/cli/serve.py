@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from ryzjax.api_key import api_key_or_environment
 from ryzjax.cli.arguments import Section
 from ryzjax.obs import setup_logging
 from ryzjax.serving.config import EngineConfig
@@ -32,15 +33,16 @@ class Serve:
         """Loads, compiles, serves until a signal; returns the exit status."""
         started = time.perf_counter()
         setup_logging(level=self.log_level, log_format=self.log_format)
+        http = replace(self.http, api_key=api_key_or_environment(self.http.api_key))
         # Heavy modules only now: wrong flags are reported before jax is imported.
         from ryzjax.serving.http.server import HttpServer
         from ryzjax.serving.launch import launch_engine
 
         log = logging.getLogger(__name__)
         log.info("phase import %.3f", time.perf_counter() - started)
-        engine = launch_engine(self.engine, model_name=self.http.served_model_name)
+        engine = launch_engine(self.engine, model_name=http.served_model_name)
         try:
-            server = HttpServer(engine, self.http, metrics=engine.metrics)
+            server = HttpServer(engine, http, metrics=engine.metrics)
             log.info("phase total %.3f", time.perf_counter() - started)
             log.info("serving %s on http://%s:%d", engine.model_name, server.host, server.port)
             return server.run()

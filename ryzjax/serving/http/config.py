@@ -21,7 +21,8 @@ class HttpConfig:
     served_model_name: str | None = None
     """Name clients must give as `model`; the engine's model name by default."""
     api_key: str | None = field(default=None, repr=False)
-    """Demands `Authorization: Bearer <key>` on every route but /health and /ready; None demands nothing."""
+    """Demands `Authorization: Bearer <key>` on every route but /health and /ready; None demands nothing. The
+    commands read the environment variable RYZJAX_API_KEY where the flag is not given: prefer it, as ps shows flags."""
     max_body_bytes: int = 8 * 1024 * 1024
     """Largest request body; a larger one is refused (413) while it is being read."""
     max_buffered_bytes: int = 32 * 1024 * 1024
@@ -85,8 +86,11 @@ class HttpConfig:
         _check("max_sequences_per_request", self.max_sequences_per_request, 1, 2**16)
         _check("drain_timeout_s", self.drain_timeout_s, 0, 86_400)
         _check("retry_after_s", self.retry_after_s, 0, 86_400)
-        if self.api_key is not None and (not self.api_key or not self.api_key.isascii()):
-            raise ConfigError("api_key is empty or not ASCII; give a non-empty ASCII key, or leave it out for no check")
+        if self.api_key is not None and not (self.api_key and self.api_key.isascii() and self.api_key.isprintable()):
+            raise ConfigError(
+                "api_key is empty, or has characters that are not printable ASCII (such as a line end); give a key of "
+                "printable ASCII, or leave it out for no check"
+            )
         if self.served_model_name == "":
             raise ConfigError("served_model_name is empty; give a name, or leave it out for the engine's")
 
