@@ -97,7 +97,7 @@ class AsyncEngine:
         self.metrics: EngineMetrics = engine.metrics
         self.engine = engine
         self._builder = RequestBuilder(config, max_context_tokens=max_context_tokens, pooling=pooling)
-        self._max_open = max_queue + engine.runner.max_sequences
+        self.max_open_sequences = max_queue + engine.runner.max_sequences
         self._thread = EngineThread(engine, self._deliver, self._fail)
         self._listeners: dict[str, _Listener] = {}
         self._lock = threading.Lock()
@@ -344,9 +344,9 @@ class AsyncEngine:
                 raise EngineFailedError(f"the engine failed: {self._failure}; restart the server")
             if not self.is_ready:
                 raise EngineStoppedError("the engine is shutting down; send the request to another server")
-            if len(self._listeners) + len(requests) > self._max_open:
+            if len(self._listeners) + len(requests) > self.max_open_sequences:
                 raise QueueFullError(
-                    f"{len(self._listeners)} requests are open, at most {self._max_open} fit; try again later",
+                    f"{len(self._listeners)} requests are open, at most {self.max_open_sequences} fit; try again later",
                     retry_after_s=self.engine.scheduler.retry_after_s,
                 )
             taken = [request.request_id for request in requests if request.request_id in self._listeners]

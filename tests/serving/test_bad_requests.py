@@ -76,6 +76,7 @@ async def test_queue_full_and_request_id_in_use(tiny_llm: LLM):
     streams = [engine.stream([5], long, request_id=str(i)) for i in range(3)]
     for stream in streams:
         await anext(stream)
+    assert engine.max_open_sequences == 288
     with pytest.raises(QueueFullError, match="at most 288") as error:
         await engine.generate([5], SamplingParams())
     assert error.value.retry_after_s >= 1

@@ -52,8 +52,9 @@ class HttpConfig:
     """Longest stop string, in characters."""
     max_logit_bias: int = 1024
     """Most tokens that one request may bias."""
-    max_sequences_per_request: int = 256
-    """Most sequences (prompts x n) one request may start."""
+    max_sequences_per_request: int | None = None
+    """Most sequences (prompts x n) that one request may start, and most of its inputs that are embedded at once; by
+    default a quarter of max_sequences + max_queue, so that other clients get in beside it."""
     allow_lora_updating: bool = False
     """Let clients load and unload adapters (/v1/load_lora_adapter). Whoever may do so has the server read folders and
     files of theirs: set `api_key` as well."""
@@ -83,7 +84,8 @@ class HttpConfig:
         _check("max_stop_strings", self.max_stop_strings, 0, MAX_STOPS)
         _check("max_stop_chars", self.max_stop_chars, 1, MAX_STOP_CHARS)
         _check("max_logit_bias", self.max_logit_bias, 0, MAX_LOGIT_BIAS)
-        _check("max_sequences_per_request", self.max_sequences_per_request, 1, 2**16)
+        if self.max_sequences_per_request is not None:
+            _check("max_sequences_per_request", self.max_sequences_per_request, 1, 2**16)
         _check("drain_timeout_s", self.drain_timeout_s, 0, 86_400)
         _check("retry_after_s", self.retry_after_s, 0, 86_400)
         if self.api_key is not None and not (self.api_key and self.api_key.isascii() and self.api_key.isprintable()):

@@ -52,6 +52,12 @@ class ServerContext:
         """The name clients give as `model`."""
         return self.config.served_model_name or self.engine.model_name
 
+    @property
+    def max_sequences_per_request(self) -> int:
+        """Most sequences that one request may start."""
+        chosen = self.config.max_sequences_per_request
+        return max(1, self.engine.max_open_sequences // 4) if chosen is None else chosen
+
     def adapter_of(self, model: str) -> str | None:
         """The adapter that a request's `model` names; None for the model itself. Raises ModelNotFoundError."""
         if model == self.model_name:

@@ -30,9 +30,8 @@ async def embeddings(request: Request) -> Response:
         context, body.inputs(), field="input", add_special_tokens=body.add_special_tokens is not False
     )
     token_ids = await until_disconnect(request.receive, encoding)
-    running = Embeddings(
-        context.engine, token_ids, body, concurrency=context.config.max_prompts_per_request, adapter=adapter
-    )
+    concurrency = min(context.config.max_prompts_per_request, context.max_sequences_per_request)
+    running = Embeddings(context.engine, token_ids, body, concurrency=concurrency, adapter=adapter)
     vectors = await until_disconnect(request.receive, running.collect())
     answer = embeddings_pieces(
         vectors,

@@ -86,6 +86,11 @@ class EngineFrontend(Protocol):
         ...
 
     @property
+    def max_open_sequences(self) -> int:
+        """Most sequences that wait or run at once; more are refused with QueueFullError."""
+        ...
+
+    @property
     def is_ready(self) -> bool:
         """Whether it takes requests now."""
         ...

@@ -84,11 +84,12 @@ def _check_size(context: ServerContext, prompts: int, params: SamplingParams) ->
             f"prompt has {prompts} prompts; at most {config.max_prompts_per_request} are taken in one request",
             param="prompt",
         )
-    if prompts * params.n > config.max_sequences_per_request:
+    limit = context.max_sequences_per_request
+    if prompts * params.n > limit:
         raise RequestError(
-            f"{prompts} prompts with n={params.n} are {prompts * params.n} sequences; at most "
-            f"{config.max_sequences_per_request} are taken in one request",
-            param="n",
+            f"{prompts} prompts with n={params.n} are {prompts * params.n} sequences; this server takes at most "
+            f"{limit} in one request (max_sequences_per_request); send several requests",
+            param="n" if params.n > 1 else "prompt",
         )
 
 

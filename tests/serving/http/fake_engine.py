@@ -74,6 +74,7 @@ class FakeEngine:
         self.tokenizer = FakeTokenizer()
         self.model_name = "fake"
         self.max_context_tokens = CONTEXT
+        self.max_open_sequences = 288
         self.certificate: dict[str, object] | None = None
         self.default_sampling: SamplingDefaults = {}
         self.is_ready = True

@@ -216,3 +216,30 @@ def test_errors_have_the_clients_classes(running: Running) -> None:
     assert stopped.value.status_code == 503
     with pytest.raises(openai.APIError, match="could not finish"):
         list(create(model="fake", prompt="FAILMID", stream=True))
+
+
+def test_one_request_takes_a_quarter_of_the_places_at_most(serving: ServerFactory) -> None:
+    with serving() as running:
+        create = running.openai.completions.create
+        assert len(create(model="fake", prompt=["a"] * 36, n=2, max_tokens=1).choices) == 72
+        with pytest.raises(
+            openai.BadRequestError, match=r"74 sequences; this server takes at most 72 in one"
+        ) as caught:
+            create(model="fake", prompt=["a"] * 37, n=2, max_tokens=1)
+        assert caught.value.param == "n"
+        running.engine.max_open_sequences = 3
+        assert len(create(model="fake", prompt="a", max_tokens=1).choices) == 1
+        with pytest.raises(openai.BadRequestError, match=r"2 prompts with n=1 are 2 sequences.*at most 1 in") as caught:
+            create(model="fake", prompt=["a", "b"], max_tokens=1)
+        assert caught.value.param == "prompt"
+        with pytest.raises(openai.BadRequestError, match="max_sequences_per_request"):
+            running.openai.chat.completions.create(model="fake", messages=CHAT, n=2)  # type: ignore[arg-type]
+    with serving(max_sequences_per_request=128) as running:
+        assert len(running.openai.completions.create(model="fake", prompt="a", n=128, max_tokens=1).choices) == 128
+
+
+def test_the_inputs_of_an_embedding_request_share_that_limit(serving: ServerFactory) -> None:
+    with serving() as running:
+        running.engine.max_open_sequences = 12
+        answer = running.openai.embeddings.create(model="fake", input=[[i + 1] for i in range(20)])
+        assert len(answer.data) == 20 and 1 < running.engine.most_running <= 3
