@@ -11,6 +11,7 @@ SIGTERM with 100 unfinished bodies open.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import re
 import signal
@@ -21,11 +22,11 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-__all__ = ["ATTACKS", "Attacked", "Victim", "attacked_server", "beside", "health_under", "unfinished_bodies"]
+__all__ = ["ATTACKS", "Attacked", "Victim", "attacked_server", "beside", "unfinished_bodies"]
 
 _MODEL = {"model": "demo"}
 _LIMIT_BYTES = 8 * 1024 * 1024
@@ -82,10 +83,8 @@ def request_bytes(path: str, body: dict[str, object] | bytes, *, declared_bytes:
 def ask(port: int, request: bytes, timeout_s: float = 60.0) -> tuple[int, int]:
     """(status, bytes of the answer) of one request on a connection of its own."""
     with socket.create_connection(("127.0.0.1", port), timeout=timeout_s) as connection:
-        try:
+        with suppress(OSError):  # refused before it was read whole: the answer is there
             connection.sendall(request)
-        except OSError:
-            pass  # refused before it was read whole: the answer is there
         size, status, head = 0, 0, b""
         while True:
             try:
@@ -144,7 +143,7 @@ class Victim:
     def longest_gap_s(self) -> float:
         """Longest time between two events, after the first few."""
         times_s = self.arrivals_s[_WARM_UP_EVENTS:]
-        return max(after - before for before, after in zip(times_s, times_s[1:], strict=False))
+        return max(after - before for before, after in itertools.pairwise(times_s))
 
 
 def beside(port: int, attack: Callable[[int], object] | None, *, seconds: float) -> tuple[float, float, object]:
@@ -182,20 +181,12 @@ def _ask_health(port: int, stop: threading.Event, seconds: list[float]) -> None:
         time.sleep(0.02)
 
 
-def health_under(port: int) -> float:
-    """How long /health takes now, in seconds."""
-    seconds: list[float] = []
-    stop = threading.Event()
-    stop.set()
-    started_s = time.perf_counter()
-    ask(port, b"GET /health HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
-    return time.perf_counter() - started_s if not seconds else seconds[0]
-
-
 @contextmanager
 def unfinished_bodies(port: int, count: int, *, declared_bytes: int, sent_bytes: int) -> Iterator[None]:
     """Connections that have sent a part of a body and send no more."""
-    part = request_bytes("/v1/completions", b'{"model":"demo","prompt":"' + b"a" * sent_bytes, declared_bytes=declared_bytes)
+    part = request_bytes(
+        "/v1/completions", b'{"model":"demo","prompt":"' + b"a" * sent_bytes, declared_bytes=declared_bytes
+    )
     with ExitStack() as stack:
         for _ in range(count):
             connection = stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=30))
@@ -246,9 +237,12 @@ def _attacks() -> dict[str, Callable[[int], tuple[int, int]]]:
         "400,000 prompts": _post(completions, _MODEL | {"prompt": [[1]] * values}),
         "2,600,000 empty lists": _post(completions, b'{"model":"demo","prompt":[' + b"[]," * 2_600_000 + b"1]}"),
         "nested lists": _post(completions, b'{"model":"demo","prompt":' + b"[" * 8_000_000),
-        "a stop string of 100 KB": _post(completions, _MODEL | {"prompt": "a", "n": 128, "max_tokens": 2, "stop": "q" * 100_000}),
+        "a stop string of 100 KB": _post(
+            completions, _MODEL | {"prompt": "a", "n": 128, "max_tokens": 2, "stop": "q" * 100_000}
+        ),
         "16 stop strings at the limit": _post(
-            completions, _MODEL | {"prompt": "a", "n": 16, "max_tokens": 2, "stop": ["q" * 255 + chr(65 + i) for i in range(16)]}
+            completions,
+            _MODEL | {"prompt": "a", "n": 16, "max_tokens": 2, "stop": ["q" * 255 + chr(65 + i) for i in range(16)]},
         ),
         "400,000 biases": _post(completions, _MODEL | {"prompt": "a", "logit_bias": bias}),
         "400,000 stream options": _post(completions, _MODEL | {"prompt": "a", "stream_options": bias}),
@@ -311,11 +305,8 @@ def main() -> None:
                 "rss_mb": server.rss_bytes() / 1e6,
             }
             row = figures[name]
-            print(
-                f"{name:44} {'/'.join(map(str, statuses)):>6} {row['gap_ms']:8.1f} {row['alone_ms']:8.1f} {row['ratio']:6.2f} "
-                f"{row['health_ms']:9.1f} {row['rss_mb']:7.0f}",
-                flush=True,
-            )
+            times = f"{row['gap_ms']:8.1f} {row['alone_ms']:8.1f} {row['ratio']:6.2f} {row['health_ms']:9.1f}"
+            print(f"{name:44} {'/'.join(map(str, statuses)):>6} {times} {row['rss_mb']:7.0f}", flush=True)
         after_bytes = server.rss_bytes()
         exit_s = exit_under_unfinished_bodies(server)
     summary = {"rss_ratio": after_bytes / before_bytes, "exit_s": exit_s, "exit_status": server.process.returncode}

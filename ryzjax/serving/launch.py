@@ -48,6 +48,8 @@ from ryzjax.shipped import DEMO_MODEL, demo_notice
 __all__ = ["launch_engine"]
 
 _DEFAULT_RANK = 16
+_CPU_MIXED_TOKENS = 32
+"""A step of 32 tokens takes two to three times as long as one of a single token (docs/log.md)."""
 
 _log = logging.getLogger(__name__)
 
@@ -109,6 +111,7 @@ def launch_engine(config: EngineConfig, *, model_name: str | None = None, show_p
         max_batch_tokens=config.max_batch_tokens,
         max_context_tokens=capacity.max_context_tokens,
         max_queue=config.max_queue,
+        max_mixed_tokens=_max_mixed_tokens(config),
         rope_switch_length=model.rope_switch_length,
         adapters=None if slot_plan is None else AdapterSlots(slot_plan.slots),
     )
@@ -141,6 +144,12 @@ def launch_engine(config: EngineConfig, *, model_name: str | None = None, show_p
     for adapter_name, folder in config.lora_folders:
         engine.load_adapter(adapter_name, adapters[adapter_name], root=folder)
     return engine
+
+
+def _max_mixed_tokens(config: EngineConfig) -> int | None:
+    if config.max_mixed_tokens is None and jax.default_backend() == "cpu":
+        return min(_CPU_MIXED_TOKENS, config.max_batch_tokens)
+    return config.max_mixed_tokens
 
 
 @contextmanager

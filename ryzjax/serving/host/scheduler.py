@@ -44,6 +44,9 @@ class Scheduler:
       pool: pages of the KV cache; this scheduler is its only user.
       max_sequences: sequences that run at once; also the number of slots.
       max_batch_tokens: most tokens of a step.
+      max_mixed_tokens: most tokens of a step in which some sequences decode and others compute their prompts, or two
+        for every sequence that decodes, if that is more. It bounds how much longer one client's prompt makes the steps
+        of another's stream. None is `max_batch_tokens`.
       max_context_tokens: most tokens of a sequence, prompt and output.
       max_queue: requests that may wait beyond those for which a slot is free.
       rope_switch_length: tokens after which all of a sequence's rotations change (LongRoPE): one that grows past
@@ -64,13 +67,16 @@ class Scheduler:
         max_batch_tokens: int,
         max_context_tokens: int,
         max_queue: int,
+        max_mixed_tokens: int | None = None,
         rope_switch_length: int | None = None,
         adapters: AdapterSlots | None = None,
         clock: Callable[[], float] = time.monotonic,
     ):
+        max_mixed_tokens = max_batch_tokens if max_mixed_tokens is None else max_mixed_tokens
         limits = {
             "max_sequences": max_sequences,
             "max_batch_tokens": max_batch_tokens,
+            "max_mixed_tokens": max_mixed_tokens,
             "max_context_tokens": max_context_tokens,
             "max_queue": max_queue,
         }
@@ -85,6 +91,7 @@ class Scheduler:
         self.pool = pool
         self.max_sequences = max_sequences
         self.max_batch_tokens = max_batch_tokens
+        self.max_mixed_tokens = max_mixed_tokens
         self.max_context_tokens = max_context_tokens
         self.max_queue = max_queue
         self.rope_switch_length = rope_switch_length
@@ -158,6 +165,7 @@ class Scheduler:
     def schedule(self) -> StepPlan | None:
         """The next step; None where nothing can run (before a commit, at least)."""
         budget = self.max_batch_tokens
+        num_decodes = 0
         chunks: list[Chunk] = []
         self._release_ending()
         running = self._running
@@ -170,7 +178,15 @@ class Scheduler:
                     continue
                 sequence.num_computed = 0
                 sequence.rope_length = sequence.num_tokens
-            query_len = min(sequence.num_tokens - sequence.num_computed, budget)
+            missing_tokens = sequence.num_tokens - sequence.num_computed
+            query_len = min(missing_tokens, budget)
+            if missing_tokens == 1:
+                num_decodes += 1
+            else:
+                query_len = min(query_len, self._prompt_budget(chunks, num_decodes))
+                if query_len < 1:
+                    at += 1
+                    continue
             if not self._grow(sequence, sequence.num_computed + query_len):
                 break
             chunks.append(Chunk(sequence, query_len, admits=False))
@@ -179,7 +195,8 @@ class Scheduler:
         if self.adapters is not None:
             self.adapters.begin_pass()
         at = 0
-        while budget and at < len(self._waiting):
+        budget = min(budget, self._prompt_budget(chunks, num_decodes))
+        while budget > 0 and at < len(self._waiting):
             sequence = self._waiting[at]
             if not self._has_adapter(sequence):
                 at += 1
@@ -196,6 +213,12 @@ class Scheduler:
         plan = make_plan(chunks)
         self._uncommitted.append(plan)
         return plan
+
+    def _prompt_budget(self, chunks: list[Chunk], num_decodes: int) -> int:
+        """Tokens that prompts may still take in a step with these chunks, so many of which decode."""
+        if not num_decodes:
+            return self.max_batch_tokens
+        return max(self.max_mixed_tokens, 2 * num_decodes) - sum(chunk.query_len for chunk in chunks)
 
     def commit(self, plan: StepPlan, sampled: Iterable[int]) -> list[tuple[Sequence, int | None, FinishReason | None]]:
         """Takes in the tokens of a step; steps are committed in the order they were scheduled.

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import TypeVar
 
-from ryzjax.errors import RequestError
+from ryzjax.errors import ContextLengthError, RequestError
 from ryzjax.serving.http.context import ServerContext
 from ryzjax.serving.http.frontend_protocol import ChatTokenizer
 
@@ -31,19 +31,26 @@ async def encode_prompts(
       add_special_tokens: add what the model expects around a text, such as BOS.
 
     Raises:
-      ContextLengthError: a text is too long for the context, whatever its tokens are; nothing has been tokenized then.
+      ContextLengthError: a text is too long for the context. Where this shows in its characters, nothing is tokenized.
       RequestError: a text is not valid Unicode.
     """
     for number, prompt in enumerate(prompts):
         if isinstance(prompt, str):
-            context.limits.check_text(f"{field} {number}", len(prompt), param=field)
+            what = f"{field} {number}" if len(prompts) > 1 else "the prompt"
+            context.limits.check_text(what, len(prompt), param=field)
 
     tokenizer = context.engine.tokenizer
+
+    max_tokens = context.limits.max_context_tokens
 
     def encode(prompt: Prompt) -> list[int]:
         if not isinstance(prompt, str):
             return prompt
-        return tokenizer.encode(prompt, add_special_tokens=add_special_tokens)
+        ids = tokenizer.encode(prompt, add_special_tokens=add_special_tokens)
+        if len(ids) > max_tokens:  # found here, so that the prompts after it are not encoded for nothing
+            what = "the prompt" if len(prompts) == 1 else f"{field} {prompts.index(prompt)}"
+            raise ContextLengthError.of_prompt(len(ids), max_tokens, what=what, param=field)
+        return ids
 
     return await _in_pieces(context, encode, prompts)
 
@@ -58,7 +65,7 @@ async def encode_messages(
       RequestError: the chat template refuses them, or there is none.
     """
     size = sum(len(message["content"]) + len(message.get("name", "")) for message in messages)
-    context.limits.check_text("the conversation", size, param="messages")
+    context.limits.check_text("the prompt", size, param="messages")
     render = partial(
         context.engine.tokenizer.apply_chat_template, messages, add_generation_prompt=add_generation_prompt
     )

@@ -68,6 +68,7 @@ def make_scheduler(
     max_batch_tokens: int = 16,
     max_context_tokens: int = 32,
     max_queue: int = 100,
+    max_mixed_tokens: int | None = None,
     rope_switch_length: int | None = None,
     adapter_slots: int = 0,
 ) -> Scheduler:
@@ -78,6 +79,7 @@ def make_scheduler(
         max_batch_tokens=max_batch_tokens,
         max_context_tokens=max_context_tokens,
         max_queue=max_queue,
+        max_mixed_tokens=max_mixed_tokens,
         rope_switch_length=rope_switch_length,
         adapters=AdapterSlots(adapter_slots) if adapter_slots else None,
     )

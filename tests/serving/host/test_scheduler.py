@@ -256,6 +256,41 @@ def test_abort_frees_everything_at_once(when: str) -> None:
     scheduler.add(make_request("a", [1]))  # the id is free again
 
 
+def test_prompts_beside_decoding_sequences_are_computed_in_small_chunks() -> None:
+    scheduler = make_scheduler(max_mixed_tokens=6, max_sequences=8)
+    scheduler.add(make_request("a", range(14), max_new_tokens=12))
+    plan = scheduler.schedule()
+    assert plan is not None and [row.query_len for row in plan.rows] == [14], "alone, a prompt takes the whole budget"
+    scheduler.commit(plan, [9])
+    scheduler.add(make_request("b", range(13), max_new_tokens=4))
+    scheduler.add(make_request("c", range(3), max_new_tokens=4))
+    lengths = []
+    for _ in range(4):
+        plan = scheduler.schedule()
+        assert plan is not None
+        lengths.append([(row.sequence.request.request_id, row.query_len) for row in plan.rows])
+        scheduler.commit(plan, [9] * plan.num_samples)
+    assert lengths == [
+        [("a", 1), ("b", 5)],
+        [("a", 1), ("b", 5)],
+        [("a", 1), ("b", 3), ("c", 2)],
+        [("a", 1), ("b", 1), ("c", 1)],
+    ]
+    scheduler.check_integrity()
+
+
+def test_prompts_go_on_beside_many_decoding_sequences() -> None:
+    scheduler = make_scheduler(max_mixed_tokens=4, max_sequences=8)
+    for name in "abcdef":
+        scheduler.add(make_request(name, [1], max_new_tokens=12))
+    plan = scheduler.schedule()
+    assert plan is not None
+    scheduler.commit(plan, [9] * plan.num_samples)
+    scheduler.add(make_request("g", range(20), max_new_tokens=2))
+    plan = scheduler.schedule()
+    assert plan is not None and [row.query_len for row in plan.rows] == [1] * 6 + [6]
+
+
 def test_a_full_queue_refuses_and_says_when_to_retry() -> None:
     now = 100.0
     pool = PagePool(num_pages=65, page_size_tokens=4)

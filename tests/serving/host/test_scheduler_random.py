@@ -42,6 +42,7 @@ def schedulers(draw: st.DrawFn) -> Scheduler:
         page_size_tokens=page_size,
         max_sequences=draw(st.integers(1, 6)),
         max_batch_tokens=draw(st.integers(1, 20)),
+        max_mixed_tokens=draw(st.none() | st.integers(1, 20)),
         max_context_tokens=CONTEXT,
         rope_switch_length=draw(st.none() | st.integers(1, CONTEXT)),
         adapter_slots=draw(st.integers(0, 3)),

@@ -87,6 +87,8 @@ class FakeEngine:
         self.drained_with_s: float | None = None
         self.released = False
         self.drain_reasons: list[str] = []
+        self.ends_on_drain = False
+        self.stopped = False
         self.adapters: list[ServedAdapter] = []
         self.loaded: list[tuple[str, dict[str, bytes], bool]] = []
         self.ran_with: list[str | None] = []
@@ -140,6 +142,8 @@ class FakeEngine:
         whole = False
         try:
             while "WEDGE" in text and not self.released:
+                if self.stopped:
+                    raise EngineStoppedError(self.drain_reasons[-1])
                 await asyncio.sleep(0.001)
             if params.prompt_logprobs is not None:
                 scored = [None, *(self._logprobs(token, params.prompt_logprobs) for token in prompt[1:])]
@@ -264,7 +268,8 @@ class FakeEngine:
     async def drain(self, timeout_s: float, *, reason: str = "") -> None:
         self.drained_with_s = timeout_s
         self.drain_reasons.append(reason)
-        self.released = self.released or bool(self.running)
+        self.stopped = self.ends_on_drain
+        self.released = self.released or (bool(self.running) and not self.stopped)
 
 
 def raw_vector(prompt: Sequence[int], pooling: Pooling) -> np.ndarray:

@@ -92,6 +92,7 @@ def test_drain_is_bounded(serving: ServerFactory) -> None:
         running.thread.join(10)
         assert running.exit_status == [0]
         assert running.engine.drained_with_s == 0.0
+        assert "(drain_timeout_s=0.1)" in running.engine.drain_reasons[-1]  # as it was set, not what was left of it
         asking.join(10)
 
 
