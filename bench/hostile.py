@@ -1,6 +1,6 @@
 """What one client can do to another: requests made to stop a server, beside a stream that must not notice.
 
-    python bench/hostile.py [--rounds 3] [--out bench/results/hostile.json]
+    python bench/hostile.py [--rounds 3] [--only NAME]
 
 A server of the demo model runs in a process of its own. A victim streams tokens from it, alone and beside each attack;
 the figure is the longest gap between two of its events, as a ratio to the longest gap alone. `/health` is asked every
@@ -26,7 +26,11 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-__all__ = ["ATTACKS", "Attacked", "Victim", "attacked_server", "beside", "unfinished_bodies"]
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from bench.record import write_result  # noqa: E402
+
+__all__ = ["ATTACKS", "Attacked", "Victim", "attacked_server", "beside", "exit_under_unfinished_bodies"]
 
 _MODEL = {"model": "demo"}
 _LIMIT_BYTES = 8 * 1024 * 1024
@@ -278,7 +282,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", default="", help="attacks whose names contain this")
-    parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     figures: dict[str, dict[str, float]] = {}
     with attacked_server() as server:
@@ -309,12 +312,13 @@ def main() -> None:
             print(f"{name:44} {'/'.join(map(str, statuses)):>6} {times} {row['rss_mb']:7.0f}", flush=True)
         after_bytes = server.rss_bytes()
         exit_s = exit_under_unfinished_bodies(server)
-    summary = {"rss_ratio": after_bytes / before_bytes, "exit_s": exit_s, "exit_status": server.process.returncode}
+    summary: dict[str, object] = {
+        "rss_ratio": after_bytes / before_bytes,
+        "exit_s": exit_s,
+        "exit_status": server.process.returncode,
+    }
     print(json.dumps(summary))
-    if options.out:
-        from bench.machine import machine  # placed by the benchmarks that exist
-
-        options.out.write_text(json.dumps({"machine": machine(), "attacks": figures, **summary}, indent=1) + "\n")
+    print(write_result("hostile", {"attacks": figures, "rounds": options.rounds, **summary}))
 
 
 if __name__ == "__main__":
