@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import difflib
+import os
 import re
-from dataclasses import dataclass
-from typing import Annotated, Literal, TypedDict
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Annotated, Any, Literal, TypedDict
 
 from tyro.conf import Positional, UseAppendAction
 from tyro.conf import arg as tyro_arg
 
 from ryzjax.errors import ConfigError
+from ryzjax.serving.field_types import check_field_types
 from ryzjax.shipped import DEMO_MODEL
 
 __all__ = ["EngineConfig", "EngineOptions", "parse_bytes"]
@@ -84,7 +88,34 @@ class EngineConfig:
     seed: int = 0
     """Of random weights (--load-format dummy)."""
 
+    @classmethod
+    def from_options(cls, options: Mapping[str, object]) -> EngineConfig:
+        """The config of options as Python callers give them: paths may be `os.PathLike`, tuples may be lists.
+
+        Raises:
+          ConfigError: an option is unknown, or its value is not one of those it takes.
+        """
+        known = [field.name for field in fields(cls)]
+        for name in options:
+            if name not in known:
+                near = difflib.get_close_matches(name, known, n=3)
+                hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
+                raise ConfigError(
+                    f"option {name!r} is unknown; {hint}The options are the fields of "
+                    "ryzjax.serving.config.EngineConfig; `ryzjax serve --help` describes them"
+                )
+        values: dict[str, Any] = {
+            name: os.fspath(value)
+            if isinstance(value, os.PathLike)
+            else tuple(value)
+            if isinstance(value, list)
+            else value
+            for name, value in options.items()
+        }
+        return cls(**values)
+
     def __post_init__(self) -> None:
+        check_field_types(self)
         for name, low, high in (
             ("max_sequences", 1, 4096),
             ("max_batch_tokens", 1, 2**20),

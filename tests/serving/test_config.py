@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import get_type_hints
 
 import pytest
@@ -44,6 +46,43 @@ def test_sizes_that_are_not_understood(text: str) -> None:
 def test_values_out_of_range(options: EngineOptions, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         EngineConfig(model="m", **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_sequences": "8"}, "max_sequences='8' is a str that it does not take; expected int"),
+        ({"max_sequences": True}, "max_sequences=True is a bool that it does not take; expected int"),
+        ({"max_sequences": 8.0}, "max_sequences=8.0 is a float"),
+        ({"memory_fraction": "half"}, "memory_fraction='half' is a str that it does not take; expected float"),
+        ({"overlap": 1}, "overlap=1 is a int that it does not take; expected bool"),
+        (
+            {"dtype": "float16"},
+            "dtype='float16' is a str that it does not take; expected 'auto', 'float32' or 'bfloat16'",
+        ),
+        ({"weights_group": 48}, "weights_group=48 is a int that it does not take; expected 32, 64 or 128"),
+        ({"kv_memory": 2**30}, "kv_memory=1073741824 is a int that it does not take; expected str or None"),
+        ({"lora": "a=b"}, "lora='a=b' is a str that it does not take; expected a tuple of str"),
+        ({"lora": ("a=b", 1)}, "expected a tuple of str"),
+        ({"max_loras": 1.5}, "max_loras=1.5 is a float that it does not take; expected int or None"),
+    ],
+)
+def test_values_of_the_wrong_type(options: dict[str, object], message: str) -> None:
+    for make in (lambda: EngineConfig(model="m", **options), lambda: EngineConfig.from_options(options)):  # type: ignore[arg-type]
+        with pytest.raises(ConfigError, match=re.escape(message)):
+            make()
+
+
+def test_options_of_python_callers() -> None:
+    config = EngineConfig.from_options({"model": Path("a/b"), "lora": ["x=y"], "memory_fraction": 1})
+    assert config == EngineConfig(model="a/b", lora=("x=y",), memory_fraction=1)
+
+
+def test_unknown_options_are_named_with_their_neighbours() -> None:
+    with pytest.raises(ConfigError, match="option 'max_seqs' is unknown; did you mean 'max_sequences'"):
+        EngineConfig.from_options({"max_seqs": 4})
+    with pytest.raises(ConfigError, match="option 'tensor_parallel_size' is unknown; The options are the fields of"):
+        EngineConfig.from_options({"tensor_parallel_size": 4})
 
 
 def test_options_mirror_the_config() -> None:
