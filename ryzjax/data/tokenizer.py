@@ -27,6 +27,7 @@ Json = TypeVar("Json")
 _MAX_TOKEN_ID = 2**32 - 1
 _NORMALIZED_CHARS = 4
 """Characters that a Unicode normalization may make one character of (canonical composition: 3, and a margin)."""
+_BATCH_TEXTS = 256  # an encoding holds much more than its ids: this bounds how many there are at once
 _CONVERTIBLE = ("tokenizer.model", "vocab.json", "vocab.txt", "merges.txt", "spiece.model")
 _CLASSES_WITH_BOS_FLAG = ("LlamaTokenizer", "LlamaTokenizerFast", "CodeLlamaTokenizer", "CodeLlamaTokenizerFast")
 """Classes whose `add_bos_token` overrules the post-processor of tokenizer.json, as it does in transformers."""
@@ -177,6 +178,29 @@ class Tokenizer:
     def _longest_token_chars(self) -> int:
         # A byte-level token is spelt with a character for each byte, of which a text has at most as many characters.
         return max(map(len, self._backend.get_vocab(with_added_tokens=True)))
+
+    def encode_batch(self, texts: Sequence[str], *, add_special_tokens: bool = True) -> list[list[int]]:
+        """Token ids of each text, as `encode` gives them; the texts are encoded in parallel, without the GIL.
+
+        Raises:
+          RequestError: as `encode`, of any of the texts.
+        """
+        for text in texts:
+            _check_text(text)
+        bos: list[int] = []
+        if add_special_tokens and self._adds_bos is not None:
+            add_special_tokens = False
+            if self._adds_bos and self._bos_token_id is not None:
+                bos = [self._bos_token_id]
+        encoded: list[list[int]] = []
+        for start in range(0, len(texts), _BATCH_TEXTS):
+            some = list(texts[start : start + _BATCH_TEXTS])
+            encodings = self._backend.encode_batch_fast(some, add_special_tokens=add_special_tokens)
+            for text, encoding in zip(some, encodings, strict=True):
+                is_escaped = self._special_text.is_escaped(text)
+                ids = self._encode(text, add_special_tokens=add_special_tokens) if is_escaped else encoding.ids
+                encoded.append([*bos, *ids])
+        return encoded
 
     def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         """Token ids of `text` without special tokens around it, and which characters of it each was made from.
