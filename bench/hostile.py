@@ -28,7 +28,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from bench.record import write_result  # noqa: E402
+from bench.record import write_result
 
 __all__ = ["ATTACKS", "Attacked", "Victim", "attacked_server", "beside", "exit_under_unfinished_bodies"]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING
 
@@ -61,17 +60,17 @@ class Chat:
         """The conversation after one exchange; unchanged where the model refused it."""
         asked = [*messages, {"role": "user", "content": line}]
         try:
-            answer = asyncio.run(self._answer(llm, console, asked))
+            answer = self._answer(llm, console, asked)
         except RequestError as error:
             console.print(f"error: {error}", style="red", markup=False)
             return messages
         return [*asked, {"role": "assistant", "content": answer}]
 
-    async def _answer(self, llm: LLM, console: Console, messages: list[dict[str, object]]) -> str:
+    def _answer(self, llm: LLM, console: Console, messages: list[dict[str, object]]) -> str:
         prompt = llm.engine.tokenizer.apply_chat_template(messages)
         params = self.sampling.params(llm.engine.default_sampling)
         parts: list[str] = []
-        async for delta in llm.stream({"prompt_token_ids": prompt}, params):
+        for delta in llm.stream({"prompt_token_ids": prompt}, params):
             console.print(delta.text, end="", markup=False, highlight=False, soft_wrap=True)
             parts.append(delta.text)
         console.print()

@@ -1,4 +1,4 @@
-"""What is left to do with a pooled vector: the length that was asked for, and the norm."""
+"""An embedding on the caller's side: its vector out of the engine's events, cut to the length asked for, and normed."""
 
 from __future__ import annotations
 
@@ -6,11 +6,42 @@ import math
 
 import numpy as np
 
-from ryzjax.errors import RequestError
+from ryzjax.errors import EngineStoppedError, RequestError
+from ryzjax.serving.request import TokenEvent
 
-__all__ = ["check_embedding", "finish_embedding"]
+__all__ = ["VectorCollector", "check_embedding", "finish_embedding"]
 
 _SMALLEST_NORM = 1e-12
+
+
+class VectorCollector:
+    """Takes the vector out of the events of one sequence.
+
+    Attributes:
+      is_finished: whether the last event has come.
+    """
+
+    def __init__(self) -> None:
+        self.is_finished = False
+        self._vector: np.ndarray | None = None
+
+    def push(self, event: TokenEvent) -> None:
+        """Takes in the next event.
+
+        Raises:
+          Exception: the event is an error's.
+        """
+        if event.finish_reason == "error":
+            raise event.error or EngineStoppedError("the engine failed")
+        if event.vector is not None:
+            self._vector = event.vector
+        self.is_finished = event.finish_reason is not None
+
+    @property
+    def vector(self) -> np.ndarray:
+        """float32 [E], once finished."""
+        assert self._vector is not None, "the engine pools before it ends the sequence"
+        return self._vector
 
 
 def check_embedding(*, pooling: str | None, dimensions: int | None, hidden_size: int) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import time
+from collections.abc import Callable
+from typing import Concatenate, ParamSpec
 
 import numpy as np
 
@@ -17,6 +20,10 @@ from ryzjax.serving.runner import InFlightStep, ModelRunner
 from ryzjax.serving.step import StepResult
 
 __all__ = ["Engine"]
+
+Arguments = ParamSpec("Arguments")
+
+_log = logging.getLogger(__name__)
 
 
 class Engine:
@@ -47,7 +54,11 @@ class Engine:
         try:
             self.scheduler.add(request)
         except RyzJAXError as error:
-            return TokenEvent(request_id=request.request_id, finish_reason="error", error=str(error))
+            # Without its traceback, whose frames would keep the engine alive.
+            return TokenEvent(request_id=request.request_id, finish_reason="error", error=error.with_traceback(None))
+        # The scheduler checks a request before it changes anything, so what a malformed one raises is its own failure.
+        except Exception as error:
+            return _failed(request, error)
         return None
 
     def abort(self, request_id: str) -> None:
@@ -94,6 +105,12 @@ class Engine:
             self.metrics.adapter_written(time.perf_counter() - started)
         self.metrics.set_loaded_adapters(self.scheduler.adapters.num_loaded)
 
+    def finish_in_flight(self) -> None:
+        """Waits for the step in flight, whose tokens are dropped; the engine is not used after it."""
+        if self._in_flight is not None:
+            self.runner.read(self._in_flight)
+            self._in_flight = None
+
     def check_integrity(self) -> None:
         """Raises AssertionError where pages or slots are lost; call when idle."""
         self.scheduler.check_integrity()
@@ -108,7 +125,10 @@ class Engine:
             if token is None:
                 events.append(TokenEvent(request_id=sequence.request.request_id, finish_reason=reason))
             else:
-                events.append(self._event(sequence, token, reason, result, row_of[id(sequence)]))
+                event = self._guard(self._event, sequence, token, reason, result, row_of[id(sequence)])
+                events.append(event)
+                if event.finish_reason == "error":
+                    continue  # counted already
                 self._record_token(sequence, now)
             if reason is not None:
                 self._record_done(sequence, reason)
@@ -123,18 +143,39 @@ class Engine:
         start = 0
         # Also of a sequence that has lost its pages since: it is not scored again.
         for reading in plan.readings:
-            request, stop = reading.row.sequence.request, start + len(reading.scored)
-            if reading.scored and reading.row.sequence.state is not SequenceState.FINISHED:
-                scores = result.prompt_scores(start, stop, request.prompt_logprobs or 0)
-                events.append(TokenEvent(request_id=request.request_id, prompt_scores=scores))
+            sequence, stop = reading.row.sequence, start + len(reading.scored)
+            if reading.scored and sequence.state is not SequenceState.FINISHED:
+                events.append(self._guard(self._scores_event, sequence, result, start, stop))
             start = stop
         pooled = [reading.row.sequence for reading in plan.readings if reading.pooled and reading.finishes]
         for sequence, total in zip(pooled, result.vectors, strict=True):
             if sequence.state is not SequenceState.FINISHED:
-                count = sequence.prompt_len if sequence.request.pooling == "mean" else 1
-                vector = total / np.float32(count)
-                events.append(TokenEvent(request_id=sequence.request.request_id, vector=vector))
+                events.append(self._guard(self._vector_event, sequence, total))
         return events
+
+    def _guard(
+        self,
+        make: Callable[Concatenate[Sequence, Arguments], TokenEvent],
+        sequence: Sequence,
+        *arguments: Arguments.args,
+        **options: Arguments.kwargs,
+    ) -> TokenEvent:
+        """An event of one sequence. Where it cannot be made, that sequence ends with an error, and the others go on."""
+        try:
+            return make(sequence, *arguments, **options)
+        except Exception as error:
+            self.scheduler.abort(sequence.request.request_id)
+            self._record_done(sequence, "error")
+            return _failed(sequence.request, error)
+
+    def _scores_event(self, sequence: Sequence, result: StepResult, start: int, stop: int) -> TokenEvent:
+        request = sequence.request
+        scores = result.prompt_scores(start, stop, request.prompt_logprobs or 0)
+        return TokenEvent(request_id=request.request_id, prompt_scores=scores)
+
+    def _vector_event(self, sequence: Sequence, total: np.ndarray) -> TokenEvent:
+        count = sequence.prompt_len if sequence.request.pooling == "mean" else 1
+        return TokenEvent(request_id=sequence.request.request_id, vector=total / np.float32(count))
 
     def _event(
         self, sequence: Sequence, token: int, reason: FinishReason | None, result: StepResult, row: int
@@ -187,3 +228,11 @@ class Engine:
             waiting=scheduler.num_waiting,
             kv_usage=scheduler.pool.num_used / scheduler.pool.num_usable,
         )
+
+
+def _failed(request: EngineRequest, error: Exception) -> TokenEvent:
+    """The last event of a request that failed for a reason nobody expected."""
+    _log.error("request %s failed", request.request_id, exc_info=error)
+    cause = f"{type(error).__name__}: {error}"
+    failure = RuntimeError(f"request {request.request_id!r} failed in the engine ({cause}); other requests go on")
+    return TokenEvent(request_id=request.request_id, finish_reason="error", error=failure)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import queue
 import threading
-from collections.abc import Callable
+import weakref
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from ryzjax.errors import EngineFailedError, EngineStoppedError
 from ryzjax.serving.adapter import ServedAdapter
 from ryzjax.serving.engine import Engine
+from ryzjax.serving.listeners import Listener, Listeners
 from ryzjax.serving.request import EngineRequest, TokenEvent
 
 __all__ = ["EngineThread"]
@@ -38,33 +42,36 @@ class _Stop:
 
 
 class EngineThread:
-    """Runs an engine until stopped.
+    """Runs an engine until stopped, or until the interpreter exits.
 
     Args:
       engine: used by this thread alone once started.
-      deliver: gets the events of each step, on this thread; must not block.
-      on_failure: told, once, the exception that ended the engine.
+      listeners: get the events of each step; this thread closes them when it ends.
     """
 
-    def __init__(
-        self,
-        engine: Engine,
-        deliver: Callable[[list[TokenEvent]], None],
-        on_failure: Callable[[BaseException], None],
-    ):
+    def __init__(self, engine: Engine, listeners: Listeners):
         self._engine = engine
-        self._deliver = deliver
-        self._on_failure = on_failure
+        self._listeners = listeners
         self._inbox: queue.SimpleQueue[EngineRequest | _Abort | _Prefetch | _Retire | _Stop] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self.failure: str | None = None
+        """What ended the engine, where it failed."""
 
     def start(self) -> None:
         """Starts the thread."""
+        _started.add(self)
         self._thread.start()
+
+    def request_stop(self) -> None:
+        """Ends the loop after the current step, without waiting for it; the garbage collector may call this.
+
+        It takes no lock: `SimpleQueue.put` is reentrant.
+        """
+        self._inbox.put(_Stop())
 
     def stop(self) -> None:
         """Ends the loop after the current step and waits for the thread."""
-        self._inbox.put(_Stop())
+        self.request_stop()
         if self._thread.is_alive() and threading.current_thread() is not self._thread:
             self._thread.join()
 
@@ -73,13 +80,24 @@ class EngineThread:
         """Whether the loop runs."""
         return self._thread.is_alive()
 
-    def submit(self, request: EngineRequest) -> None:
-        """Queues a request; its events follow through `deliver`."""
-        self._inbox.put(request)
+    def submit(self, requests: Sequence[EngineRequest], listener: Listener) -> None:
+        """Queues requests, all or none; the listener gets their events. Errors as for `Listeners.add`."""
+        with self._listeners.lock:
+            self._listeners.add(requests, listener)
+            for request in requests:
+                self._inbox.put(request)
 
-    def abort(self, request_id: str) -> None:
-        """Ends a request; no event follows. Unknown ids are ignored."""
-        self._inbox.put(_Abort(request_id))
+    def close(self, request_id: str, listener: Listener, *, abort: bool) -> None:
+        """Closes a request of this listener, and aborts it if told so. One that is not open is ignored."""
+        with self._listeners.lock:
+            if self._listeners.remove(request_id, listener) and abort:
+                self._inbox.put(_Abort(request_id))
+
+    def abort_all(self, message: str) -> None:
+        """Ends every open request with an EngineStoppedError."""
+        with self._listeners.lock:
+            for request_id in self._listeners.end_all(message):
+                self._inbox.put(_Abort(request_id))
 
     def prefetch(self, adapter: ServedAdapter) -> None:
         """Has an adapter written into an empty slot between two steps, if there is one."""
@@ -92,13 +110,22 @@ class EngineThread:
     def _run(self) -> None:
         try:
             while self._take_messages():
-                events = self._engine.step()
-                if events:
-                    self._deliver(events)
+                self._deliver(self._engine.step())
+            self._engine.finish_in_flight()
+            self._end("the engine was stopped")
         except BaseException as error:  # the thread's last frame: whatever it is, callers must hear of it
             _log.exception("the engine failed")
             self._engine.metrics.set_healthy(False)
-            self._on_failure(error)
+            self.failure = str(error)
+            self._end(f"the engine failed: {error}; restart the server", EngineFailedError)
+
+    def _end(self, message: str, kind: type[EngineStoppedError] = EngineStoppedError) -> None:
+        self._listeners.refuse(message, kind)
+        self._listeners.end_all(message, kind)
+
+    def _deliver(self, events: Iterable[TokenEvent]) -> None:
+        for request_id in self._listeners.deliver(events):
+            self._engine.abort(request_id)
 
     def _take_messages(self) -> bool:
         """Handles what is in the inbox, waiting for a message if there is no work; False to stop."""
@@ -119,3 +146,23 @@ class EngineThread:
                 self._engine.retire_adapter(message.adapter)
             else:
                 return False
+
+
+_started: weakref.WeakSet[EngineThread] = weakref.WeakSet()
+
+
+@atexit.register
+def _stop_all() -> None:
+    """Ends every engine's thread before the interpreter and JAX's runtime are torn down.
+
+    A daemon thread that still runs then is unwound inside C++ code, which aborts the process. This hook runs before
+    JAX's own, which was registered earlier: `engine` imports jax.
+    """
+    while threads := [thread for thread in _started if thread.is_alive]:
+        try:
+            for thread in threads:
+                thread.request_stop()
+            for thread in threads:
+                thread.stop()
+        except KeyboardInterrupt:
+            continue  # a step takes moments, and to leave it running would abort the process

@@ -1,43 +1,30 @@
-"""AsyncEngine: the caller's side of the engine. Text, stop strings, streams, vectors, drain."""
+"""AsyncEngine: the caller's side of the engine. Streams, vectors, adapters, drain."""
 
 from __future__ import annotations
 
 import asyncio
-import threading
 import time
 import uuid
-from collections import defaultdict
+import weakref
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import numpy as np
-
-from ryzjax.data.stop_strings import StopStrings
 from ryzjax.data.tokenizer import Tokenizer
-from ryzjax.errors import ConfigError, EngineFailedError, EngineStoppedError, QueueFullError, RequestError
+from ryzjax.errors import ConfigError, EngineStoppedError
 from ryzjax.lora import Adapter
 from ryzjax.models.config import ModelConfig
 from ryzjax.obs.metrics import EngineMetrics
 from ryzjax.serving.adapter import ServedAdapter
 from ryzjax.serving.adapter_registry import AdapterRegistry
-from ryzjax.serving.completion import CompletionStream
-from ryzjax.serving.embedding import check_embedding, finish_embedding
+from ryzjax.serving.embedding import VectorCollector, check_embedding, finish_embedding
 from ryzjax.serving.engine import Engine
 from ryzjax.serving.engine_thread import EngineThread
-from ryzjax.serving.request import (
-    CompletionOutput,
-    EmbeddingOutput,
-    EngineRequest,
-    Pooling,
-    PromptLogprobs,
-    PromptScores,
-    RequestOutput,
-    StreamDelta,
-    TokenEvent,
-)
-from ryzjax.serving.request_builder import RequestBuilder
+from ryzjax.serving.listeners import Listener, Listeners, LoopListener
+from ryzjax.serving.output_collector import OutputCollector
+from ryzjax.serving.request import EmbeddingOutput, EngineRequest, Pooling, RequestOutput, StreamDelta
+from ryzjax.serving.request_builder import RequestBuilder, as_token_ids
+from ryzjax.serving.request_stream import RequestStream
 from ryzjax.serving.sampling_defaults import SamplingDefaults
 from ryzjax.serving.sampling_params import SamplingParams
 
@@ -49,16 +36,10 @@ _LONG_TEXT = 4096  # characters from which tokenizing would hold up the event lo
 _LONG_STOPS = 1024  # characters from which preparing stop strings would
 
 
-@dataclass(frozen=True, slots=True)
-class _Listener:
-    """Where a sequence's events go: a queue, and the event loop that owns it."""
-
-    loop: asyncio.AbstractEventLoop
-    events: asyncio.Queue[TokenEvent]
-
-
 class AsyncEngine:
     """Streams completions from an engine on its own thread. Callers may be on any number of event loops.
+
+    The thread ends with `stop`, with the last reference to this object, or with the interpreter.
 
     Args:
       engine: ready to step.
@@ -69,8 +50,8 @@ class AsyncEngine:
       max_queue: requests that may wait beside the running ones.
       pooling: of `embed` where a request names none.
       certificate: what the model's quantization cost, in short; None where there is no certificate.
-      default_sampling: settings of requests that do not name their own; callers of this class apply them.
       adapters: those that requests may name; None where none are served.
+      default_sampling: settings of requests that do not name their own; callers of this class apply them.
     """
 
     def __init__(
@@ -84,26 +65,26 @@ class AsyncEngine:
         max_queue: int,
         pooling: Pooling,
         certificate: Mapping[str, object] | None = None,
-        default_sampling: SamplingDefaults | None = None,
         adapters: AdapterRegistry | None = None,
+        default_sampling: SamplingDefaults | None = None,
     ):
         self.tokenizer = tokenizer
         self.model_config = config
         self.model_name = model_name
         self.certificate = certificate
-        self.default_sampling: SamplingDefaults = default_sampling or {}
         self._adapters = adapters
         self.max_context_tokens = max_context_tokens
         self.metrics: EngineMetrics = engine.metrics
         self.engine = engine
-        self._builder = RequestBuilder(config, max_context_tokens=max_context_tokens, pooling=pooling)
-        self.max_open_sequences = max_queue + engine.runner.max_sequences
-        self._thread = EngineThread(engine, self._deliver, self._fail)
-        self._listeners: dict[str, _Listener] = {}
-        self._lock = threading.Lock()
-        self._failure: BaseException | None = None
+        self.default_sampling: SamplingDefaults = default_sampling or {}
+        self.max_open_sequences = max_open = max_queue + engine.runner.max_sequences
+        self.builder = RequestBuilder(config, max_context_tokens=max_context_tokens, max_open=max_open, pooling=pooling)
+        self._listeners = Listeners(max_open=max_open, retry_after_s=lambda: engine.scheduler.retry_after_s)
+        # The thread knows nothing of this object, so that dropping the last reference to it can end the thread.
+        self._thread = EngineThread(engine, self._listeners)
         self._is_started = False
-        self._is_draining = False
+        # At exit the thread's own hook ends it, and waits for it.
+        weakref.finalize(self, self._thread.request_stop).atexit = False
 
     def start(self) -> None:
         """Starts the engine's thread."""
@@ -113,31 +94,29 @@ class AsyncEngine:
 
     def stop(self) -> None:
         """Stops the thread; what is still open ends with an error."""
-        self._is_draining = True
+        self._listeners.refuse("the engine was stopped")
         self._thread.stop()
-        self._end_all("the engine was stopped")
+        self._listeners.end_all("the engine was stopped")
 
     async def drain(
         self, timeout_s: float, *, reason: str = "the engine shut down before the request was finished"
     ) -> None:
         """Refuses new requests, waits `timeout_s` seconds for the open ones, ends the rest with `reason`."""
-        self._is_draining = True
+        self._listeners.refuse("the engine is shutting down; send the request to another server")
         deadline = time.monotonic() + timeout_s
-        while self._listeners and time.monotonic() < deadline:
+        while self.num_open and time.monotonic() < deadline:
             await asyncio.sleep(0.02)
-        for request_id in list(self._listeners):
-            self._thread.abort(request_id)
-        self._end_all(reason)
+        self._thread.abort_all(reason)
 
     @property
     def is_healthy(self) -> bool:
         """Whether the engine's thread is alive and has not failed."""
-        return self._failure is None and self._thread.is_alive
+        return self._thread.failure is None and self._thread.is_alive
 
     @property
     def is_ready(self) -> bool:
         """Whether new requests are taken."""
-        return self._is_started and self.is_healthy and not self._is_draining
+        return self._is_started and self.is_healthy and not self._listeners.is_refusing
 
     @property
     def num_open(self) -> int:
@@ -197,8 +176,33 @@ class AsyncEngine:
             raise ConfigError("no adapters are served: max_loras is 0; start with --max-loras 4, or max_loras=4")
         return self._adapters
 
-    def _adapter(self, name: str | None) -> ServedAdapter | None:
+    def adapter(self, name: str | None) -> ServedAdapter | None:
+        """The current version of an adapter; None for None.
+
+        Raises:
+          ConfigError: no adapters are served here.
+          AdapterNotFoundError: no adapter has this name.
+        """
         return None if name is None else self._registry().get(name)
+
+    def submit(self, requests: Sequence[EngineRequest], listener: Listener) -> None:
+        """Opens requests, all or none; the listener gets their events. From any thread.
+
+        Raises:
+          QueueFullError, EngineStoppedError: as for `stream`.
+          RequestError: an id is in use.
+        """
+        if not self._is_started:
+            raise EngineStoppedError("the engine is not started; call start() first")
+        self._thread.submit(requests, listener)
+
+    def close(self, request_id: str, listener: Listener, *, abort: bool) -> None:
+        """Closes a request that `submit` opened for this listener: no event follows. From any thread.
+
+        Args:
+          abort: whether it has not had its last event.
+        """
+        self._thread.close(request_id, listener, abort=abort)
 
     async def generate(
         self, prompt: Prompt, params: SamplingParams, *, request_id: str | None = None, adapter: str | None = None
@@ -206,24 +210,13 @@ class AsyncEngine:
         """The finished completions of one prompt; errors as for `stream`."""
         request_id = request_id or uuid.uuid4().hex
         token_ids = await self._token_ids(prompt)
-        outputs = [CompletionOutput(index=i) for i in range(params.n)]
-        prompt_logprobs = None
+        collector = OutputCollector(params.n)
         async for delta in self.stream(token_ids, params, request_id=request_id, adapter=adapter):
-            if delta.prompt_logprobs is not None:
-                prompt_logprobs = delta.prompt_logprobs
-            output = outputs[delta.index]
-            output.text += delta.text
-            output.token_ids.extend(delta.token_ids)
-            if delta.logprobs is not None:
-                output.logprobs = [*(output.logprobs or ()), *delta.logprobs]
-            if delta.finish_reason is not None:
-                output.finish_reason, output.stop_reason = delta.finish_reason, delta.stop_reason
-        return RequestOutput(
+            collector.add(delta)
+        return collector.output(
             request_id=request_id,
             prompt=prompt if isinstance(prompt, str) else None,
-            prompt_token_ids=list(token_ids),
-            outputs=outputs,
-            prompt_logprobs=prompt_logprobs,
+            prompt_token_ids=token_ids,
         )
 
     async def stream(
@@ -240,41 +233,25 @@ class AsyncEngine:
           QueueFullError: too many requests are waiting; before the first delta.
           EngineStoppedError: the engine drains, is stopped or failed.
         """
-        token_ids = tuple(await self._token_ids(prompt))
-        requests = self._builder.completions(token_ids, params, request_id or uuid.uuid4().hex, self._adapter(adapter))
-        stops = await self._stop_strings(params)
-        streams = {
-            request.request_id: CompletionStream(i, self.tokenizer, params, stops, token_ids)
-            for i, request in enumerate(requests)
-        }
-        events: asyncio.Queue[TokenEvent] = asyncio.Queue()
-        self._open(requests, _Listener(asyncio.get_running_loop(), events))
-        scored: list[PromptScores] | None = None if params.prompt_logprobs is None else []
+        token_ids = await self._token_ids(prompt)
+        requests = self.builder.completions(token_ids, params, request_id or uuid.uuid4().hex, self.adapter(adapter))
+        open_stream = partial(RequestStream, requests, self.tokenizer)
+        is_long = sum(map(len, params.stop)) > _LONG_STOPS
+        stream = await asyncio.to_thread(open_stream) if is_long else open_stream()
+        listener = LoopListener()
+        self.submit(requests, listener)
         try:
-            while streams:
-                event = await events.get()
-                stream = streams.get(event.request_id)
-                if stream is None:
-                    continue  # ended by a stop string while this event was on its way
-                if event.finish_reason == "error":
-                    raise self._stopped(event.error)
-                if scored is not None:
-                    if event.prompt_scores is not None:
-                        scored.append(event.prompt_scores)
-                        continue
-                    # The engine runs in order of arrival: the first sequence's prompt is read before anything else.
-                    prompt_logprobs = PromptLogprobs(scored)
-                    assert len(prompt_logprobs) == len(token_ids), "an event ahead of the prompt's scores"
-                    yield StreamDelta(index=0, text="", token_ids=(), prompt_logprobs=prompt_logprobs)
-                    scored = None
-                delta = stream.push(event)
-                if stream.is_finished:
-                    del streams[event.request_id]
-                    self._close(event.request_id, abort=event.finish_reason is None)
-                yield delta
+            while not stream.is_finished:
+                event = await listener.get()
+                deltas = stream.push(event)
+                if not stream.is_open(event.request_id):
+                    # A stop string ends a completion ahead of the engine.
+                    self.close(event.request_id, listener, abort=event.finish_reason is None)
+                for delta in deltas:
+                    yield delta
         finally:
-            for left in streams:
-                self._close(left, abort=True)
+            for left in stream.open_ids:
+                self.close(left, listener, abort=True)
 
     async def embed(
         self,
@@ -298,103 +275,27 @@ class AsyncEngine:
           RequestError: the request is bad (ContextLengthError: too long).
           QueueFullError, EngineStoppedError: as for `stream`.
         """
+        # Before the prompt is tokenized: bad settings cost nothing.
         check_embedding(pooling=pooling, dimensions=dimensions, hidden_size=self.model_config.hidden_size)
-        token_ids = tuple(await self._token_ids(prompt))
-        request = self._builder.embedding(token_ids, pooling, request_id or uuid.uuid4().hex, self._adapter(adapter))
+        token_ids = await self._token_ids(prompt)
+        request = self.builder.embedding(token_ids, pooling, request_id or uuid.uuid4().hex, self.adapter(adapter))
+        listener, collector = LoopListener(), VectorCollector()
+        self.submit([request], listener)
+        try:
+            while not collector.is_finished:
+                collector.push(await listener.get())
+        finally:
+            self.close(request.request_id, listener, abort=not collector.is_finished)
         return EmbeddingOutput(
             request_id=request.request_id,
             prompt=prompt if isinstance(prompt, str) else None,
             prompt_token_ids=list(token_ids),
-            embedding=finish_embedding(await self._vector(request), dimensions=dimensions, normalize=normalize),
+            embedding=finish_embedding(collector.vector, dimensions=dimensions, normalize=normalize),
         )
 
-    async def _vector(self, request: EngineRequest) -> np.ndarray:
-        events: asyncio.Queue[TokenEvent] = asyncio.Queue()
-        self._open([request], _Listener(asyncio.get_running_loop(), events))
-        vector = None
-        is_open = True
-        try:
-            while is_open:
-                event = await events.get()
-                if event.finish_reason == "error":
-                    raise self._stopped(event.error)
-                vector = event.vector if vector is None else vector
-                is_open = event.finish_reason is None
-        finally:
-            self._close(request.request_id, abort=is_open)
-        assert vector is not None, "the engine pools before it ends the sequence"
-        return vector
-
-    async def _token_ids(self, prompt: Prompt) -> Sequence[int]:
+    async def _token_ids(self, prompt: Prompt) -> tuple[int, ...]:
         if not isinstance(prompt, str):
-            return prompt
+            return as_token_ids(prompt)
         if len(prompt) > _LONG_TEXT:
-            return await asyncio.to_thread(self.encode, prompt)
-        return self.encode(prompt)
-
-    async def _stop_strings(self, params: SamplingParams) -> StopStrings:
-        build = partial(StopStrings, tuple(params.stop), params.include_stop_str_in_output)
-        if sum(map(len, params.stop)) > _LONG_STOPS:
-            return await asyncio.to_thread(build)
-        return build()
-
-    def _open(self, requests: list[EngineRequest], listener: _Listener) -> None:
-        with self._lock:
-            if self._failure is not None:
-                raise EngineFailedError(f"the engine failed: {self._failure}; restart the server")
-            if not self.is_ready:
-                raise EngineStoppedError("the engine is shutting down; send the request to another server")
-            if len(self._listeners) + len(requests) > self.max_open_sequences:
-                raise QueueFullError(
-                    f"{len(self._listeners)} requests are open, at most {self.max_open_sequences} fit; try again later",
-                    retry_after_s=self.engine.scheduler.retry_after_s,
-                )
-            taken = [request.request_id for request in requests if request.request_id in self._listeners]
-            if taken:
-                raise RequestError(f"request id {taken[0]!r} is in use; expected a new one", param="request_id")
-            for request in requests:
-                self._listeners[request.request_id] = listener
-        for request in requests:
-            self._thread.submit(request)
-
-    def _stopped(self, message: str | None) -> EngineStoppedError:
-        """The error of a request that the engine ended with `message`."""
-        kind = EngineStoppedError if self._failure is None else EngineFailedError
-        return kind(message or "the engine failed")
-
-    def _close(self, request_id: str, *, abort: bool) -> None:
-        with self._lock:
-            known = self._listeners.pop(request_id, None)
-        if abort and known is not None:
-            self._thread.abort(request_id)
-
-    def _deliver(self, events: list[TokenEvent]) -> None:
-        """On the engine's thread: hands each event loop its events in one call."""
-        by_loop: dict[asyncio.AbstractEventLoop, list[tuple[asyncio.Queue[TokenEvent], TokenEvent]]] = defaultdict(list)
-        for event in events:
-            listener = self._listeners.get(event.request_id)
-            if listener is not None:
-                by_loop[listener.loop].append((listener.events, event))
-        for loop, pairs in by_loop.items():
-            _call_in_loop(loop, pairs)
-
-    def _fail(self, error: BaseException) -> None:
-        self._failure = error
-        self._end_all(f"the engine failed: {error}; restart the server")
-
-    def _end_all(self, message: str) -> None:
-        with self._lock:
-            left = dict(self._listeners)
-            self._listeners.clear()
-        for request_id, listener in left.items():
-            event = TokenEvent(request_id=request_id, finish_reason="error", error=message)
-            _call_in_loop(listener.loop, [(listener.events, event)])
-
-
-def _call_in_loop(loop: asyncio.AbstractEventLoop, pairs: list[tuple[asyncio.Queue[TokenEvent], TokenEvent]]) -> None:
-    def put() -> None:
-        for events, event in pairs:
-            events.put_nowait(event)
-
-    if not loop.is_closed():  # a caller whose loop is gone listens no more
-        loop.call_soon_threadsafe(put)
+            return tuple(await asyncio.to_thread(self.encode, prompt))
+        return tuple(self.encode(prompt))

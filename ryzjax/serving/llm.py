@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
-import threading
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping, Sequence
-from functools import partial
+import os
+import uuid
+from collections.abc import AsyncGenerator, Generator, Iterator, Mapping, Sequence
+from contextlib import aclosing, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import TypedDict, TypeVar, Unpack
@@ -18,7 +18,9 @@ from ryzjax.lora import Adapter
 from ryzjax.serving.config import EngineConfig, EngineOptions
 from ryzjax.serving.frontend import AsyncEngine
 from ryzjax.serving.launch import launch_engine
+from ryzjax.serving.offline import CompletionJob, EmbeddingJob, Job, run_jobs, stream_deltas
 from ryzjax.serving.request import EmbeddingOutput, Pooling, RequestOutput, StreamDelta
+from ryzjax.serving.request_builder import as_token_ids
 from ryzjax.serving.sampling_params import SamplingParams
 from ryzjax.shipped import DEMO_MODEL
 
@@ -40,11 +42,17 @@ Message = Mapping[str, object]
 class LLM:
     """A model in this process.
 
+    `close`, a `with` block and `del` stop its thread. With the last reference its weights and its KV cache are freed.
+
+    Ctrl-C in `generate`, `chat`, `embed` and `stream` aborts what they have open and raises KeyboardInterrupt; the
+    model can be used again.
+
     Args:
       model: local directory or Hugging Face id; by default the demo model that comes with RyzJAX.
       options: fields of `EngineConfig` (dtype, layout, max_context_tokens, ...).
 
     Raises:
+      ConfigError: an option is unknown, or its value is not one of those it takes.
       RyzJAXError: the model cannot be loaded or does not fit.
 
     Example:
@@ -52,8 +60,8 @@ class LLM:
       >>> llm.generate(["Once upon a time"], SamplingParams(temperature=0))[0].outputs[0].text
     """
 
-    def __init__(self, model: str = DEMO_MODEL, **options: Unpack[EngineOptions]):
-        self.engine: AsyncEngine = launch_engine(EngineConfig(model=model, **options))
+    def __init__(self, model: str | os.PathLike[str] = DEMO_MODEL, **options: Unpack[EngineOptions]):
+        self.engine: AsyncEngine = launch_engine(EngineConfig.from_options({"model": model, **options}))
 
     def __enter__(self) -> LLM:
         return self
@@ -88,10 +96,10 @@ class LLM:
           use_tqdm: a progress bar on stderr.
 
         Raises:
-          RequestError: a prompt or its settings are bad; nothing is generated then.
+          RequestError: a prompt or its settings are bad; the message names the prompt. Nothing is generated then.
+          KeyboardInterrupt: Ctrl-C; nothing is running then.
         """
-        many = [prompts] if isinstance(prompts, (str, dict)) else list(prompts)
-        return self._run([_prompt(prompt) for prompt in many], sampling_params, adapter, use_tqdm)
+        return self._complete("prompts", self._read(prompts), sampling_params, adapter, use_tqdm)
 
     def chat(
         self,
@@ -104,11 +112,17 @@ class LLM:
         """Answers one conversation, or several, through the model's chat template; `adapter` as in `generate`.
 
         Raises:
-          RequestError: the model has no chat template, or it refuses the messages.
+          RequestError: the model has no chat template, or it refuses the messages; and as for `generate`.
         """
-        template = self.engine.tokenizer.apply_chat_template
-        prompts = [template([dict(message) for message in conversation]) for conversation in _conversations(messages)]
-        return self._run(prompts, sampling_params, adapter, use_tqdm)
+        tokenizer = self.engine.tokenizer
+        conversations = _conversations(messages)
+        texts: list[str] = []
+        for i, conversation in enumerate(conversations):
+            with _naming("messages", i, len(conversations)):
+                texts.append(tokenizer.render_prompt([dict(message) for message in conversation]))
+        # The template writes BOS itself; adding it again would double it.
+        prompts = [(None, tuple(ids)) for ids in tokenizer.encode_batch(texts, add_special_tokens=False)]
+        return self._complete("messages", prompts, sampling_params, adapter, use_tqdm)
 
     def load_adapter(self, name: str, source: Adapter | str | Path, *, replace: bool = False) -> None:
         """Takes in an adapter, from a folder of PEFT's or in memory; see `AsyncEngine.load_adapter`."""
@@ -139,30 +153,89 @@ class LLM:
           use_tqdm: a progress bar on stderr.
 
         Raises:
-          RequestError: a prompt is empty or too long, or a setting is bad.
+          RequestError: a prompt is empty or too long, or a setting is bad; the message names the prompt. Nothing is
+            embedded then.
         """
 
-        async def one(prompt: str | list[int]) -> tuple[EmbeddingOutput, int]:
-            output = await self.engine.embed(
-                prompt, pooling=pooling, dimensions=dimensions, normalize=normalize, adapter=adapter
-            )
-            return output, len(output.prompt_token_ids)
+        served = self.engine.adapter(adapter)
+        jobs: list[EmbeddingJob] = []
+        found = self._read(prompts)
+        for i, (text, token_ids) in enumerate(found):
+            with _naming("prompts", i, len(found)):
+                jobs.append(
+                    EmbeddingJob(
+                        self.engine,
+                        text,
+                        token_ids,
+                        pooling=pooling,
+                        dimensions=dimensions,
+                        normalize=normalize,
+                        adapter=served,
+                    )
+                )
+        return self._run(jobs, "Embedding", use_tqdm)
 
-        many = [prompts] if isinstance(prompts, (str, dict)) else list(prompts)
-        return self._run_all([partial(one, _prompt(prompt)) for prompt in many], "Embedding", use_tqdm)
+    def stream(
+        self, prompt: PromptLike, sampling_params: SamplingParams | None = None, *, adapter: str | None = None
+    ) -> Generator[StreamDelta, None, None]:
+        """Deltas of one prompt's completions as they grow.
 
-    async def stream(
+        The request begins with the first delta that is asked for. Leaving a `for` loop over it, or closing the
+        iterator, aborts the request.
+
+        Raises:
+          RequestError: the prompt or its settings are bad; before an iterator is returned.
+          KeyboardInterrupt: Ctrl-C while the iterator waits; the request is aborted.
+
+        Example:
+          >>> for delta in llm.stream("Once upon a time"):
+          ...     print(delta.text, end="", flush=True)
+        """
+        [(_, token_ids)] = self._read([prompt])
+        requests = self.engine.builder.completions(
+            token_ids,
+            sampling_params or self.get_default_sampling_params(),
+            uuid.uuid4().hex,
+            self.engine.adapter(adapter),
+        )
+        return stream_deltas(self.engine, requests)
+
+    async def astream(
         self, prompt: PromptLike, sampling_params: SamplingParams | None = None, *, adapter: str | None = None
     ) -> AsyncGenerator[StreamDelta, None]:
-        """Deltas of one prompt's completions as they grow; closing the iterator aborts the request."""
-        async for delta in self.engine.stream(
+        """`stream` on the caller's event loop. Closing the iterator aborts the request."""
+        deltas = self.engine.stream(
             _prompt(prompt), sampling_params or self.get_default_sampling_params(), adapter=adapter
-        ):
-            yield delta
+        )
+        async with aclosing(deltas):
+            async for delta in deltas:
+                yield delta
 
-    def _run(
+    def _read(self, prompts: PromptLike | Sequence[PromptLike]) -> list[tuple[str | None, tuple[int, ...]]]:
+        """(text, or None where token ids were given; token ids) of each prompt."""
+        many = [prompts] if isinstance(prompts, (str, Mapping)) else list(prompts)
+        given: list[str | list[int]] = []
+        for i, prompt in enumerate(many):
+            with _naming("prompts", i, len(many)):
+                given.append(_prompt(prompt))
+        texts = [prompt for prompt in given if isinstance(prompt, str)]
+        try:
+            encoded = iter(self.engine.tokenizer.encode_batch(texts))
+        except RequestError:
+            for i, prompt in enumerate(given):
+                with _naming("prompts", i, len(many)):
+                    if isinstance(prompt, str):
+                        self.engine.encode(prompt)  # raises for the one that is to blame
+            raise
+        return [
+            (prompt, tuple(next(encoded))) if isinstance(prompt, str) else (None, as_token_ids(prompt))
+            for prompt in given
+        ]
+
+    def _complete(
         self,
-        prompts: Sequence[str | list[int]],
+        what: str,
+        prompts: Sequence[tuple[str | None, tuple[int, ...]]],
         params: SamplingParams | Sequence[SamplingParams] | None,
         adapter: AdapterNames,
         show_progress: bool,
@@ -174,24 +247,23 @@ class LLM:
                 f"{len(params)} sampling_params for {len(prompts)} prompts; give one, or one a prompt",
                 param="sampling_params",
             )
-
         names = [adapter] * len(prompts) if adapter is None or isinstance(adapter, str) else list(adapter)
         if len(names) != len(prompts):
             raise RequestError(
                 f"{len(names)} adapters for {len(prompts)} prompts; give one, or one a prompt", param="adapter"
             )
+        jobs: list[CompletionJob] = []
+        for i, ((text, token_ids), settings, name) in enumerate(zip(prompts, params, names, strict=True)):
+            with _naming(what, i, len(prompts)):
+                if not isinstance(settings, SamplingParams):
+                    raise RequestError(
+                        f"its sampling_params are a {type(settings).__name__}; expected SamplingParams",
+                        param="sampling_params",
+                    )
+                jobs.append(CompletionJob(self.engine, text, token_ids, settings, self.engine.adapter(name)))
+        return self._run(jobs, "Generating", show_progress)
 
-        async def one(prompt: str | list[int], params: SamplingParams, name: str | None) -> tuple[RequestOutput, int]:
-            output = await self.engine.generate(prompt, params, adapter=name)
-            return output, sum(len(completion.token_ids) for completion in output.outputs)
-
-        jobs = [partial(one, *job) for job in zip(prompts, params, names, strict=True)]
-        return self._run_all(jobs, "Generating", show_progress)
-
-    def _run_all(
-        self, jobs: Sequence[Callable[[], Awaitable[tuple[Output, int]]]], title: str, show_progress: bool
-    ) -> list[Output]:
-        """Runs jobs that return (output, its tokens), as many at once as the engine has use for."""
+    def _run(self, jobs: Sequence[Job[Output]], title: str, show_progress: bool) -> list[Output]:
         columns = (
             TextColumn(title),
             BarColumn(),
@@ -204,22 +276,12 @@ class LLM:
             task = progress.add_task(title, total=len(jobs), tokens=0)
             tokens = 0
 
-            async def one(job: Callable[[], Awaitable[tuple[Output, int]]], slots: asyncio.Semaphore) -> Output:
+            def on_done(count: int) -> None:
                 nonlocal tokens
-                async with slots:
-                    output, count = await job()
                 tokens += count
                 progress.update(task, advance=1, tokens=tokens)
-                return output
 
-            async def every() -> list[Output]:
-                # Twice what runs at once keeps the engine busy without filling its queue.
-                slots = asyncio.Semaphore(2 * self.engine.engine.runner.max_sequences)
-                async with asyncio.TaskGroup() as group:
-                    tasks = [group.create_task(one(job, slots)) for job in jobs]
-                return [task.result() for task in tasks]
-
-            return _run_anywhere(every)
+            return run_jobs(self.engine, jobs, on_done)
 
 
 def _prompt(prompt: PromptLike) -> str | list[int]:
@@ -228,6 +290,17 @@ def _prompt(prompt: PromptLike) -> str | list[int]:
     if isinstance(prompt, Mapping) and isinstance(prompt.get("prompt_token_ids"), (list, tuple)):
         return list(prompt["prompt_token_ids"])
     raise RequestError(f"prompt={prompt!r}; expected a string or {{'prompt_token_ids': [...]}}", param="prompt")
+
+
+@contextmanager
+def _naming(what: str, index: int, count: int) -> Iterator[None]:
+    """Puts the place of a prompt among several in front of the message of its error."""
+    try:
+        yield
+    except RequestError as error:
+        if count > 1:
+            error.args = (f"{what}[{index}]: {error}",)
+        raise
 
 
 def _conversations(messages: Sequence[Message] | Sequence[Sequence[Message]]) -> list[list[Message]]:
@@ -242,24 +315,3 @@ def _conversations(messages: Sequence[Message] | Sequence[Sequence[Message]]) ->
     if bool(single) == bool(several):
         raise RequestError("messages is empty or mixed; expected messages, or lists of messages", param="messages")
     return several or [single]
-
-
-def _run_anywhere(make: Callable[[], Coroutine[None, None, list[Output]]]) -> list[Output]:
-    """Runs a coroutine to its end on a thread of its own: a notebook's own thread runs an event loop already."""
-    outcome: list[list[Output]] = []
-    failure: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            outcome.append(asyncio.run(make()))
-        except BaseExceptionGroup as group:
-            failure.append(group.exceptions[0])
-        except BaseException as error:  # handed to the caller's thread, whatever it is
-            failure.append(error)
-
-    thread = threading.Thread(target=run, name="generate")
-    thread.start()
-    thread.join()
-    if failure:
-        raise failure[0]
-    return outcome[0]

@@ -182,7 +182,7 @@ class TokenEvent:
       stop_token_id: the token that ended it, where one did.
       prompt_scores: of the prompt tokens after those of the event before, where the request asked for them.
       vector: float32 [E], the pooled hidden states, where the request asked for them; just before its end.
-      error: message, where finish_reason is "error".
+      error: what the caller is to raise, where finish_reason is "error".
     """
 
     request_id: str
@@ -192,7 +192,7 @@ class TokenEvent:
     stop_token_id: int | None = None
     prompt_scores: PromptScores | None = None
     vector: np.ndarray | None = None
-    error: str | None = None
+    error: Exception | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

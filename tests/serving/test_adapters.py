@@ -259,6 +259,17 @@ def test_a_request_keeps_an_adapter_that_is_unloaded(llm: LLM) -> None:
         llm.generate(PROMPTS[1], GREEDY, adapter="gone", use_tqdm=False)
 
 
+def test_an_unknown_adapter_is_found_before_anything_runs(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(llm.engine, "submit", lambda *arguments: pytest.fail("a request was opened"))
+    with pytest.raises(AdapterNotFoundError, match=r"^prompts\[2\]: the lora adapter 'sql' cannot be found") as error:
+        llm.generate(["a", "b", "c"], GREEDY, adapter=["a0", None, "sql"], use_tqdm=False)
+    assert error.value.code == "model_not_found"
+    with pytest.raises(AdapterNotFoundError):
+        llm.embed("a", adapter="sql", use_tqdm=False)
+    with pytest.raises(AdapterNotFoundError):
+        llm.stream("a", GREEDY, adapter="sql")
+
+
 def test_preempted_sequences_keep_their_adapters(tiny_llama3: Path, compile_cache: str, llm: LLM) -> None:
     params = SamplingParams(temperature=0, max_tokens=60, ignore_eos=True)
     names = NAMES * 2
