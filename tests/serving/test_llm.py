@@ -166,7 +166,10 @@ def test_conversations_are_checked_before_anything_starts(
         monkeypatch.setattr(llm.engine, "submit", lambda *arguments: pytest.fail("a request was opened"))
         with pytest.raises(RequestError, match=r"^messages\[1\]: .*no tool"):
             llm.chat([conversations[0], [{"role": "tool", "content": "x"}]], use_tqdm=False)
-        with pytest.raises(ContextLengthError, match=r"^messages\[1\]: the prompt has"):
+        with pytest.raises(
+            ContextLengthError,
+            match=r"^messages\[1\]: This model's maximum context length is 512 tokens\. However, the prompt has",
+        ):
             llm.chat([conversations[0], [{"role": "user", "content": "x" * 600}]], use_tqdm=False)
 
 

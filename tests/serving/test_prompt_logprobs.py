@@ -127,7 +127,7 @@ def test_a_prompt_may_fill_the_context(tiny_llm: LLM):
     context = tiny_llm.engine.max_context_tokens
     prompt = RNG.integers(3, 380, size=context).tolist()
     assert len(entries(scores(tiny_llm, [prompt], SCORE_ONLY)[0])) == context - 1
-    with pytest.raises(RequestError, match="at least 0 must be generated"):
+    with pytest.raises(RequestError, match="the prompt has 513 tokens; shorten it"):
         scores(tiny_llm, [[*prompt, 5]], SCORE_ONLY)
     with pytest.raises(RequestError, match="at least 1 must be generated"):
         scores(tiny_llm, [prompt], SamplingParams(max_tokens=1, prompt_logprobs=3))

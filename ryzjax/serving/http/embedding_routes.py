@@ -7,7 +7,7 @@ from starlette.responses import Response
 
 from ryzjax.serving.http.context import context_of
 from ryzjax.serving.http.disconnect import until_disconnect
-from ryzjax.serving.http.embeddings import EmbeddingRequest, Embeddings, embeddings_pieces
+from ryzjax.serving.http.embeddings import TOO_LONG_REMEDY, EmbeddingRequest, Embeddings, embeddings_pieces
 from ryzjax.serving.http.pieces import json_response
 from ryzjax.serving.http.prompts import encode_prompts
 
@@ -27,7 +27,11 @@ async def embeddings(request: Request) -> Response:
     body = await context.read(request, EmbeddingRequest)
     adapter = context.adapter_of(body.model)
     encoding = encode_prompts(
-        context, body.inputs(), field="input", add_special_tokens=body.add_special_tokens is not False
+        context,
+        body.inputs(),
+        field="input",
+        add_special_tokens=body.add_special_tokens is not False,
+        remedy=TOO_LONG_REMEDY,
     )
     token_ids = await until_disconnect(request.receive, encoding)
     concurrency = min(context.config.max_prompts_per_request, context.max_sequences_per_request)

@@ -17,7 +17,10 @@ from ryzjax.serving.http.frontend_protocol import EngineFrontend
 from ryzjax.serving.http.generation import first_error
 from ryzjax.serving.request import Pooling
 
-__all__ = ["EmbeddingRequest", "Embeddings", "embeddings_pieces"]
+__all__ = ["TOO_LONG_REMEDY", "EmbeddingRequest", "Embeddings", "embeddings_pieces"]
+
+TOO_LONG_REMEDY = "shorten it, or split it and embed the parts"
+"""What a client can do about an input that is longer than the context."""
 
 
 class EmbeddingRequest(ApiRequest):
@@ -72,7 +75,7 @@ class Embeddings:
                     len(ids),
                     engine.max_context_tokens,
                     what=f"input {number}",
-                    remedy="shorten it, or split it and embed the parts",
+                    remedy=TOO_LONG_REMEDY,
                     param="input",
                 )
         self._engine = engine

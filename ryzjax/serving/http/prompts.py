@@ -20,7 +20,12 @@ _PIECE_SIZE = 16 * 1024
 
 
 async def encode_prompts(
-    context: ServerContext, prompts: Sequence[Prompt], *, field: str, add_special_tokens: bool
+    context: ServerContext,
+    prompts: Sequence[Prompt],
+    *,
+    field: str,
+    add_special_tokens: bool,
+    remedy: str = "shorten it",
 ) -> list[list[int]]:
     """Token ids of prompts, some of which may be token ids already.
 
@@ -29,6 +34,7 @@ async def encode_prompts(
       prompts: texts or token ids.
       field: the request field they are in, for errors.
       add_special_tokens: add what the model expects around a text, such as BOS.
+      remedy: what a client can do about a text that is too long.
 
     Raises:
       ContextLengthError: a text is too long for the context. Where this shows in its characters, nothing is tokenized.
@@ -49,7 +55,7 @@ async def encode_prompts(
         ids = tokenizer.encode(prompt, add_special_tokens=add_special_tokens)
         if len(ids) > max_tokens:  # found here, so that the prompts after it are not encoded for nothing
             what = "the prompt" if len(prompts) == 1 else f"{field} {prompts.index(prompt)}"
-            raise ContextLengthError.of_prompt(len(ids), max_tokens, what=what, param=field)
+            raise ContextLengthError.of_prompt(len(ids), max_tokens, what=what, remedy=remedy, param=field)
         return ids
 
     return await _in_pieces(context, encode, prompts)
