@@ -6,6 +6,7 @@
     │   └── LayoutError             a sharding layout does not fit the mesh or the model
     ├── CheckpointError         a checkpoint file is missing, truncated or of the wrong shape
     ├── DataError               data to train or evaluate on is missing, malformed or too short
+    │   └── UntrainedRowError       a row is well-formed and has nothing to train on
     ├── TrainingError           a run cannot go on: its loss is not a number
     ├── LogError                the log or the plot of a run cannot be written
     ├── MissingExtraError       an optional package is not installed
@@ -37,6 +38,7 @@ __all__ = [
     "RyzJAXError",
     "TrainingError",
     "UnsupportedModelError",
+    "UntrainedRowError",
 ]
 
 
@@ -62,6 +64,10 @@ class CheckpointError(RyzJAXError):
 
 class DataError(RyzJAXError, ValueError):
     """Data to train or evaluate on is missing, malformed or too short; the message names the file and the line."""
+
+
+class UntrainedRowError(DataError):
+    """A row is well-formed and has nothing to train on; `drop_untrained` leaves such rows out."""
 
 
 class TrainingError(RyzJAXError):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from ryzjax.errors import DataError
+from ryzjax.errors import DataError, UntrainedRowError
 
 __all__ = ["Row"]
 
@@ -58,3 +58,8 @@ class Row:
     def error(self, message: str) -> DataError:
         """An error about this row."""
         return DataError(f"{self.where}: {message}")
+
+    def untrained(self, reason: str) -> UntrainedRowError:
+        """The error of a row that has nothing to train on; `reason` says why, and the remedy is added to it."""
+        remedy = "correct the row, or set drop_untrained (--drop-untrained) to leave such rows out"
+        return UntrainedRowError(f"{self.where}: {reason}; {remedy}")

@@ -36,7 +36,7 @@ class DataConfig:
     drop_long: bool = False
     """Leave out rows that are longer than a row of a batch, instead of an error."""
     drop_untrained: bool = False
-    """Leave out rows without a trained token, instead of an error."""
+    """Leave out rows that have nothing to train on (an empty answer, no assistant message), instead of an error."""
     shuffle: bool = True
     """Shuffle the rows, anew for each epoch."""
     data_seed: int = 0

@@ -14,6 +14,7 @@ from ryzjax.data.training.forms import Form, read_sample
 from ryzjax.data.training.render import Renderer
 from ryzjax.data.training.report import DataReport
 from ryzjax.data.training.rows import Rows, read_row, row_place
+from ryzjax.errors import UntrainedRowError
 
 __all__ = ["ExampleLimits", "ExampleRows", "RowsOfForm"]
 
@@ -36,7 +37,8 @@ class ExampleLimits:
       max_tokens: of an example; None where documents are cut into sequences anyway.
       truncate: cut longer ones, instead of an error.
       drop_long: leave out rows with longer ones, instead of an error.
-      drop_untrained: leave out rows without a trained token, instead of an error.
+      drop_untrained: leave out rows that have nothing to train on, instead of an error: an empty answer, no message of
+        the assistant's, no trained token.
     """
 
     max_tokens: int | None
@@ -73,12 +75,18 @@ class ExampleRows:
         """The examples of a row, none where it is left out, and what happened to it.
 
         Raises:
-          DataError: the row is malformed, too long, or has no trained token; the message says where it is.
+          UntrainedRowError: the row has nothing to train on, and such rows are not left out.
+          DataError: the row is malformed or too long; the message says where it is.
         """
         part, at = self._locate(index)
         row = read_row(part.rows, at)
-        sample = read_sample(row, part.form, has_template=self._has_template)
-        return self._fit(self._renderer.examples(sample, row), row, pair=part.form == "preference")
+        try:
+            sample = read_sample(row, part.form, has_template=self._has_template)
+            return self._fit(self._renderer.examples(sample, row), row, pair=part.form == "preference")
+        except UntrainedRowError:
+            if not self._limits.drop_untrained:
+                raise
+            return [], DataReport(rows=1, dropped_untrained=1)
 
     def fingerprint(self) -> int:
         """A number that differs, as good as always, for other rows: made of how many there are, and of some of them
@@ -116,10 +124,8 @@ class ExampleRows:
             kept.append(example)
         trained = [example for example in kept if example.num_trained]
         if not trained or (pair and len(trained) < len(kept)):
-            if self._limits.drop_untrained:
-                return [], DataReport(rows=1, dropped_untrained=1)
             why = f" in its first {limit:,} tokens, to which it was cut" if truncated else ""
-            raise row.error(f"has no trained token{why}; correct it, or set drop_untrained to leave such rows out")
+            raise row.untrained(f"has no trained token{why}")
         return trained, DataReport(
             rows=1,
             examples=len(trained),

@@ -46,6 +46,7 @@ def read_sample(row: Row, form: Form, *, has_template: bool) -> Sample:
         Alpaca's own layout without.
 
     Raises:
+      UntrainedRowError: the answer is empty, or no message is the assistant's.
       DataError: the row has other columns, or malformed ones.
     """
     return _READERS[form](row, has_template)
@@ -66,7 +67,7 @@ def _alpaca(row: Row, has_template: bool) -> Sample:
 def _text(row: Row, has_template: bool) -> Sample:
     text = row.text("text")
     if not text:
-        raise row.error("text is empty; expected at least one character")
+        raise row.untrained("text is empty; expected at least one character")
     return Document(text=text, begins=row.values.get("begins") is not False, ends=row.values.get("ends") is not False)
 
 
@@ -93,9 +94,10 @@ _READERS: Mapping[Form, Callable[[Row, bool], Sample]] = {
 def _pair(row: Row, prompt: str, completion: str) -> Answer:
     """Two columns of text, or two of messages."""
     before, after = row.value(prompt), row.value(completion)
+    if after is None or after == "" or after == []:
+        expected = "text" if isinstance(before, str) else "an assistant message"
+        raise row.untrained(f"{completion} is empty; expected {expected} to train on")
     if isinstance(before, str) and isinstance(after, str):
-        if not after:
-            raise row.error(f"{completion} is empty; expected text to train on")
         return TextPair(prompt=before, completion=after)
     if isinstance(before, str) != isinstance(after, str):
         kinds = f"{prompt} is a {type(before).__name__} and {completion} a {type(after).__name__}"
@@ -111,10 +113,10 @@ def _pair(row: Row, prompt: str, completion: str) -> Answer:
 
 
 def _alpaca_answer(row: Row, output: str, has_template: bool) -> Answer:
+    if row.value(output) in (None, ""):
+        raise row.untrained(f"{output} is empty; expected text to train on")
     instruction, answer = row.text("instruction"), row.text(output)
     more = row.text("input") if row.values.get("input") else ""
-    if not answer:
-        raise row.error(f"{output} is empty; expected text to train on")
     if has_template:
         question = f"{instruction}\n\n{more}" if more else instruction
         system = [{"role": "system", "content": row.text("system")}] if row.values.get("system") else []
@@ -126,6 +128,9 @@ def _alpaca_answer(row: Row, output: str, has_template: bool) -> Answer:
 
 def _split_texts(row: Row, chosen: str, rejected: str) -> PreferencePair:
     """Two whole texts: what they have in common, up to the last word both have whole, is the prompt."""
+    for name, text in (("chosen", chosen), ("rejected", rejected)):
+        if not text:
+            raise row.untrained(f"{name} is empty; expected text to train on")
     cut = next(
         (i for i, (a, b) in enumerate(zip(chosen, rejected, strict=False)) if a != b), min(len(chosen), len(rejected))
     )
@@ -161,5 +166,7 @@ def _checked(row: Row, conversation: Conversation, column: str = "messages") -> 
     answers: Sequence[Mapping[str, object]] = conversation.messages[conversation.completion or 0 :]
     if not any(message["role"] == "assistant" for message in answers):
         roles = [str(message["role"]) for message in answers]
-        raise row.error(f"{column} has no assistant message to train on; its roles are {', '.join(roles) or 'none'}")
+        raise row.untrained(
+            f"{column} has no assistant message to train on; its roles are {', '.join(roles) or 'none'}"
+        )
     return conversation

@@ -44,7 +44,7 @@ def read_messages(row: Row, name: str) -> list[dict[str, object]]:
     if not isinstance(value, (list, tuple)):
         raise row.error(f"{name} is a {type(value).__name__}; expected a list of messages")
     if not value:
-        raise row.error(f"{name} is empty; expected at least one message")
+        raise row.untrained(f"{name} is empty; expected at least one message")
     return [_message(row, f"{name}[{i}]", message) for i, message in enumerate(value)]
 
 

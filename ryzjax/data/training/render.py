@@ -104,7 +104,7 @@ class Renderer:
             return [self._marked(answer, template, wanted, row)]
         turns = [self._turn(answer, i, row) for i in wanted if i > 0]
         if not turns:
-            raise row.error("begins with its only assistant message; expected a message before it that it answers")
+            raise row.untrained("begins with its only assistant message; expected a message before it that it answers")
         return _merge(turns)
 
     def _document(self, document: Document) -> Example:

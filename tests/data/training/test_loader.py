@@ -15,7 +15,7 @@ import pytest
 from ryzjax.data.tokenizer import Tokenizer
 from ryzjax.data.training import Batches, BatchLoader, DataConfig, Prefetcher, TrainBatch, open_data
 from ryzjax.data.training.forms import Form
-from ryzjax.errors import ConfigError, DataError
+from ryzjax.errors import ConfigError, DataError, UntrainedRowError
 from tests.data.training.toy import CHATML, text_of, toy_tokenizer, write_lines
 
 PAIRS = [{"prompt": f"{i}:", "completion": "x" * (i % 7) + str(i)} for i in range(23)]
@@ -261,6 +261,49 @@ def test_rows_that_are_too_long(tokenizer: Tokenizer, tmp_path: Path) -> None:
         replace(CONFIG, drop_long=True), tokenizer, batch_rows=2, rows=[*PREFERENCES, *pair]
     ).train.scan()
     assert (report.dropped_long, report.examples) == (1, 14)
+
+
+UNTRAINED: list[tuple[Form, dict[str, object], str]] = [
+    ("prompt_completion", {"prompt": "a", "completion": ""}, "completion is empty; expected text to train on"),
+    ("prompt_completion", {"prompt": "a", "completion": None}, "completion is empty"),
+    ("prompt_completion", {"prompt": [{"role": "user", "content": "a"}], "completion": []}, "completion is empty"),
+    ("alpaca", {"instruction": "a", "output": ""}, "output is empty"),
+    ("messages", {"messages": []}, "messages is empty"),
+    ("messages", {"messages": [{"role": "user", "content": "a"}]}, "messages has no assistant message to train on"),
+    ("messages", {"messages": [{"role": "assistant", "content": "a"}]}, "begins with its only assistant message"),
+    ("preference", {"prompt": "a", "chosen": "b", "rejected": ""}, "rejected is empty"),
+    ("preference", {"chosen": "", "rejected": "a b"}, "chosen is empty"),
+    ("text", {"text": ""}, "text is empty"),
+]
+GOOD: dict[Form, dict[str, object]] = {
+    "prompt_completion": {"prompt": "a", "completion": "b"},
+    "alpaca": {"instruction": "a", "output": "b"},
+    "messages": {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]},
+    "preference": {"prompt": "a", "chosen": "b", "rejected": "c"},
+    "text": {"text": "a"},
+}
+
+
+@pytest.mark.parametrize(("form", "row", "reason"), UNTRAINED)
+def test_rows_with_nothing_to_train_on(
+    form: Form, row: dict[str, object], reason: str, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    """An error that names the remedy; and the remedy helps."""
+    path = write_lines(tmp_path / "1.jsonl", [GOOD[form], row, GOOD[form]])
+    config = replace(CONFIG, data=(path,), form=form, sequence_tokens=128)
+    with pytest.raises(UntrainedRowError, match=rf"1\.jsonl:2: {reason}.*; correct the row, or set drop_untrained"):
+        open_data(config, tokenizer, batch_rows=2).train.scan()
+    report = open_data(replace(config, drop_untrained=True), tokenizer, batch_rows=2).train.scan()
+    assert (report.rows, report.dropped_untrained) == (3, 1)
+    assert report.examples == (4 if form == "preference" else 2)
+
+
+def test_malformed_rows_are_not_dropped(tokenizer: Tokenizer) -> None:
+    """drop_untrained is no remedy for them, and their errors do not name it."""
+    rows = [GOOD["prompt_completion"], {"prompt": "a", "completion": 5}]
+    with pytest.raises(DataError, match=r"expected both as text") as caught:
+        open_data(replace(CONFIG, drop_untrained=True), tokenizer, batch_rows=1, rows=rows).train.scan()
+    assert "drop_untrained" not in str(caught.value)
 
 
 def test_nothing_left(tokenizer: Tokenizer) -> None:
