@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Literal, cast
 
+import ml_dtypes
 import numpy as np
 
 from ryzjax.checkpoint.families import HF_FAMILIES
@@ -17,7 +19,14 @@ from ryzjax.checkpoint.stored import Stored, Strided
 from ryzjax.errors import CheckpointError, ConfigError
 from ryzjax.models.registry import AbstractModel, family_of
 
-__all__ = ["save_hf"]
+__all__ = ["PLAIN_DTYPES", "in_dtype", "save_hf"]
+
+PLAIN_DTYPES: Mapping[str, np.dtype] = {
+    "float32": np.dtype(np.float32),
+    "bfloat16": np.dtype(ml_dtypes.bfloat16),
+    "float16": np.dtype(np.float16),
+}
+"""What plain weights are written in, by name."""
 
 _SHARD_BYTES = 4 * 2**30
 
@@ -82,6 +91,13 @@ def save_hf(
         raise CheckpointError(
             f"{folder}: cannot be written ({error.strerror}); check path, rights and space"
         ) from error
+
+
+def in_dtype(model: AbstractModel, dtype: str) -> AbstractModel:
+    """A plain model as it is written: the same weights, in another dtype (float16 too, which no model is run in)."""
+    config = replace(model.config, dtype=cast("Literal['float32']", dtype))
+    specs = {name: replace(spec, dtype=PLAIN_DTYPES[dtype]) for name, spec in model.weights.items()}
+    return replace(model, config=config, weights=specs)
 
 
 def _tensors(model: AbstractModel, get: Get) -> dict[str, TensorToWrite]:

@@ -69,18 +69,15 @@ class Finetune:
             train=self.train,
             adapter=self.adapter,
         )
-        loop = result.loop
-        evaluation = "" if loop.eval_loss is None else f", evaluation {loop.eval_loss:.4f}"
-        stopped = "" if loop.stopped_by is None else f" (stopped by {loop.stopped_by})"
-        print(f"{loop.step} steps in {loop.wall_s:.0f} s{stopped}: loss {loop.loss:.4f}{evaluation}")
+        print(result.loop.summary)
         if lora is None:
             print(f"{result.exported}: serve it with: ryzjax serve {result.exported}")
-            return 0
+            return result.loop.exit_status
         name = self.publish_name or Path(self.train.out).name
         print(f"{result.exported}: serve it with: ryzjax serve {self._served()} --lora {name}={result.exported}")
         if self.publish is not None:
             print(publish_adapter(self.publish, name, result.exported, api_key=api_key))
-        return 0
+        return result.loop.exit_status
 
     def _served(self) -> str:
         """The base as it was trained on, for ryzjax serve."""
@@ -101,5 +98,7 @@ class Finetune:
             train=self.train,
             sequence_tokens=self.data_config.sequence_tokens,
         )
-        Console().print(plan_table(plan))
+        console = Console()
+        console.print(plan.dtype_message, highlight=False)
+        console.print(plan_table(plan))
         return 0

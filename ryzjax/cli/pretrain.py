@@ -46,9 +46,6 @@ class Pretrain:
             raise ConfigError("data is named twice, as DATA and as --data; give one of them")
         data = replace(self.data_config, data=self.files or self.data_config.data)
         result = pretrain(self.new_model, data, optimizer=self.optimizer_config, train=self.train)
-        loop = result.loop
-        evaluation = "" if loop.eval_loss is None else f", evaluation {loop.eval_loss:.4f}"
-        stopped = "" if loop.stopped_by is None else f" (stopped by {loop.stopped_by})"
-        print(f"{loop.step} steps in {loop.wall_s:.0f} s{stopped}: loss {loop.loss:.4f}{evaluation}")
+        print(result.loop.summary)
         print(f"{result.exported}: serve it with: ryzjax serve {result.exported}")
-        return 0
+        return result.loop.exit_status

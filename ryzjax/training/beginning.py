@@ -122,10 +122,11 @@ def _master(stored: jax.Array) -> jax.Array:
     return from_bits(stored).astype(jnp.float32)
 
 
-def host_weights(stacked: StackedModel, params: Mapping[str, jax.Array]) -> dict[str, np.ndarray]:
-    """Our weight name -> masters rounded to the model's dtype, on the host."""
-    specs = stacked.model.weights
+def host_weights(
+    stacked: StackedModel, params: Mapping[str, jax.Array], written: AbstractModel
+) -> dict[str, np.ndarray]:
+    """Our weight name -> masters rounded to the dtype they are written in, on the host."""
     return {
-        name: np.asarray(jax.device_get(array)).astype(np.dtype(specs[name].dtype))
+        name: np.asarray(jax.device_get(array)).astype(np.dtype(written.weights[name].dtype))
         for name, array in stacked.unstack(params)
     }

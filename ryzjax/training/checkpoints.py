@@ -38,8 +38,26 @@ _ARRAYS, _RUN = "arrays", "run"
 _FAILURES = (OSError, ValueError, KeyError, TypeError, RuntimeError)
 
 
+class _FailuresAreOurs(logging.Filter):
+    """Takes the tracebacks of failed saves, which Orbax logs in its threads, out of what users see.
+
+    `RunCheckpoints` raises each of those failures, with its reason in one line.
+    """
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.exc_info and "orbax" in record.pathname:
+            _log.debug("%s", record.getMessage(), exc_info=record.exc_info)
+            return False
+        return True
+
+
+_failures_are_ours = _FailuresAreOurs()
+
+
 class RunCheckpoints:
     """The checkpoints of one run.
+
+    Orbax, with its threads, begins with the first checkpoint: a run that fails before that never starts it.
 
     Args:
       folder: of this run alone; made if it is not there. What a killed run had half written in it is removed.
@@ -55,25 +73,40 @@ class RunCheckpoints:
     def __init__(self, folder: Path, *, fingerprint: str, keep: int = 3, keep_best: bool = True):
         if keep < 1:
             raise ConfigError(f"keep={keep}; expected at least 1 checkpoint, the latest")
-        # Imported here: it takes a second.
-        import orbax.checkpoint as ocp
-
         self.folder = folder.resolve()
         self._fingerprint = fingerprint
         self._keep, self._keep_best = keep, keep_best
         self._eval_losses: dict[int, float | None] = {}
         self._saving: int | None = None
-        options = ocp.CheckpointManagerOptions(preservation_policy=self, cleanup_tmp_directories=True)
-        handlers = {_ARRAYS: ocp.StandardCheckpointHandler(), _RUN: ocp.JsonCheckpointHandler()}
+        self._opened: ocp.CheckpointManager | None = None
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._manager = ocp.CheckpointManager(self.folder, options=options, item_handlers=handlers)
-        except _FAILURES as error:
+            has_checkpoints = any(self.folder.iterdir())
+        except OSError as error:
             raise CheckpointError(f"{self.folder}: cannot be used for checkpoints ({_reason(error)})") from error
+        if has_checkpoints:
+            self._manager()
+
+    def _manager(self) -> ocp.CheckpointManager:
+        """Orbax's manager of the folder."""
+        if self._opened is None:
+            # Imported here: it takes a second.
+            import orbax.checkpoint as ocp
+
+            logging.getLogger("absl").addFilter(_failures_are_ours)
+            options = ocp.CheckpointManagerOptions(preservation_policy=self, cleanup_tmp_directories=True)
+            handlers = {_ARRAYS: ocp.StandardCheckpointHandler(), _RUN: ocp.JsonCheckpointHandler()}
+            try:
+                self._opened = ocp.CheckpointManager(self.folder, options=options, item_handlers=handlers)
+            except _FAILURES as error:
+                raise CheckpointError(f"{self.folder}: cannot be used for checkpoints ({_reason(error)})") from error
+        return self._opened
 
     def steps(self) -> list[int]:
         """Steps of the checkpoints that are whole, in order."""
-        return sorted(step for step in self._manager.all_steps() if step != self._saving)
+        if self._opened is None:
+            return []
+        return sorted(step for step in self._opened.all_steps() if step != self._saving)
 
     def latest_step(self) -> int | None:
         """The last of `steps`."""
@@ -129,9 +162,10 @@ class RunCheckpoints:
             "leaves": {name: [list(leaf.shape), str(leaf.dtype)] for name, leaf in named.items()},
         }
         args = ocp.args.Composite(**{_ARRAYS: ocp.args.StandardSave(named), _RUN: ocp.args.JsonSave(run)})
+        manager = self._manager()
         self._saving = step
         try:
-            self._manager.save(step, args=args, force=True)
+            manager.save(step, args=args, force=True)
         except _FAILURES as error:
             raise self._failed(error) from error
 
@@ -144,8 +178,8 @@ class RunCheckpoints:
         if self._saving is None:
             return
         try:
-            self._manager.wait_until_finished()
-            self._manager.check_for_errors()
+            self._manager().wait_until_finished()
+            self._manager().check_for_errors()
         except _FAILURES as error:
             raise self._failed(error) from error
         self._saving = None
@@ -192,7 +226,8 @@ class RunCheckpoints:
         try:
             self.wait()
         finally:
-            self._manager.close()
+            if self._opened is not None:
+                self._opened.close()
 
     def __enter__(self) -> RunCheckpoints:
         return self
@@ -215,7 +250,7 @@ class RunCheckpoints:
         self._eval_losses.clear()
         for unfinished in self.folder.glob(f"{step}.orbax-checkpoint-tmp*"):
             shutil.rmtree(unfinished, ignore_errors=True)
-        self._manager.reload()
+        self._manager().reload()
         left = self.latest_step()
         return CheckpointError(
             f"{self.folder}: the checkpoint of step {step} cannot be written ({_reason(error)}); check space and "
@@ -238,7 +273,7 @@ class RunCheckpoints:
 
     def _read(self, step: int, args: ocp.args.Composite) -> Mapping[str, object]:
         try:
-            return cast("Mapping[str, object]", self._manager.restore(step, args=args))
+            return cast("Mapping[str, object]", self._manager().restore(step, args=args))
         except _FAILURES as error:
             others = [other for other in self.steps() if other != step]
             raise CheckpointError(

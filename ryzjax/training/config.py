@@ -26,7 +26,8 @@ class BaseConfig:
     load_format: Literal["auto", "safetensors", "gguf", "orbax", "dummy"] = "auto"
     """How the weights are stored; dummy, for a plan: a config.json will do."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """That the model is computed in; auto takes the checkpoint's (float16 becomes bfloat16)."""
+    """That the model is computed in; auto takes the checkpoint's (float16 becomes bfloat16), or float32 on a CPU where
+    that is faster."""
     layout: str = "single"
     """Sharding: a shipped layout's name (fsdp_tp, tp, tp_dp, ...) or a TOML file."""
     weights: Literal["auto", "bf16", "int8", "int4", "nf4"] = "auto"
@@ -87,7 +88,8 @@ class TrainConfig:
     log_every: int = 1
     """Steps between log lines."""
     resume: bool = False
-    """Go on from the latest checkpoint in `out`; the losses are those of a run that was never stopped."""
+    """Go on from the latest checkpoint in `out`, or begin where it has none yet; the losses are those of a run that was
+    never stopped."""
     export: Export = "auto"
     """Which weights to write at the end: auto takes the best where there was an evaluation, else the last."""
     tensorboard: bool = False

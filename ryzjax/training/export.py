@@ -12,7 +12,7 @@ import numpy as np
 
 from ryzjax.checkpoint.orbax import copy_text_files
 from ryzjax.checkpoint.peft import write_adapter
-from ryzjax.checkpoint.save_hf import save_hf
+from ryzjax.checkpoint.save_hf import in_dtype, save_hf
 from ryzjax.lora.adapter import Adapter
 from ryzjax.lora.merge import difference
 from ryzjax.lora.model import weight_of
@@ -60,11 +60,16 @@ def export_model(
     beginning: Beginning,
     params: Mapping[str, jax.Array],
     *,
+    dtype: str,
     config: Mapping[str, object],
     generation: Mapping[str, object] | None,
     copy_texts: Callable[[Path], None],
 ) -> Path:
-    """Writes `folder`/model: config.json, safetensors in the model's dtype, tokenizer.
+    """Writes `folder`/model: config.json, safetensors, tokenizer.
+
+    Args:
+      dtype: of the weights that are written, whatever the model is computed in.
+      config, generation, copy_texts: as of `save_hf`.
 
     Raises:
       CheckpointError: it cannot be written.
@@ -72,9 +77,10 @@ def export_model(
     """
     model = beginning.model
     assert isinstance(model, FullModel)
-    weights = host_weights(model.stacked, params)
+    written = in_dtype(model.model, dtype)
+    weights = host_weights(model.stacked, params, written)
     out = folder / "model"
-    save_hf(out, model.model, weights.__getitem__, config=config, generation=generation, copy_texts=copy_texts)
+    save_hf(out, written, weights.__getitem__, config=config, generation=generation, copy_texts=copy_texts)
     return out
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+import sys
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from ryzjax.checkpoint.hf_config import model_config_from_hf
 from ryzjax.data.training import DataConfig, open_data
 from ryzjax.data.training.rows import Rows
 from ryzjax.errors import ConfigError
@@ -14,10 +16,12 @@ from ryzjax.quant.open_model import OpenModel, open_model
 from ryzjax.training.beginning import begin_adapter, begin_full
 from ryzjax.training.checkpoints import Json
 from ryzjax.training.config import BaseConfig, TrainConfig
+from ryzjax.training.dtype import choose_dtype
 from ryzjax.training.export import export_adapter, export_model, text_files_of
 from ryzjax.training.loop import LoopResult
 from ryzjax.training.optimizer_config import OptimizerConfig
 from ryzjax.training.run import run_training
+from ryzjax.training.run_file import earlier_dtype
 
 __all__ = ["FinetuneResult", "finetune", "open_base", "settings_of"]
 
@@ -70,8 +74,13 @@ def finetune(
     """
     base = BaseConfig(model=base) if isinstance(base, str) else base
     optimizer, train = optimizer or OptimizerConfig(), train or TrainConfig()
-    opened = open_base(base)
+    folder = Path(train.out).expanduser()
+    choice = choose_dtype(base.dtype, earlier=earlier_dtype(folder, "base.dtype") if train.resume else None)
+    opened = open_base(replace(base, dtype=choice.dtype))
+    computed_in = opened.model.config.dtype
     _check(opened, data, lora, adapter)
+    if show_progress:
+        print(choice.message(computed_in), file=sys.stderr)
     form = None if train.objective == "sft" else "preference"
     loaders = open_data(
         data, opened.tokenizer, batch_rows=train.rows_per_update, form=form, rows=rows, eval_rows=eval_rows
@@ -89,15 +98,17 @@ def finetune(
         train=train,
         total_steps=total_steps,
         sequence_tokens=data.sequence_tokens,
-        settings=settings_of(base=base, data=data, lora=lora, optimizer=optimizer, train=train),
+        settings=settings_of(
+            base=replace(base, dtype=computed_in), data=data, lora=lora, optimizer=optimizer, train=train
+        ),
         show_progress=show_progress,
     )
-    folder = Path(train.out).expanduser()
     if lora is None:
         exported = export_model(
             folder,
             beginning,
             outcome.params,
+            dtype=_stored_dtype(opened, base),
             config=opened.source.config,
             generation=opened.source.generation,
             copy_texts=text_files_of(opened),
@@ -127,6 +138,12 @@ def settings_of(**parts: object) -> dict[str, Json]:
         for key, value in ({} if part is None else asdict(part)).items():  # pyright: ignore[reportArgumentType]
             flat[f"{name}.{key}"] = value if isinstance(value, (int, float, bool, str, type(None))) else str(value)
     return {key: value for key, value in flat.items() if key not in ("train.resume", "train.out")}
+
+
+def _stored_dtype(opened: OpenModel, base: BaseConfig) -> str:
+    """What all weights are written in: what was asked for, or the checkpoint's own, whatever they were computed in."""
+    source = opened.source
+    return model_config_from_hf(source.config, source.generation, dtype=base.dtype, source=source.config_name).dtype
 
 
 def _check(opened: OpenModel, data: DataConfig, lora: LoraConfig | None, adapter: str | None) -> None:

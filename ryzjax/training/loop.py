@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import logging
+import signal
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -27,8 +27,6 @@ from ryzjax.training.step import TrainState
 
 __all__ = ["Loop", "LoopResult", "Speed"]
 
-_log = logging.getLogger(__name__)
-
 _NO_LIMIT = 10**9
 
 
@@ -39,6 +37,7 @@ class LoopResult:
     Attributes:
       state: after the last step.
       step: updates done.
+      resumed_step: updates done before this process's part.
       loss: of the last step, NaN where there was none.
       eval_loss: of the last evaluation; None without one.
       best_eval_loss, best_step: the best evaluation.
@@ -49,6 +48,7 @@ class LoopResult:
 
     state: TrainState
     step: int
+    resumed_step: int
     loss: float
     eval_loss: float | None
     best_eval_loss: float | None
@@ -56,6 +56,21 @@ class LoopResult:
     stopped_by: str | None
     tokens: int
     wall_s: float
+
+    @property
+    def summary(self) -> str:
+        """How the run ended, in one line."""
+        evaluation = "" if self.eval_loss is None else f", evaluation {self.eval_loss:.4f}"
+        stopped = "" if self.stopped_by is None else f" (stopped by {self.stopped_by})"
+        if self.step == self.resumed_step:
+            return f"the run was finished already, after {self.step} steps{stopped}: loss {self.loss:.4f}{evaluation}"
+        return f"{self.step} steps in {self.wall_s:.0f} s{stopped}: loss {self.loss:.4f}{evaluation}"
+
+    @property
+    def exit_status(self) -> int:
+        """Of a process that ran it: 143 after SIGTERM, as of one that SIGTERM ends, so that whoever restarts what has
+        failed goes on with the run; else 0."""
+        return 128 + signal.SIGTERM if self.stopped_by == signal.SIGTERM.name else 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +100,7 @@ class _Progress:
     best_loss: float | None = None
     stopping: EarlyStopping = field(default_factory=lambda: EarlyStopping(patience=_NO_LIMIT))
     eval_loss: float | None = None
+    loss: float | None = None
 
     def state(self, data: Mapping[str, int], config: Mapping[str, Json]) -> dict[str, Json]:
         return {
@@ -93,6 +109,7 @@ class _Progress:
             "best_step": self.best_step,
             "best_loss": self.best_loss,
             "eval_loss": self.eval_loss,
+            "loss": self.loss,
             "stopping": dict(self.stopping.state()),
             "data": dict(data),
             "config": dict(config),
@@ -188,6 +205,7 @@ class Loop:
             best_step=kept["best_step"],  # pyright: ignore[reportArgumentType]
             best_loss=kept["best_loss"],  # pyright: ignore[reportArgumentType]
             eval_loss=kept["eval_loss"],  # pyright: ignore[reportArgumentType]
+            loss=kept.get("loss"),  # pyright: ignore[reportArgumentType]
             stopping=self._progress.stopping.restored(stopping),  # pyright: ignore[reportArgumentType]
         )
         self._saved_step = step
@@ -201,17 +219,40 @@ class Loop:
     def run(self, state: TrainState) -> LoopResult:
         """To the end, to a signal, or to the end of patience; a checkpoint is kept of the last step in each case.
 
+        A run that came to its end before, or to the end of its patience, is left as it is: nothing is compiled.
+
         Raises:
           TrainingError: a loss or gradient that is not finite. The latest checkpoint is of before.
           CheckpointError: one cannot be written.
           DataError: a row is bad. What was trained before it is kept in a checkpoint.
         """
-        started = time.perf_counter()
+        started, resumed_step = time.perf_counter(), self.step
+        stopped_by = "patience" if self._progress.stopping.should_stop else None
+        if self.step < self.total_steps and stopped_by is None:
+            state, stopped_by = self._train_on(state)
+        if self._saved_step != self.step:
+            self._save(state)
+        self._checkpoints.wait()
+        progress = self._progress
+        return LoopResult(
+            state=state,
+            step=progress.step,
+            resumed_step=resumed_step,
+            loss=float("nan") if progress.loss is None else progress.loss,
+            eval_loss=progress.eval_loss,
+            best_eval_loss=progress.best_loss,
+            best_step=progress.best_step,
+            stopped_by=stopped_by,
+            tokens=progress.tokens,
+            wall_s=time.perf_counter() - started,
+        )
+
+    def _train_on(self, state: TrainState) -> tuple[TrainState, str | None]:
+        """Steps, evaluations and checkpoints until the end; the state, and what ended it before its last step."""
         train = self.programs.compile_train()
         evaluate = None if self._evaluation is None else self.programs.compile_eval()
         self._logged_s = time.perf_counter()
         pending: _Pending | None = None
-        loss = float("nan")
         stopped_by: str | None = None
         with StopSignals(lambda name: self._message(f"{name}: stopping after this step, with a checkpoint")) as signals:
             while self._progress.step < self.total_steps and stopped_by is None:
@@ -229,49 +270,40 @@ class Loop:
                 state, metrics = train(state, self.frozen, self._placed(batch), self._key)
                 self._progress.step += 1
                 if pending is not None:
-                    loss = self._read(pending)
+                    self._read(pending)
                 pending = replace(now, metrics=metrics)
                 if self._is_due(signals.stop_requested):
-                    loss = self._read(pending)
+                    self._read(pending)
                     pending = None
                     if self._is_eval_due(evaluate is not None):
                         assert evaluate is not None
-                        self._evaluate(evaluate, state)
+                        try:
+                            self._evaluate(evaluate, state)
+                        except DataError as error:
+                            raise self._kept(error, state, pending) from error
                         if self._progress.stopping.should_stop:
                             stopped_by = "patience"
                     stopped_by = signals.signal_name or stopped_by
                     self._save_if_due(state, stopped_by is not None)
             if pending is not None:
-                loss = self._read(pending)
-        if self._saved_step != self._progress.step:
-            self._save(state)
-        self._checkpoints.wait()
-        return LoopResult(
-            state=state,
-            step=self._progress.step,
-            loss=loss,
-            eval_loss=self._progress.eval_loss,
-            best_eval_loss=self._progress.best_loss,
-            best_step=self._progress.best_step,
-            stopped_by=stopped_by,
-            tokens=self._progress.tokens,
-            wall_s=time.perf_counter() - started,
-        )
+                self._read(pending)
+        return state, stopped_by
 
     def _placed(self, batch: TrainBatch) -> StepBatch:
         """[accumulate, rows, S] on the devices; each process brings its own rows."""
         return StepBatch(*map(_on_devices, batch, self.programs.batch))
 
-    def _read(self, step: _Pending) -> float:
-        """Brings a step's metrics to the host and logs them; its loss."""
+    def _read(self, step: _Pending) -> None:
+        """Brings a step's metrics to the host and logs them."""
         values = {name: float(value) for name, value in jax.device_get(step.metrics).items()}
         if not values.pop("finite"):
             raise TrainingError(
                 f"step {step.step}: the loss is {values['loss']:g} and the norm of the gradients "
                 f"{values['grad_norm']:g}; its update was left out and the run stopped. Rows of its batch: "
-                f"{_some(step.places)}. The latest checkpoint is of step {self._checkpoints.latest_step() or 0}; look "
-                "at the rows, or lower the learning rate, and go on with --resume"
+                f"{_some(step.places)}. {self._where_it_is_kept()}: look at the rows, or lower the learning rate, and "
+                "go on with --resume"
             )
+        self._progress.loss = values["loss"]
         self._progress.tokens += int(values.pop("count")) if self.config.objective == "sft" else step.tokens
         self._seen_tokens += step.tokens
         if step.step % self.config.log_every == 0 or step.step == self.total_steps:
@@ -289,7 +321,15 @@ class Loop:
                 "memory_bytes": float(memory_use().used_bytes),
             }
             self._log.log(step.step, figures)
-        return values["loss"]
+
+    def _where_it_is_kept(self) -> str:
+        """The newest checkpoint there is, in words; one that is being written is waited for."""
+        try:
+            self._checkpoints.wait()
+        except CheckpointError as error:
+            self._message(str(error))
+        step = self._checkpoints.latest_step()
+        return "There is no checkpoint yet" if step is None else f"The latest checkpoint is of step {step}"
 
     def _is_due(self, stop: bool) -> bool:
         step = self._progress.step

@@ -47,7 +47,10 @@ class NewModelConfig:
     vocab_size: int = 3072
     """Of the tokenizer that is learnt from synthetic rows, where none is given."""
     model_dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    """That the model is computed in and written; what is trained is float32."""
+    """That the model is written in; what is trained is float32."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """That the model is computed in while it is trained: auto takes model_dtype, or float32 on a CPU where that is
+    faster."""
     layout: str = "single"
     """Sharding: a shipped layout's name (fsdp_tp, tp, tp_dp, ...) or a TOML file."""
 

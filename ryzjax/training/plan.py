@@ -18,6 +18,7 @@ from ryzjax.quant.on_load import plan_weights
 from ryzjax.sharding import Layout, Placement
 from ryzjax.sharding.host_memory import has_host_memory, is_host_sharding
 from ryzjax.training.config import BaseConfig, TrainConfig
+from ryzjax.training.dtype import DtypeChoice, choose_dtype
 from ryzjax.training.initial import adapter_shapes, master_shapes
 from ryzjax.training.model import FullModel, LoraModel
 from ryzjax.training.optimizer_config import OptimizerConfig
@@ -35,6 +36,7 @@ class MemoryPlan:
 
     Attributes:
       platform: "cpu", "gpu".
+      dtype_message: what the step computes in, and why.
       frozen_bytes: of the base, by what it is: "layers", "embedding and head".
       host_bytes: of its layers in the host's memory, which are no bytes of the device.
       trained_bytes: float32 masters: of the adapter, or of all weights.
@@ -47,6 +49,7 @@ class MemoryPlan:
     """
 
     platform: str
+    dtype_message: str
     frozen_bytes: dict[str, int]
     host_bytes: int
     trained_bytes: int
@@ -72,7 +75,8 @@ def plan_training(
       ConfigError, UnsupportedModelError, LayoutError: as of the run.
     """
     source = resolve_source(base.model, revision=base.model_revision, load_format=base.load_format)
-    config = model_config_from_hf(source.config, source.generation, dtype=base.dtype, source=source.config_name)
+    choice = choose_dtype(base.dtype)
+    config = model_config_from_hf(source.config, source.generation, dtype=choice.dtype, source=source.config_name)
     placement = Placement(Layout.load(base.layout))
     abstract = plan_weights(source, config, placement, weights=base.weights, group=base.weights_group).model
     if train.offload == "frozen" and lora is not None:
@@ -110,6 +114,7 @@ def plan_training(
         arguments -= host  # on a CPU XLA counts the host's memory as the device's
     return MemoryPlan(
         platform=placement.platform,
+        dtype_message=choice.message(config.dtype),
         frozen_bytes=frozen,
         host_bytes=host,
         trained_bytes=_tree_bytes(programs.state.params),
@@ -117,7 +122,7 @@ def plan_training(
         batch_bytes=_tree_bytes(programs.batch),
         temporary_bytes=temporaries,
         total_bytes=arguments + temporaries + memory.output_size_in_bytes - memory.alias_size_in_bytes,
-        remedies=tuple(_remedies(base, lora, optimizer, train, sequence_tokens, placement)),
+        remedies=tuple(_remedies(base, choice, lora, optimizer, train, sequence_tokens, placement)),
     )
 
 
@@ -149,12 +154,15 @@ def plan_table(plan: MemoryPlan) -> Table:
 
 def _remedies(
     base: BaseConfig,
+    choice: DtypeChoice,
     lora: LoraConfig | None,
     optimizer: OptimizerConfig,
     train: TrainConfig,
     sequence_tokens: int,
     placement: Placement,
 ) -> Iterator[str]:
+    if choice.is_for_speed:
+        yield "compute in bfloat16 (--dtype bfloat16; slower on this CPU)"
     if lora is None:
         yield "train an adapter (--method lora)"
     elif base.weights in ("auto", "bf16", "int8"):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from ryzjax.checkpoint.hf_config import model_config_from_hf
@@ -18,11 +20,13 @@ from ryzjax.models.registry import AbstractModel, abstract_model
 from ryzjax.sharding import Layout, Placement
 from ryzjax.training.beginning import begin_from_scratch
 from ryzjax.training.config import TrainConfig
+from ryzjax.training.dtype import choose_dtype
 from ryzjax.training.export import export_model
 from ryzjax.training.finetune import FinetuneResult, settings_of
 from ryzjax.training.new_model import NewModelConfig
 from ryzjax.training.optimizer_config import OptimizerConfig
 from ryzjax.training.run import run_training
+from ryzjax.training.run_file import earlier_dtype
 
 __all__ = ["pretrain"]
 
@@ -66,7 +70,11 @@ def pretrain(
     tokenizer = Tokenizer.load(texts)
     config = _hf_config(new, tokenizer, texts)
     generation = _json(texts / "generation_config.json") if (texts / "generation_config.json").is_file() else {}
-    model = _abstract(config, generation, new)
+    choice = choose_dtype(new.dtype, earlier=earlier_dtype(folder, "model.dtype") if train.resume else None)
+    model = _abstract(config, generation, new, new.model_dtype if choice.dtype == "auto" else choice.dtype)
+    computed_in = model.config.dtype
+    if show_progress:
+        print(choice.message(computed_in), file=sys.stderr)
     if data.sequence_tokens > model.config.max_position:
         raise ConfigError(
             f"sequence_tokens={data.sequence_tokens} is more than max_position={model.config.max_position}"
@@ -82,13 +90,14 @@ def pretrain(
         train=train,
         total_steps=total_steps,
         sequence_tokens=data.sequence_tokens,
-        settings=settings_of(model=new, data=data, optimizer=optimizer, train=train),
+        settings=settings_of(model=replace(new, dtype=computed_in), data=data, optimizer=optimizer, train=train),
         show_progress=show_progress,
     )
     exported = export_model(
         folder,
         beginning,
         outcome.params,
+        dtype=new.model_dtype,
         config=config,
         generation=generation or None,
         copy_texts=lambda out: copy_text_files(texts, out),
@@ -150,8 +159,10 @@ def _special_ids(texts: Path) -> dict[str, object]:
     return {key: generation[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id") if key in generation}
 
 
-def _abstract(config: Mapping[str, object], generation: Mapping[str, object], new: NewModelConfig) -> AbstractModel:
-    ours = model_config_from_hf(config, generation, dtype=new.model_dtype, source=new.model_config or "the new model")
+def _abstract(
+    config: Mapping[str, object], generation: Mapping[str, object], new: NewModelConfig, dtype: str
+) -> AbstractModel:
+    ours = model_config_from_hf(config, generation, dtype=dtype, source=new.model_config or "the new model")
     return abstract_model(ours, Placement(Layout.load(new.layout)))
 
 

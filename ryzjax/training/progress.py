@@ -22,7 +22,9 @@ _SMOOTHING = 0.9
 
 
 class RunProgress:
-    """A `RunLog` for people: step, smoothed loss, learning rate, tokens/s, MFU, memory, time left.
+    """A `RunLog` for people: step, loss and its mean, learning rate, tokens/s, MFU, memory, time left.
+
+    The loss is the step's own, as in the log files. The mean is exponential, over the last ten or so logged losses.
 
     Args:
       total_steps: updates of the whole run.
@@ -41,7 +43,7 @@ class RunProgress:
     ):
         self._total, self._clock = total_steps, clock
         self._stream = sys.stderr if stream is None else stream
-        self._loss = _Smoothed()
+        self._mean_loss = _Smoothed()
         self._began = (clock(), resumed_step)
         # The first step compiles: the speed is that of the steps after it.
         self._first: tuple[float, int] | None = None
@@ -63,7 +65,7 @@ class RunProgress:
         """Shows the figures after `step` updates; what is unknown is left out."""
         shown = dict(figures)
         if "loss" in shown:
-            shown["loss"] = self._loss.after(shown["loss"])
+            shown["mean_loss"] = self._mean_loss.after(shown["loss"])
         if "eval_loss" in shown:
             self._eval_loss = shown["eval_loss"]
         elif self._eval_loss is not None:
@@ -104,9 +106,10 @@ class RunProgress:
 
 
 def figures_text(figures: Mapping[str, float]) -> str:
-    """The figures a person follows, in one line: "loss 1.2345  lr 2.00e-04  12.3k tok/s  MFU 41.0%  3.8 GB"."""
+    """The figures a person follows, in one line: "loss 1.2345  (mean 1.3)  lr 2.00e-04  12.3k tok/s  3.8 GB"."""
     writers: Mapping[str, Callable[[float], str]] = {
         "loss": lambda x: f"loss {x:.4f}",
+        "mean_loss": lambda x: f"(mean {x:.4f})",
         "eval_loss": lambda x: f"eval {x:.4f}",
         "learning_rate": lambda x: f"lr {x:.2e}",
         "grad_norm": lambda x: f"grad {x:.2f}",

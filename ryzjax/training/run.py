@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import sys
-import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import jax
@@ -26,6 +24,7 @@ from ryzjax.training.optimizer_config import OptimizerConfig
 from ryzjax.training.plot import plot_log
 from ryzjax.training.programs import Programs
 from ryzjax.training.progress import RunProgress
+from ryzjax.training.run_file import check_same_run, read_run, write_run
 from ryzjax.training.run_log import JsonlLog, RunLog, RunLogs, TensorBoardLog, WandbLog
 from ryzjax.training.speed import speed_of
 
@@ -104,7 +103,7 @@ def run_training(
       settings: of everything, kept in checkpoints and in run.json.
 
     Raises:
-      ConfigError: the folder has a run in it, and it is not to be gone on with.
+      ConfigError: the folder has a run in it, and it is not to be gone on with; or another run.
       TrainingError, CheckpointError, DataError: as of `Loop.run`.
     """
     folder = Path(train.out).expanduser()
@@ -130,8 +129,11 @@ def run_training(
                 f"out={train.out!r} has a run of {done} steps in it; go on with it (--resume), or name another folder"
             )
         if done is None and train.resume:
-            raise ConfigError(f"out={train.out!r} has no checkpoint to go on from; leave out --resume")
+            check_same_run(folder, read_run(folder), settings)
+            if show_progress:
+                print(f"{folder} has no checkpoint yet: the run starts from the beginning", file=sys.stderr)
         resumed = done or 0
+        write_run(folder, settings)
         progress = RunProgress(total_steps=total_steps, resumed_step=resumed) if show_progress else None
         loader = Prefetcher(data.train)
         log = _logs(folder, train, name, settings, resumed, progress)
@@ -150,7 +152,7 @@ def run_training(
                 log=log,
                 message=print if progress is None else progress.message,
             )
-            state = loop.resume() if train.resume else programs.start(beginning.params)
+            state = programs.start(beginning.params) if done is None else loop.resume()
             result = loop.run(state)
         finally:
             loader.close()
@@ -166,9 +168,8 @@ def run_training(
     except RyzJAXError as error:
         # What was trained is yet to be written, and worth more than its picture.
         print(f"{folder / 'loss.png'} was not drawn: {error}", file=sys.stderr)
-    summary = {**asdict(result), "exported_step": step, "settings": dict(settings), "finished": time.strftime("%F")}
-    summary.pop("state")
-    (folder / "run.json").write_text(json.dumps(summary, indent=1, default=str), encoding="utf-8")
+    ended = {field.name: getattr(result, field.name) for field in fields(result) if field.name != "state"}
+    write_run(folder, settings, {**ended, "exported_step": step})
     return RunOutcome(loop=result, params=params, step=step)
 
 

@@ -37,22 +37,23 @@ def test_lines_come_at_a_sensible_pace():
     progress.message("saved [step 100]")
     progress.close()
     assert stream.getvalue().splitlines() == [
-        "step 41/100  loss 2.0000  0:30",
-        "step 50/100  loss 2.0000  eval 1.5000  0:39 < 0:50",
-        "step 70/100  loss 2.0000  eval 1.5000  0:59 < 0:30",
-        "step 90/100  loss 2.0000  eval 1.5000  1:19 < 0:10",
-        "step 100/100  loss 2.0000  eval 1.5000  1:29",
+        "step 41/100  loss 2.0000  (mean 2.0000)  0:30",
+        "step 50/100  loss 2.0000  (mean 2.0000)  eval 1.5000  0:39 < 0:50",
+        "step 70/100  loss 2.0000  (mean 2.0000)  eval 1.5000  0:59 < 0:30",
+        "step 90/100  loss 2.0000  (mean 2.0000)  eval 1.5000  1:19 < 0:10",
+        "step 100/100  loss 2.0000  (mean 2.0000)  eval 1.5000  1:29",
         "saved [step 100]",
     ]
 
 
-def test_the_loss_is_smoothed():
+def test_the_loss_is_the_logs_and_its_mean_says_that_it_is_one():
     stream, clock = io.StringIO(), Clock()
     progress = RunProgress(total_steps=2, stream=stream, clock=clock)
     progress.log(1, {"loss": 3.0})
     progress.log(2, {"loss": 1.0})
     first, second = stream.getvalue().splitlines()
-    assert "loss 3.0000" in first and f"loss {(0.9 * 3 + 1) / 1.9:.4f}" in second
+    assert "loss 3.0000  (mean 3.0000)" in first
+    assert f"loss 1.0000  (mean {(0.9 * 3 + 1) / 1.9:.4f})" in second
 
 
 @pytest.mark.parametrize("columns", ["150", "70"])
