@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, cast, get_args
 
 import ml_dtypes
 import numpy as np
@@ -25,7 +25,7 @@ from ryzjax.checkpoint.safetensors import SafetensorsFile
 from ryzjax.checkpoint.safetensors_write import TensorToWrite, write_safetensors
 from ryzjax.checkpoint.stored import FLOATS
 from ryzjax.errors import CheckpointError, ConfigError
-from ryzjax.lora.adapter import Adapter, LoraWeights, check_adapter
+from ryzjax.lora.adapter import Adapter, BaseRounding, LoraWeights, OnLoadWeights, check_adapter
 from ryzjax.lora.base_name import base_name
 from ryzjax.lora.config import shortest_endings
 from ryzjax.models.registry import AbstractModel, family_of
@@ -40,6 +40,8 @@ _TENSOR = re.compile(
 )
 _COPY_OF_BASE = ".base_layer.weight"
 """PEFT saves an adapted head's own weight beside its adapter."""
+_ROUNDED_TO, _ROUNDED_IN_GROUPS_OF = "ryzjax.base_weights", "ryzjax.base_weights_group"
+"""Texts in the header of the tensors, which PEFT does not look at: adapter_config.json has no place for them."""
 Number = TypeVar("Number", int, float)
 
 _DTYPES = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16, "float16": np.float16}
@@ -69,6 +71,7 @@ def read_adapter(folder: Path, model: AbstractModel) -> Adapter:
         for path, parts in tensors.items():
             module = modules.modules[path]
             layers |= split(module, _read_module(file, module, parts, config))
+        rounding = _rounding(file)
     chosen = [layer for layer in model.linears if layer in layers]
     # They stay on the host: a server casts them there, and putting each on a device takes long beside busy threads.
     weights = {
@@ -85,7 +88,7 @@ def read_adapter(folder: Path, model: AbstractModel) -> Adapter:
             {layer: config.lora.alpha_of(paths[layer]) for layer in chosen}, config.lora.alpha, model.linears
         ),
     )
-    adapter = Adapter(config=lora, weights=weights, base_model=config.base_model)
+    adapter = Adapter(config=lora, weights=weights, base_model=config.base_model, base_rounding=rounding)
     check_adapter(adapter, model.linears, name=str(folder))
     return adapter
 
@@ -125,7 +128,9 @@ def write_adapter(
         alpha_pattern=_patterns(alphas, adapter.config.alpha, modules.paths),
     )
     targets = shortest_endings(joined, modules.paths)
-    _write(folder, joined, peft_config_json(config, targets, base_model), np.dtype(_DTYPES[dtype]))
+    rounding = adapter.base_rounding
+    texts = {} if rounding is None else {_ROUNDED_TO: rounding.weights, _ROUNDED_IN_GROUPS_OF: str(rounding.group)}
+    _write(folder, joined, peft_config_json(config, targets, base_model), texts, np.dtype(_DTYPES[dtype]))
 
 
 def _check_folder(folder: Path) -> None:
@@ -277,7 +282,23 @@ def _patterns(values: Mapping[str, Number], default: Number, names: Iterable[str
     return patterns
 
 
-def _write(folder: Path, joined: Mapping[str, ModuleWeights], config: str, dtype: np.dtype) -> None:
+def _rounding(file: SafetensorsFile) -> BaseRounding | None:
+    """How the adapter's base was rounded, by the header of its tensors."""
+    weights, group = file.metadata.get(_ROUNDED_TO), file.metadata.get(_ROUNDED_IN_GROUPS_OF, "")
+    if weights is None:
+        return None
+    known = get_args(OnLoadWeights)
+    if weights not in known or not group.isdecimal():
+        raise CheckpointError(
+            f"{file.path}: its base was rounded to {weights!r} in groups of {group!r}; expected one of "
+            f"{', '.join(known)} and a number of features. Save the adapter again, or take a newer RyzJAX"
+        )
+    return BaseRounding(weights=cast("OnLoadWeights", weights), group=int(group))
+
+
+def _write(
+    folder: Path, joined: Mapping[str, ModuleWeights], config: str, texts: Mapping[str, str], dtype: np.dtype
+) -> None:
     tensors: dict[str, TensorToWrite] = {}
     for path, weights in joined.items():
         arrays = {"lora_A.weight": weights.a, "lora_B.weight": weights.b}
@@ -292,7 +313,7 @@ def _write(folder: Path, joined: Mapping[str, ModuleWeights], config: str, dtype
             file.write(config)
             file.flush()
             os.fsync(file.fileno())
-        write_safetensors(folder / WEIGHTS_FILE, tensors)
+        write_safetensors(folder / WEIGHTS_FILE, tensors, metadata=texts)
         partial.replace(folder / CONFIG_FILE)
     except (OSError, CheckpointError) as error:
         partial.unlink(missing_ok=True)

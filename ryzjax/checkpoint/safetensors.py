@@ -68,7 +68,7 @@ class SafetensorsFile:
                         "the file is truncated or not safetensors. Download it again."
                     )
                 header = file.read(header_bytes)
-                self.entries = _read_header(path, header, size)
+                self.entries, self.metadata = _read_header(path, header, size)
                 self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except OSError as error:
             raise CheckpointError(f"{path}: cannot be read ({error.strerror}); check path and rights") from error
@@ -123,18 +123,19 @@ class SafetensorsFile:
         self._map.madvise(mmap.MADV_DONTNEED, begin, end - begin)
 
 
-def _read_header(path: Path, data: bytes, file_size: int) -> dict[str, TensorEntry]:
+def _read_header(path: Path, data: bytes, file_size: int) -> tuple[dict[str, TensorEntry], dict[str, str]]:
+    """Entries by name, and the texts beside them."""
     try:
         header = json.loads(data, object_pairs_hook=_unique_pairs)
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: the header is not valid JSON ({error}); download the file again") from error
     if not isinstance(header, dict):
         raise CheckpointError(f"{path}: the header is a {type(header).__name__}, expected an object; download it again")
-    header.pop("__metadata__", None)
+    texts = header.pop("__metadata__", None)
     base = 8 + len(data)
     entries = {name: _entry(path, name, item, base) for name, item in header.items()}
     _check_layout(path, entries, base, file_size)
-    return entries
+    return entries, {str(key): str(text) for key, text in texts.items()} if isinstance(texts, dict) else {}
 
 
 def _unique_pairs(pairs: list[tuple[str, object]]) -> dict[str, object]:

@@ -46,13 +46,18 @@ class TensorToWrite:
         return cls(dtype=array.dtype, shape=array.shape, get=lambda: array)
 
 
-def write_safetensors(path: Path, tensors: Mapping[str, TensorToWrite]) -> None:
+def write_safetensors(
+    path: Path, tensors: Mapping[str, TensorToWrite], *, metadata: Mapping[str, str] | None = None
+) -> None:
     """Writes beside `path` first and renames at the end: a file of that name is always whole.
+
+    Args:
+      metadata: texts in the header, which no other reader takes notice of.
 
     Raises:
       CheckpointError: it cannot be written.
     """
-    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    header: dict[str, object] = {"__metadata__": {"format": "pt", **(metadata or {})}}
     at = 0
     for name, tensor in tensors.items():
         header[name] = {

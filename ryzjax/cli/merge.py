@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -11,9 +13,10 @@ import tyro
 from ryzjax.errors import ConfigError
 
 if TYPE_CHECKING:
-    from ryzjax.evaluation.divergence import Divergence
-    from ryzjax.lora.adapter import Adapter
+    from ryzjax.evaluation.divergence import Divergence, ReferenceStates
+    from ryzjax.lora.adapter import Adapter, BaseRounding
     from ryzjax.quant.open_model import OpenModel
+    from ryzjax.quant.recipe import Recipe
 
 __all__ = ["Merge"]
 
@@ -24,9 +27,10 @@ _GROUP = 128
 class Merge:
     """Write a model with an adapter in its weights, and check that its logits are those of the model with the adapter.
 
-    A quantized MODEL is dequantized: the adapter was trained beside exactly those weights. --base adds it into the
-    original weights instead, which it has not seen. What is written is checked in float32 arithmetic before it gets its
-    name: above the tolerance it is kept as OUT.refused, and the exit status is 1.
+    A quantized MODEL is dequantized; a plain one that was rounded for the training (finetune --weights) is rounded in
+    the same way first. The adapter has seen exactly those weights. --base adds it into the original weights instead,
+    which it has not seen. What is written is checked in float32 arithmetic before it gets its name: above the tolerance
+    it is kept as OUT.refused, and the exit status is 1. OUT/merge.json records base, adapter and figures.
     """
 
     model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")]
@@ -50,9 +54,10 @@ class Merge:
     tokens: int = 512
     """Of the text, at most."""
     tolerance: float | None = None
-    """Largest |logit difference|; by default 1e-3 of float32, 0.15 of float16, 1 of bfloat16, none of fewer bits."""
+    """Largest |logit difference| of the plain weights; by default 1e-3 of float32, 0.15 of float16, 1 of bfloat16."""
     max_kl: float | None = None
-    """Largest mean KL in nats a token; by default 1e-6, 1e-4 and 5e-3, and 0.05 for int8, 1 for int4."""
+    """Largest mean KL in nats a token; by default 1e-6, 1e-4 and 5e-3, and with --weights twice that of the merged
+    weights rounded as they are loaded, and 0.001."""
     skip_check: bool = False
     """Write without comparing logits: the check has the model in memory in float32."""
 
@@ -60,13 +65,11 @@ class Merge:
         """Merges; returns the exit status."""
         import shutil
 
-        from ryzjax.checkpoint.peft import read_adapter
         from ryzjax.evaluation.text import EvaluationText
-        from ryzjax.quant.open_model import open_model
 
         out = Path(self.out).expanduser()
-        partial, refused = _beside(out, "partial"), _beside(out, "refused")
-        for folder in (out, partial, refused):
+        partial, refused, plain = (_beside(out, ending) for ending in ("partial", "refused", "merged"))
+        for folder in (out, partial, refused, plain):
             if folder.exists():
                 raise ConfigError(f"{folder} exists; name another --out, or remove it")
         if self.weights == "plain" and self.group_size is not None:
@@ -74,67 +77,204 @@ class Merge:
         if self.tokens < 2:
             raise ConfigError(f"--tokens {self.tokens} is too few to compare models on; expected 2 or more")
         text = None if self.text is None else EvaluationText.read(self.text).text
-        trained_on = open_model(self.model, revision=self.model_revision, dtype="float32")
-        base = trained_on
-        if self.base is not None:
-            base = open_model(self.base, revision=self.model_revision, dtype="float32", weights="bf16")
-        adapter = read_adapter(Path(self.adapter).expanduser(), trained_on.model)
-        is_good = True
+        merging = _Merging.open(self)
+        print(merging.base_message)
+        written = partial if self.weights == "plain" else plain
         try:
-            self._write(trained_on, base, adapter, out)
-            if not self.skip_check:
-                merged = open_model(str(partial), dtype="float32")
-                is_good = self._check(trained_on, base, adapter, merged, text)
+            reason, checks = self._write(merging, written, out, text)
+            for folder in (partial, plain):
+                if folder.exists():
+                    _record(folder, merging, self, checks)
         except BaseException:
-            shutil.rmtree(partial, ignore_errors=True)
+            for folder in (partial, plain):
+                shutil.rmtree(folder, ignore_errors=True)
             raise
-        if not is_good:
-            partial.replace(refused)
+        result = partial if partial.exists() else plain
+        if reason is not None:
+            print(f"refused: {reason}")
+            result.replace(refused)
+        else:
+            result.replace(out)
+        shutil.rmtree(plain, ignore_errors=True)
+        if reason is not None:
             print(f"{refused}: what was written, to be looked at or removed")
             return 1
-        partial.replace(out)
         print(f"{out}: written; serve it with: ryzjax serve {out}")
         return 0
 
-    def _write(self, trained_on: OpenModel, base: OpenModel, adapter: Adapter, out: Path) -> None:
-        """Into `out`.partial."""
-        from ryzjax.quant.merge import merge_and_quantize, merge_checkpoint
+    def _write(
+        self, merging: _Merging, written: Path, out: Path, text: str | None
+    ) -> tuple[str | None, dict[str, Divergence]]:
+        """Merges, rounds and checks; why the result is refused, and what was measured."""
+        from ryzjax.quant.merge import merge_checkpoint, quantize_merged
+
+        merge_checkpoint(
+            merging.base.source,
+            merging.adapter,
+            written,
+            rounding=merging.rounding,
+            dtype=self.dtype,
+            show_progress=True,
+        )
+        check = None if self.skip_check else _Check.begin(self, merging, text)
+        reason = None if check is None else check.plain(written)
+        if self.weights != "plain" and reason is None:
+            quantize_merged(written, out, self._recipe(merging.trained_on), show_progress=True)
+            reason = None if check is None else check.rounded(written, _beside(out, "partial"))
+        return reason, {} if check is None else check.found
+
+    def _recipe(self, trained_on: OpenModel) -> Recipe:
         from ryzjax.quant.recipe import Recipe
 
-        if self.weights == "plain":
-            merge_checkpoint(base.source, adapter, _beside(out, "partial"), dtype=self.dtype, show_progress=True)
-            return
         groups = [format.group for format in trained_on.model.quantization.values() if format.group]
         own = max(set(groups), key=groups.count) if groups else _GROUP
         group = own if self.group_size is None else self.group_size
-        recipe = Recipe(method="rtn", bits=4 if self.weights == "int4" else 8, group_size=group)
-        merge_and_quantize(base.source, adapter, out, recipe, dtype=self.dtype, show_progress=True)
+        return Recipe(method="rtn", bits=4 if self.weights == "int4" else 8, group_size=group)
 
-    def _check(
-        self, trained_on: OpenModel, base: OpenModel, adapter: Adapter, merged: OpenModel, text: str | None
-    ) -> bool:
-        """Prints how far the merged model is from the base with its adapter; whether that is near enough."""
-        from ryzjax.evaluation.merge_check import TOLERANCES, Tolerance, check_tokens, merge_divergence
+
+@dataclass(frozen=True, kw_only=True)
+class _Merging:
+    """An adapter, what it was trained on, and what it goes into.
+
+    Attributes:
+      trained_on, base: opened in float32; the same where there is no --base.
+      adapter: as read.
+      rounding: of the weights of `base`, before the adapter is added.
+      base_message: which base that is and what it means, for people.
+    """
+
+    trained_on: OpenModel
+    base: OpenModel
+    adapter: Adapter
+    rounding: BaseRounding | None
+    base_message: str
+
+    @classmethod
+    def open(cls, options: Merge) -> _Merging:
+        """Reads the adapter; weights are read later."""
+        from ryzjax.checkpoint.peft import read_adapter
+        from ryzjax.quant.open_model import open_model
+
+        revision = options.model_revision
+        trained_on = open_model(options.model, revision=revision, dtype="float32")
+        adapter = read_adapter(Path(options.adapter).expanduser(), trained_on.model)
+        rounding, name = adapter.base_rounding, trained_on.source.name
+        if rounding is not None and trained_on.model.quantization:
+            raise ConfigError(
+                f"the adapter was trained beside a plain model rounded to {rounding} as it was loaded, and {name} is "
+                "quantized already; name the plain model"
+            )
+        if rounding is not None:
+            weights, group = rounding.weights, rounding.group
+            trained_on = open_model(
+                options.model, revision=revision, dtype="float32", weights=weights, weights_group=group
+            )
+        kind = f"rounded to {rounding}" if rounding else "quantized" if trained_on.model.quantization else "as stored"
+        if options.base is None:
+            added = "as stored" if kind == "as stored" else f"{kind} and dequantized"
+            message = f"base: {name}, {added}: the weights that the adapter was trained beside"
+            return cls(trained_on=trained_on, base=trained_on, adapter=adapter, rounding=rounding, base_message=message)
+        base = open_model(options.base, revision=revision, dtype="float32", weights="bf16")
+        message = f"base: {base.source.name}, its plain weights (--base); the adapter was trained beside {name}, {kind}"
+        if kind != "as stored":
+            message += ". It has not seen these weights and answers differently with them: both figures are printed"
+        return cls(trained_on=trained_on, base=base, adapter=adapter, rounding=None, base_message=message)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Check:
+    """The check of one merge: the live adapter's answers, and what was found of merged models.
+
+    Attributes:
+      found: what was compared with the live adapter over the base, or over what it was trained on -> how far it is.
+    """
+
+    options: Merge
+    merging: _Merging
+    tokens: Sequence[int]
+    live: ReferenceStates
+    found: dict[str, Divergence]
+
+    @classmethod
+    def begin(cls, options: Merge, merging: _Merging, text: str | None) -> _Check:
+        """Runs the base with the live adapter."""
+        from ryzjax.evaluation.merge_check import adapter_states, check_tokens
+
+        tokens = check_tokens(merging.trained_on, text, options.tokens)
+        live = adapter_states(merging.base, merging.adapter, tokens, name=options.adapter, show_progress=True)
+        return cls(options=options, merging=merging, tokens=tokens, live=live, found={})
+
+    def plain(self, folder: Path) -> str | None:
+        """Compares the plain merged weights; why they are refused."""
+        from ryzjax.evaluation.merge_check import TOLERANCES, Tolerance, adapter_states, merge_divergence
         from ryzjax.quant.merge import merged_dtype
+        from ryzjax.quant.open_model import open_model
 
-        tokens = check_tokens(trained_on, text, self.tokens)
-        kind = merged_dtype(base.source, self.dtype) if self.weights == "plain" else self.weights
+        options, merging = self.options, self.merging
+        kind = merged_dtype(merging.base.source, options.dtype)
         usual = TOLERANCES[kind]
+        is_last = options.weights == "plain"
         tolerance = Tolerance(
-            logits=usual.logits if self.tolerance is None else self.tolerance,
-            mean_kl=usual.mean_kl if self.max_kl is None else self.max_kl,
+            logits=usual.logits if options.tolerance is None else options.tolerance,
+            mean_kl=usual.mean_kl if options.max_kl is None or not is_last else options.max_kl,
         )
-        found = merge_divergence(base, adapter, merged, tokens, name=self.adapter, show_progress=True)
-        print(f"merged ({kind}) against {base.source.name} with {self.adapter}, over {found.tokens} tokens in float32:")
+        merged = open_model(str(folder), dtype="float32")
+        found = self.found["merged"] = merge_divergence(self.live, merged, show_progress=True)
+        name = merging.base.source.name
+        print(f"merged ({kind}) against {name} with {options.adapter}, over {found.tokens} tokens in float32:")
         print(_figures(found), f"(tolerance {tolerance.logits:g} and {tolerance.mean_kl:g})")
-        if base is not trained_on:
-            other = merge_divergence(trained_on, adapter, merged, tokens, name=self.adapter, show_progress=True)
-            print(f"against {trained_on.source.name}, which the adapter was trained on, with it:")
+        if merging.base is not merging.trained_on:
+            trained_on = adapter_states(merging.trained_on, merging.adapter, self.tokens, name=options.adapter)
+            other = self.found["merged, against what the adapter was trained on"] = merge_divergence(trained_on, merged)
+            print(f"against {merging.trained_on.source.name}, which the adapter was trained on, with it:")
             print(_figures(other))
         reason = tolerance.excess(found)
-        if reason is not None:
-            print(f"refused: {reason}. Was the adapter trained on this model? --dtype float32 rounds nothing.")
-        return reason is None
+        if reason is None:
+            return None
+        return f"{reason}. Was the adapter trained on this model? --dtype float32 rounds nothing."
+
+    def rounded(self, plain: Path, written: Path) -> str | None:
+        """Compares what was written in few bits, and the same weights rounded as they are loaded; why it is refused."""
+        from ryzjax.evaluation.merge_check import merge_divergence, rounded_on_load, rounding_limit
+        from ryzjax.quant.open_model import open_model
+
+        merged = open_model(str(written), dtype="float32")
+        on_load = rounded_on_load(open_model(str(plain), dtype="float32"), merged)
+        expected = self.found["rounded as it is loaded"] = merge_divergence(self.live, on_load, show_progress=True)
+        found = self.found["written"] = merge_divergence(self.live, merged, show_progress=True)
+        limit = rounding_limit(expected) if self.options.max_kl is None else self.options.max_kl
+        print(f"merged ({self.options.weights}) against the same:")
+        print(_figures(found), f"(tolerance {limit:.2e} nats)")
+        print(f"merged, and rounded to {self.options.weights} as it is loaded, against the same:")
+        print(_figures(expected))
+        if found.mean_kl <= limit:
+            return None
+        return (
+            f"the mean KL is {found.mean_kl:.3g} nats a token, above {limit:.3g}: rounding cost more than it does when "
+            "the same weights are rounded as they are loaded. Is the disk sound? --max-kl sets another tolerance"
+        )
+
+
+def _record(folder: Path, merging: _Merging, options: Merge, checks: dict[str, Divergence]) -> None:
+    """Writes merge.json: which base, which adapter, and what was measured."""
+    from ryzjax.errors import CheckpointError
+
+    figures = ("tokens", "mean_kl", "max_logit_difference", "top1_agreement")
+    content = {
+        "base": merging.base.source.name,
+        "base_rounding": None if merging.rounding is None else str(merging.rounding),
+        "adapter": options.adapter,
+        "trained_on": merging.trained_on.source.name,
+        "trained_on_rounding": None if merging.adapter.base_rounding is None else str(merging.adapter.base_rounding),
+        "dtype": options.dtype,
+        "weights": options.weights,
+        "against_the_live_adapter": {name: {key: getattr(one, key) for key in figures} for name, one in checks.items()},
+    }
+    path = folder / "merge.json"
+    try:
+        path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be written ({error.strerror}); check path, rights and space") from error
 
 
 def _beside(out: Path, ending: str) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
+from typing import Literal
 
 import jax
 import numpy as np
@@ -13,7 +14,10 @@ from ryzjax.errors import ConfigError
 from ryzjax.lora.base_name import base_name
 from ryzjax.lora.config import LoraConfig
 
-__all__ = ["Adapter", "LoraWeights", "check_adapter"]
+__all__ = ["Adapter", "BaseRounding", "LoraWeights", "OnLoadWeights", "check_adapter"]
+
+OnLoadWeights = Literal["int8", "int4", "nf4"]
+"""What a plain base can be rounded to as it is loaded."""
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["a", "b", "magnitude"], meta_fields=[])
@@ -37,6 +41,22 @@ class LoraWeights:
         return self.a.shape[-2]
 
 
+@dataclass(frozen=True, kw_only=True)
+class BaseRounding:
+    """How a plain base was rounded as it was loaded, for an adapter to be trained beside it (`--weights`).
+
+    Attributes:
+      weights: to what.
+      group: in features that share a scale.
+    """
+
+    weights: OnLoadWeights
+    group: int
+
+    def __str__(self) -> str:
+        return f"{self.weights} in groups of {self.group}"
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Adapter:
     """An adapter that is complete: no other file is needed to apply it.
@@ -45,11 +65,13 @@ class Adapter:
       config: ranks and scales.
       weights: layer name ("layers.0.attention.q") -> its matrices.
       base_model: what it was trained on, as it calls itself; None where it does not say.
+      base_rounding: how that base was rounded as it was loaded; None where it was not, or the adapter does not say.
     """
 
     config: LoraConfig
     weights: Mapping[str, LoraWeights]
     base_model: str | None = None
+    base_rounding: BaseRounding | None = None
 
     @property
     def max_rank(self) -> int:

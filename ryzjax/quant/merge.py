@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Literal, cast
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
-import ml_dtypes
 import numpy as np
 
 from ryzjax.checkpoint.hf_config import model_config_from_hf
@@ -20,27 +17,23 @@ from ryzjax.checkpoint.load import check_checkpoint, load_weights, read_weights
 from ryzjax.checkpoint.opened import OpenCheckpoint
 from ryzjax.checkpoint.orbax import copy_text_files
 from ryzjax.checkpoint.progress import byte_progress
-from ryzjax.checkpoint.save_hf import save_hf
+from ryzjax.checkpoint.save_hf import PLAIN_DTYPES, in_dtype, save_hf
 from ryzjax.checkpoint.source import CheckpointSource, resolve_source
 from ryzjax.data.tokenizer import Tokenizer
 from ryzjax.errors import ConfigError
-from ryzjax.lora.adapter import Adapter, check_adapter
+from ryzjax.lora.adapter import Adapter, BaseRounding, check_adapter
 from ryzjax.lora.merge import merged
 from ryzjax.models.registry import AbstractModel, abstract_model
+from ryzjax.qarray import dequantize
+from ryzjax.quant.on_load import plan_weights, round_matrix
 from ryzjax.quant.quantize import QuantizedModel, quantize
 from ryzjax.quant.recipe import Recipe
 from ryzjax.sharding import Layout, Placement
 
-__all__ = ["MergedDtype", "merge_and_quantize", "merge_checkpoint", "merged_dtype"]
+__all__ = ["MergedDtype", "merge_checkpoint", "merged_dtype", "quantize_merged"]
 
 MergedDtype = Literal["auto", "float32", "bfloat16", "float16"]
 """Of the weights that are written; auto: the checkpoint's own, and of a quantized one what it is computed in."""
-
-_DTYPES: Mapping[str, np.dtype] = {
-    "float32": np.dtype(np.float32),
-    "bfloat16": np.dtype(ml_dtypes.bfloat16),
-    "float16": np.dtype(np.float16),
-}
 
 
 def merge_checkpoint(
@@ -48,6 +41,7 @@ def merge_checkpoint(
     adapter: Adapter,
     folder: Path,
     *,
+    rounding: BaseRounding | None = None,
     dtype: MergedDtype = "auto",
     show_progress: bool = False,
 ) -> None:
@@ -59,26 +53,35 @@ def merge_checkpoint(
     Args:
       source: the base; whatever format it has.
       folder: to be made.
+      rounding: of a plain base: the adapter is added to what its weights are once they are rounded so and dequantized,
+        which is what it was trained beside. None adds it to the weights as they are.
       dtype: of all weights written.
 
     Raises:
       ConfigError: the adapter does not fit the model; a weight that the dtype cannot hold; a family that cannot be
-        written as Hugging Face has it.
+        written as Hugging Face has it; rounding of a base that is quantized already.
       CheckpointError: damaged files, or a disk that is full.
     """
     name = merged_dtype(source, dtype)
     config = model_config_from_hf(source.config, source.generation, dtype="float32", source=source.config_name)
-    model = abstract_model(config, Placement(Layout.load("single"), jax.devices()[:1]))
+    placement = Placement(Layout.load("single"), jax.devices()[:1])
+    model = abstract_model(config, placement)
+    formats = {}
+    if rounding is not None:
+        plan = plan_weights(source, config, placement, weights=rounding.weights, group=rounding.group)
+        formats = plan.model.quantization
     check_adapter(adapter, model.linears, name=adapter.base_model or "adapter")
-    target = _of_dtype(model, name)
+    target = in_dtype(model, name)
     total = sum(spec.nbytes for spec in target.weights.values())
     with _reader(source, model) as read, byte_progress("Merging", total, show=show_progress) as advance:
 
         def compute(weight: str) -> np.ndarray:
             w, layer = read(weight), weight.removesuffix(".weight")
+            if weight.endswith(".weight") and layer in formats:
+                w = dequantize(round_matrix(weight, w, formats[layer]))
             if weight.endswith(".weight") and layer in adapter.weights:
                 w = merged(w, adapter.weights[layer], adapter.config.scale_of(layer))
-            values = _rounded(weight, np.asarray(w), _DTYPES[name])
+            values = _rounded(weight, np.asarray(w, np.float32), PLAIN_DTYPES[name])
             advance(values.nbytes)
             return values
 
@@ -90,35 +93,20 @@ def merge_checkpoint(
         save_hf(folder, target, get, config=source.config, generation=source.generation, copy_texts=_texts_of(source))
 
 
-def merge_and_quantize(
-    source: CheckpointSource,
-    adapter: Adapter,
-    out: Path,
-    recipe: Recipe,
-    *,
-    dtype: MergedDtype = "auto",
-    show_progress: bool = False,
-) -> QuantizedModel:
-    """Merges into plain weights in a folder beside `out`, quantizes them by a recipe without data, and removes them.
+def quantize_merged(merged: Path, out: Path, recipe: Recipe, *, show_progress: bool = False) -> QuantizedModel:
+    """Quantizes what `merge_checkpoint` wrote, by a recipe without data.
 
     Args:
-      source, adapter, dtype: as of `merge_checkpoint`.
+      merged: the folder with the plain weights.
       out: of `quantize`: the result is in a folder of another name until it is finished.
 
     Raises:
-      ConfigError, CheckpointError: as of `merge_checkpoint` and `quantize`.
+      ConfigError, CheckpointError: as of `quantize`.
     """
-    plain = out.with_name(out.name + ".merged")
-    if plain.exists():
-        raise ConfigError(f"{plain} exists; it is left from another run: remove it")
-    try:
-        merge_checkpoint(source, adapter, plain, dtype=dtype, show_progress=show_progress)
-        merged = resolve_source(str(plain))
-        config = model_config_from_hf(merged.config, merged.generation, source=merged.config_name)
-        placement = Placement(Layout.load("single"), jax.devices()[:1])
-        return quantize(merged, config, placement, recipe, out, show_progress=show_progress)
-    finally:
-        shutil.rmtree(plain, ignore_errors=True)
+    source = resolve_source(str(merged))
+    config = model_config_from_hf(source.config, source.generation, source=source.config_name)
+    placement = Placement(Layout.load("single"), jax.devices()[:1])
+    return quantize(source, config, placement, recipe, out, show_progress=show_progress)
 
 
 def merged_dtype(source: CheckpointSource, dtype: MergedDtype) -> str:
@@ -128,13 +116,6 @@ def merged_dtype(source: CheckpointSource, dtype: MergedDtype) -> str:
     if "float16" in (source.config.get("dtype"), source.config.get("torch_dtype")):
         return "float16"
     return model_config_from_hf(source.config, source.generation, source=source.config_name).dtype
-
-
-def _of_dtype(model: AbstractModel, dtype: str) -> AbstractModel:
-    """The model as it is written: the same weights in another dtype (float16 too, which models here are not run in)."""
-    config = replace(model.config, dtype=cast("Literal['float32']", dtype))
-    specs = {name: replace(spec, dtype=_DTYPES[dtype]) for name, spec in model.weights.items()}
-    return replace(model, config=config, weights=specs)
 
 
 def _rounded(name: str, w: np.ndarray, dtype: np.dtype) -> np.ndarray:

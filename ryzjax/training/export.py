@@ -13,7 +13,7 @@ import numpy as np
 from ryzjax.checkpoint.orbax import copy_text_files
 from ryzjax.checkpoint.peft import write_adapter
 from ryzjax.checkpoint.save_hf import in_dtype, save_hf
-from ryzjax.lora.adapter import Adapter
+from ryzjax.lora.adapter import Adapter, BaseRounding
 from ryzjax.lora.merge import difference
 from ryzjax.lora.model import weight_of
 from ryzjax.qarray import QArray, dequantize
@@ -24,19 +24,24 @@ from ryzjax.training.model import FullModel, LoraModel
 __all__ = ["export_adapter", "export_model", "text_files_of"]
 
 
-def export_adapter(folder: Path, opened: OpenModel, beginning: Beginning, params: dict) -> tuple[Path, Adapter]:
+def export_adapter(
+    folder: Path, opened: OpenModel, beginning: Beginning, params: dict, *, rounding: BaseRounding | None = None
+) -> tuple[Path, Adapter]:
     """Writes `folder`/adapter, and `folder`/base where the adapter belongs to a base that is no longer the model's.
 
     An adapter that began with the largest parts of a plain base (PiSSA) is written as the difference to its beginning,
     which fits the model as it is. A quantized base that was made together with the adapter (LoftQ, PiSSA) is written
     beside it.
 
+    Args:
+      rounding: of the base as it was loaded; written with an adapter that belongs to that base.
+
     Raises:
       CheckpointError: it cannot be written.
     """
     model = beginning.model
     assert isinstance(model, LoraModel)
-    adapter = model.adapter(params, base_model=opened.source.name)
+    adapter = replace(model.adapter(params, base_model=opened.source.name), base_rounding=rounding)
     base_name = opened.source.name
     if beginning.initial is not None:
         plain = Adapter(config=model.lora, weights=beginning.initial, base_model=base_name)
@@ -51,8 +56,9 @@ def export_adapter(folder: Path, opened: OpenModel, beginning: Beginning, params
 
 
 def _without_beginning(adapter: Adapter, base_model: str) -> Adapter:
-    """The adapter for the base it was trained beside, whatever it began as."""
-    return replace(adapter, config=replace(adapter.config, init="default"), base_model=base_model)
+    """The adapter for the plain base that was written beside it, whatever it began as."""
+    config = replace(adapter.config, init="default")
+    return replace(adapter, config=config, base_model=base_model, base_rounding=None)
 
 
 def export_model(

@@ -10,7 +10,7 @@ from ryzjax.checkpoint.hf_config import model_config_from_hf
 from ryzjax.data.training import DataConfig, open_data
 from ryzjax.data.training.rows import Rows
 from ryzjax.errors import ConfigError
-from ryzjax.lora.adapter import Adapter
+from ryzjax.lora.adapter import Adapter, BaseRounding
 from ryzjax.lora.config import LoraConfig
 from ryzjax.quant.open_model import OpenModel, open_model
 from ryzjax.training.beginning import begin_adapter, begin_full
@@ -114,7 +114,10 @@ def finetune(
             copy_texts=text_files_of(opened),
         )
         return FinetuneResult(exported=exported, adapter=None, step=outcome.step, loop=outcome.loop)
-    exported, trained = export_adapter(folder, opened, beginning, outcome.params)
+    rounding = (
+        None if base.weights in ("auto", "bf16") else BaseRounding(weights=base.weights, group=base.weights_group)
+    )
+    exported, trained = export_adapter(folder, opened, beginning, outcome.params, rounding=rounding)
     return FinetuneResult(exported=exported, adapter=trained, step=outcome.step, loop=outcome.loop)
 
 

@@ -17,6 +17,7 @@ from ryzjax.checkpoint.peft import WEIGHTS_FILE, read_adapter, write_adapter
 from ryzjax.checkpoint.peft_config import CONFIG_FILE
 from ryzjax.errors import CheckpointError, ConfigError, RyzJAXError, UnsupportedModelError
 from ryzjax.lora import Adapter, LoraConfig, LoraWeights, delta
+from ryzjax.lora.adapter import BaseRounding
 from ryzjax.models.registry import AbstractModel, abstract_model
 from ryzjax.sharding import Layout, Placement
 from tests.models.configs import CONFIGS
@@ -130,6 +131,24 @@ def test_an_adapter_of_a_changed_base_is_not_written_as_one_of_the_base(init: st
         write_adapter(
             tmp_path, replace(adapter, config=replace(adapter.config, init=init)), model, base_model="base"
         )  # fmt: skip
+
+
+def test_how_the_base_was_rounded_stands_where_peft_does_not_look(tmp_path: Path):
+    model = model_of("llama")
+    found = random_adapter(model, CONFIGS_OF_ADAPTERS["plain"])
+    write_adapter(tmp_path / "plain", found, model, base_model="org/base")
+    rounding = BaseRounding(weights="nf4", group=64)
+    write_adapter(tmp_path / "nf4", replace(found, base_rounding=rounding), model, base_model="org/base")
+    assert read_adapter(tmp_path / "plain", model).base_rounding is None
+    assert read_adapter(tmp_path / "nf4", model).base_rounding == rounding
+    assert (tmp_path / "nf4" / CONFIG_FILE).read_text() == (tmp_path / "plain" / CONFIG_FILE).read_text()
+    tensors = load_file(tmp_path / "nf4" / WEIGHTS_FILE)
+    assert tensors.keys() == load_file(tmp_path / "plain" / WEIGHTS_FILE).keys()
+    save_file(
+        tensors, tmp_path / "nf4" / WEIGHTS_FILE, {"ryzjax.base_weights": "int3", "ryzjax.base_weights_group": "64"}
+    )
+    with pytest.raises(CheckpointError, match="its base was rounded to 'int3' in groups of '64'; expected one of int8"):
+        read_adapter(tmp_path / "nf4", model)
 
 
 def test_a_write_that_fails_keeps_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,9 @@ from ryzjax.checkpoint.peft import write_adapter
 from ryzjax.checkpoint.source import resolve_source
 from ryzjax.cli.main import main
 from ryzjax.data.byte_tokenizer import write_byte_tokenizer
+from ryzjax.lora.adapter import BaseRounding
 from ryzjax.models.registry import abstract_model
-from ryzjax.quant.quantize import quantize
+from ryzjax.quant.quantize import QuantizedModel, quantize
 from ryzjax.quant.recipe import Recipe
 from tests.goldens.make_families import tiny_weights
 from tests.models.test_families import ENTRIES
@@ -63,7 +65,11 @@ def test_a_merge(base: Path, adapter: Path, capsys: pytest.CaptureFixture[str]):
     assert "max |logit difference|" in printed and "top-1 agreement 100.00%" in printed and "mean KL" in printed
     assert left(base) == {"out"}
     files = {path.name for path in (base.parent / "out").iterdir()}
-    assert files == {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
+    assert files == {"config.json", "merge.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
+    assert f"base: {base}, as stored: the weights that the adapter was trained beside" in printed
+    record = json.loads((base.parent / "out/merge.json").read_text())
+    assert (record["base"], record["base_rounding"], record["weights"]) == (str(base), None, "plain")
+    assert record["against_the_live_adapter"]["merged"]["top1_agreement"] == 1.0
     assert merge(base, adapter) == 2
     assert "out exists; name another --out" in capsys.readouterr().err
 
@@ -79,11 +85,82 @@ def test_a_refusal(base: Path, adapter: Path, capsys: pytest.CaptureFixture[str]
 
 @pytest.mark.parametrize("weights", ["int8", "int4"])
 def test_fewer_bits(weights: str, base: Path, adapter: Path, capsys: pytest.CaptureFixture[str]):
-    assert merge(base, adapter, "--weights", weights, "--group-size", "16", "--max-kl", "100") == 0
-    assert f"merged ({weights})" in capsys.readouterr().out
+    """Within the tolerance that is taken where none is named."""
+    assert merge(base, adapter, "--weights", weights, "--group-size", "16") == 0
+    printed = capsys.readouterr().out
+    assert f"merged ({weights})" in printed and f"merged, and rounded to {weights} as it is loaded" in printed
     assert left(base) == {"out"}
+    figures = json.loads((base.parent / "out/merge.json").read_text())["against_the_live_adapter"]
+    assert 0 < figures["written"]["mean_kl"] <= 2 * figures["rounded as it is loaded"]["mean_kl"] + 1e-3
     model, _ = opened(resolve_source(str(base.parent / "out")))
     assert {format.kind for format in model.quantization.values()} == {weights}
+
+
+@pytest.mark.parametrize("weights", ["int8", "int4"])
+def test_a_merge_that_lost_the_adapter_is_refused_before_it_is_rounded(
+    weights: str, base: Path, adapter: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("ryzjax.quant.merge.merged", lambda w, update, scale: w)
+    assert merge(base, adapter, "--weights", weights, "--group-size", "16") == 1
+    assert "refused: the largest difference of a logit is" in capsys.readouterr().out
+    assert left(base) == {"out.refused"}
+
+
+@pytest.mark.parametrize("weights", ["int8", "int4"])
+def test_a_damaged_rounding_is_refused(
+    weights: str, base: Path, adapter: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    """The scales of one layer of fourteen are twice what they should be."""
+    from safetensors.numpy import load_file, save_file
+
+    def damaging(*args: object, **options: object) -> QuantizedModel:
+        result = quantize(*args, **options)  # pyright: ignore
+        (file,) = result.folder.glob("*.safetensors")
+        tensors = load_file(file)
+        name = next(name for name in tensors if "layers.1.mlp.down_proj" in name and "scale" in name)
+        tensors[name] = (tensors[name] * 2).astype(tensors[name].dtype)
+        save_file(tensors, file, metadata={"format": "pt"})
+        return result
+
+    monkeypatch.setattr("ryzjax.quant.merge.quantize", damaging)
+    assert merge(base, adapter, "--weights", weights, "--group-size", "16") == 1
+    printed = capsys.readouterr().out
+    assert "refused: the mean KL is" in printed and "rounding cost more than it does" in printed
+    assert left(base) == {"out.refused"}
+
+
+def test_an_adapter_of_a_base_that_was_rounded_as_it_was_loaded(
+    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    """It goes into those weights; with --base into the plain ones, and what that changes is printed and recorded."""
+    model, weights = opened(resolve_source(str(base)))
+    found = random_adapter(model, weights, LoraConfig(rank=3))
+    found = replace(found, base_rounding=BaseRounding(weights="int4", group=16))
+    write_adapter(tmp_path / "adapter", found, model, base_model=str(base))
+    assert merge(base, tmp_path / "adapter") == 0
+    printed = capsys.readouterr().out
+    assert f"base: {base}, rounded to int4 in groups of 16 and dequantized: the weights that the" in printed
+    record = json.loads((base.parent / "out/merge.json").read_text())
+    assert record["base_rounding"] == record["trained_on_rounding"] == "int4 in groups of 16"
+    assert record["against_the_live_adapter"]["merged"]["mean_kl"] < 1e-6
+    assert merge(base, tmp_path / "adapter", "--base", str(base), out="original") == 0
+    printed = capsys.readouterr().out
+    assert f"its plain weights (--base); the adapter was trained beside {base}, rounded to int4" in printed
+    assert "It has not seen these weights and answers differently with them" in printed
+    record = json.loads((base.parent / "original/merge.json").read_text())
+    assert (record["base_rounding"], record["trained_on_rounding"]) == (None, "int4 in groups of 16")
+    changed = record["against_the_live_adapter"]["merged, against what the adapter was trained on"]
+    assert changed["mean_kl"] > 1e-4
+    w4 = quantize(
+        resolve_source(str(base)),
+        model_config_from_hf(resolve_source(str(base)).config),
+        ONE,
+        Recipe(method="rtn", bits=4, group_size=16),
+        base.parent / "w4",
+        show_progress=False,
+    ).finish()
+    assert merge(w4, tmp_path / "adapter", out="again") == 2
+    assert "is quantized already; name the plain model" in capsys.readouterr().err
 
 
 def test_both_bases_of_a_quantized_model(base: Path, adapter: Path, capsys: pytest.CaptureFixture[str]):
@@ -96,7 +173,7 @@ def test_both_bases_of_a_quantized_model(base: Path, adapter: Path, capsys: pyte
     assert merge(w4, adapter, "--base", str(base), out="original") == 0
     printed = capsys.readouterr().out
     assert printed.count("max |logit difference|") == 2 and "which the adapter was trained on" in printed
-    assert merge(w4, adapter, "--weights", "int4", "--max-kl", "100", out="rounded") == 0
+    assert merge(w4, adapter, "--weights", "int4", out="rounded") == 0
     model = opened(resolve_source(str(base.parent / "rounded")))[0]
     assert {format.group for format in model.quantization.values()} == {16}, "as the model has it"
 

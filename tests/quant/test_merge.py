@@ -18,9 +18,11 @@ from ryzjax.checkpoint.load import load_weights, stored_model
 from ryzjax.checkpoint.source import CheckpointSource, resolve_source
 from ryzjax.errors import CheckpointError, ConfigError
 from ryzjax.lora import Adapter, LoraConfig, LoraWeights, adapted, row_norms
+from ryzjax.lora.adapter import BaseRounding, OnLoadWeights
 from ryzjax.lora.model import weight_of
 from ryzjax.models.registry import AbstractModel
-from ryzjax.quant.merge import MergedDtype, merge_and_quantize, merge_checkpoint, merged_dtype
+from ryzjax.quant.merge import MergedDtype, merge_checkpoint, merged_dtype, quantize_merged
+from ryzjax.quant.on_load import plan_weights
 from ryzjax.quant.quantize import quantize
 from ryzjax.quant.recipe import Recipe
 from ryzjax.sharding import Layout, Placement
@@ -132,14 +134,30 @@ def test_a_quantized_base_is_merged_as_it_was_trained_beside(tmp_path: Path):
     assert np.abs(of_folder(tmp_path / "original") - wanted).max() > 0.05
 
 
+@pytest.mark.parametrize("weights", ["int8", "int4", "nf4"])
+def test_a_base_that_was_rounded_as_it_was_loaded(weights: OnLoadWeights, tmp_path: Path):
+    """The adapter goes into exactly the weights it was trained beside, its head and table of 8 bits included."""
+    (tmp_path / "base").mkdir()
+    source = resolve_source(str(write_checkpoint("llama", tmp_path / "base")))
+    config = model_config_from_hf(source.config, source.generation, dtype="float32")
+    plan = plan_weights(source, config, ONE, weights=weights, group=16)
+    adapter = random_adapter(*opened(source), LoraConfig(rank=3))
+    wanted = beside(plan.model, plan.load(), adapter)
+    merge_checkpoint(source, adapter, tmp_path / "merged", rounding=BaseRounding(weights=weights, group=16))
+    assert np.abs(of_folder(tmp_path / "merged") - wanted).max() < 1e-4
+    merge_checkpoint(source, adapter, tmp_path / "original")
+    assert np.abs(of_folder(tmp_path / "original") - wanted).max() > 1e-3
+
+
 def test_merged_and_rounded(tmp_path: Path):
     (tmp_path / "base").mkdir()
     source = resolve_source(str(write_checkpoint("llama", tmp_path / "base")))
     model, weights = opened(source)
     adapter = random_adapter(model, weights, LoraConfig(rank=3))
     recipe = Recipe(method="rtn", bits=8, group_size=16)
-    result = merge_and_quantize(source, adapter, tmp_path / "out", recipe)
-    assert {folder.name for folder in tmp_path.iterdir()} == {"base", "out.partial"}
+    merge_checkpoint(source, adapter, tmp_path / "plain")
+    result = quantize_merged(tmp_path / "plain", tmp_path / "out", recipe)
+    assert {folder.name for folder in tmp_path.iterdir()} == {"base", "plain", "out.partial"}
     result.finish()
     merged_model, _ = opened(resolve_source(str(tmp_path / "out")))
     assert {format.kind for format in merged_model.quantization.values()} == {"int8"}

@@ -39,8 +39,7 @@ def run(model: Path, rows: Path, out: Path, **options) -> FinetuneResult:
         lora=lora,
         optimizer=options.pop("optimizer", SGD),
         train=TrainConfig(**train),
-        show_progress=False,
-        **options,
+        **({"show_progress": False} | options),
     )
 
 
@@ -132,7 +131,7 @@ def test_sigterm_keeps_a_checkpoint(tiny_model: Path, rows_file: Path, tmp_path:
         time.sleep(0.2)
     process.send_signal(signal.SIGTERM)
     out, err = process.communicate(timeout=240)
-    assert process.returncode == 0, err
+    assert process.returncode == 143, err  # as of a process that SIGTERM ends: a restart loop goes on
     assert "stopped by SIGTERM" in out and "SIGTERM: stopping after this step" in err
     steps = [int(folder.name) for folder in (tmp_path / "run/checkpoints").iterdir()]
     assert steps == [read_log(log)[-1]["step"]] and (tmp_path / "run/adapter/adapter_model.safetensors").is_file()
@@ -144,6 +143,66 @@ def test_a_loss_that_is_no_number_stops_the_run(tiny_model: Path, rows_file: Pat
     with pytest.raises(TrainingError, match=r"step \d+: the loss is .* its update was left out .*rows\.jsonl:\d+"):
         run(tiny_model, rows_file, tmp_path, optimizer=explode)
     assert not (tmp_path / "adapter").exists()
+
+
+def test_its_message_names_the_newest_checkpoint(
+    tiny_model: Path, rows_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The one that is still being written, too; and none where there is none."""
+    from ryzjax.training.loop import Loop
+
+    read = Loop._read
+    bad_step = 0
+
+    def spoilt(self: Loop, step) -> None:
+        if step.step == bad_step:
+            step.metrics["finite"] = jnp.zeros_like(step.metrics["finite"])
+        read(self, step)
+
+    monkeypatch.setattr(Loop, "_read", spoilt)
+    for bad_step, expected in (
+        (4, r"The latest checkpoint is of step 3: look"),
+        (1, r"There is no checkpoint yet: look"),
+    ):
+        out = tmp_path / str(bad_step)
+        with pytest.raises(TrainingError, match=rf"step {bad_step}: the loss is .* {expected} .*--resume"):
+            run(tiny_model, rows_file, out, train={"save_every": 1})
+        steps = [int(folder.name) for folder in (out / "checkpoints").iterdir()]
+        assert max(steps, default=0) == bad_step - 1
+
+
+def test_a_bad_row_to_evaluate_on_loses_nothing(tiny_model: Path, rows_file: Path, tmp_path: Path) -> None:
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text('{"prompt": "a", "completion": 5}\n', encoding="utf-8")
+    with pytest.raises(DataError, match=r"bad\.jsonl:1: .* The run is kept as of step 3: go on with --resume"):
+        run(
+            tiny_model,
+            rows_file,
+            tmp_path / "run",
+            train={"eval_every": 3, "save_every": 100},
+            data={"eval_data": (str(bad),)},
+        )
+    assert [folder.name for folder in (tmp_path / "run/checkpoints").iterdir()] == ["3"]
+
+
+def test_a_bad_first_row_is_one_line(tiny_model: Path, tmp_path: Path) -> None:
+    """Nothing else is printed, and Orbax and its threads were never started."""
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text('{"prompt": "a", "completion": 5}\n{"prompt": "a", "completion": "b"}\n', encoding="utf-8")
+    script = "import sys; from ryzjax.cli.main import main; status = main(); "
+    script += "print('orbax.checkpoint' in sys.modules); sys.exit(status)"
+    flags = ["finetune", str(tiny_model), "--data", str(bad), "--out", str(tmp_path / "run"), "--max-steps", "2"]
+    flags += ["--sequence-tokens", "64", "--batch-rows", "1", "--dtype", "float32"]
+    done = subprocess.run(
+        [sys.executable, "-c", script, *flags],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "XLA_FLAGS": ""},
+    )
+    error = f"error: {bad}:1: prompt is a str and completion a int; expected both as text, or both as lists of messages"
+    assert done.returncode == 2 and done.stdout.strip() == "False"
+    assert done.stderr.splitlines()[-1] == error and "Traceback" not in done.stderr
 
 
 def test_a_bad_row_loses_nothing_that_was_trained_before_it(tiny_model: Path, tmp_path: Path) -> None:
@@ -227,8 +286,6 @@ def test_an_adapter_is_trained_on(tiny_model: Path, rows_file: Path, tmp_path: P
 def test_bad_input(tiny_model: Path, rows_file: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="sequence_tokens=512 is more than the 256 positions"):
         run(tiny_model, rows_file, tmp_path, data={"sequence_tokens": 512})
-    with pytest.raises(ConfigError, match="has no checkpoint to go on from"):
-        run(tiny_model, rows_file, tmp_path, train={"resume": True})
     with pytest.raises(ConfigError, match="LoRA target 'qproj' is no linear layer"):
         run(tiny_model, rows_file, tmp_path, lora=LoraConfig(targets=("qproj",)))
     with pytest.raises(DataError):
