@@ -56,7 +56,7 @@ class Merge:
     tolerance: float | None = None
     """Largest |logit difference| of the plain weights; by default 1e-3 of float32, 0.15 of float16, 1 of bfloat16."""
     max_kl: float | None = None
-    """Largest mean KL in nats a token; by default 1e-6, 1e-4 and 5e-3, and with --weights twice that of the merged
+    """Largest mean KL in nats a token; by default 1e-6, 1e-4 and 5e-3, and with --weights 1.5 times that of the merged
     weights rounded as they are loaded, and 0.001."""
     skip_check: bool = False
     """Write without comparing logits: the check has the model in memory in float32."""
@@ -149,6 +149,12 @@ class _Merging:
     rounding: BaseRounding | None
     base_message: str
 
+    @property
+    def trained_on_name(self) -> str:
+        """The model that the adapter was trained on, with its rounding."""
+        rounding = self.adapter.base_rounding
+        return self.trained_on.source.name + ("" if rounding is None else f" rounded to {rounding}")
+
     @classmethod
     def open(cls, options: Merge) -> _Merging:
         """Reads the adapter; weights are read later."""
@@ -226,7 +232,7 @@ class _Check:
         if merging.base is not merging.trained_on:
             trained_on = adapter_states(merging.trained_on, merging.adapter, self.tokens, name=options.adapter)
             other = self.found["merged, against what the adapter was trained on"] = merge_divergence(trained_on, merged)
-            print(f"against {merging.trained_on.source.name}, which the adapter was trained on, with it:")
+            print(f"against what the adapter was trained on, {merging.trained_on_name}, with it:")
             print(_figures(other))
         reason = tolerance.excess(found)
         if reason is None:

@@ -59,7 +59,7 @@ TOLERANCES: Mapping[str, Tolerance] = {
 it or less, a wrong update more. Measured on stories260K (logits with deviation 8), update of 2 to 10% of the weights,
 LoRA and DoRA: float32 4e-5 and 4e-12, float16 0.025 and 3e-6, bfloat16 0.19 and 2e-4."""
 
-_ROUNDING_FACTOR = 2.0
+_ROUNDING_FACTOR = 1.5
 _ROUNDING_FLOOR_NATS = 1e-3
 
 _CONTEXT_TOKENS = 2048
@@ -143,7 +143,9 @@ def rounded_on_load(plain: OpenModel, written: OpenModel) -> OpenModel:
 def rounding_limit(on_load: Divergence) -> float:
     """The largest mean KL, in nats a token, of a merged model written in few bits.
 
-    Twice that of the same weights rounded as they are loaded, and 0.001 nats.
+    1.5 times that of the same weights rounded as they are loaded, and 0.001 nats: of a sound rounding it is 0.7 to 1.1
+    times (a tiny Llama and the demo model, int8 and int4), and of one whose scales of one layer in fourteen are doubled
+    it is 2 times.
 
     Args:
       on_load: of `rounded_on_load`, from the same live adapter.

@@ -91,7 +91,7 @@ def test_fewer_bits(weights: str, base: Path, adapter: Path, capsys: pytest.Capt
     assert f"merged ({weights})" in printed and f"merged, and rounded to {weights} as it is loaded" in printed
     assert left(base) == {"out"}
     figures = json.loads((base.parent / "out/merge.json").read_text())["against_the_live_adapter"]
-    assert 0 < figures["written"]["mean_kl"] <= 2 * figures["rounded as it is loaded"]["mean_kl"] + 1e-3
+    assert 0 < figures["written"]["mean_kl"] <= 1.5 * figures["rounded as it is loaded"]["mean_kl"] + 1e-3
     model, _ = opened(resolve_source(str(base.parent / "out")))
     assert {format.kind for format in model.quantization.values()} == {weights}
 
@@ -113,18 +113,23 @@ def test_a_damaged_rounding_is_refused(
     """The scales of one layer of fourteen are twice what they should be."""
     from safetensors.numpy import load_file, save_file
 
+    damaged: list[str] = []
+
     def damaging(*args: object, **options: object) -> QuantizedModel:
         result = quantize(*args, **options)  # pyright: ignore
-        (file,) = result.folder.glob("*.safetensors")
-        tensors = load_file(file)
-        name = next(name for name in tensors if "layers.1.mlp.down_proj" in name and "scale" in name)
-        tensors[name] = (tensors[name] * 2).astype(tensors[name].dtype)
-        save_file(tensors, file, metadata={"format": "pt"})
+        for file in result.folder.glob("*.safetensors"):
+            tensors = load_file(file)
+            for name in tensors:
+                if "layers.1.mlp.down_proj" in name and name.endswith("scale"):
+                    tensors[name] = (tensors[name] * 2).astype(tensors[name].dtype)
+                    damaged.append(name)
+            save_file(tensors, file, metadata={"format": "pt"})
         return result
 
     monkeypatch.setattr("ryzjax.quant.merge.quantize", damaging)
     assert merge(base, adapter, "--weights", weights, "--group-size", "16") == 1
     printed = capsys.readouterr().out
+    assert len(damaged) == 1
     assert "refused: the mean KL is" in printed and "rounding cost more than it does" in printed
     assert left(base) == {"out.refused"}
 
@@ -172,7 +177,7 @@ def test_both_bases_of_a_quantized_model(base: Path, adapter: Path, capsys: pyte
     assert capsys.readouterr().out.count("max |logit difference|") == 1
     assert merge(w4, adapter, "--base", str(base), out="original") == 0
     printed = capsys.readouterr().out
-    assert printed.count("max |logit difference|") == 2 and "which the adapter was trained on" in printed
+    assert printed.count("max |logit difference|") == 2 and "what the adapter was trained on" in printed
     assert merge(w4, adapter, "--weights", "int4", out="rounded") == 0
     model = opened(resolve_source(str(base.parent / "rounded")))[0]
     assert {format.group for format in model.quantization.values()} == {16}, "as the model has it"
