@@ -18,6 +18,7 @@ from ryzjax import BaseConfig, DataConfig, LoraConfig, OptimizerConfig, TrainCon
 from ryzjax.checkpoint.peft import read_adapter
 from ryzjax.errors import CheckpointError, ConfigError, DataError, TrainingError
 from ryzjax.evaluation.forward import Forward
+from ryzjax.lora.adapter import BaseRounding
 from ryzjax.lora.model import adapted
 from ryzjax.quant.open_model import open_model
 from ryzjax.training.finetune import FinetuneResult
@@ -101,6 +102,9 @@ def test_a_resumed_run_has_the_losses_of_one_that_was_not_stopped(
     result = run(tiny_model, rows_file, tmp_path / "cut", train=once | {"resume": True}, **options)
     assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
     assert result.loop.step == 12
+    rounding = None if weights == "auto" else BaseRounding(weights=weights, group=32)  # pyright: ignore
+    written = read_adapter(tmp_path / "cut/adapter", open_model(str(tiny_model)).model)
+    assert written.base_rounding == rounding, "what ryzjax merge goes by"
     for part in ("adapter_model.safetensors", "adapter_config.json"):
         assert (tmp_path / "cut/adapter" / part).read_bytes() == (tmp_path / "whole/adapter" / part).read_bytes()
 
