@@ -80,39 +80,21 @@ def request_bytes(path: str, body: dict[str, object] | bytes, *, declared_bytes:
     """An HTTP request; with `declared_bytes` its Content-Length says something else than its length."""
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
     length = len(content) if declared_bytes is None else declared_bytes
-    head = f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n\r\n"
+    head = f"POST {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {length}\r\n\r\n"
     return head.encode() + content
 
 
 def ask(port: int, request: bytes, timeout_s: float = 60.0) -> tuple[int, int]:
-    """(status, bytes of the answer) of one request on a connection of its own."""
+    """(status, bytes of the answer) of one request that asks the server to close its connection."""
     with socket.create_connection(("127.0.0.1", port), timeout=timeout_s) as connection:
         with suppress(OSError):  # refused before it was read whole: the answer is there
             connection.sendall(request)
-        size, status, head = 0, 0, b""
-        while True:
-            try:
-                data = connection.recv(1 << 16)
-            except ConnectionResetError:
-                break
-            if not data:
-                break
-            size += len(data)
-            if not status:
-                head += data
-                if len(head) > 12:
-                    status = int(head[9:12])
-                if b"connection: close" not in head.lower() and _is_whole(head):
-                    break
-            elif data.endswith(b"0\r\n\r\n"):
-                break
-        return status, size
-
-
-def _is_whole(answer: bytes) -> bool:
-    head, separator, body = answer.partition(b"\r\n\r\n")
-    length = re.search(rb"content-length: (\d+)", head.lower())
-    return bool(separator) and length is not None and len(body) >= int(length[1])
+        size, head = 0, b""
+        with suppress(ConnectionResetError):
+            while data := connection.recv(1 << 16):
+                size += len(data)
+                head = (head + data)[:16]
+        return int(head[9:12]), size
 
 
 @dataclass

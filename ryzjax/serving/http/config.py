@@ -52,6 +52,9 @@ class HttpConfig:
     """Longest stop string, in characters."""
     max_logit_bias: int = 1024
     """Most tokens that one request may bias."""
+    max_logprobs_per_request: int = 4 * 1024 * 1024
+    """Most log-probabilities, alternatives included, that one answer may hold in memory: about 100 bytes each. The
+    completions of a streamed answer do not count."""
     max_sequences_per_request: int | None = None
     """Most sequences (prompts x n) that one request may start, and most of its inputs that are embedded at once; by
     default a quarter of max_sequences + max_queue, so that other clients get in beside it."""
@@ -83,6 +86,7 @@ class HttpConfig:
         _check("max_messages_per_request", self.max_messages_per_request, 1, 2**16)
         _check("max_stop_strings", self.max_stop_strings, 0, MAX_STOPS)
         _check("max_stop_chars", self.max_stop_chars, 1, MAX_STOP_CHARS)
+        _check("max_logprobs_per_request", self.max_logprobs_per_request, 0, 2**40)
         _check("max_logit_bias", self.max_logit_bias, 0, MAX_LOGIT_BIAS)
         if self.max_sequences_per_request is not None:
             _check("max_sequences_per_request", self.max_sequences_per_request, 1, 2**16)

@@ -94,7 +94,9 @@ def _check_size(context: ServerContext, prompts: int, params: SamplingParams) ->
 
 
 async def _answer(request: Request, body: GenerationRequest, generation: Generation, answer: AnswerFormat) -> Response:
-    workers = context_of(request).workers
+    context = context_of(request)
+    workers = context.workers
+    context.limits.check_logprobs(generation.num_logprobs(is_streamed=bool(body.stream)))
     if body.stream:
         return EventStream(
             generation,

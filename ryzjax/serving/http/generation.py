@@ -83,6 +83,18 @@ class Generation:
         """How many completions there will be."""
         return len(self._prompts) * self.params.n
 
+    def num_logprobs(self, *, is_streamed: bool) -> int:
+        """Most log-probabilities that the answer holds at once; a stream does not keep those of its completions."""
+        count = 0
+        if self.params.prompt_logprobs is not None:
+            count += self.prompt_tokens * (1 + self.params.prompt_logprobs)
+        if self.params.logprobs is not None and not is_streamed:
+            rooms = (self._engine.max_context_tokens - len(prompt) for prompt in self._prompts)
+            most = self.params.max_tokens
+            new_tokens = sum(room if most is None else min(room, most) for room in rooms)
+            count += new_tokens * self.params.n * (1 + self.params.logprobs)
+        return count
+
     def _engine_id(self, number: int) -> str:
         return self.id if len(self._prompts) == 1 else f"{self.id}-{number}"
 

@@ -78,6 +78,16 @@ class RequestLimits:
                 param=param,
             )
 
+    def check_logprobs(self, count: int) -> None:
+        """Refuses an answer with too many log-probabilities. Raises RequestError."""
+        limit = self.config.max_logprobs_per_request
+        if count > limit:
+            raise RequestError(
+                f"the answer may have {count} log-probabilities; at most {limit} are taken in one request "
+                "(max_logprobs_per_request); lower logprobs, max_tokens or n, or stream the answer",
+                param="logprobs",
+            )
+
     def _check_prompts(self, name: str, prompts: list[object] | dict[str, object]) -> None:
         if isinstance(prompts, list) and prompts and isinstance(prompts[0], (str, list)):
             is_input = name == "input"

@@ -175,6 +175,22 @@ def test_a_large_answer_is_the_same_as_a_small_one_and_comes_in_pieces(serving: 
         assert "content-length" in small.headers
 
 
+def test_log_probabilities_of_one_answer_are_bounded(serving: ServerFactory) -> None:
+    with serving(max_logprobs_per_request=100) as running:
+        body = {"prompt": "abcd", "max_tokens": 10, "n": 2}
+        error = error_of(running.post(**body, logprobs=5))
+        assert "the answer may have 120 log-probabilities; at most 100" in error["message"]
+        assert error["param"] == "logprobs"
+        assert running.post(**body, logprobs=4).status_code == 200
+        assert running.post(**body, logprobs=5, stream=True).status_code == 200, "a stream keeps none"
+        assert running.post(**body).status_code == 200
+        scored = {"prompt": "a" * 50, "max_tokens": 0, "echo": True}
+        assert running.post(**scored, logprobs=0).status_code == 200
+        assert "102 log-prob" in error_of(running.post(**scored, logprobs=1))["message"]
+        assert running.post(CHAT, messages=USER, logprobs=True, top_logprobs=1, max_tokens=50).status_code == 200
+        error_of(running.post(CHAT, messages=USER, logprobs=True, top_logprobs=1, max_tokens=51))
+
+
 def test_integers_may_be_written_as_floats(running: Running) -> None:
     body = {
         "prompt": "abc",
