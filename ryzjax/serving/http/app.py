@@ -64,7 +64,7 @@ def create_app(engine: EngineFrontend, config: HttpConfig, *, metrics: EngineMet
     generation = generate_routes.GENERATION_PATHS | embedding_routes.EMBEDDING_PATHS
     # The last one added is the outermost.
     app.add_middleware(InFlightMiddleware, lifecycle=context.lifecycle, paths=generation)
-    large = {adapter_routes.ADAPTERS_PATH: config.max_adapter_bytes} if config.allow_lora_updating else {}
+    large = {adapter_routes.ADAPTERS_PATH: context.adapter_bodies} if config.allow_lora_updating else {}
     app.add_middleware(BodyMiddleware, config=config, readers=context.bodies, larger=large)
     app.add_middleware(
         DrainGateMiddleware,

@@ -52,11 +52,11 @@ class BodyReaders:
     """The bodies that are being read or parsed, and the memory they share. Used on the event loop only.
 
     Args:
-      capacity_bytes: memory of all large bodies together.
+      capacity_bytes: memory of all large bodies together; also an attribute.
     """
 
     def __init__(self, capacity_bytes: int):
-        self._capacity_bytes = capacity_bytes
+        self.capacity_bytes = capacity_bytes
         self._reserved_bytes = 0
         self._readers: set[_Reader] = set()
 
@@ -76,8 +76,8 @@ class BodyReaders:
         A body that has made no progress for a second loses its room to one that is waiting.
         """
         loop = asyncio.get_running_loop()
-        size_bytes = min(size_bytes, self._capacity_bytes)
-        while self._reserved_bytes + size_bytes > self._capacity_bytes:
+        size_bytes = min(size_bytes, self.capacity_bytes)
+        while self._reserved_bytes + size_bytes > self.capacity_bytes:
             holders = [other for other in self._readers if other.reserved_bytes and other.ended_by is None]
             slowest = min(holders, key=lambda other: other.last_progress_s, default=None)
             if slowest is not None and loop.time() - slowest.last_progress_s >= _STALLED_S:
@@ -139,15 +139,15 @@ class BodyMiddleware:
     Args:
       app: the routes.
       config: the limits.
-      readers: the bodies of all requests.
-      larger: limits in bytes for paths that begin with a prefix; these do not share the memory of the others.
+      readers: the bodies of most requests.
+      larger: the bodies of requests whose paths begin with a prefix: they may be as large as their own memory.
     """
 
-    def __init__(self, app: ASGIApp, *, config: HttpConfig, readers: BodyReaders, larger: Mapping[str, int]):
+    def __init__(self, app: ASGIApp, *, config: HttpConfig, readers: BodyReaders, larger: Mapping[str, BodyReaders]):
         self._app = app
         self._config = config
         self._readers = readers
-        self._larger = {prefix: (limit, BodyReaders(limit)) for prefix, limit in larger.items()}
+        self._larger = larger
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers one request."""
@@ -155,9 +155,9 @@ class BodyMiddleware:
             await self._app(scope, receive, send)
             return
         limit, readers, setting = self._config.max_body_bytes, self._readers, "max_body_bytes"
-        for prefix, (larger_limit, own) in self._larger.items():
+        for prefix, own in self._larger.items():
             if scope["path"].startswith(prefix):
-                limit, readers, setting = larger_limit, own, "max_adapter_bytes"
+                limit, readers, setting = own.capacity_bytes, own, "max_adapter_bytes"
         try:
             body = await self._read(scope, receive, limit, readers, setting)
         except _RefusedError as refused:
@@ -184,8 +184,6 @@ class BodyMiddleware:
         received_bytes = 0
         timer = asyncio.timeout_at(started_s + self._config.body_timeout_s)
         reader = _Reader(timer, started_s)
-        # A drain ends bodies of every kind; the room of large ones is that of their own kind.
-        self._readers.enter(reader)
         readers.enter(reader)
         is_whole = False
         try:
@@ -213,7 +211,6 @@ class BodyMiddleware:
         except TimeoutError:
             raise _RefusedError(reader.ended_by or self._too_slow()) from None
         finally:
-            self._readers.leave(reader)
             readers.leave(reader)
             if not is_whole:
                 readers.release(reader.reserved_bytes)

@@ -36,6 +36,7 @@ class ServerContext:
         self.token_texts = TokenTexts(engine.tokenizer)
         self.workers = Workers()
         self.bodies = BodyReaders(config.max_buffered_bytes)
+        self.adapter_bodies = BodyReaders(config.max_adapter_bytes)
 
     @cached_property
     def limits(self) -> RequestLimits:

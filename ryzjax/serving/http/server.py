@@ -88,7 +88,8 @@ class _DrainingUvicorn(uvicorn.Server):
         lifecycle, timeout_s = self._context.lifecycle, self._context.config.drain_timeout_s
         started_s = time.monotonic()
         logger.info("draining", extra={"requests": lifecycle.in_flight, "timeout_s": timeout_s})
-        self._context.bodies.end_all(SHUTTING_DOWN)
+        for bodies in (self._context.bodies, self._context.adapter_bodies):
+            bodies.end_all(SHUTTING_DOWN)
         try:
             left_s = 0.0
             if await lifecycle.wait_idle(timeout_s):
