@@ -23,7 +23,7 @@ from ryzjax.training.optimizer_config import OptimizerConfig
 from ryzjax.training.run import run_training
 from ryzjax.training.run_file import earlier_dtype
 
-__all__ = ["FinetuneResult", "finetune", "open_base", "settings_of"]
+__all__ = ["FinetuneResult", "finetune", "open_base", "settings_of", "stored_dtype"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +108,7 @@ def finetune(
             folder,
             beginning,
             outcome.params,
-            dtype=_stored_dtype(opened, base),
+            dtype=stored_dtype(opened, base),
             config=opened.source.config,
             generation=opened.source.generation,
             copy_texts=text_files_of(opened),
@@ -143,7 +143,7 @@ def settings_of(**parts: object) -> dict[str, Json]:
     return {key: value for key, value in flat.items() if key not in ("train.resume", "train.out")}
 
 
-def _stored_dtype(opened: OpenModel, base: BaseConfig) -> str:
+def stored_dtype(opened: OpenModel, base: BaseConfig) -> str:
     """What all weights are written in: what was asked for, or the checkpoint's own, whatever they were computed in."""
     source = opened.source
     return model_config_from_hf(source.config, source.generation, dtype=base.dtype, source=source.config_name).dtype

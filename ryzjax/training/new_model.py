@@ -12,12 +12,15 @@ __all__ = ["NewModelConfig"]
 
 @dataclass(frozen=True, kw_only=True)
 class NewModelConfig:
-    """A model that does not exist yet: a Llama of some size, or what a config.json says.
+    """A model that does not exist yet: a Llama of some size, what a config.json says, or the next stage of a model.
 
     Raises:
-      ConfigError: sizes that make no model.
+      ConfigError: sizes that make no model, or two settings that contradict each other.
     """
 
+    begin_from: str | None = None
+    """Model (a directory, or a Hugging Face id) whose weights the run begins with, in place of random ones. Its
+    tokenizer, shape and dtype count, and none of the sizes below."""
     model_config: str | None = None
     """config.json of any family that RyzJAX runs, in place of the sizes below; the vocabulary is the tokenizer's."""
     hidden_size: int = 256
@@ -44,6 +47,9 @@ class NewModelConfig:
     """Rows of the same kind, of problems that are in no training row, to evaluate on."""
     synthetic_mixture: dict[str, float] = field(default_factory=dict)
     """Task -> share of the tokens of synthetic rows; by default `ryzjax.data.synthetic.MIXTURE`."""
+    synthetic_begins_at: float = 0.0
+    """Where the course of synthetic rows begins, from 0 (short lists first) to 1 (lists of every length at once, for a
+    model that can look things up already)."""
     vocab_size: int = 3072
     """Of the tokenizer that is learnt from synthetic rows, where none is given."""
     model_dtype: Literal["float32", "bfloat16"] = "bfloat16"
@@ -58,6 +64,12 @@ class NewModelConfig:
         for name in ("hidden_size", "intermediate_size", "num_layers", "num_heads", "num_kv_heads", "max_position"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}={getattr(self, name)}; expected 1 or more")
+        for name in ("model_config", "tokenizer"):
+            if self.begin_from is not None and getattr(self, name) is not None:
+                raise ConfigError(
+                    f"{name}={getattr(self, name)!r} contradicts begin_from={self.begin_from!r}, a model that has its "
+                    "own; leave one of them out"
+                )
         if self.hidden_size % self.num_heads or (self.hidden_size // self.num_heads) % 2:
             raise ConfigError(
                 f"hidden_size={self.hidden_size} is no multiple of num_heads={self.num_heads} with an even number of "

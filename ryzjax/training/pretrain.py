@@ -1,28 +1,30 @@
-"""pretrain: a model from random weights; with a tokenizer that is given, or learnt from our synthetic rows."""
+"""pretrain: a model from random weights, with a tokenizer that is given or learnt from our synthetic rows; or a further
+stage of a model that is there."""
 
 from __future__ import annotations
 
 import json
 import shutil
 import sys
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ryzjax.checkpoint.hf_config import model_config_from_hf
 from ryzjax.checkpoint.orbax import copy_text_files
 from ryzjax.data.synthetic import SyntheticRows
+from ryzjax.data.synthetic.draw import Split
 from ryzjax.data.synthetic.vocabulary import train_tokenizer, write_tokenizer
 from ryzjax.data.tokenizer import Tokenizer
 from ryzjax.data.training import DataConfig, open_data
 from ryzjax.errors import CheckpointError, ConfigError
 from ryzjax.models.registry import AbstractModel, abstract_model
 from ryzjax.sharding import Layout, Placement
-from ryzjax.training.beginning import begin_from_scratch
-from ryzjax.training.config import TrainConfig
-from ryzjax.training.dtype import choose_dtype
-from ryzjax.training.export import export_model
-from ryzjax.training.finetune import FinetuneResult, settings_of
+from ryzjax.training.beginning import Beginning, begin_from_scratch, begin_full
+from ryzjax.training.config import BaseConfig, TrainConfig
+from ryzjax.training.dtype import Dtype, choose_dtype
+from ryzjax.training.export import export_model, text_files_of
+from ryzjax.training.finetune import FinetuneResult, open_base, settings_of, stored_dtype
 from ryzjax.training.new_model import NewModelConfig
 from ryzjax.training.optimizer_config import OptimizerConfig
 from ryzjax.training.run import run_training
@@ -42,7 +44,8 @@ def pretrain(
     train: TrainConfig | None = None,
     show_progress: bool = True,
 ) -> FinetuneResult:
-    """Trains a model from random weights and writes it as Hugging Face has it; see docs/finetuning.md.
+    """Trains all weights of a model, random ones or those of `begin_from`, and writes it in Hugging Face's layout; see
+    docs/finetuning.md.
 
     Args:
       new: the model, and its tokenizer.
@@ -60,32 +63,29 @@ def pretrain(
         raise ConfigError("name data to train on, or synthetic_rows, one of the two")
     rows = eval_rows = None
     if new.synthetic_rows is not None:
-        rows = SyntheticRows(train.seed, new.synthetic_rows, mixture=new.synthetic_mixture or None)
+        rows = _synthetic_rows(new, train.seed, new.synthetic_rows, "train")
         if new.synthetic_eval_rows:
-            eval_rows = SyntheticRows(
-                train.seed + _EVAL_SEED, new.synthetic_eval_rows, split="test", mixture=new.synthetic_mixture or None
-            )
+            eval_rows = _synthetic_rows(new, train.seed + _EVAL_SEED, new.synthetic_eval_rows, "test")
     folder = Path(train.out).expanduser()
-    texts = _tokenizer_folder(new, rows, folder)
-    tokenizer = Tokenizer.load(texts)
-    config = _hf_config(new, tokenizer, texts)
-    generation = _json(texts / "generation_config.json") if (texts / "generation_config.json").is_file() else {}
     choice = choose_dtype(new.dtype, earlier=earlier_dtype(folder, "model.dtype") if train.resume else None)
-    model = _abstract(config, generation, new, new.model_dtype if choice.dtype == "auto" else choice.dtype)
-    computed_in = model.config.dtype
+    if new.begin_from is None:
+        start = _fresh(new, rows, folder, choice.dtype)
+    else:
+        start = _existing(new.begin_from, new.layout, choice.dtype)
+    computed_in = start.model.config.dtype
     if show_progress:
         print(choice.message(computed_in), file=sys.stderr)
-    if data.sequence_tokens > model.config.max_position:
+    if data.sequence_tokens > start.model.config.max_position:
         raise ConfigError(
-            f"sequence_tokens={data.sequence_tokens} is more than max_position={model.config.max_position}"
+            f"sequence_tokens={data.sequence_tokens} is more than max_position={start.model.config.max_position}"
         )
-    loaders = open_data(data, tokenizer, batch_rows=train.rows_per_update, rows=rows, eval_rows=eval_rows)
+    loaders = open_data(data, start.tokenizer, batch_rows=train.rows_per_update, rows=rows, eval_rows=eval_rows)
     total_steps = train.max_steps or loaders.train.count_batches(train.epochs, show_progress=show_progress)
-    beginning = begin_from_scratch(model, train)
+    beginning = start.begin(train, show_progress)
     outcome = run_training(
         beginning,
         loaders,
-        name=f"{model.num_parameters / 1e6:.1f}M {config['model_type']}",
+        name=f"{start.model.num_parameters / 1e6:.1f}M {start.config['model_type']}",
         optimizer=optimizer,
         train=train,
         total_steps=total_steps,
@@ -97,12 +97,72 @@ def pretrain(
         folder,
         beginning,
         outcome.params,
-        dtype=new.model_dtype,
+        dtype=start.stored_dtype,
+        config=start.config,
+        generation=start.generation,
+        copy_texts=start.copy_texts,
+    )
+    return FinetuneResult(exported=exported, adapter=None, step=outcome.step, loop=outcome.loop)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Start:
+    """What a run trains, before any weight is made or read.
+
+    Attributes:
+      model: its shapes.
+      stored_dtype: what its weights are written in.
+      tokenizer: of the model.
+      config, generation: what config.json and generation_config.json of the result hold; None for no such file.
+      copy_texts: writes the tokenizer's files into a folder.
+      begin: makes or reads the weights; a bar on stderr where the second argument is true.
+    """
+
+    model: AbstractModel
+    stored_dtype: str
+    tokenizer: Tokenizer
+    config: Mapping[str, object]
+    generation: Mapping[str, object] | None
+    copy_texts: Callable[[Path], None]
+    begin: Callable[[TrainConfig, bool], Beginning]
+
+
+def _fresh(new: NewModelConfig, rows: SyntheticRows | None, folder: Path, dtype: Dtype) -> _Start:
+    """A model of random weights."""
+    texts = _tokenizer_folder(new, rows, folder)
+    tokenizer = Tokenizer.load(texts)
+    config = _hf_config(new, tokenizer, texts)
+    generation = _json(texts / "generation_config.json") if (texts / "generation_config.json").is_file() else {}
+    model = _abstract(config, generation, new, new.model_dtype if dtype == "auto" else dtype)
+    return _Start(
+        model=model,
+        stored_dtype=new.model_dtype,
+        tokenizer=tokenizer,
         config=config,
         generation=generation or None,
         copy_texts=lambda out: copy_text_files(texts, out),
+        begin=lambda train, show_progress: begin_from_scratch(model, train),
     )
-    return FinetuneResult(exported=exported, adapter=None, step=outcome.step, loop=outcome.loop)
+
+
+def _existing(name: str, layout: str, dtype: Dtype) -> _Start:
+    """A model that has weights already."""
+    base = BaseConfig(model=name, layout=layout)
+    opened = open_base(replace(base, dtype=dtype))
+    return _Start(
+        model=opened.model,
+        stored_dtype=stored_dtype(opened, base),
+        tokenizer=opened.tokenizer,
+        config=opened.source.config,
+        generation=opened.source.generation,
+        copy_texts=text_files_of(opened),
+        begin=lambda train, show_progress: begin_full(opened, train, show_progress=show_progress),
+    )
+
+
+def _synthetic_rows(new: NewModelConfig, seed: int, count: int, split: Split) -> SyntheticRows:
+    mixture = new.synthetic_mixture or None
+    return SyntheticRows(seed, count, split=split, mixture=mixture, begins_at=new.synthetic_begins_at)
 
 
 def _tokenizer_folder(new: NewModelConfig, rows: SyntheticRows | None, folder: Path) -> Path:

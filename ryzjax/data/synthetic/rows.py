@@ -35,13 +35,20 @@ class SyntheticRows:
       count: rows in all.
       split: "train", or "test" for rows of problems that no training row holds.
       mixture: task -> share of the tokens (any positive scale); by default `MIXTURE`.
+      begins_at: the progress of row 0, from 0 to 1: above 0 for a model that has learnt from easier rows already.
 
     Raises:
-      ConfigError: a task that does not exist, or shares or a count that make no data set.
+      ConfigError: a task that does not exist, or shares, a count or a beginning that make no data set.
     """
 
     def __init__(
-        self, seed: int, count: int, *, split: Split = "train", mixture: Mapping[str, float] | None = None
+        self,
+        seed: int,
+        count: int,
+        *,
+        split: Split = "train",
+        mixture: Mapping[str, float] | None = None,
+        begins_at: float = 0.0,
     ) -> None:
         mixture = MIXTURE if mixture is None else mixture
         unknown = sorted(mixture.keys() - TASKS.keys())
@@ -53,10 +60,13 @@ class SyntheticRows:
             raise ConfigError(f"count={count} is out of range; expected at least 1")
         if split not in ("train", "test"):
             raise ConfigError(f"split={split!r} is not known; expected 'train' or 'test'")
+        if not 0 <= begins_at <= 1:
+            raise ConfigError(f"begins_at={begins_at} is out of range; expected a number from 0 to 1")
         self.seed = seed
         self.split: Split = split
         self.mixture = {name: float(share) for name, share in mixture.items() if share}
         self._count = count
+        self._begins_at = begins_at
         self._names = tuple(self.mixture)
         self._chances = [self._cumulative(stage) for stage in range(_STAGES)]
 
@@ -77,8 +87,9 @@ class SyntheticRows:
         if not 0 <= i < self._count:
             raise IndexError(f"row {index} of {self._count}")
         rng = random.Random(f"{self.seed} {self.split} {i}")
-        progress = i / self._count
-        name = rng.choices(self._names, cum_weights=self._chances[int(progress * _STAGES)])[0]
+        progress = self._begins_at + (1 - self._begins_at) * i / self._count
+        stage = min(int(progress * _STAGES), _STAGES - 1)
+        name = rng.choices(self._names, cum_weights=self._chances[stage])[0]
         return name, Draw(rng=rng, split=self.split, progress=progress)
 
     def _cumulative(self, stage: int) -> list[float]:

@@ -12,6 +12,7 @@ from ryzjax.data.synthetic.draw import Draw
 from ryzjax.data.synthetic.exchange import ChatRow, Exchange, HeldOut, Message, Task
 from ryzjax.data.synthetic.extraction import extraction
 from ryzjax.data.synthetic.persona import held_out_persona, persona
+from ryzjax.data.synthetic.pieces import pieces
 from ryzjax.data.synthetic.retrieval import held_out_retrieval, retrieval
 from ryzjax.data.synthetic.routing import routing
 from ryzjax.data.synthetic.small_talk import SYSTEM_PROMPTS, held_out_small_talk, small_talk
@@ -148,6 +149,12 @@ TASKS: Mapping[str, Task] = {
             row=_conversation,
             item=lambda draw: draw.rng.choice(_ANY)(draw).held_out(),
         ),
+        Task(
+            name="pieces",
+            description="Pieces of the vocabulary, alone and in made-up words, to be repeated, listed or looked up.",
+            row=_exchanges(pieces, most=4),
+            item=_item(pieces),
+        ),
     )
 }
 """What the demo model is trained on."""
@@ -167,7 +174,8 @@ MIXTURE: Mapping[str, float] = {
     "about": 0.03,
     "conversation": 0.06,
 }
-"""Each task's share of the tokens."""
+"""Each task's share of the tokens in the first stage of the demo model, which learns the tokenizer from its rows;
+`pieces`, which are pieces of that tokenizer, come with the second stage (configs/train/demo-2.toml)."""
 
 NEW_TASKS: Mapping[str, Task] = {
     "routing": Task(
