@@ -1,15 +1,19 @@
-"""Writes the demo model's card from the files of its run: no figure in it is typed by hand.
+"""Writes the demo model's card from the files of its two training stages: no figure in it is typed by hand.
 
-python bench/demo_card.py RUN --scores eval.json [--note TEXT] --output RUN/model/README.md
+python bench/demo_card.py stage RUN --command COMMAND [--note TEXT] --output bench/results/demo-stage-2.json
+python bench/demo_card.py card ryzjax/demo --stages bench/results/demo-stage-1.json bench/results/demo-stage-2.json \
+  --scores eval.json --sampled eval-t1.json --defaults eval-defaults.json --output ryzjax/demo/README.md
 
-RUN is the folder of `ryzjax pretrain --config demo --out RUN`, on this machine: its model, its log and its settings are
-told. eval.json is of `ryzjax eval RUN/model --tasks demo_... --output eval.json`. The note stands under the settings:
-what happened to the run that they do not say.
+RUN is the folder of a stage, the --out of `ryzjax pretrain` on this machine: `stage` keeps of its log and its settings
+what the card says of them. The three score files are of `ryzjax eval` with the same tasks: greedy, at temperature 1,
+and with the sampling defaults of the model's generation_config.json. The note stands under the settings: what happened
+to a run that they do not say.
 """
 
 from __future__ import annotations
 
 import argparse
+import ast
 import json
 import math
 import struct
@@ -36,6 +40,16 @@ SHAPE = (
     "tie_word_embeddings",
 )
 LOSS_COLUMNS = ("tokens", "loss", "eval_loss")
+SETTINGS = {
+    "train.seed": "seed of weights and rows",
+    "model.synthetic_rows": "synthetic rows",
+    "optimizer.optimizer": "optimizer",
+    "optimizer.learning_rate": "learning rate",
+    "optimizer.adam_learning_rate": "adam learning rate",
+    "optimizer.schedule": "schedule",
+    "optimizer.warmup_steps": "warmup steps",
+    "optimizer.decay_ratio": "decay ratio",
+}
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
@@ -57,77 +71,132 @@ def num_parameters(folder: Path) -> int:
 
 def model_table(folder: Path) -> str:
     """Shape and size of the checkpoint."""
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config = read_json(folder / "config.json")
     size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
     rows = [("parameters", f"{num_parameters(folder):,}"), ("bytes of weights", f"{size:,}")]
     return table(("", ""), [*rows, *((name, config[name]) for name in SHAPE if name in config)])
 
 
-def scores_table(report: Mapping[str, Mapping[str, Mapping[str, object]]]) -> str:
-    """The results of `ryzjax eval`, those with a target first."""
+def scores_table(greedy: Mapping[str, Any], sampled: Mapping[str, Any], defaults: Mapping[str, Any]) -> str:
+    """The results of `ryzjax eval`, those with a target first; "" where a file has no such task."""
     rows = []
-    for name, result in sorted(report["tasks"].items(), key=lambda item: item[0] not in TARGETS):
-        metric = result["metrics"]["exact_match"]  # pyright: ignore[reportIndexIssue]
+    for name in sorted(greedy, key=lambda name: name not in TARGETS):
+        metric = greedy[name]["metrics"]["exact_match"]
         target = f"{TARGETS[name]:.0%}" if name in TARGETS else ""
-        interval = f"{metric['low']:.1%} to {metric['high']:.1%}"
-        rows.append((f"`{name}`", f"{metric['value']:.1%}", interval, metric["n"], target))
-    return table(("task", "exact match", "95% interval", "items", "wanted"), rows)
+        rows.append(
+            (f"`{name}`", *(_score(report.get(name)) for report in (greedy, sampled, defaults)), metric["n"], target)
+        )
+    return table(("task", "greedy", "temperature 1", "with its defaults", "items", "wanted"), rows)
 
 
-def losses_table(log: Sequence[Mapping[str, float | None]]) -> str:
-    """What the log has of each step that was evaluated, a step a row."""
+def sampling_of(report: Mapping[str, Any]) -> str:
+    """How a score file was sampled: "temperature 0.7, top-p 0.9"."""
+    settings = report["settings"]
+    top_p = "" if settings["top_p"] == 1 else f", top-p {settings['top_p']:g}"
+    return f"temperature {settings['temperature']:g}{top_p}"
+
+
+def losses_table(losses: Sequence[Mapping[str, float | None]]) -> str:
+    """A step a row."""
+    return table(
+        ("step", *LOSS_COLUMNS), [[line["step"], *(_cell(line.get(name)) for name in LOSS_COLUMNS)] for line in losses]
+    )
+
+
+def stage_of(run: Path, command: str, note: str) -> dict[str, Any]:
+    """What the card says of a run, from run.json and metrics.jsonl in its folder."""
+    summary, log = read_json(run / "run.json"), read_log(run / "metrics.jsonl")
+    settings = summary["settings"]
+    tokens = settings["train.batch_rows"] * settings["train.accumulate"] * settings["data.sequence_tokens"]
     steps: dict[float | None, dict[str, float | None]] = {}
     for line in log:
         steps.setdefault(line["step"], {}).update(line)
-    told = [line for line in steps.values() if line.get("eval_loss") is not None]
-    return table(
-        ("step", *LOSS_COLUMNS), [[line["step"], *(_cell(line.get(n)) for n in LOSS_COLUMNS)] for line in told]
-    )
+    return {
+        "run_command": command,
+        "settings": {
+            name: settings[name]
+            for name in SETTINGS
+            if name != "optimizer.decay_ratio" or settings["optimizer.schedule"] == "wsd"
+        },
+        "mixture": ast.literal_eval(settings["model.synthetic_mixture"]) or dict(MIXTURE),
+        "updates": summary["step"],
+        "exported_step": summary["exported_step"],
+        "tokens_an_update": tokens,
+        "tokens_trained_on": summary["tokens"],
+        "last_loss": summary["loss"],
+        "evaluation_loss": summary["eval_loss"],
+        # wall_s is the last process's, of a run that was stopped and went on; the log has all of them, but for
+        # compilations and evaluations.
+        "minutes": max(summary["wall_s"] / 60, minutes_of(log, settings["train.log_every"] * tokens)),
+        "losses": [
+            {name: line.get(name) for name in ("step", *LOSS_COLUMNS)}
+            for line in steps.values()
+            if line.get("eval_loss") is not None
+        ],
+        "note": note,
+        **provenance(),
+    }
 
 
-def run_table(run: Mapping[str, Any], log: Sequence[Mapping[str, float | None]]) -> str:
-    """Seeds, sizes and settings of the run, how it ended, and what it ran on."""
-    settings = run["settings"]
-    machine: dict[str, Any] = provenance()
-    batch = settings["train.batch_rows"] * settings["train.accumulate"] * settings["data.sequence_tokens"]
-    hardware = machine["hardware"]
-    # Of all processes that took part: `wall_s` is the last one's.
-    speeds = [line["tokens_per_s"] for line in log if line.get("tokens_per_s")]
-    minutes = sum(settings["train.log_every"] * batch / speed for speed in speeds if speed) / 60
+def stages_table(stages: Sequence[Mapping[str, Any]]) -> str:
+    """Seeds, sizes and settings of each stage, how it ended, and what it ran on."""
+
+    def row(name: str, cells: Sequence[object]) -> tuple[object, ...]:
+        return (name, *cells)
+
     rows = [
-        ("command", "`ryzjax pretrain --config demo --out demo`"),
-        ("seed of weights and rows", settings["train.seed"]),
-        ("seed of the held-out scores", 0),
-        ("synthetic rows", f"{settings['model.synthetic_rows']:,}"),
-        ("updates", f"{run['step']:,}"),
-        ("tokens an update", f"{batch:,}"),
-        ("tokens trained on (of the assistant)", f"{run['tokens']:,}"),
-        *(
-            (name.replace("_", " "), settings[f"optimizer.{name}"])
-            for name in ("optimizer", "learning_rate", "adam_learning_rate", "schedule", "warmup_steps", "decay_ratio")
-        ),
-        ("last loss", f"{run['loss']:.4f}"),
-        ("evaluation loss", f"{run['eval_loss']:.4f}"),
-        ("minutes, by the log", f"{minutes:.0f}"),
-        ("machine", f"{hardware['cpu']}, {hardware['cores']} cores"),
-        ("versions", ", ".join(f"{name} {number}" for name, number in machine["versions"].items())),
+        row("command", [f"`{stage['run_command']}`" for stage in stages]),
+        *(row(told, [_cell(stage["settings"].get(name)) for stage in stages]) for name, told in SETTINGS.items()),
+        row("updates", [f"{stage['updates']:,}" for stage in stages]),
+        row("tokens an update", [f"{stage['tokens_an_update']:,}" for stage in stages]),
+        row("tokens trained on (of the assistant)", [f"{stage['tokens_trained_on']:,}" for stage in stages]),
+        row("last loss", [f"{stage['last_loss']:.4f}" for stage in stages]),
+        row("evaluation loss", [f"{stage['evaluation_loss']:.4f}" for stage in stages]),
+        row("minutes", [f"{stage['minutes']:.0f}" for stage in stages]),
+        row("machine", [f"{stage['hardware']['cpu']}, {stage['hardware']['cores']} cores" for stage in stages]),
+        row("versions", [", ".join(f"{n} {number}" for n, number in stage["versions"].items()) for stage in stages]),
     ]
-    return table(("", ""), rows)
+    return table(("", "first stage", "second stage"), rows)
 
 
-def card(run: Path, scores: Path, note: str) -> str:
+def card(folder: Path, stages: Sequence[Path], greedy: Path, sampled: Path, defaults: Path) -> str:
     """The whole text."""
-    folder, log = run / "model", read_log(run / "metrics.jsonl")
-    mixture = [(f"`{name}`", f"{share:.0%}", TASKS[name].description) for name, share in MIXTURE.items()]
+    told = [read_json(stage) for stage in stages]
+    reports = [read_json(file) for file in (greedy, sampled, defaults)]
+    mixture = [
+        (f"`{name}`", *(f"{stage['mixture'].get(name, 0):.0%}" for stage in told), task.description)
+        for name, task in TASKS.items()
+    ]
     return Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
         parameters=f"{num_parameters(folder) / 1e6:.1f} million",
         model=model_table(folder),
-        scores=scores_table(json.loads(scores.read_text(encoding="utf-8"))),
-        run=run_table(json.loads((run / "run.json").read_text(encoding="utf-8")), log),
-        note=note,
-        losses=losses_table(log),
-        mixture=table(("task", "share", "rows"), mixture),
+        scores=scores_table(*(report["tasks"] for report in reports)),
+        defaults=sampling_of(reports[2]),
+        run=stages_table(told),
+        notes="\n\n".join(stage["note"] for stage in told if stage["note"]),
+        losses="\n\n".join(
+            f"{name} stage:\n\n{losses_table(stage['losses'])}"
+            for name, stage in zip(("First", "Second"), told, strict=True)
+        ),
+        mixture=table(("task", "first stage", "second stage", "rows"), mixture),
     )
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """An object."""
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
+def minutes_of(log: Sequence[Mapping[str, float | None]], tokens: int) -> float:
+    """Minutes of the updates that a log has, `tokens` a line."""
+    return sum(tokens / speed for line in log if (speed := line.get("tokens_per_s"))) / 60
+
+
+def _score(result: Mapping[str, Any] | None) -> str:
+    if result is None:
+        return ""
+    metric = result["metrics"]["exact_match"]
+    return f"{metric['value']:.1%} ({metric['low']:.1%} to {metric['high']:.1%})"
 
 
 def _cell(value: object) -> str:
@@ -139,14 +208,26 @@ def _cell(value: object) -> str:
 
 
 def main() -> None:
-    """Writes the card."""
+    """Writes a stage's file, or the card."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("run", type=Path)
-    for name in ("scores", "output"):
-        parser.add_argument(f"--{name}", type=Path, required=True)
-    parser.add_argument("--note", default="The run went from its start to its end without a stop.")
+    commands = parser.add_subparsers(dest="what", required=True)
+    stage = commands.add_parser("stage")
+    stage.add_argument("run", type=Path)
+    stage.add_argument("--command", required=True)
+    stage.add_argument("--note", default="")
+    whole = commands.add_parser("card")
+    whole.add_argument("model", type=Path)
+    whole.add_argument("--stages", type=Path, nargs="+", required=True)
+    for name in ("scores", "sampled", "defaults"):
+        whole.add_argument(f"--{name}", type=Path, required=True)
+    for command in (stage, whole):
+        command.add_argument("--output", type=Path, required=True)
     given = parser.parse_args()
-    given.output.write_text(card(given.run, given.scores, given.note), encoding="utf-8")
+    if given.what == "stage":
+        text = json.dumps(stage_of(given.run, given.command, given.note), indent=1) + "\n"
+    else:
+        text = card(given.model, given.stages, given.scores, given.sampled, given.defaults)
+    given.output.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

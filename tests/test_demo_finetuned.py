@@ -52,6 +52,14 @@ def test_a_new_task_is_learnt_and_served_as_it_was_trained(tmp_path: Path):
                 [item.check(out.outputs[0].text) for item, out in zip(items, outputs, strict=True)]
             )
         assert right["routing"] >= 0.9 and right[None] < 0.1, right
+        # Only the rows of pieces have the demo model write the tokens of "urgent". Without such rows the embeddings of
+        # 720 tokens were one direction: greedy answers were right, and sampled ones were any of the 720.
+        sampled = [SamplingParams(temperature=1.0, max_tokens=16, seed=i) for i in range(ITEMS)]
+        outputs = llm.chat(asked, sampled, adapter="routing", use_tqdm=False)
+        checked = [item.check(out.outputs[0].text) for item, out in zip(items, outputs, strict=True)]
+        urgent = [ok for item, ok in zip(items, checked, strict=True) if item.answer.endswith("urgent")]
+        assert len(urgent) > 50 and np.mean(urgent) >= 0.97
+        assert np.mean(checked) >= right["routing"] - 0.03
 
         template = llm.engine.tokenizer.apply_chat_template
         prompts = [template([*item.messages, {"role": "assistant", "content": item.answer}]) for item in items[:8]]

@@ -39,6 +39,12 @@ class Eval:
     """Begin benchmark prompts as the tokenizer does (BOS)."""
     max_prompt_tokens: int | None = None
     """Longest benchmark prompt with its answer; longer ones are cut on the left. By default the context."""
+    temperature: float = 0.0
+    """That gsm8k and demo_* sample their answers at; 0 takes the likeliest tokens."""
+    top_p: float = 1.0
+    """With a temperature: sample from the likeliest tokens that have this probability together."""
+    generation_seed: int = 0
+    """Of sampled answers; each item has a random stream of its own."""
     perplexity: str | None = None
     """Text file to measure the perplexity of."""
     kl: str | None = None
@@ -93,6 +99,9 @@ class Eval:
             chat=self.chat,
             add_special_tokens=self.add_special_tokens,
             max_tokens=self.max_prompt_tokens,
+            temperature=self.temperature,
+            top_p=self.top_p,
+            generation_seed=self.generation_seed,
         )
         # Names and files are looked at before a model is loaded.
         if names:
@@ -129,6 +138,8 @@ class Eval:
             )
         console = Console()
         measured_name = self.engine.model if self.adapter is None else f"{self.engine.model} with {self.adapter}"
+        if self.temperature:
+            measured_name += f", answers sampled at temperature {self.temperature:g}, top-p {self.top_p:g}"
         console.print(evaluation_table(measured_name, tasks=tasks, perplexity=measured, divergence=distance))
         if self.output is not None:
             report: dict[str, object] = {"model": self.engine.model, "settings": asdict(self)}

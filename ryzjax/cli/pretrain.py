@@ -19,7 +19,8 @@ __all__ = ["Pretrain"]
 
 @dataclass(frozen=True, kw_only=True)
 class Pretrain:
-    """Train a model from random weights, on files or on synthetic rows (--config demo makes RyzJAX's demo model).
+    """Train all weights of a model, random ones or those of --begin-from, on files or on synthetic rows (--config demo,
+    and then demo-2, make RyzJAX's demo model).
 
     Writes OUT/model as Hugging Face stores it, loss.png, metrics.jsonl, run.json, and checkpoints that --resume goes on
     from.

@@ -32,7 +32,7 @@ def evaluation_progress(*, show: bool) -> Progress:
 def run_batched(
     llm: LLM,
     prompts: Sequence[Sequence[int]],
-    params: SamplingParams,
+    params: SamplingParams | Sequence[SamplingParams],
     *,
     title: str,
     adapter: str | None = None,
@@ -41,7 +41,7 @@ def run_batched(
     """Runs prompts of token ids, the longest first, and gives each one's index and output as its batch ends.
 
     Args:
-      params: of all prompts.
+      params: of all prompts, or of each.
       title: in front of the bar.
       adapter: name of a loaded adapter to run them with.
 
@@ -56,6 +56,7 @@ def run_batched(
         for start in range(0, len(order), size):
             batch = order[start : start + size]
             requests = [TokenPrompt(prompt_token_ids=list(prompts[i])) for i in batch]
-            outputs = llm.generate(requests, params, adapter=adapter, use_tqdm=False)
+            chosen = params if isinstance(params, SamplingParams) else [params[i] for i in batch]
+            outputs = llm.generate(requests, chosen, adapter=adapter, use_tqdm=False)
             progress.advance(task, len(batch))
             yield from zip(batch, outputs, strict=True)

@@ -93,6 +93,9 @@ def evaluate_task(
             max_new_tokens=task.max_new_tokens,
             title=task.name,
             max_tokens=options.max_tokens,
+            temperature=options.temperature,
+            top_p=options.top_p,
+            seed=options.generation_seed,
             adapter=adapter,
             show_progress=show_progress,
         )

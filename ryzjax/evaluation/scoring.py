@@ -1,9 +1,9 @@
-"""Log-likelihoods of continuations, and greedy completions: what tasks ask of a model, batched through the engine."""
+"""Log-likelihoods of continuations, and completions: what tasks ask of a model, batched through the engine."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ryzjax.data.tokenizer import Tokenizer
 from ryzjax.errors import ConfigError, ContextLengthError
@@ -54,7 +54,7 @@ class ContinuationScore:
 
 @dataclass(frozen=True, kw_only=True)
 class Completion:
-    """A greedy completion's text; `is_cut` where its prompt lost tokens on its left, to fit."""
+    """A completion's text; `is_cut` where its prompt lost tokens on its left, to fit."""
 
     text: str
     is_cut: bool
@@ -163,10 +163,13 @@ def complete(
     max_new_tokens: int,
     title: str,
     max_tokens: int | None = None,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    seed: int = 0,
     adapter: str | None = None,
     show_progress: bool = False,
 ) -> list[Completion]:
-    """Greedy completions; results are in the order of `prompts`.
+    """Completions, greedy unless a temperature is given; results are in the order of `prompts`.
 
     Args:
       prompts: token ids; cut on the left where a completion would not fit after them.
@@ -174,6 +177,9 @@ def complete(
       max_new_tokens: most tokens of a completion.
       title: in front of the bar.
       max_tokens: longest prompt and completion together; by default the engine's context.
+      temperature, top_p: of the sampling; temperature 0 is greedy.
+      seed: of the sampling. Each prompt has a random stream of its own, so that errors of different prompts are
+        independent.
       adapter: name of a loaded adapter to complete with.
 
     Raises:
@@ -186,7 +192,8 @@ def complete(
             f"a completion of {max_new_tokens} tokens leaves no room for a prompt in a context of {longest}; lower "
             "max_new_tokens, or raise max_context_tokens"
         )
-    params = SamplingParams(temperature=0, max_tokens=max_new_tokens, stop=tuple(stop), seed=0)
+    shared = SamplingParams(temperature=temperature, top_p=top_p, max_tokens=max_new_tokens, stop=tuple(stop))
+    params = [replace(shared, seed=seed * len(prompts) + i) for i in range(len(prompts))]
     found: dict[int, Completion] = {}
     fitted = [prompt[-room:] for prompt in prompts]
     for i, output in run_batched(llm, fitted, params, title=title, adapter=adapter, show_progress=show_progress):

@@ -39,7 +39,7 @@ def test_flags_reach_their_sections() -> None:
     assert (command.lora.rank, command.optimizer_config.optimizer, command.train.remat) == (4, "lion", "none")
 
 
-@pytest.mark.parametrize("recipe", [name for name in RECIPES if name != "demo"])
+@pytest.mark.parametrize("recipe", [name for name in RECIPES if not name.startswith("demo")])
 def test_recipes_of_finetune(recipe: str) -> None:
     command = finetune("m", "--config", recipe, "--rank", "3")
     assert command.lora.rank == 3 and command.optimizer_config.learning_rate > 0
@@ -48,6 +48,9 @@ def test_recipes_of_finetune(recipe: str) -> None:
 def test_the_demo_recipe() -> None:
     command = parse(Pretrain, "pretrain", ["--config", "demo"])
     assert command.new_model.synthetic_rows is not None and command.optimizer_config.optimizer == "muon"
+    second = parse(Pretrain, "pretrain", ["--config", "demo-2", "--begin-from", "demo/model"])
+    assert second.new_model.begin_from == "demo/model" and second.new_model.synthetic_mixture["pieces"] > 0
+    assert second.train.seed != command.train.seed
 
 
 def test_what_is_refused(capsys: pytest.CaptureFixture[str]) -> None:

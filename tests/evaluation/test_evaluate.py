@@ -14,6 +14,7 @@ from ryzjax import LLM, SamplingParams
 from ryzjax.data.tokenizer import Tokenizer
 from ryzjax.errors import ConfigError, DataError, RequestError
 from ryzjax.evaluation import DataSource, LocalData, OpenModel, TaskOptions, evaluate, evaluate_task
+from ryzjax.evaluation.scoring import complete
 from ryzjax.evaluation.statistics import Metric, accuracy
 from ryzjax.evaluation.tasks.task import GenerationTask, Loaded
 from tests.evaluation.logprobs import Oracle
@@ -114,6 +115,26 @@ def test_a_task_of_our_own_generates_greedily(stories_llm: LLM, tmp_path: Path) 
         assert completion == text[: min(ends, default=len(text))]
     assert found.metrics["has_girl"].value == sum("girl" in text for text in task.completions) / 3 > 0
     assert (found.task, found.n, found.num_cut, found.groups) == ("stories", 3, 1, {})
+
+
+def test_sampled_completions(stories_llm: LLM, tmp_path: Path) -> None:
+    def completions(**settings: float) -> list[str]:
+        task = Stories()
+        evaluate_task(stories_llm, task, LocalData(tmp_path), TaskOptions(max_tokens=200, **settings))  # pyright: ignore
+        return task.completions
+
+    sampled = completions(temperature=1.0)
+    assert sampled == completions(temperature=1.0)
+    assert sampled != completions(temperature=1.0, generation_seed=1)
+    assert sampled != completions()
+    # So little of the distribution is left that the likeliest token is.
+    assert completions(temperature=1.0, top_p=1e-6) == completions()
+
+
+def test_items_are_sampled_apart(stories_llm: LLM) -> None:
+    prompt = stories_llm.engine.encode("Once upon a time")
+    found = complete(stories_llm, [prompt] * 6, stop=(), max_new_tokens=20, title="t", temperature=1.0)
+    assert len({completion.text for completion in found}) > 3
 
 
 def test_options(tiny_llm: LLM, data: LocalData) -> None:

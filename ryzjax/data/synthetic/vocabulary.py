@@ -28,6 +28,9 @@ SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 
 _PLAIN_TOKENS = ("<tool_call>", "</tool_call>")
 """One token each, but part of the text that a caller sees, as in Qwen and Hermes."""
+_SAMPLING = {"do_sample": True, "temperature": 0.7, "top_p": 0.9}
+"""What requests that name nothing are sampled with. The tasks have one right answer each, so the tail is cut; a request
+that wants the likeliest answer gives temperature 0."""
 _NUM_BYTES = 256
 _WORD_REPEATS = 300
 
@@ -88,7 +91,7 @@ def write_tokenizer(folder: Path, tokenizer: tokenizers.Tokenizer, *, max_tokens
     generation: dict[str, object] = {
         "eos_token_id": [tokenizer.token_to_id(end_of_turn), tokenizer.token_to_id(end_of_text)],
         "pad_token_id": tokenizer.token_to_id(end_of_text),
-        "do_sample": False,
+        **_SAMPLING,
     }
     for name, values in (("tokenizer_config.json", config), ("generation_config.json", generation)):
         (folder / name).write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")

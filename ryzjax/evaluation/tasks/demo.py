@@ -20,7 +20,7 @@ _PREFIX = "demo_"
 
 
 class DemoTask(GenerationTask[HeldOut]):
-    """exact_match: the share of greedy answers that are right (`HeldOut.check`).
+    """exact_match: the share of answers that are right (`HeldOut.check`).
 
     Items are asked through the model's chat template, whatever `chat` says, with no examples in front. `limit` is how
     many are made (500 by default), `sample_seed` the seed they are made with (0 by default).

@@ -31,6 +31,9 @@ class TaskOptions:
       chat: put generation prompts through the model's chat template.
       add_special_tokens: what the tokenizer adds to a text (BOS).
       max_tokens: longest prompt and answer; None is the engine's context.
+      temperature: that completions are sampled at; 0 takes the likeliest tokens.
+      top_p: completions are sampled from the likeliest tokens that have this probability together; 1 is all of them.
+      generation_seed: of sampled completions; each item has a random stream of its own.
     """
 
     limit: int | None = None
@@ -39,6 +42,9 @@ class TaskOptions:
     chat: bool = False
     add_special_tokens: bool = True
     max_tokens: int | None = None
+    temperature: float = 0.0
+    top_p: float = 1.0
+    generation_seed: int = 0
 
     def __post_init__(self) -> None:
         if self.limit is not None and self.limit < 1:
@@ -47,6 +53,12 @@ class TaskOptions:
             raise ConfigError(f"num_fewshot={self.num_fewshot} is out of range; expected 0 or more")
         if self.sample_seed is not None and self.limit is None:
             raise ConfigError(f"sample_seed={self.sample_seed} draws nothing without limit; give both")
+        if not 0 <= self.temperature <= 100:
+            raise ConfigError(f"temperature={self.temperature} is out of range; expected 0 (greedy) to 100")
+        if not 0 < self.top_p <= 1:
+            raise ConfigError(f"top_p={self.top_p} is out of range; expected above 0, and at most 1")
+        if self.generation_seed < 0:
+            raise ConfigError(f"generation_seed={self.generation_seed} is out of range; expected 0 or more")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +134,7 @@ class ContinuationTask(Task[Item]):
 
 
 class GenerationTask(Task[Item]):
-    """A task that reads greedy completions."""
+    """A task that reads completions: greedy ones, unless `TaskOptions.temperature` says otherwise."""
 
     stop: ClassVar[tuple[str, ...]]
     max_new_tokens: ClassVar[int]

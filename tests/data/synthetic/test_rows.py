@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import tomllib
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ from ryzjax.data.synthetic.retrieval import max_context_pieces
 from ryzjax.data.synthetic.routing import routing_rows
 from ryzjax.data.synthetic.rows import row_pieces
 from ryzjax.errors import ConfigError
+from ryzjax.shipped import shipped_path
 from tests.data.synthetic.lists import listed
 
 COUNT = 3000
@@ -70,7 +72,7 @@ def test_shares_are_of_tokens() -> None:
     for i in range(len(rows)):
         pieces[rows.task(i)] += row_pieces(rows[i])
     total = sum(pieces.values())
-    assert pieces.keys() == MIXTURE.keys() == TASKS.keys()
+    assert pieces.keys() == MIXTURE.keys() == TASKS.keys() - {"pieces"}
     for name, share in MIXTURE.items():
         assert pieces[name] / total == pytest.approx(share, rel=0.15), name
 
@@ -91,6 +93,7 @@ def test_a_mixture_of_ones_own() -> None:
         ({"mixture": {"addition": float("nan")}}, "has no shares"),
         ({"mixture": {}}, "has no shares"),
         ({"split": "validation"}, "split='validation' is not known"),
+        ({"begins_at": 1.5}, "begins_at=1.5 is out of range"),
     ],
 )
 def test_bad_settings(settings: dict[str, object], message: str) -> None:
@@ -113,6 +116,8 @@ def test_lists_grow_with_the_run() -> None:
     rows = SyntheticRows(0, 800, mixture={"retrieval": 1})
     early, late = (max(row_pieces(rows[i]) for i in part) for part in (range(20), range(600, 800)))
     assert early < 1000 < 1200 < late < 2048
+    grown = SyntheticRows(0, 40, mixture={"retrieval": 1}, begins_at=1.0)
+    assert max(map(row_pieces, grown)) > 1200
 
 
 def test_one_problem_in_ten_is_for_testing() -> None:
@@ -189,5 +194,7 @@ def test_a_file_of_rows(tmp_path: Path) -> None:
 
 def test_the_shares_in_the_documentation() -> None:
     text = (Path(__file__).parents[3] / "docs" / "demo-data.md").read_text(encoding="utf-8")
-    told = {name: int(percent) / 100 for name, percent in re.findall(r"^\| `(\w+)` \| (\d+)% \|", text, re.MULTILINE)}
-    assert told == MIXTURE
+    told = re.findall(r"^\| `(\w+)` \| (\d+)% \| (\d+)% \|", text, re.MULTILINE)
+    assert {name: int(first) / 100 for name, first, _ in told if int(first)} == MIXTURE
+    recipe = tomllib.loads(shipped_path("train/demo-2.toml").read_text(encoding="utf-8"))
+    assert {name: int(second) / 100 for name, _, second in told} == recipe["synthetic_mixture"]

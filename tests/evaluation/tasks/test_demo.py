@@ -75,7 +75,10 @@ def test_the_command(demo_shaped: Path, tmp_path: Path, compile_cache: str, monk
     output = tmp_path / "out.json"
     words = ["eval", str(demo_shaped), "--compile-cache", compile_cache, "--max-sequences", "8"]
     words += ["--max-batch-tokens", "64", "--tasks", "demo_addition,demo_routing", "--limit", "3"]
+    words += ["--temperature", "1", "--top-p", "0.5", "--generation-seed", "7"]
     assert main([*words, "--output", str(output)]) == 0
     tasks = json.loads(output.read_text())["tasks"]
     assert tasks.keys() == {"demo_addition", "demo_routing"}
     assert tasks["demo_addition"]["n"] == 3 and tasks["demo_addition"]["metrics"]["exact_match"]["value"] == 0.0
+    options = tasks["demo_addition"]["options"]
+    assert (options["temperature"], options["top_p"], options["generation_seed"]) == (1.0, 0.5, 7)

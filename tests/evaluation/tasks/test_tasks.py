@@ -222,6 +222,10 @@ def test_items_are_limited_or_drawn() -> None:
         ({"limit": 0}, "limit=0 is out of range"),
         ({"num_fewshot": -1}, "num_fewshot=-1 is out of range"),
         ({"sample_seed": 1}, "sample_seed=1 draws nothing without limit"),
+        ({"temperature": -0.5}, "temperature=-0.5 is out of range"),
+        ({"temperature": float("nan")}, "temperature=nan is out of range"),
+        ({"top_p": 0.0}, "top_p=0.0 is out of range"),
+        ({"generation_seed": -1}, "generation_seed=-1 is out of range"),
     ],
 )
 def test_bad_options(settings: dict[str, int], message: str) -> None:
