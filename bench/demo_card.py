@@ -2,12 +2,12 @@
 
 python bench/demo_card.py stage RUN --command COMMAND [--note TEXT] --output bench/results/demo-stage-2.json
 python bench/demo_card.py card ryzjax/demo --stages bench/results/demo-stage-1.json bench/results/demo-stage-2.json \
-  --scores eval.json --sampled eval-t1.json --defaults eval-defaults.json --output ryzjax/demo/README.md
+  --scores eval.json ... --sampled eval-t1.json ... --defaults eval-defaults.json ... --output ryzjax/demo/README.md
 
 RUN is the folder of a stage, the --out of `ryzjax pretrain` on this machine: `stage` keeps of its log and its settings
-what the card says of them. The three score files are of `ryzjax eval` with the same tasks: greedy, at temperature 1,
-and with the sampling defaults of the model's generation_config.json. The note stands under the settings: what happened
-to a run that they do not say.
+what the card says of them. The score files are of `ryzjax eval`: greedy, at temperature 1, and with the sampling
+defaults of the model's generation_config.json. Files of one kind hold different tasks. The note stands under the
+settings: what happened to a run that they do not say.
 """
 
 from __future__ import annotations
@@ -159,10 +159,12 @@ def stages_table(stages: Sequence[Mapping[str, Any]]) -> str:
     return table(("", "first stage", "second stage"), rows)
 
 
-def card(folder: Path, stages: Sequence[Path], greedy: Path, sampled: Path, defaults: Path) -> str:
+def card(
+    folder: Path, stages: Sequence[Path], *, scores: Sequence[Path], sampled: Sequence[Path], defaults: Sequence[Path]
+) -> str:
     """The whole text."""
     told = [read_json(stage) for stage in stages]
-    reports = [read_json(file) for file in (greedy, sampled, defaults)]
+    reports = [merged(files) for files in (scores, sampled, defaults)]
     mixture = [
         (f"`{name}`", *(f"{stage['mixture'].get(name, 0):.0%}" for stage in told), task.description)
         for name, task in TASKS.items()
@@ -180,6 +182,15 @@ def card(folder: Path, stages: Sequence[Path], greedy: Path, sampled: Path, defa
         ),
         mixture=table(("task", "first stage", "second stage", "rows"), mixture),
     )
+
+
+def merged(files: Sequence[Path]) -> dict[str, Any]:
+    """Score files of one kind of sampling as one: the first one's settings, the tasks of all."""
+    reports = [read_json(file) for file in files]
+    for file, report in zip(files, reports, strict=True):
+        if sampling_of(report) != sampling_of(reports[0]):
+            raise SystemExit(f"{file}: {sampling_of(report)}; expected {sampling_of(reports[0])}, as in {files[0]}")
+    return {**reports[0], "tasks": {name: result for report in reports for name, result in report["tasks"].items()}}
 
 
 def read_json(file: Path) -> dict[str, Any]:
@@ -219,14 +230,14 @@ def main() -> None:
     whole.add_argument("model", type=Path)
     whole.add_argument("--stages", type=Path, nargs="+", required=True)
     for name in ("scores", "sampled", "defaults"):
-        whole.add_argument(f"--{name}", type=Path, required=True)
+        whole.add_argument(f"--{name}", type=Path, nargs="+", required=True)
     for command in (stage, whole):
         command.add_argument("--output", type=Path, required=True)
     given = parser.parse_args()
     if given.what == "stage":
         text = json.dumps(stage_of(given.run, given.command, given.note), indent=1) + "\n"
     else:
-        text = card(given.model, given.stages, given.scores, given.sampled, given.defaults)
+        text = card(given.model, given.stages, scores=given.scores, sampled=given.sampled, defaults=given.defaults)
     given.output.write_text(text, encoding="utf-8")
 
 
