@@ -70,9 +70,10 @@ def test_without_a_model_it_is_taken_and_said(llm: LLM, caplog: pytest.LogCaptur
 
 
 def test_it_answers(llm: LLM):
-    # Greedily, as its generation_config.json recommends.
-    assert llm.get_default_sampling_params() == SamplingParams(temperature=0)
-    (answer,) = llm.chat([{"role": "user", "content": "What is 12 + 34?"}], use_tqdm=False)
+    # As its generation_config.json recommends.
+    assert llm.get_default_sampling_params() == SamplingParams(temperature=0.7, top_p=0.9)
+    greedy = SamplingParams(temperature=0, max_tokens=32)
+    (answer,) = llm.chat([{"role": "user", "content": "What is 12 + 34?"}], greedy, use_tqdm=False)
     assert answer.outputs[0].text == "12 + 34 = 46"
     assert answer.outputs[0].finish_reason == "stop"
 

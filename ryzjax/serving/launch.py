@@ -48,8 +48,8 @@ from ryzjax.shipped import DEMO_MODEL, demo_notice
 __all__ = ["launch_engine"]
 
 _DEFAULT_RANK = 16
-_CPU_MIXED_TOKENS = 32
-"""A step of 32 tokens takes two to three times as long as one of a single token (docs/log.md)."""
+_CPU_MIXED_TOKENS = 16
+"""A step of 16 tokens takes two to three times as long as one of a single token (docs/log.md)."""
 
 _log = logging.getLogger(__name__)
 

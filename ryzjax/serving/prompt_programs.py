@@ -22,8 +22,9 @@ from ryzjax.serving.step import pack_result
 
 __all__ = ["TILE_TOKENS", "make_gather", "make_pool", "make_score"]
 
-TILE_TOKENS = 64
-"""Positions of a tile: the head's weights are read once for so many tokens, and so many rows of logits exist."""
+TILE_TOKENS = 16
+"""Positions of a tile: the head's weights are read once for so many tokens, and so many rows of logits exist. It is
+the size of a small step: a tile that is mostly padding costs as much as a full one."""
 
 
 def make_gather(model: AbstractModel) -> Callable[..., jax.Array]:
