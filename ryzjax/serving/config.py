@@ -54,7 +54,7 @@ class EngineConfig:
     max_mixed_tokens: int | None = None
     """Most tokens of a step in which some sequences decode and others compute their prompts; at least two for every
     sequence that decodes. Small steps keep the time between tokens even, large ones finish prompts sooner. By default
-    16 on a CPU, where prompts take about as long in small steps (docs/log.md), and max_batch_tokens on other devices."""
+    16 on a CPU, where small steps cost a prompt little time (docs/log.md), and max_batch_tokens on other devices."""
     page_size_tokens: int = 64
     """Tokens of a KV page."""
     kv_memory: str | None = None
