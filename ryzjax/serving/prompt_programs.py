@@ -20,11 +20,19 @@ from ryzjax.models.registry import AbstractModel
 from ryzjax.ops.sampling import score
 from ryzjax.serving.step import pack_result
 
-__all__ = ["TILE_TOKENS", "make_gather", "make_pool", "make_score"]
+__all__ = ["make_gather", "make_pool", "make_score", "tile_tokens"]
 
-TILE_TOKENS = 16
-"""Positions of a tile: the head's weights are read once for so many tokens, and so many rows of logits exist. It is
-the size of a small step: a tile that is mostly padding costs as much as a full one."""
+_CPU_TILE_TOKENS = 16
+_TILE_TOKENS = 64
+
+
+def tile_tokens() -> int:
+    """Positions of a tile. The head's weights are read once for so many tokens, and so many rows of logits exist.
+
+    A tile that is mostly padding costs as much as a full one, so a CPU, which computes prompts beside decoding
+    sequences in steps of 16 tokens, has tiles of that size.
+    """
+    return _CPU_TILE_TOKENS if jax.default_backend() == "cpu" else _TILE_TOKENS
 
 
 def make_gather(model: AbstractModel) -> Callable[..., jax.Array]:

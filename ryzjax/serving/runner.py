@@ -24,7 +24,7 @@ from ryzjax.serving.host.packing import SAMPLE_FIELDS, StepPacker, uses_history
 from ryzjax.serving.host.prompt_tiles import pool_tiles, score_tiles
 from ryzjax.serving.host.schedule import StepPlan
 from ryzjax.serving.host.sequence import Sequence
-from ryzjax.serving.prompt_programs import TILE_TOKENS, make_gather, make_pool, make_score
+from ryzjax.serving.prompt_programs import make_gather, make_pool, make_score, tile_tokens
 from ryzjax.serving.step import SamplerState, StepResult, make_backbone, make_head, set_slot
 
 __all__ = ["InFlightStep", "ModelRunner", "ProgramKey"]
@@ -40,8 +40,8 @@ class InFlightStep:
       plan: what it does.
       padded_tokens: tokens of its bucket.
       result: int32 [rows, RESULT_FIELDS] on the device; None where no row samples.
-      scores: int32 [TILE_TOKENS, RESULT_FIELDS] a tile of scored positions.
-      totals: float32 [TILE_TOKENS, E] a tile of pooled positions.
+      scores: int32 [tile_tokens(), RESULT_FIELDS] a tile of scored positions.
+      totals: float32 [tile_tokens(), E] a tile of pooled positions.
     """
 
     plan: StepPlan
@@ -95,7 +95,7 @@ class ModelRunner:
         self._cache: KVCache | None = None
         self._state: SamplerState | None = None
         self._sums: jax.Array | None = None
-        self._tile = min(TILE_TOKENS, buckets.mixed[-1])
+        self._tile = min(tile_tokens(), buckets.mixed[-1])
 
     @property
     def weight_bytes(self) -> int:

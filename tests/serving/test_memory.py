@@ -19,6 +19,7 @@ from ryzjax.models.registry import abstract_model
 from ryzjax.qarray import QFormat
 from ryzjax.serving.buckets import Buckets
 from ryzjax.serving.capacity import most_pages, plan_capacity
+from ryzjax.serving.prompt_programs import tile_tokens
 from ryzjax.serving.runner import ModelRunner
 from ryzjax.sharding import Layout, Placement
 
@@ -59,7 +60,13 @@ def temporaries(max_context_tokens: int, kv_dtype: KVDtype) -> dict[str, int]:
     runner.allocate(most_pages(4, max_context_tokens, 64))
     runner.compile()
     steps = [("mixed", 64), ("decode", 4), ("head", 4)]
-    assert runner.program_keys == [*steps, ("gather", 64), ("score", 64), ("pool", 64), ("set_slot", 0)]
+    assert runner.program_keys == [
+        *steps,
+        ("gather", 64),
+        ("score", tile_tokens()),
+        ("pool", tile_tokens()),
+        ("set_slot", 0),
+    ]
     for key in steps[:2]:  # the cache is updated in place, scales included
         cache_bytes = sum(array.nbytes for array in jax.tree.leaves(runner.cache))
         assert runner.programs[key].memory_analysis().alias_size_in_bytes == cache_bytes
@@ -124,10 +131,10 @@ def score_temporaries(max_batch_tokens: int) -> int:
 
 
 def test_scoring_a_long_chunk_holds_the_logits_of_a_tile_only():
-    logits_of_a_tile = 4 * 64 * CONFIG.vocab_size
+    logits_of_a_tile = 4 * tile_tokens() * CONFIG.vocab_size
     small, large = score_temporaries(64), score_temporaries(2048)
     assert small == large <= 5 * logits_of_a_tile
-    assert score_temporaries(16) < small
+    assert score_temporaries(8) < small
 
 
 @pytest.mark.parametrize("kv_dtype", ["bfloat16", "int8", "fp8_e4m3"])
