@@ -57,18 +57,22 @@ def attacked_server(*flags: str) -> Iterator[Attacked]:
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     seen = []
+    reader = threading.Thread(target=_discard, args=[process.stderr], daemon=True)
     try:
         for line in process.stderr:
             seen.append(line)
             found = re.search(r"serving \S+ on http://\S+:(\d+)", line)
             if found:
-                threading.Thread(target=_discard, args=[process.stderr], daemon=True).start()
+                reader.start()  # a full pipe would stop the server
                 yield Attacked(process, int(found[1]))
                 return
         raise RuntimeError("the server did not start:\n" + "".join(seen))
     finally:
         process.kill()
         process.wait()
+        if reader.ident is not None:
+            reader.join()
+        process.stderr.close()
 
 
 def _discard(lines: Iterator[str]) -> None:
