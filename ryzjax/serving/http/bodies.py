@@ -39,6 +39,7 @@ class _Reader:
         self._timer = timer
         self.last_progress_s = now_s
         self.reserved_bytes = 0
+        self.waits_for_room = False
         self.ended_by: ApiError | None = None
 
     def end(self, error: ApiError) -> None:
@@ -77,12 +78,14 @@ class BodyReaders:
         """
         loop = asyncio.get_running_loop()
         size_bytes = min(size_bytes, self.capacity_bytes)
+        reader.waits_for_room = True
         while self._reserved_bytes + size_bytes > self.capacity_bytes:
             holders = [other for other in self._readers if other.reserved_bytes and other.ended_by is None]
             slowest = min(holders, key=lambda other: other.last_progress_s, default=None)
             if slowest is not None and loop.time() - slowest.last_progress_s >= _STALLED_S:
                 slowest.end(_TOO_SLOW)
             await asyncio.sleep(_POLL_S)
+        reader.waits_for_room = False
         reader.reserved_bytes = size_bytes
         self._reserved_bytes += size_bytes
 
@@ -127,6 +130,14 @@ _TOO_SLOW = ApiError(
     type="invalid_request_error",
     code="request_timeout",
     headers={"connection": "close"},
+)
+
+_NO_ROOM = ApiError(
+    status=503,
+    message="the memory for large bodies (max_buffered_bytes) is in use by other requests; try again",
+    type="service_unavailable",
+    code="bodies_full",
+    headers={"connection": "close", "retry-after": "1"},
 )
 
 
@@ -209,7 +220,8 @@ class BodyMiddleware:
                         timer.reschedule(started_s + self._config.body_timeout_s + extra_s)
             is_whole = True
         except TimeoutError:
-            raise _RefusedError(reader.ended_by or self._too_slow()) from None
+            timed_out = _NO_ROOM if reader.waits_for_room else self._too_slow()
+            raise _RefusedError(reader.ended_by or timed_out) from None
         finally:
             readers.leave(reader)
             if not is_whole:

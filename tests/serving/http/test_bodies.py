@@ -10,6 +10,7 @@ from contextlib import ExitStack
 import httpx
 import pytest
 
+from ryzjax.serving.http.bodies import BodyReaders
 from tests.serving.http.fake_engine import reply
 from tests.serving.http.harness import Running, ServerFactory
 from tests.serving.http.raw import connected, error_code_of, read_to_end, request_bytes, status_of
@@ -19,7 +20,7 @@ PART = b'{"model":"fake","prompt":"'
 KB = 1024
 
 
-def bodies_of(running: Running):  # type: ignore[no-untyped-def]
+def bodies_of(running: Running) -> BodyReaders:
     return running.server._server._context.bodies
 
 
@@ -59,6 +60,18 @@ def test_large_bodies_share_their_memory(serving: ServerFactory) -> None:
         refused = [read_to_end(connection) for connection in stuck[:2]]
         assert [status_of(answer) for answer in refused] == [408, 408]
     assert bodies_of(running).reserved_bytes == 0
+
+
+def test_a_large_body_that_finds_no_room_is_told_so(serving: ServerFactory) -> None:
+    size = 200 * KB
+    # What the first body has sent gives it 100 s more; the second one waits for 0.4 s.
+    settings = {"max_body_bytes": size, "max_buffered_bytes": size, "body_timeout_s": 0.4, "min_body_bytes_per_s": KB}
+    with serving(**settings) as running, connected(running) as holding, connected(running) as waiting:
+        holding.sendall(request_bytes(PART + b"a" * 100 * KB, declared_bytes=size))
+        wait_for(lambda: bodies_of(running).reserved_bytes == size)
+        waiting.sendall(request_bytes(PART, declared_bytes=size))
+        answer = read_to_end(waiting)
+        assert (status_of(answer), error_code_of(answer)) == (503, "bodies_full")
 
 
 def test_a_chunked_body_counts_too(serving: ServerFactory) -> None:
