@@ -10,6 +10,7 @@
 constexpr int kWidth = Isa::kWidth;
 using Vec = Isa::Vec;
 using IntVec = int32_t __attribute__((vector_size(4 * kWidth)));
+using UintVec = uint32_t __attribute__((vector_size(4 * kWidth)));
 using HalfVec = uint16_t __attribute__((vector_size(2 * kWidth)));
 
 inline Vec splat(float value) { return value - Vec{}; }
@@ -57,7 +58,8 @@ inline Vec exponential(Vec x) {
   p = Isa::fma(p, r, splat(1.6666665459e-1f));
   p = Isa::fma(p, r, splat(5.0000001201e-1f));
   p = Isa::fma(p, r * r, r) + splat(1.0f);
-  const IntVec exponent = ((IntVec)shifted + (127 - 0x4b400000)) << 23;
+  // Unsigned, because the sum wraps for an x far below -87, whose result is discarded below.
+  const UintVec exponent = ((UintVec)shifted + (127u - 0x4b400000u)) << 23;
   const Vec value = p * (Vec)exponent;
   return x < splat(-87.0f) ? Vec{} : value;
 }
