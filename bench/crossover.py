@@ -19,12 +19,12 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from ryzjax.loading.on_load import round_matrix
 from ryzjax.native.library import isa
 from ryzjax.native.linear import native_linears
-from ryzjax.ops.linear import linear
-from ryzjax.ops.quantized_linear import quantized_linear
+from ryzjax.ops.linear.quantized import quantized_linear
+from ryzjax.ops.linear.reference import linear
 from ryzjax.qarray import QArray, QFormat
-from ryzjax.quant.on_load import round_matrix
 
 MATRICES = {"gate and up, 896 -> 9728": (896, 9728), "down, 4864 -> 896": (4864, 896), "qkv, 896 -> 1152": (896, 1152)}
 FORMATS = {

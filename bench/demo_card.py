@@ -25,7 +25,7 @@ from typing import Any
 from record import provenance
 
 from ryzjax.data.synthetic import MIXTURE, TASKS
-from ryzjax.training.run_log import read_log
+from ryzjax.training.run.run_log import read_log
 
 TEMPLATE = Path(__file__).with_name("demo_card_template.md")
 TARGETS = {"demo_addition": 0.95, "demo_extraction": 0.90, "demo_retrieval": 0.95}

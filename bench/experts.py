@@ -17,7 +17,7 @@ import numpy as np
 from record import write_result
 
 from ryzjax.bits import storage_dtype, to_bits
-from ryzjax.ops.grouped_matmul import grouped_matmul, grouped_matmul_reference
+from ryzjax.ops.moe.grouped_matmul import grouped_matmul, grouped_matmul_reference
 
 
 def milliseconds(function: Callable[..., jax.Array], *arguments: jax.Array) -> float:

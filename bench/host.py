@@ -13,8 +13,8 @@ from record import write_result
 from ryzjax.serving.host.packing import StepPacker
 from ryzjax.serving.host.pages import PagePool
 from ryzjax.serving.host.scheduler import Scheduler
-from ryzjax.serving.request import EngineRequest
-from ryzjax.serving.sampling_params import SamplingParams
+from ryzjax.serving.messages.request import EngineRequest
+from ryzjax.serving.messages.sampling_params import SamplingParams
 
 ROWS, CONTEXT, PAGE, STEPS = 32, 1024, 64, 400
 

@@ -16,8 +16,8 @@ from record import write_result
 from shapes import SHAPES, checkpoint
 
 from ryzjax import LLM, SamplingParams
-from ryzjax.serving.engine import Engine
-from ryzjax.serving.request import EngineRequest
+from ryzjax.serving.engine.engine import Engine
+from ryzjax.serving.messages.request import EngineRequest
 
 OPTIONS = {"bfloat16": {}, "int8": {"kv_dtype": "int8"}, "fp8_e4m3": {"kv_dtype": "fp8_e4m3", "kv_scale_unit": True}}
 

@@ -46,7 +46,8 @@ OURS = (
     MEASURE
     + """
 import jax
-from ryzjax.checkpoint import load_weights, model_config_from_hf, resolve_source
+from ryzjax.checkpoint import model_config_from_hf, resolve_source
+from ryzjax.loading import load_weights
 from ryzjax.models.registry import abstract_model
 from ryzjax.sharding import Layout, Placement
 source = resolve_source(sys.argv[1])
@@ -77,7 +78,7 @@ print(json.dumps({"seconds": seconds, "peak": (memory("VmHWM") - held) / size, "
 def write_checkpoint(folder: Path) -> None:
     """Random weights, one file."""
     from ryzjax.checkpoint.families import HF_FAMILIES
-    from ryzjax.checkpoint.hf_config import model_config_from_hf
+    from ryzjax.checkpoint.hf.config import model_config_from_hf
     from ryzjax.models.registry import abstract_model
     from ryzjax.sharding import Layout, Placement
 

@@ -11,10 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from ryzjax import LoraConfig, OptimizerConfig, TrainConfig
-from ryzjax.quant.open_model import open_model
-from ryzjax.training.beginning import begin_adapter
-from ryzjax.training.objectives import StepBatch
-from ryzjax.training.run import make_programs
+from ryzjax.loading.open_model import open_model
+from ryzjax.training.objectives.objective import StepBatch
+from ryzjax.training.run.run import make_programs
+from ryzjax.training.start.start import begin_adapter
 
 
 def main() -> None:

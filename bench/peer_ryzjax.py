@@ -8,7 +8,7 @@ from peer_loop import answer_commands
 
 from ryzjax import LLM
 from ryzjax.bench.offline import DecodeRun, prefill_seconds
-from ryzjax.serving.engine import Engine
+from ryzjax.serving.engine.engine import Engine
 
 
 def main() -> None:

@@ -26,8 +26,8 @@ import hashlib, json, sys, time
 from pathlib import Path
 import jax, numpy as np
 from ryzjax.checkpoint import model_config_from_hf, resolve_source
-from ryzjax.quant.calibration import Calibration
-from ryzjax.quant.quantize import quantize
+from ryzjax.quantizing.calibration import Calibration
+from ryzjax.quantizing.quantize import quantize
 from ryzjax.quant.recipe import Recipe
 from ryzjax.sharding import Layout, Placement
 folder, out, method, sequences, tokens = sys.argv[1], Path(sys.argv[2]), sys.argv[3], int(sys.argv[4]), int(sys.argv[5])

@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from ryzjax.data.training.config import DataConfig
     from ryzjax.lora.config import LoraConfig
-    from ryzjax.serving.llm import LLM
-    from ryzjax.serving.request import EmbeddingOutput, RequestOutput
-    from ryzjax.serving.sampling_params import SamplingParams
+    from ryzjax.serving.frontend.llm import LLM
+    from ryzjax.serving.messages.request import EmbeddingOutput, RequestOutput
+    from ryzjax.serving.messages.sampling_params import SamplingParams
     from ryzjax.training.config import BaseConfig, TrainConfig
     from ryzjax.training.finetune import finetune
-    from ryzjax.training.new_model import NewModelConfig
-    from ryzjax.training.optimizer_config import OptimizerConfig
+    from ryzjax.training.optimizers.config import OptimizerConfig
     from ryzjax.training.pretrain import pretrain
+    from ryzjax.training.start.new_model import NewModelConfig
 
 __all__ = [
     "LLM",
@@ -45,15 +45,15 @@ except PackageNotFoundError:  # run from a checkout that was not installed
     __version__ = "0+unknown"
 
 _HOME = {
-    "LLM": "ryzjax.serving.llm",
-    "EmbeddingOutput": "ryzjax.serving.request",
-    "RequestOutput": "ryzjax.serving.request",
-    "SamplingParams": "ryzjax.serving.sampling_params",
+    "LLM": "ryzjax.serving.frontend.llm",
+    "EmbeddingOutput": "ryzjax.serving.messages.request",
+    "RequestOutput": "ryzjax.serving.messages.request",
+    "SamplingParams": "ryzjax.serving.messages.sampling_params",
     "BaseConfig": "ryzjax.training.config",
     "DataConfig": "ryzjax.data.training.config",
     "LoraConfig": "ryzjax.lora.config",
-    "NewModelConfig": "ryzjax.training.new_model",
-    "OptimizerConfig": "ryzjax.training.optimizer_config",
+    "NewModelConfig": "ryzjax.training.start.new_model",
+    "OptimizerConfig": "ryzjax.training.optimizers.config",
     "TrainConfig": "ryzjax.training.config",
     "finetune": "ryzjax.training.finetune",
     "pretrain": "ryzjax.training.pretrain",

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import jax
 
-from ryzjax.checkpoint import load_weights, model_config_from_hf, resolve_source
+from ryzjax.checkpoint import model_config_from_hf, resolve_source
+from ryzjax.loading import load_weights
 from ryzjax.models.registry import AbstractModel, abstract_model
 from ryzjax.sharding import Layout, Placement
 

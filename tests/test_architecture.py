@@ -23,7 +23,8 @@ ROWS = (
     ("__main__",),
     ("cli",),
     ("bench", "evaluation"),
-    ("serving", "training"),
+    ("serving", "training", "quantizing", "client"),
+    ("loading",),
     ("quant",),
     ("checkpoint", "data"),
     ("lora",),
@@ -34,6 +35,20 @@ ROWS = (
     ("qarray",),
     ("errors", "dims", "bits", "batch", "obs", "shipped", "api_key"),
 )
+# The same within a folder of many parts.
+INNER_ROWS = {
+    "serving": (("http",), ("frontend",), ("engine",), ("device",), ("host",), ("messages",)),
+    "training": (
+        ("pretrain", "plan"),
+        ("finetune",),
+        ("run",),
+        ("programs",),
+        ("step", "start"),
+        ("objectives", "optimizers"),
+        ("model",),
+        ("row_chunks", "config"),
+    ),
+}
 HEIGHT = {name: -row for row, names in enumerate(ROWS) for name in names}
 # Errors are below the rest of their row; the package itself only re-exports, by name.
 SAME_ROW_ALLOWED = {("obs", "errors"), ("api_key", "errors")}
@@ -92,6 +107,22 @@ def test_imports_run_downwards(path: Path) -> None:
     importer = path.relative_to(PACKAGE).parts[0]
     wrong = sorted({name for name in imports(path) if (to := home(name)) is not None and upward(importer, to)})
     assert not wrong, f"{label(path)} imports upwards: {wrong}"
+
+
+@pytest.mark.parametrize("folder", INNER_ROWS)
+def test_imports_run_downwards_within_a_folder(folder: str) -> None:
+    height = {name: -row for row, names in enumerate(INNER_ROWS[folder]) for name in names}
+    files = [path for path in FILES if path.is_relative_to(PACKAGE / folder) and path.parent / "__init__.py" != path]
+    part_of = {path: path.relative_to(PACKAGE / folder).parts[0].removesuffix(".py") for path in files}
+    assert set(part_of.values()) == set(height), f"place each part of {folder} in INNER_ROWS"
+    wrong = set()
+    for path, importer in part_of.items():
+        for name in imports(path):
+            prefix, _, rest = name.partition(f"ryzjax.{folder}.")
+            imported = rest.split(".")[0]
+            if not prefix and imported in height and imported != importer and height[imported] >= height[importer]:
+                wrong.add(f"{label(path)} imports {name}")
+    assert not wrong, f"imports run upwards: {sorted(wrong)}"
 
 
 def test_top_level_modules_import_only_their_own_row() -> None:

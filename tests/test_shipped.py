@@ -22,7 +22,7 @@ def test_from_a_wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_lazy_names() -> None:
-    from ryzjax.serving.sampling_params import SamplingParams
+    from ryzjax.serving.messages.sampling_params import SamplingParams
 
     assert ryzjax.SamplingParams is SamplingParams
     assert ryzjax.__version__[0].isdigit()

@@ -16,13 +16,13 @@ from tyro.conf import OmitArgPrefixes
 from ryzjax.bench.report import provenance
 from ryzjax.bench.workload import random_workload
 from ryzjax.errors import ConfigError
-from ryzjax.serving.config import EngineConfig
-from ryzjax.serving.request import EngineRequest
-from ryzjax.serving.sampling_params import SamplingParams
+from ryzjax.serving.messages.config import EngineConfig
+from ryzjax.serving.messages.request import EngineRequest
+from ryzjax.serving.messages.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
-    from ryzjax.serving.engine import Engine
-    from ryzjax.serving.llm import LLM
+    from ryzjax.serving.engine.engine import Engine
+    from ryzjax.serving.frontend.llm import LLM
 
 __all__ = ["BenchOffline", "DecodeRun", "decode_step_seconds", "prefill_seconds"]
 
@@ -53,7 +53,7 @@ class BenchOffline:
 
     def run(self) -> int:
         """Measures and prints."""
-        from ryzjax.serving.llm import LLM
+        from ryzjax.serving.frontend.llm import LLM
 
         options = asdict(self.engine)
         with LLM(options.pop("model"), **options) as llm:

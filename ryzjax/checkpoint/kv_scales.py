@@ -14,7 +14,7 @@ from contextlib import closing
 import numpy as np
 
 from ryzjax.checkpoint.families import HF_FAMILIES
-from ryzjax.checkpoint.hf_fields import ConfigFields
+from ryzjax.checkpoint.hf.fields import ConfigFields
 from ryzjax.checkpoint.safetensors import SafetensorsFile
 from ryzjax.checkpoint.source import CheckpointSource
 from ryzjax.dims import Float32Array

@@ -12,8 +12,8 @@ from pathlib import Path
 from types import TracebackType
 
 from ryzjax.checkpoint.families import HF_FAMILIES
-from ryzjax.checkpoint.gguf_file import GgufFile
-from ryzjax.checkpoint.gguf_names import gguf_weight, is_ignorable_gguf, row_transforms
+from ryzjax.checkpoint.gguf.file import GgufFile
+from ryzjax.checkpoint.gguf.names import gguf_weight, is_ignorable_gguf, row_transforms
 from ryzjax.checkpoint.kv_scales import KV_SCALE_ENDINGS
 from ryzjax.checkpoint.quantized.gguf import GgufMatrix
 from ryzjax.checkpoint.quantized.matrix import DequantizedWeight, QuantizedLeaf, RowsOf, StoredMatrix

@@ -144,8 +144,8 @@ def _gguf(model: str, path: Path, load_format: LoadFormat) -> CheckpointSource:
                 "Download them."
             )
     # Imported here: only GGUF files need it.
-    from ryzjax.checkpoint.gguf_config import gguf_config
-    from ryzjax.checkpoint.gguf_file import GgufFile
+    from ryzjax.checkpoint.gguf.config import gguf_config
+    from ryzjax.checkpoint.gguf.file import GgufFile
 
     with closing(GgufFile(files[0])) as file:
         config = gguf_config(file)

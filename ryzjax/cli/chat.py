@@ -10,10 +10,10 @@ from rich.console import Console
 from ryzjax.cli.arguments import Section
 from ryzjax.cli.sampling_flags import SamplingFlags
 from ryzjax.errors import RequestError
-from ryzjax.serving.config import EngineConfig
+from ryzjax.serving.messages.config import EngineConfig
 
 if TYPE_CHECKING:
-    from ryzjax.serving.llm import LLM
+    from ryzjax.serving.frontend.llm import LLM
 
 __all__ = ["Chat"]
 
@@ -32,7 +32,7 @@ class Chat:
     def run(self) -> int:
         """Reads lines and streams answers until /exit."""
         self.sampling.params({})  # Wrong values are reported before the model is loaded.
-        from ryzjax.serving.llm import LLM
+        from ryzjax.serving.frontend.llm import LLM
 
         options = asdict(self.engine)
         console = Console()

@@ -31,11 +31,11 @@ class Convert:
         """Converts; returns the exit status."""
         import jax
 
-        from ryzjax.checkpoint.hf_config import model_config_from_hf
-        from ryzjax.checkpoint.load import load_weights
-        from ryzjax.checkpoint.orbax import save_converted
+        from ryzjax.checkpoint.hf.config import model_config_from_hf
         from ryzjax.checkpoint.source import resolve_source
         from ryzjax.data.tokenizer import Tokenizer
+        from ryzjax.loading.load import load_weights
+        from ryzjax.loading.orbax import save_converted
         from ryzjax.models.registry import abstract_model
         from ryzjax.sharding import Layout, Placement
 

@@ -9,7 +9,7 @@ from typing import Literal
 
 from ryzjax.cli.arguments import Section
 from ryzjax.errors import ConfigError
-from ryzjax.serving.config import EngineConfig
+from ryzjax.serving.messages.config import EngineConfig
 
 __all__ = ["Eval"]
 
@@ -90,7 +90,7 @@ class Eval:
             text_divergence,
         )
         from ryzjax.evaluation.report import evaluation_table, provenance, result_json
-        from ryzjax.serving.llm import LLM
+        from ryzjax.serving.frontend.llm import LLM
 
         options = TaskOptions(
             limit=self.limit,

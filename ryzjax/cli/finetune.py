@@ -12,7 +12,7 @@ from ryzjax.data.training.config import DataConfig
 from ryzjax.errors import ConfigError
 from ryzjax.lora.config import LoraConfig
 from ryzjax.training.config import BaseConfig, TrainConfig
-from ryzjax.training.optimizer_config import OptimizerConfig
+from ryzjax.training.optimizers.config import OptimizerConfig
 
 __all__ = ["Finetune"]
 
@@ -58,7 +58,7 @@ class Finetune:
             raise ConfigError("--publish hands an adapter to a server; --method full makes none")
         # Read now: what is wrong with it must not be found out after the training.
         api_key = None if self.publish is None else api_key_or_environment(self.api_key)
-        from ryzjax.checkpoint.publish import publish_adapter
+        from ryzjax.client.publish import publish_adapter
         from ryzjax.training.finetune import finetune
 
         result = finetune(

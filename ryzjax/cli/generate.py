@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from ryzjax.cli.arguments import Section
 from ryzjax.cli.sampling_flags import SamplingFlags
 from ryzjax.errors import ConfigError
-from ryzjax.serving.config import EngineConfig
+from ryzjax.serving.messages.config import EngineConfig
 
 __all__ = ["Generate"]
 
@@ -30,7 +30,7 @@ class Generate:
         if not all(prompts):
             raise ConfigError("a prompt is empty; give --prompt TEXT, or text on standard input")
         self.sampling.params({})  # Wrong values are reported before the model is loaded.
-        from ryzjax.serving.llm import LLM
+        from ryzjax.serving.frontend.llm import LLM
 
         options = asdict(self.engine)
         with LLM(options.pop("model"), **options) as llm:

@@ -57,9 +57,9 @@ class Info:
             console.print(certificate_table(certificate))
 
     def _model_table(self, name: str) -> Table:
-        from ryzjax.checkpoint.hf_config import model_config_from_hf
-        from ryzjax.checkpoint.load import stored_model
+        from ryzjax.checkpoint.hf.config import model_config_from_hf
         from ryzjax.checkpoint.source import resolve_source
+        from ryzjax.loading.load import stored_model
         from ryzjax.models.kv_cache import kv_page_bytes
         from ryzjax.models.registry import family_of
         from ryzjax.sharding import Layout, Placement
@@ -86,7 +86,7 @@ class Info:
 
 
 def _ops_table() -> Table:
-    from ryzjax.ops.registry import describe_ops
+    from ryzjax.ops.dispatch import describe_ops
 
     table = _table("ops", "op", "implementation", "why")
     for choice in describe_ops():

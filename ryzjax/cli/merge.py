@@ -14,8 +14,8 @@ from ryzjax.errors import ConfigError
 
 if TYPE_CHECKING:
     from ryzjax.evaluation.divergence import Divergence, ReferenceStates
+    from ryzjax.loading.open_model import OpenModel
     from ryzjax.lora.adapter import Adapter, BaseRounding
-    from ryzjax.quant.open_model import OpenModel
     from ryzjax.quant.recipe import Recipe
 
 __all__ = ["Merge"]
@@ -106,7 +106,7 @@ class Merge:
         self, merging: _Merging, written: Path, out: Path, text: str | None
     ) -> tuple[str | None, dict[str, Divergence]]:
         """Merges, rounds and checks; why the result is refused, and what was measured."""
-        from ryzjax.quant.merge import merge_checkpoint, quantize_merged
+        from ryzjax.quantizing.merge import merge_checkpoint, quantize_merged
 
         merge_checkpoint(
             merging.base.source,
@@ -158,8 +158,8 @@ class _Merging:
     @classmethod
     def open(cls, options: Merge) -> _Merging:
         """Reads the adapter; weights are read later."""
-        from ryzjax.checkpoint.peft import read_adapter
-        from ryzjax.quant.open_model import open_model
+        from ryzjax.checkpoint.peft.adapter import read_adapter
+        from ryzjax.loading.open_model import open_model
 
         revision = options.model_revision
         trained_on = open_model(options.model, revision=revision, dtype="float32")
@@ -213,8 +213,8 @@ class _Check:
     def plain(self, folder: Path) -> str | None:
         """Compares the plain merged weights; why they are refused."""
         from ryzjax.evaluation.merge_check import TOLERANCES, Tolerance, adapter_states, merge_divergence
-        from ryzjax.quant.merge import merged_dtype
-        from ryzjax.quant.open_model import open_model
+        from ryzjax.loading.open_model import open_model
+        from ryzjax.quantizing.merge import merged_dtype
 
         options, merging = self.options, self.merging
         kind = merged_dtype(merging.base.source, options.dtype)
@@ -242,7 +242,7 @@ class _Check:
     def rounded(self, plain: Path, written: Path) -> str | None:
         """Compares what was written in few bits, and the same weights rounded as they are loaded; why it is refused."""
         from ryzjax.evaluation.merge_check import merge_divergence, rounded_on_load, rounding_limit
-        from ryzjax.quant.open_model import open_model
+        from ryzjax.loading.open_model import open_model
 
         merged = open_model(str(written), dtype="float32")
         on_load = rounded_on_load(open_model(str(plain), dtype="float32"), merged)

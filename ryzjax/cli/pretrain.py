@@ -11,8 +11,8 @@ from ryzjax.cli.arguments import Section
 from ryzjax.data.training.config import DataConfig
 from ryzjax.errors import ConfigError
 from ryzjax.training.config import TrainConfig
-from ryzjax.training.new_model import NewModelConfig
-from ryzjax.training.optimizer_config import OptimizerConfig
+from ryzjax.training.optimizers.config import OptimizerConfig
+from ryzjax.training.start.new_model import NewModelConfig
 
 __all__ = ["Pretrain"]
 

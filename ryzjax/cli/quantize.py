@@ -80,7 +80,7 @@ class Quantize:
         from rich.console import Console
 
         from ryzjax.checkpoint.certificate import read_certificate
-        from ryzjax.checkpoint.hf_config import model_config_from_hf
+        from ryzjax.checkpoint.hf.config import model_config_from_hf
         from ryzjax.checkpoint.source import resolve_source
         from ryzjax.data.tokenizer import Tokenizer
         from ryzjax.evaluation.certificate import Measurement, certify
@@ -89,12 +89,12 @@ class Quantize:
         from ryzjax.evaluation.tasks import TaskOptions, open_data
         from ryzjax.evaluation.text import EvaluationText
         from ryzjax.models.registry import abstract_model
-        from ryzjax.quant.calibration import calibration_from_text
-        from ryzjax.quant.kv_scales import add_kv_scales
-        from ryzjax.quant.quantize import quantize
         from ryzjax.quant.recipe import Recipe
-        from ryzjax.quant.sensitivity import mix_of_bits
-        from ryzjax.quant.table import report_table
+        from ryzjax.quantizing.calibration import calibration_from_text
+        from ryzjax.quantizing.kv_scales import add_kv_scales
+        from ryzjax.quantizing.quantize import quantize
+        from ryzjax.quantizing.sensitivity import mix_of_bits
+        from ryzjax.quantizing.table import report_table
         from ryzjax.sharding import Layout, Placement
 
         if self.kv_scales and self.calibration is None:

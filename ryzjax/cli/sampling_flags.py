@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ryzjax.serving.sampling_defaults import SamplingDefaults
-from ryzjax.serving.sampling_params import SamplingParams
+from ryzjax.serving.frontend.sampling_defaults import SamplingDefaults
+from ryzjax.serving.messages.sampling_params import SamplingParams
 
 __all__ = ["SamplingFlags"]
 

@@ -10,8 +10,8 @@ from typing import Literal
 from ryzjax.api_key import api_key_or_environment
 from ryzjax.cli.arguments import Section
 from ryzjax.obs import setup_logging
-from ryzjax.serving.config import EngineConfig
 from ryzjax.serving.http.config import HttpConfig
+from ryzjax.serving.messages.config import EngineConfig
 
 __all__ = ["Serve"]
 
@@ -35,8 +35,8 @@ class Serve:
         setup_logging(level=self.log_level, log_format=self.log_format)
         http = replace(self.http, api_key=api_key_or_environment(self.http.api_key))
         # Heavy modules only now: wrong flags are reported before jax is imported.
+        from ryzjax.serving.frontend.launch import launch_engine
         from ryzjax.serving.http.server import HttpServer
-        from ryzjax.serving.launch import launch_engine
 
         log = logging.getLogger(__name__)
         log.info("phase import %.3f", time.perf_counter() - started)

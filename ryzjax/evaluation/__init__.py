@@ -8,7 +8,7 @@ from ryzjax.evaluation.forward import Forward, Head
 from ryzjax.evaluation.perplexity import Perplexity, perplexity
 from ryzjax.evaluation.tasks import TASKS, DataSource, HubData, LocalData, NoData, TaskOptions, TaskResult, open_data
 from ryzjax.evaluation.text import EvaluationText, Window, sliding_windows
-from ryzjax.quant.open_model import OpenModel, open_model
+from ryzjax.loading.open_model import OpenModel, open_model
 
 __all__ = [
     "TASKS",

@@ -7,9 +7,9 @@ from collections.abc import Iterator, Sequence
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from ryzjax.serving.llm import LLM, TokenPrompt
-from ryzjax.serving.request import RequestOutput
-from ryzjax.serving.sampling_params import SamplingParams
+from ryzjax.serving.frontend.llm import LLM, TokenPrompt
+from ryzjax.serving.messages.request import RequestOutput
+from ryzjax.serving.messages.sampling_params import SamplingParams
 
 __all__ = ["evaluation_progress", "run_batched"]
 

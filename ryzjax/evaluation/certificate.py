@@ -18,11 +18,11 @@ from ryzjax.evaluation.evaluate import check_tasks, evaluate, text_divergence
 from ryzjax.evaluation.report import provenance, result_json
 from ryzjax.evaluation.tasks import TaskOptions, open_data
 from ryzjax.evaluation.text import EvaluationText
-from ryzjax.quant.calibration import Calibration
-from ryzjax.quant.open_model import open_model
-from ryzjax.quant.quantize import QuantizedModel
+from ryzjax.loading.open_model import open_model
 from ryzjax.quant.recipe import Recipe
-from ryzjax.serving.llm import LLM
+from ryzjax.quantizing.calibration import Calibration
+from ryzjax.quantizing.quantize import QuantizedModel
+from ryzjax.serving.frontend.llm import LLM
 
 __all__ = ["Check", "Measurement", "certify", "measure", "verify"]
 

@@ -12,8 +12,8 @@ from ryzjax.evaluation.scoring import ContinuationScore, complete, score
 from ryzjax.evaluation.statistics import Metric
 from ryzjax.evaluation.tasks import TASKS, ContinuationTask, DataSource, GenerationTask, TaskOptions, TaskResult
 from ryzjax.evaluation.text import EvaluationText
-from ryzjax.quant.open_model import OpenModel
-from ryzjax.serving.llm import LLM
+from ryzjax.loading.open_model import OpenModel
+from ryzjax.serving.frontend.llm import LLM
 
 __all__ = ["check_tasks", "evaluate", "evaluate_task", "text_divergence"]
 

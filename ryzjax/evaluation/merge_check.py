@@ -12,10 +12,10 @@ from dataclasses import dataclass, replace
 
 from ryzjax.errors import DataError
 from ryzjax.evaluation.divergence import Divergence, ReferenceStates, divergence, reference_states
+from ryzjax.loading.open_model import OpenModel
 from ryzjax.lora.adapter import Adapter
 from ryzjax.lora.model import adapted
 from ryzjax.models.registry import abstract_model
-from ryzjax.quant.open_model import OpenModel
 
 __all__ = [
     "CHECK_TEXT",

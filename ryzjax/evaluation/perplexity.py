@@ -11,8 +11,8 @@ from ryzjax.errors import ConfigError
 from ryzjax.evaluation.batches import run_batched
 from ryzjax.evaluation.statistics import mean_and_error, perplexity_metric
 from ryzjax.evaluation.text import EvaluationText, sliding_windows
-from ryzjax.serving.llm import LLM
-from ryzjax.serving.sampling_params import SamplingParams
+from ryzjax.serving.frontend.llm import LLM
+from ryzjax.serving.messages.sampling_params import SamplingParams
 
 __all__ = ["DEFAULT_CONTEXT_TOKENS", "Perplexity", "perplexity"]
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 from ryzjax.data.tokenizer import Tokenizer
 from ryzjax.errors import ConfigError, ContextLengthError
 from ryzjax.evaluation.batches import run_batched
-from ryzjax.serving.llm import LLM
-from ryzjax.serving.request import TokenLogprobs
-from ryzjax.serving.sampling_params import SamplingParams
+from ryzjax.serving.frontend.llm import LLM
+from ryzjax.serving.messages.request import TokenLogprobs
+from ryzjax.serving.messages.sampling_params import SamplingParams
 
 __all__ = [
     "Completion",

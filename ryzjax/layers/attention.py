@@ -14,9 +14,9 @@ from ryzjax.layers.linear import Linear, linears
 from ryzjax.layers.norm import RMSNorm
 from ryzjax.layers.rope import Rope
 from ryzjax.layers.weight import Weight
-from ryzjax.ops.attend import attend
+from ryzjax.ops.attention.attend import attend
+from ryzjax.ops.attention.segment_attention import segment_attention
 from ryzjax.ops.rope import apply_rope
-from ryzjax.ops.segment_attention import segment_attention
 from ryzjax.sharding import Placement
 
 __all__ = ["Attention", "QKNorm"]

@@ -10,7 +10,7 @@ from jax.typing import DTypeLike
 from ryzjax.layers.expert_exchange import ExpertAxes, exchange_tokens, gather_tokens
 from ryzjax.layers.glu import Gate
 from ryzjax.layers.weight import Weight
-from ryzjax.ops.grouped_matmul import grouped_matmul
+from ryzjax.ops.moe.grouped_matmul import grouped_matmul
 from ryzjax.sharding import Placement
 
 __all__ = ["ExpertLinear", "Experts"]

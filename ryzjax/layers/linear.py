@@ -16,9 +16,9 @@ from jax.typing import DTypeLike
 
 from ryzjax.layers.quantized import QuantizedWeight
 from ryzjax.layers.weight import Weight
-from ryzjax.ops.linear import linear
-from ryzjax.ops.project import native_refusal_of, project
-from ryzjax.ops.quantized_linear import permute_columns
+from ryzjax.ops.linear.project import native_refusal_of, project
+from ryzjax.ops.linear.quantized import permute_columns
+from ryzjax.ops.linear.reference import linear
 from ryzjax.qarray import QArray, QFormat
 from ryzjax.sharding import Placement
 

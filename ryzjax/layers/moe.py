@@ -12,7 +12,7 @@ from jax.typing import DTypeLike
 from ryzjax.layers.experts import Experts
 from ryzjax.layers.glu import Gate
 from ryzjax.layers.linear import Linear
-from ryzjax.ops.routing import Routing, route_top_k
+from ryzjax.ops.moe.routing import Routing, route_top_k
 from ryzjax.sharding import Placement
 
 __all__ = ["MoE"]

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 
 from ryzjax.layers.linear import Linear
 from ryzjax.lora.adapter import LoraWeights
-from ryzjax.ops.linear import linear
+from ryzjax.ops.linear.reference import linear
 
 __all__ = ["AdaptedLinear", "Dropout", "DropoutKey", "attach", "low_rank_update", "module_at"]
 

@@ -24,7 +24,7 @@ from ryzjax.layers.rope import Rope
 from ryzjax.layers.weight import Weight
 from ryzjax.models.config import ModelConfig
 from ryzjax.ops.embedding import embed, embed_quantized
-from ryzjax.ops.routing import Routing
+from ryzjax.ops.moe.routing import Routing
 from ryzjax.qarray import QFormat
 from ryzjax.sharding import Placement
 

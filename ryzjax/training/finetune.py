@@ -6,22 +6,22 @@ import sys
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from ryzjax.checkpoint.hf_config import model_config_from_hf
+from ryzjax.checkpoint.hf.config import model_config_from_hf
 from ryzjax.data.training import DataConfig, open_data
 from ryzjax.data.training.rows import Rows
 from ryzjax.errors import ConfigError
+from ryzjax.loading.open_model import OpenModel, open_model
 from ryzjax.lora.adapter import Adapter, BaseRounding
 from ryzjax.lora.config import LoraConfig
-from ryzjax.quant.open_model import OpenModel, open_model
-from ryzjax.training.beginning import begin_adapter, begin_full
-from ryzjax.training.checkpoints import Json
 from ryzjax.training.config import BaseConfig, TrainConfig
-from ryzjax.training.dtype import choose_dtype
-from ryzjax.training.export import export_adapter, export_model, text_files_of
-from ryzjax.training.loop import LoopResult
-from ryzjax.training.optimizer_config import OptimizerConfig
-from ryzjax.training.run import run_training
-from ryzjax.training.run_file import earlier_dtype
+from ryzjax.training.optimizers.config import OptimizerConfig
+from ryzjax.training.run.checkpoints import Json
+from ryzjax.training.run.export import export_adapter, export_model, text_files_of
+from ryzjax.training.run.loop import LoopResult
+from ryzjax.training.run.run import run_training
+from ryzjax.training.run.run_file import earlier_dtype
+from ryzjax.training.start.dtype import choose_dtype
+from ryzjax.training.start.start import begin_adapter, begin_full
 
 __all__ = ["FinetuneResult", "finetune", "open_base", "settings_of", "stored_dtype"]
 

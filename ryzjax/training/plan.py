@@ -10,19 +10,19 @@ import jax
 import numpy as np
 from rich.table import Table
 
-from ryzjax.checkpoint.hf_config import model_config_from_hf
+from ryzjax.checkpoint.hf.config import model_config_from_hf
 from ryzjax.checkpoint.source import resolve_source
+from ryzjax.loading.on_load import plan_weights
 from ryzjax.lora.config import LoraConfig
 from ryzjax.models.stacked import StackedModel
-from ryzjax.quant.on_load import plan_weights
 from ryzjax.sharding import Layout, Placement
 from ryzjax.sharding.host_memory import has_host_memory, is_host_sharding
 from ryzjax.training.config import BaseConfig, TrainConfig
-from ryzjax.training.dtype import DtypeChoice, choose_dtype
-from ryzjax.training.initial import adapter_shapes, master_shapes
 from ryzjax.training.model import FullModel, LoraModel
-from ryzjax.training.optimizer_config import OptimizerConfig
-from ryzjax.training.run import make_programs
+from ryzjax.training.optimizers.config import OptimizerConfig
+from ryzjax.training.run.run import make_programs
+from ryzjax.training.start.dtype import DtypeChoice, choose_dtype
+from ryzjax.training.start.initial import adapter_shapes, master_shapes
 
 __all__ = ["MemoryPlan", "plan_table", "plan_training"]
 

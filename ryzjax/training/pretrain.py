@@ -10,25 +10,25 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ryzjax.checkpoint.hf_config import model_config_from_hf
-from ryzjax.checkpoint.orbax import copy_text_files
+from ryzjax.checkpoint.hf.config import model_config_from_hf
 from ryzjax.data.synthetic import SyntheticRows
 from ryzjax.data.synthetic.draw import Split
 from ryzjax.data.synthetic.vocabulary import train_tokenizer, write_tokenizer
 from ryzjax.data.tokenizer import Tokenizer
 from ryzjax.data.training import DataConfig, open_data
 from ryzjax.errors import CheckpointError, ConfigError
+from ryzjax.loading.text_files import copy_text_files
 from ryzjax.models.registry import AbstractModel, abstract_model
 from ryzjax.sharding import Layout, Placement
-from ryzjax.training.beginning import Beginning, begin_from_scratch, begin_full
 from ryzjax.training.config import BaseConfig, TrainConfig
-from ryzjax.training.dtype import Dtype, choose_dtype
-from ryzjax.training.export import export_model, text_files_of
 from ryzjax.training.finetune import FinetuneResult, open_base, settings_of, stored_dtype
-from ryzjax.training.new_model import NewModelConfig
-from ryzjax.training.optimizer_config import OptimizerConfig
-from ryzjax.training.run import run_training
-from ryzjax.training.run_file import earlier_dtype
+from ryzjax.training.optimizers.config import OptimizerConfig
+from ryzjax.training.run.export import export_model, text_files_of
+from ryzjax.training.run.run import run_training
+from ryzjax.training.run.run_file import earlier_dtype
+from ryzjax.training.start.dtype import Dtype, choose_dtype
+from ryzjax.training.start.new_model import NewModelConfig
+from ryzjax.training.start.start import Beginning, begin_from_scratch, begin_full
 
 __all__ = ["pretrain"]
 

@@ -12,10 +12,10 @@ import optax
 from ryzjax.batch import SegmentBatch
 from ryzjax.models.stacked import StackedModel
 from ryzjax.sharding import Placement
-from ryzjax.training.initial import adapter_shapes, master_shapes
 from ryzjax.training.model import Frozen, FullModel, LoraModel
-from ryzjax.training.objectives import DPO, Objective, StepBatch
-from ryzjax.training.optimizer_sharding import optimizer_shardings
+from ryzjax.training.objectives.objective import DPO, Objective, StepBatch
+from ryzjax.training.optimizers.sharding import optimizer_shardings
+from ryzjax.training.start.initial import adapter_shapes, master_shapes
 from ryzjax.training.step import TrainState, make_eval_step, make_train_step
 
 __all__ = ["Programs", "frozen_shapes"]

@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from ryzjax.training.gradients import global_norm
 from ryzjax.training.model import Frozen, FullModel, LoraModel
-from ryzjax.training.objectives import Objective, StepBatch
+from ryzjax.training.objectives.objective import Objective, StepBatch
+from ryzjax.training.optimizers.gradients import global_norm
 
 __all__ = ["EvalSums", "TrainState", "TrainStep", "make_eval_step", "make_train_step"]
 

@@ -10,9 +10,10 @@ import jax
 import numpy as np
 import pytest
 
-from ryzjax.checkpoint import load_weights, model_config_from_hf, resolve_source, stored_model
-from ryzjax.checkpoint.gguf_file import GgufFile
+from ryzjax.checkpoint import model_config_from_hf, resolve_source
+from ryzjax.checkpoint.gguf.file import GgufFile
 from ryzjax.errors import CheckpointError, ConfigError, LayoutError, UnsupportedModelError
+from ryzjax.loading import load_weights, stored_model
 from ryzjax.models.registry import AbstractModel, abstract_model
 from ryzjax.qarray import LEAVES, QArray, dequantize
 from ryzjax.sharding import Layout, Placement

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ryzjax.checkpoint.hf_config import model_config_from_hf
+from ryzjax.checkpoint.hf.config import model_config_from_hf
 from ryzjax.errors import ConfigError, UnsupportedModelError
 from ryzjax.layers.rope import DynamicRope, LinearRope, Llama3Rope, Rope, YarnRope
 from ryzjax.models.registry import family_of

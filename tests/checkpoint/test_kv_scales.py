@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from ryzjax.checkpoint.dummy import dummy_weights
-from ryzjax.checkpoint.hf_config import model_config_from_hf
+from ryzjax.checkpoint.hf.config import model_config_from_hf
 from ryzjax.checkpoint.kv_scales import fp8_kv_scales, kv_cache_scheme, kv_scale_tensors, read_kv_scales
-from ryzjax.checkpoint.load import load_weights
 from ryzjax.checkpoint.source import CheckpointSource, resolve_source
 from ryzjax.errors import CheckpointError, ConfigError, UnsupportedModelError
+from ryzjax.loading.dummy import dummy_weights
+from ryzjax.loading.load import load_weights
 from ryzjax.models.config import ModelConfig
 from ryzjax.models.kv_cache import KVScales
 from ryzjax.models.registry import abstract_model
@@ -140,7 +140,7 @@ def test_the_scheme_is_one_that_compressed_tensors_reads():
 
 
 def test_other_formats_store_none(plain: Path, tmp_path: Path):
-    from ryzjax.checkpoint.orbax import save_converted
+    from ryzjax.loading.orbax import save_converted
 
     source, config = source_with(plain, dict(kv_scale_tensors(SCALES)))
     model = abstract_model(config, Placement(Layout.load("single"), jax.devices()[:1]))

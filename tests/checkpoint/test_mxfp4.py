@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from ryzjax.checkpoint import load_weights, model_config_from_hf, resolve_source
+from ryzjax.checkpoint import model_config_from_hf, resolve_source
 from ryzjax.checkpoint.mxfp4 import dequantize_mxfp4
 from ryzjax.errors import CheckpointError
+from ryzjax.loading import load_weights
 from ryzjax.models.registry import abstract_model
 from ryzjax.sharding import Layout, Placement
 from tests.goldens.make_families import VARIANTS, tiny_weights

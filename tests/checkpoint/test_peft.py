@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from ryzjax.checkpoint.peft import WEIGHTS_FILE, read_adapter, write_adapter
-from ryzjax.checkpoint.peft_config import CONFIG_FILE
+from ryzjax.checkpoint.peft.adapter import WEIGHTS_FILE, read_adapter, write_adapter
+from ryzjax.checkpoint.peft.config import CONFIG_FILE
 from ryzjax.errors import CheckpointError, ConfigError, RyzJAXError, UnsupportedModelError
 from ryzjax.lora import Adapter, LoraConfig, LoraWeights, delta
 from ryzjax.lora.adapter import BaseRounding

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from ryzjax.checkpoint import load_weights, model_config_from_hf, resolve_source
-from ryzjax.checkpoint.save_hf import save_hf
+from ryzjax.checkpoint import model_config_from_hf, resolve_source
+from ryzjax.checkpoint.hf.save import save_hf
 from ryzjax.errors import UnsupportedModelError
 from ryzjax.layers.rope import LinearRope, LongRope, Rope, YarnRope
+from ryzjax.loading import load_weights
 from ryzjax.models.registry import abstract_model
 from ryzjax.sharding import Layout, Placement
 from tests.models.test_families import ENTRIES, write_checkpoint

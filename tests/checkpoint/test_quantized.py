@@ -14,11 +14,11 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from ryzjax.checkpoint.hf_config import model_config_from_hf
-from ryzjax.checkpoint.load import load_weights, stored_model
+from ryzjax.checkpoint.hf.config import model_config_from_hf
 from ryzjax.checkpoint.quantized.words import pack_words, unpack_words
 from ryzjax.checkpoint.source import resolve_source
 from ryzjax.errors import CheckpointError, LayoutError, UnsupportedModelError
+from ryzjax.loading.load import load_weights, stored_model
 from ryzjax.models.registry import AbstractModel, abstract_model
 from ryzjax.qarray import LEAVES, QArray, dequantize
 from ryzjax.sharding import Layout, Placement

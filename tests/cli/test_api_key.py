@@ -39,7 +39,7 @@ def served_with(monkeypatch: pytest.MonkeyPatch) -> list[HttpConfig]:
         def stop(self) -> None:
             pass
 
-    monkeypatch.setattr("ryzjax.serving.launch.launch_engine", lambda *_, **__: Engine())
+    monkeypatch.setattr("ryzjax.serving.frontend.launch.launch_engine", lambda *_, **__: Engine())
     monkeypatch.setattr("ryzjax.serving.http.server.HttpServer", Server)
     return started
 

@@ -8,18 +8,18 @@ from pathlib import Path
 
 import pytest
 
-from ryzjax.checkpoint.hf_config import model_config_from_hf
-from ryzjax.checkpoint.peft import write_adapter
+from ryzjax.checkpoint.hf.config import model_config_from_hf
+from ryzjax.checkpoint.peft.adapter import write_adapter
 from ryzjax.checkpoint.source import resolve_source
 from ryzjax.cli.main import main
 from ryzjax.data.byte_tokenizer import write_byte_tokenizer
 from ryzjax.lora.adapter import BaseRounding
 from ryzjax.models.registry import abstract_model
-from ryzjax.quant.quantize import QuantizedModel, quantize
 from ryzjax.quant.recipe import Recipe
+from ryzjax.quantizing.quantize import QuantizedModel, quantize
 from tests.goldens.make_families import tiny_weights
 from tests.models.test_families import ENTRIES
-from tests.quant.test_merge import ONE, LoraConfig, opened, random_adapter
+from tests.quantizing.test_merge import ONE, LoraConfig, opened, random_adapter
 
 VOCAB = 384
 
@@ -100,7 +100,7 @@ def test_fewer_bits(weights: str, base: Path, adapter: Path, capsys: pytest.Capt
 def test_a_merge_that_lost_the_adapter_is_refused_before_it_is_rounded(
     weights: str, base: Path, adapter: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("ryzjax.quant.merge.merged", lambda w, update, scale: w)
+    monkeypatch.setattr("ryzjax.quantizing.merge.merged", lambda w, update, scale: w)
     assert merge(base, adapter, "--weights", weights, "--group-size", "16") == 1
     assert "refused: the largest difference of a logit is" in capsys.readouterr().out
     assert left(base) == {"out.refused"}
@@ -126,7 +126,7 @@ def test_a_damaged_rounding_is_refused(
             save_file(tensors, file, metadata={"format": "pt"})
         return result
 
-    monkeypatch.setattr("ryzjax.quant.merge.quantize", damaging)
+    monkeypatch.setattr("ryzjax.quantizing.merge.quantize", damaging)
     assert merge(base, adapter, "--weights", weights, "--group-size", "16") == 1
     printed = capsys.readouterr().out
     assert len(damaged) == 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import jax
 
-from ryzjax.checkpoint.dummy import dummy_weights
+from ryzjax.loading.dummy import dummy_weights
 from ryzjax.models.config import ModelConfig
 from ryzjax.models.registry import AbstractModel, abstract_model
 from ryzjax.sharding import Layout, Placement

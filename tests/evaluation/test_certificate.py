@@ -63,7 +63,7 @@ def test_the_summary_has_the_figures_first(quantized: Path):
 
 
 def test_the_fp8_cache_has_its_scales(quantized: Path, stories: Path):
-    from ryzjax.checkpoint.hf_config import model_config_from_hf
+    from ryzjax.checkpoint.hf.config import model_config_from_hf
     from ryzjax.checkpoint.kv_scales import fp8_kv_scales
 
     source = resolve_source(str(quantized))

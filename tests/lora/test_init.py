@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from ryzjax.errors import ConfigError
+from ryzjax.loading.on_load import round_matrix
 from ryzjax.lora import Adapter, LoraConfig, LoraWeights, delta, difference, initial_weights, merged
 from ryzjax.lora.config import LoraInit
 from ryzjax.lora.init import largest_factors
 from ryzjax.qarray import QArray, dequantize
-from ryzjax.quant.on_load import round_matrix
 from ryzjax.quant.scheme import Scheme
 
 N, K = 48, 64

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from ryzjax.bits import to_bits
-from ryzjax.checkpoint.dummy import dummy_weights
+from ryzjax.loading.dummy import dummy_weights
 from ryzjax.models.registry import abstract_model
 from ryzjax.sharding import Layout, Placement
 from tests.models.configs import CONFIGS

@@ -9,9 +9,9 @@ import jax
 import numpy as np
 import pytest
 
-from ryzjax.checkpoint.dummy import dummy_weights
 from ryzjax.errors import UnsupportedModelError
 from ryzjax.layers.rope import Rope
+from ryzjax.loading.dummy import dummy_weights
 from ryzjax.models.config import ModelConfig
 from ryzjax.models.registry import FAMILIES, AbstractModel, abstract_model, family_of
 from ryzjax.sharding import Layout, Placement

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from ryzjax.checkpoint import load_weights, model_config_from_hf, resolve_source
+from ryzjax.checkpoint import model_config_from_hf, resolve_source
+from ryzjax.loading import load_weights
 from ryzjax.models.registry import FAMILIES, abstract_model, family_of
 from ryzjax.sharding import Layout, Placement
 from tests.goldens.make_families import PROMPT_TOKENS, VARIANTS, tiny_weights

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from ryzjax.checkpoint.dummy import dummy_weights
 from ryzjax.errors import ConfigError
+from ryzjax.loading.dummy import dummy_weights
 from ryzjax.models.config import ModelConfig
 from ryzjax.models.kv_cache import KVFormat, KVScales, empty_kv_cache, kv_cache_shapes, kv_page_bytes
 from ryzjax.models.registry import abstract_model

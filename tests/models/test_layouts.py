@@ -11,11 +11,11 @@ import jax
 import numpy as np
 import pytest
 
-from ryzjax.checkpoint.dummy import dummy_weights
-from ryzjax.checkpoint.hf_config import SUPPORTED_ARCHITECTURES, model_config_from_hf
+from ryzjax.checkpoint.hf.config import SUPPORTED_ARCHITECTURES, model_config_from_hf
 from ryzjax.errors import UnsupportedModelError
 from ryzjax.layers.experts import Experts
 from ryzjax.layers.glu import GLU
+from ryzjax.loading.dummy import dummy_weights
 from ryzjax.models.config import ModelConfig
 from ryzjax.models.registry import abstract_model
 from ryzjax.sharding import Layout, Placement

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ryzjax.checkpoint.dummy import dummy_weights
 from ryzjax.errors import ConfigError, LayoutError
+from ryzjax.loading.dummy import dummy_weights
 from ryzjax.models.registry import AbstractModel, abstract_model
 from ryzjax.qarray import LEAVES, QArray, QFormat, dequantize
 from ryzjax.sharding import Layout, Placement
@@ -74,7 +74,7 @@ def test_layouts_agree_with_one_device(name: str, layout: str):
 
 
 def test_layers_of_one_format_are_traced_once(monkeypatch: pytest.MonkeyPatch):
-    from ryzjax.ops import project
+    from ryzjax.ops.linear import project
 
     traced = []
     original = project.quantized_linear

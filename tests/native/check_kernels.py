@@ -21,9 +21,9 @@ from ryzjax.batch import KVCache
 from ryzjax.native.library import isa
 from ryzjax.native.linear import native_linears, native_quantized_refusal
 from ryzjax.native.norm import native_rms_norm
-from ryzjax.ops.attend import attend, attend_by_xla
+from ryzjax.ops.attention.attend import attend, attend_by_xla
+from ryzjax.ops.attention.segment_attention import segment_attention, segment_attention_reference
 from ryzjax.ops.norm import rms_norm_by_xla
-from ryzjax.ops.segment_attention import segment_attention, segment_attention_reference
 from ryzjax.qarray import dequantize
 from tests.ops.test_paged_attention import make_batch
 from tests.qarrays import FORMATS, random_qarray

@@ -9,9 +9,9 @@ import pytest
 
 from ryzjax.native.library import native_refusal
 from ryzjax.native.linear import native_linears
-from ryzjax.ops.linear import linear
+from ryzjax.ops.linear.project import project
+from ryzjax.ops.linear.reference import linear
 from ryzjax.ops.norm import rms_norm, rms_norm_by_xla
-from ryzjax.ops.project import project
 from ryzjax.qarray import dequantize
 from tests.qarrays import FORMATS, random_qarray
 

@@ -19,11 +19,11 @@ from ryzjax.native.attention import native_attend
 from ryzjax.native.library import ISAS, isa, native_refusal
 from ryzjax.native.linear import native_linears
 from ryzjax.native.norm import native_rms_norm
-from ryzjax.ops.attend import attend, attend_by_xla
-from ryzjax.ops.crossover import CROSSOVERS, Crossover
-from ryzjax.ops.linear import linear
-from ryzjax.ops.project import native_refusal_of, project
-from ryzjax.ops.registry import describe_ops
+from ryzjax.ops.attention.attend import attend, attend_by_xla
+from ryzjax.ops.dispatch import describe_ops
+from ryzjax.ops.linear.crossover import CROSSOVERS, Crossover
+from ryzjax.ops.linear.project import native_refusal_of, project
+from ryzjax.ops.linear.reference import linear
 from ryzjax.qarray import QFormat, dequantize
 from ryzjax.sharding import Layout, Placement
 from tests.ops.test_paged_attention import make_batch

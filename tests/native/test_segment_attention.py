@@ -18,7 +18,7 @@ from ryzjax.native.segment_attention import (
     native_segment_backward,
     native_segment_forward,
 )
-from ryzjax.ops.segment_attention import segment_attention, segment_attention_reference
+from ryzjax.ops.attention.segment_attention import segment_attention, segment_attention_reference
 from ryzjax.sharding import Layout, Placement
 
 pytestmark = pytest.mark.skipif(native_refusal() is not None, reason=f"no native kernels: {native_refusal()}")

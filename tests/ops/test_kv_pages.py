@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from ryzjax.batch import KVCache
-from ryzjax.ops.kv_pages import E4M3_MAX, head_scales, load_block, quantize_e4m3, quantize_int8
-from ryzjax.ops.kv_write import write_kv
+from ryzjax.ops.attention.kv_pages import E4M3_MAX, head_scales, load_block, quantize_e4m3, quantize_int8
+from ryzjax.ops.attention.kv_write import write_kv
 from tests.ops.test_paged_attention import make_batch
 
 RNG = np.random.default_rng(5)

@@ -9,8 +9,8 @@ import pytest
 
 from ryzjax.bits import from_bits, storage_dtype, to_bits
 from ryzjax.layers.glu import GLU, ClampedSwiGLU
-from ryzjax.ops.grouped_matmul import grouped_matmul, grouped_matmul_reference
-from ryzjax.ops.routing import Routing, route_top_k
+from ryzjax.ops.moe.grouped_matmul import grouped_matmul, grouped_matmul_reference
+from ryzjax.ops.moe.routing import Routing, route_top_k
 
 
 @pytest.mark.parametrize(

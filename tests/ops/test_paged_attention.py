@@ -9,8 +9,8 @@ import pytest
 
 from ryzjax.batch import KVCache, TokenBatch
 from ryzjax.bits import storage_dtype
-from ryzjax.ops.kv_write import write_kv
-from ryzjax.ops.paged_attention import paged_attention
+from ryzjax.ops.attention.kv_write import write_kv
+from ryzjax.ops.attention.paged_attention import paged_attention
 
 # dtype -> absolute tolerance: bf16 inputs are exact in f32, only the output is rounded to 8 bits.
 PLAIN = {"window": None, "softcap": None, "sinks": None}

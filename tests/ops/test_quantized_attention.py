@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from ryzjax.batch import KVCache, TokenBatch
-from ryzjax.ops.kv_write import write_kv
-from ryzjax.ops.paged_attention import paged_attention
+from ryzjax.ops.attention.kv_write import write_kv
+from ryzjax.ops.attention.paged_attention import paged_attention
 from ryzjax.sharding import Layout, Placement
 from tests.ops.test_paged_attention import FEATURES, PLAIN, ROWS, dense, make_batch
 

@@ -11,8 +11,8 @@ import pytest
 from jax.sharding import AxisType, PartitionSpec
 
 from ryzjax import qarray
-from ryzjax.ops.project import project
-from ryzjax.ops.quantized_linear import (
+from ryzjax.ops.linear.project import project
+from ryzjax.ops.linear.quantized import (
     _float8_to_float32,
     panel_matmul,
     permute_columns,

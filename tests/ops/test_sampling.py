@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ryzjax.ops.sampling import MAX_TOP, PROMPT_BIT, STOP_BIT, SamplingInputs, sample
+from ryzjax.ops.sampling.sampling import MAX_TOP, PROMPT_BIT, STOP_BIT, SamplingInputs, sample
 
 VOCAB = 97
 

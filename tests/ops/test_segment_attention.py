@@ -7,7 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ryzjax.ops.segment_attention import segment_attention, segment_attention_by_xla, segment_attention_reference
+from ryzjax.ops.attention.segment_attention import (
+    segment_attention,
+    segment_attention_by_xla,
+    segment_attention_reference,
+)
 
 either = pytest.mark.parametrize("attention", [segment_attention, segment_attention_by_xla], ids=["chosen", "xla"])
 

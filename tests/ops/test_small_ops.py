@@ -8,7 +8,7 @@ import pytest
 
 from ryzjax.layers.rope import Llama3Rope, Rope
 from ryzjax.ops.embedding import embed
-from ryzjax.ops.linear import linear
+from ryzjax.ops.linear.reference import linear
 from ryzjax.ops.norm import rms_norm
 from ryzjax.ops.rope import apply_rope, rope_cos_sin
 

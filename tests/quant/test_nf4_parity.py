@@ -6,9 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ryzjax.loading.on_load import round_matrix
 from ryzjax.qarray import dequantize, unpack_nibbles
 from ryzjax.quant.nf4 import NF4_VALUES, dynamic_code, nf4_format
-from ryzjax.quant.on_load import round_matrix
 
 pytestmark = pytest.mark.parity
 

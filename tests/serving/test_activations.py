@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import pytest
 
 from ryzjax.batch import KVCache, TokenBatch
-from ryzjax.checkpoint.dummy import dummy_weights
+from ryzjax.loading.dummy import dummy_weights
 from ryzjax.models.registry import abstract_model
 from ryzjax.sharding import Layout, Placement
 from tests.serving.test_memory import CONFIG

@@ -16,12 +16,12 @@ import numpy as np
 import pytest
 
 from ryzjax import LLM, SamplingParams
-from ryzjax.checkpoint.peft import write_adapter
+from ryzjax.checkpoint.peft.adapter import write_adapter
 from ryzjax.errors import CheckpointError, ConfigError, RequestError
 from ryzjax.lora import Adapter, LoraConfig, LoraWeights, attach
 from ryzjax.native.library import native_refusal
-from ryzjax.serving.adapter import AdapterConflictError, AdapterNotFoundError
-from ryzjax.serving.config import EngineOptions
+from ryzjax.serving.messages.adapter import AdapterConflictError, AdapterNotFoundError
+from ryzjax.serving.messages.config import EngineOptions
 from tests.adapters import random_adapter
 from tests.goldens.make_llama3_tiny import prompt
 from tests.serving.full_forward import full_forward
@@ -374,7 +374,7 @@ def test_off_by_default(tiny_llm: LLM, llm: LLM) -> None:
 
 
 def test_names_and_folders_of_the_command_line() -> None:
-    from ryzjax.serving.config import EngineConfig
+    from ryzjax.serving.messages.config import EngineConfig
 
     config = EngineConfig(model="m", lora=("sql=/a/b", "chat=c=d"))
     assert config.lora_folders == (("sql", "/a/b"), ("chat", "c=d"))

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from ryzjax import LLM, RequestOutput, SamplingParams
-from ryzjax.serving.request import CompletionOutput
+from ryzjax.serving.messages.request import CompletionOutput
 
 RNG = np.random.default_rng(3)
 PROMPTS = [RNG.integers(3, 300, size=int(n)).tolist() for n in RNG.integers(1, 150, size=32)]

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from ryzjax import LLM, SamplingParams
 from ryzjax.data.stop_strings import StopStrings
-from ryzjax.serving.completion import CompletionStream
-from ryzjax.serving.request import TokenEvent
+from ryzjax.serving.frontend.completion import CompletionStream
+from ryzjax.serving.messages.request import TokenEvent
 
 
 class Bytes:

@@ -9,7 +9,7 @@ from typing import get_type_hints
 import pytest
 
 from ryzjax.errors import ConfigError
-from ryzjax.serving.config import EngineConfig, EngineOptions, parse_bytes
+from ryzjax.serving.messages.config import EngineConfig, EngineOptions, parse_bytes
 
 
 @pytest.mark.parametrize(

@@ -14,9 +14,9 @@ import pytest
 from ryzjax import LLM, SamplingParams
 from ryzjax.errors import ContextLengthError, EngineStoppedError, RequestError
 from ryzjax.models.registry import AbstractModel
-from ryzjax.serving.embedding import finish_embedding
-from ryzjax.serving.prompt_programs import make_pool
-from ryzjax.serving.request import EmbeddingOutput, Pooling
+from ryzjax.serving.device.prompt_programs import make_pool
+from ryzjax.serving.frontend.embedding import finish_embedding
+from ryzjax.serving.messages.request import EmbeddingOutput, Pooling
 from tests.serving.full_forward import full_forward
 
 RNG = np.random.default_rng(21)

@@ -15,8 +15,8 @@ from safetensors.numpy import load_file, save_file
 from ryzjax import LLM, RequestOutput, SamplingParams
 from ryzjax.checkpoint.kv_scales import kv_scale_tensors
 from ryzjax.errors import ConfigError
-from ryzjax.quant.kv_calibration import calibrate_kv_scales, observe_kv_maxima
-from ryzjax.serving.config import EngineOptions
+from ryzjax.quantizing.kv_calibration import calibrate_kv_scales, observe_kv_maxima
+from ryzjax.serving.messages.config import EngineOptions
 from tests.serving.test_batching import PROMPTS, settings
 
 KV_DTYPES = ("int8", "fp8_e4m3")

@@ -10,11 +10,11 @@ import pytest
 
 from ryzjax import LLM, SamplingParams
 from ryzjax.errors import EngineStoppedError, QueueFullError
-from ryzjax.serving.engine import Engine
+from ryzjax.serving.device.step import StepResult
+from ryzjax.serving.engine.engine import Engine
+from ryzjax.serving.engine.listeners import Listeners, LoopListener, ThreadListener
 from ryzjax.serving.host.scheduler import Scheduler
-from ryzjax.serving.listeners import Listeners, LoopListener, ThreadListener
-from ryzjax.serving.request import EngineRequest, TokenEvent
-from ryzjax.serving.step import StepResult
+from ryzjax.serving.messages.request import EngineRequest, TokenEvent
 from tests.serving.test_batching import PROMPTS, until_idle
 
 LONG = SamplingParams(max_tokens=450, ignore_eos=True, seed=1)
@@ -39,7 +39,7 @@ def test_a_closed_event_loop_loses_its_requests_alone(tiny_llm: LLM, caplog: pyt
     waiting = tiny_llm.engine.num_open
     assert waiting == 3
     # No aclose(): the caller's loop is closed under its streams, as at the end of a cell that failed.
-    with caplog.at_level(logging.WARNING, "ryzjax.serving.listeners"):
+    with caplog.at_level(logging.WARNING, "ryzjax.serving.engine.listeners"):
         loop.close()
         tokens = list(first.token_ids)
         for delta in others:

@@ -15,7 +15,7 @@ import pytest
 
 from ryzjax import LLM, SamplingParams
 from ryzjax.errors import ConfigError, ContextLengthError, EngineStoppedError, QueueFullError, RequestError
-from ryzjax.serving.config import EngineOptions
+from ryzjax.serving.messages.config import EngineOptions
 from tests.serving.test_batching import PROMPTS, settings, until_idle
 
 SMALL = EngineOptions(max_sequences=2, max_batch_tokens=16, page_size_tokens=8)
@@ -253,7 +253,7 @@ def test_the_last_reference_takes_thread_weights_and_cache_along(tiny_llama3: Pa
 
 def test_a_failed_engine_can_be_freed_too(tiny_llama3: Path, compile_cache: str, monkeypatch: pytest.MonkeyPatch):
     # pytest keeps log records, and with them the frames of their tracebacks.
-    monkeypatch.setattr(logging.getLogger("ryzjax.serving.engine_thread"), "disabled", True)
+    monkeypatch.setattr(logging.getLogger("ryzjax.serving.engine.engine_thread"), "disabled", True)
     gc.collect()
     threads, arrays = engine_threads(), {id(array) for array in jax.live_arrays()}
     llm = LLM(str(tiny_llama3), compile_cache=compile_cache, **SMALL)

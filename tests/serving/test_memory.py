@@ -10,17 +10,17 @@ import numpy as np
 import pytest
 
 from ryzjax import LLM
-from ryzjax.checkpoint.dummy import dummy_weights
 from ryzjax.errors import CapacityError, ConfigError
 from ryzjax.layers.rope import Rope
+from ryzjax.loading.dummy import dummy_weights
 from ryzjax.models.kv_cache import KVDtype, KVFormat, KVScales, kv_page_bytes
 from ryzjax.models.llama import LlamaConfig
 from ryzjax.models.registry import abstract_model
 from ryzjax.qarray import QFormat
-from ryzjax.serving.buckets import Buckets
-from ryzjax.serving.capacity import most_pages, plan_capacity
-from ryzjax.serving.prompt_programs import tile_tokens
-from ryzjax.serving.runner import ModelRunner
+from ryzjax.serving.device.buckets import Buckets
+from ryzjax.serving.device.capacity import most_pages, plan_capacity
+from ryzjax.serving.device.prompt_programs import tile_tokens
+from ryzjax.serving.device.runner import ModelRunner
 from ryzjax.sharding import Layout, Placement
 
 CONFIG = LlamaConfig(

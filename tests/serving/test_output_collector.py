@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from ryzjax.serving.output_collector import OutputCollector
-from ryzjax.serving.request import StreamDelta, TokenLogprobs
+from ryzjax.serving.frontend.output_collector import OutputCollector
+from ryzjax.serving.messages.request import StreamDelta, TokenLogprobs
 
 
 class CountedText(str):

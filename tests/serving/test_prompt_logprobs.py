@@ -9,7 +9,7 @@ import pytest
 
 from ryzjax import LLM, RequestOutput, SamplingParams
 from ryzjax.errors import RequestError
-from ryzjax.serving.request import TokenLogprobs
+from ryzjax.serving.messages.request import TokenLogprobs
 from tests.serving.full_forward import full_forward
 
 RNG = np.random.default_rng(8)

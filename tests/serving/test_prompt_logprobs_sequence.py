@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ryzjax.serving.request import PromptLogprobs, PromptScores, TokenLogprobs
+from ryzjax.serving.messages.request import PromptLogprobs, PromptScores, TokenLogprobs
 
 
 def scores(first: int, count: int) -> PromptScores:

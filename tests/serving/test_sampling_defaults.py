@@ -12,7 +12,7 @@ import pytest
 from ryzjax import LLM, SamplingParams
 from ryzjax.cli.sampling_flags import SamplingFlags
 from ryzjax.errors import ConfigError
-from ryzjax.serving.sampling_defaults import SamplingDefaults, sampling_defaults
+from ryzjax.serving.frontend.sampling_defaults import SamplingDefaults, sampling_defaults
 
 QWEN: dict[str, object] = {
     "eos_token_id": [1, 2],

@@ -11,7 +11,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from ryzjax import LLM, SamplingParams
-from ryzjax.serving.prompt_programs import tile_tokens
+from ryzjax.serving.device.prompt_programs import tile_tokens
 from tests.goldens.make_llama3_tiny import CONFIG, prompt
 
 LAYERS = CONFIG["num_hidden_layers"]

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ryzjax.checkpoint.dummy import dummy_weights
-from ryzjax.checkpoint.hf_config import model_config_from_hf
-from ryzjax.checkpoint.save_hf import save_hf
+from ryzjax.checkpoint.hf.config import model_config_from_hf
+from ryzjax.checkpoint.hf.save import save_hf
 from ryzjax.data.synthetic import SyntheticRows
 from ryzjax.data.synthetic.vocabulary import train_tokenizer, write_tokenizer
+from ryzjax.loading.dummy import dummy_weights
 from ryzjax.models.registry import abstract_model
 from tests.evaluation.models import ONE
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ryzjax.checkpoint.dummy import dummy_weights
+from ryzjax.loading.dummy import dummy_weights
 from ryzjax.lora.config import LoraConfig
 from ryzjax.lora.init import initial_weights
 from ryzjax.lora.model import weight_of
@@ -18,9 +18,9 @@ from ryzjax.models.registry import abstract_model
 from ryzjax.models.stacked import StackedModel
 from ryzjax.qarray import QFormat
 from ryzjax.sharding import Placement
-from ryzjax.training.initial import master_shapes, place_adapter
 from ryzjax.training.model import Frozen, FullModel, LoraModel
-from ryzjax.training.objectives import StepBatch
+from ryzjax.training.objectives.objective import StepBatch
+from ryzjax.training.start.initial import master_shapes, place_adapter
 from tests.evaluation.models import ONE
 from tests.models.configs import CONFIGS
 

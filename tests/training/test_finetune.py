@@ -15,14 +15,14 @@ import numpy as np
 import pytest
 
 from ryzjax import BaseConfig, DataConfig, LoraConfig, OptimizerConfig, TrainConfig, finetune
-from ryzjax.checkpoint.peft import read_adapter
+from ryzjax.checkpoint.peft.adapter import read_adapter
 from ryzjax.errors import CheckpointError, ConfigError, DataError, TrainingError
 from ryzjax.evaluation.forward import Forward
+from ryzjax.loading.open_model import open_model
 from ryzjax.lora.adapter import BaseRounding
 from ryzjax.lora.model import adapted
-from ryzjax.quant.open_model import open_model
 from ryzjax.training.finetune import FinetuneResult
-from ryzjax.training.run_log import read_log
+from ryzjax.training.run.run_log import read_log
 
 LORA = LoraConfig(rank=4, alpha=8)
 SGD = OptimizerConfig(learning_rate=2e-2, warmup_steps=0)
@@ -87,7 +87,7 @@ def test_a_resumed_run_has_the_losses_of_one_that_was_not_stopped(
     once = {"accumulate": 2, "eval_every": 5}
     run(tiny_model, rows_file, tmp_path / "whole", train=once, **options)
     with pytest.MonkeyPatch.context() as patch:
-        from ryzjax.training.loop import Loop
+        from ryzjax.training.run.loop import Loop
 
         read = Loop._read
 
@@ -153,7 +153,7 @@ def test_its_message_names_the_newest_checkpoint(
     tiny_model: Path, rows_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The one that is still being written, too; and none where there is none."""
-    from ryzjax.training.loop import Loop
+    from ryzjax.training.run.loop import Loop
 
     read = Loop._read
     bad_step = 0

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from ryzjax.lora.config import LoraConfig
 from ryzjax.training.config import BaseConfig, TrainConfig
-from ryzjax.training.optimizer_config import OptimizerConfig
+from ryzjax.training.optimizers.config import OptimizerConfig
 from ryzjax.training.plan import MemoryPlan, plan_table, plan_training
 
 CONFIG = {

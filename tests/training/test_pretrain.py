@@ -11,8 +11,8 @@ import pytest
 from ryzjax import DataConfig, NewModelConfig, OptimizerConfig, TrainConfig, pretrain
 from ryzjax.data.tokenizer import Tokenizer
 from ryzjax.errors import ConfigError
-from ryzjax.quant.open_model import open_model
-from ryzjax.training.run_log import read_log
+from ryzjax.loading.open_model import open_model
+from ryzjax.training.run.run_log import read_log
 
 SIZES = dict(hidden_size=32, intermediate_size=64, num_layers=2, num_heads=4, num_kv_heads=2, max_position=256)
 

@@ -11,9 +11,9 @@ import pytest
 
 from ryzjax import DataConfig, LoraConfig, NewModelConfig, TrainConfig, pretrain
 from ryzjax.errors import CheckpointError, ConfigError
-from ryzjax.training.loop import Loop
 from ryzjax.training.programs import Programs
-from ryzjax.training.run_file import read_run, write_run
+from ryzjax.training.run.loop import Loop
+from ryzjax.training.run.run_file import read_run, write_run
 from tests.training.test_finetune import losses, run
 from tests.training.test_pretrain import SIZES
 

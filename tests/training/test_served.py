@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ryzjax import LLM, BaseConfig, DataConfig, LoraConfig, OptimizerConfig, SamplingParams, TrainConfig, finetune
-from ryzjax.quant.on_load import Weights
+from ryzjax.loading.on_load import Weights
 from tests.training.trained import trainers_log_probs
 
 TOKENS = [5, 9, 30, 31, 40, 7, 22, 120, 80, 81]

@@ -14,9 +14,9 @@ from ryzjax.lora.config import LoraConfig
 from ryzjax.qarray import QFormat
 from ryzjax.sharding import Layout, Placement
 from ryzjax.training.model import Frozen
-from ryzjax.training.objectives import StepBatch, make_objective
-from ryzjax.training.optimizer import make_optimizer
-from ryzjax.training.optimizer_config import OptimizerConfig
+from ryzjax.training.objectives.objective import StepBatch, make_objective
+from ryzjax.training.optimizers.config import OptimizerConfig
+from ryzjax.training.optimizers.optimizer import make_optimizer
 from ryzjax.training.step import TrainState, make_eval_step, make_train_step
 from tests.models.configs import CONFIGS
 from tests.training.models import CONFIG, batch_of, full_model, lora_model

@@ -13,12 +13,12 @@ from ryzjax.lora.config import LoraConfig
 from ryzjax.models.registry import abstract_model
 from ryzjax.models.stacked import StackedModel
 from ryzjax.quant.scheme import Scheme
-from ryzjax.training.initial import adapter_shapes
 from ryzjax.training.model import LoraModel
-from ryzjax.training.objectives import make_objective
-from ryzjax.training.optimizer import make_optimizer
-from ryzjax.training.optimizer_config import OptimizerConfig
+from ryzjax.training.objectives.objective import make_objective
+from ryzjax.training.optimizers.config import OptimizerConfig
+from ryzjax.training.optimizers.optimizer import make_optimizer
 from ryzjax.training.programs import Programs
+from ryzjax.training.start.initial import adapter_shapes
 from tests.evaluation.models import ONE
 from tests.models.configs import CONFIGS
 

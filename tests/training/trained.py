@@ -9,12 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from ryzjax.batch import SegmentBatch
+from ryzjax.loading.on_load import Weights
+from ryzjax.loading.open_model import open_model
 from ryzjax.lora import Adapter
 from ryzjax.models.stacked import StackedModel
-from ryzjax.quant.on_load import Weights
-from ryzjax.quant.open_model import open_model
-from ryzjax.training.initial import place_adapter
 from ryzjax.training.model import Frozen, LoraModel
+from ryzjax.training.start.initial import place_adapter
 
 __all__ = ["trainers_log_probs"]
 

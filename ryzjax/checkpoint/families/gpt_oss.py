@@ -11,7 +11,7 @@ from ryzjax.checkpoint.families.base import (
     shared_and_rope,
 )
 from ryzjax.checkpoint.families.experts import num_experts, split_experts, top_k
-from ryzjax.checkpoint.hf_fields import ConfigFields
+from ryzjax.checkpoint.hf.fields import ConfigFields
 from ryzjax.checkpoint.mxfp4 import Mxfp4Rows
 from ryzjax.checkpoint.stored import Stored, StoredWeight, Strided
 from ryzjax.models.config import ModelConfig

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ryzjax.checkpoint.families.base import layer_windows
-from ryzjax.checkpoint.hf_fields import ConfigFields
+from ryzjax.checkpoint.hf.fields import ConfigFields
 
 __all__ = ["qwen_windows"]
 

@@ -12,7 +12,7 @@ from ryzjax.checkpoint.families.base import (
     shared_and_rope,
 )
 from ryzjax.checkpoint.families.experts import num_experts, split_experts, top_k
-from ryzjax.checkpoint.hf_fields import ConfigFields
+from ryzjax.checkpoint.hf.fields import ConfigFields
 from ryzjax.checkpoint.stored import StoredWeight
 from ryzjax.models.config import ModelConfig
 from ryzjax.models.qwen3_moe import Qwen3MoeConfig

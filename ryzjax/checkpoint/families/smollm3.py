@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ryzjax.checkpoint.families.base import HFConfig, HFFamily, hf_modules, layer_windows, shared_and_rope
-from ryzjax.checkpoint.hf_fields import ConfigFields
+from ryzjax.checkpoint.hf.fields import ConfigFields
 from ryzjax.models.smollm3 import SmolLM3Config
 
 __all__ = ["FAMILY"]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ryzjax.checkpoint.gguf_file import GgufFile
+from ryzjax.checkpoint.gguf.file import GgufFile
 from ryzjax.checkpoint.quantized.matrix import StoredMatrix
 from ryzjax.qarray import QFormat, unpack_nibbles
 

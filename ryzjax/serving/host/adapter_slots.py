@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from ryzjax.errors import ConfigError
-from ryzjax.serving.adapter import ServedAdapter
+from ryzjax.serving.messages.adapter import ServedAdapter
 
 __all__ = ["AdapterSlots"]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ryzjax.errors import ContextLengthError, RequestError
-from ryzjax.serving.request import EngineRequest
+from ryzjax.serving.messages.request import EngineRequest
 
 __all__ = ["check_request"]
 

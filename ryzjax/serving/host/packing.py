@@ -17,8 +17,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from ryzjax.dims import Int32Array
-from ryzjax.serving.host.schedule import StepPlan
 from ryzjax.serving.host.sequence import Sequence
+from ryzjax.serving.host.step_plan import StepPlan
 
 __all__ = ["ADAPTER_SLOT", "ROW_FIELDS", "SAMPLE_FIELDS", "PackedLayout", "StepPacker"]
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 
 from ryzjax.dims import Int32Array
-from ryzjax.serving.host.schedule import StepPlan
+from ryzjax.serving.host.step_plan import StepPlan
 
 __all__ = ["pool_tiles", "score_tiles"]
 

@@ -30,9 +30,9 @@ from ryzjax.serving.host.adapter_slots import AdapterSlots
 from ryzjax.serving.host.admission import check_request
 from ryzjax.serving.host.pages import PagePool
 from ryzjax.serving.host.retry import FinishRate
-from ryzjax.serving.host.schedule import Chunk, StepPlan, make_plan
 from ryzjax.serving.host.sequence import Sequence, SequenceState
-from ryzjax.serving.request import EngineRequest, FinishReason
+from ryzjax.serving.host.step_plan import Chunk, StepPlan, make_plan
+from ryzjax.serving.messages.request import EngineRequest, FinishReason
 
 __all__ = ["Scheduler"]
 

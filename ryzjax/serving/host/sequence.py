@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import Enum
 
-from ryzjax.serving.request import EngineRequest, FinishReason
+from ryzjax.serving.messages.request import EngineRequest, FinishReason
 
 __all__ = ["Sequence", "SequenceState"]
 

@@ -14,7 +14,7 @@ from typing import NamedTuple, Protocol, TypedDict
 
 from ryzjax.serving.http.echo import Echo
 from ryzjax.serving.http.logprobs import CompletionLogprobs, TokenTexts, chat_logprobs, completion_logprobs
-from ryzjax.serving.request import CompletionOutput, StreamDelta, TokenLogprobs
+from ryzjax.serving.messages.request import CompletionOutput, StreamDelta, TokenLogprobs
 
 __all__ = ["AnswerFormat", "ChatFormat", "Choice", "CompletionFormat", "Usage", "answer_size", "delta_size", "usage_of"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from ryzjax.errors import ConfigError
-from ryzjax.serving.sampling_params import MAX_LOGIT_BIAS, MAX_STOP_CHARS, MAX_STOPS
+from ryzjax.serving.messages.sampling_params import MAX_LOGIT_BIAS, MAX_STOP_CHARS, MAX_STOPS
 
 __all__ = ["HttpConfig"]
 

@@ -15,7 +15,7 @@ from ryzjax.errors import ContextLengthError, RequestError
 from ryzjax.serving.http.fields import ApiRequest, Integer, Prompts, prompt_list
 from ryzjax.serving.http.frontend_protocol import EngineFrontend
 from ryzjax.serving.http.generation import first_error
-from ryzjax.serving.request import Pooling
+from ryzjax.serving.messages.request import Pooling
 
 __all__ = ["TOO_LONG_REMEDY", "EmbeddingRequest", "Embeddings", "embeddings_pieces"]
 

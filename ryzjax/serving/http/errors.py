@@ -14,7 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from ryzjax.errors import EngineFailedError, EngineStoppedError, QueueFullError, RequestError
-from ryzjax.serving.adapter import AdapterConflictError, AdapterNotFoundError
+from ryzjax.serving.messages.adapter import AdapterConflictError, AdapterNotFoundError
 
 __all__ = [
     "ApiError",

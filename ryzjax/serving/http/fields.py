@@ -13,10 +13,10 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, V
 from pydantic_core import ErrorDetails
 
 from ryzjax.errors import RequestError
+from ryzjax.serving.frontend.sampling_defaults import SamplingDefaults
 from ryzjax.serving.http.json_body import parse_object
 from ryzjax.serving.http.limits import RequestLimits
-from ryzjax.serving.sampling_defaults import SamplingDefaults
-from ryzjax.serving.sampling_params import SamplingParams
+from ryzjax.serving.messages.sampling_params import SamplingParams
 
 __all__ = [
     "ApiRequest",

@@ -1,4 +1,4 @@
-"""What the HTTP layer needs of an engine: `ryzjax.serving.frontend.AsyncEngine`, or a fake in tests."""
+"""What the HTTP layer needs of an engine: `ryzjax.serving.frontend.async_engine.AsyncEngine`, or a fake in tests."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from ryzjax.serving.adapter import ServedAdapter
-from ryzjax.serving.request import EmbeddingOutput, Pooling, RequestOutput, StreamDelta
-from ryzjax.serving.sampling_defaults import SamplingDefaults
-from ryzjax.serving.sampling_params import SamplingParams
+from ryzjax.serving.frontend.sampling_defaults import SamplingDefaults
+from ryzjax.serving.messages.adapter import ServedAdapter
+from ryzjax.serving.messages.request import EmbeddingOutput, Pooling, RequestOutput, StreamDelta
+from ryzjax.serving.messages.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
     from ryzjax.lora import Adapter

@@ -16,7 +16,7 @@ from ryzjax.serving.http.pieces import json_response
 from ryzjax.serving.http.prompts import decode_prompts, encode_messages, encode_prompts
 from ryzjax.serving.http.protocol import ChatCompletionRequest, CompletionRequest
 from ryzjax.serving.http.sse import EventStream
-from ryzjax.serving.sampling_params import SamplingParams
+from ryzjax.serving.messages.sampling_params import SamplingParams
 
 __all__ = ["GENERATION_PATHS", "router"]
 

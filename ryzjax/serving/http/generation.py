@@ -11,8 +11,8 @@ from ryzjax.errors import ContextLengthError, RequestError
 from ryzjax.serving.http.answers import Choice
 from ryzjax.serving.http.errors import GenerationFailedError
 from ryzjax.serving.http.frontend_protocol import EngineFrontend
-from ryzjax.serving.request import StreamDelta
-from ryzjax.serving.sampling_params import SamplingParams
+from ryzjax.serving.messages.request import StreamDelta
+from ryzjax.serving.messages.sampling_params import SamplingParams
 
 __all__ = ["Generation", "closing", "first_error"]
 

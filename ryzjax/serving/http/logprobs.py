@@ -8,7 +8,7 @@ from functools import lru_cache
 from typing import TypedDict
 
 from ryzjax.serving.http.frontend_protocol import ChatTokenizer
-from ryzjax.serving.request import TokenLogprobs
+from ryzjax.serving.messages.request import TokenLogprobs
 
 __all__ = ["ChatLogprobs", "CompletionLogprobs", "TokenTexts", "chat_logprobs", "completion_logprobs"]
 

@@ -9,9 +9,9 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field
 
 from ryzjax.errors import RequestError
+from ryzjax.serving.frontend.sampling_defaults import SamplingDefaults
 from ryzjax.serving.http.fields import GenerationRequest, Integer, Prompts, check_extra_fields, prompt_list
-from ryzjax.serving.sampling_defaults import SamplingDefaults
-from ryzjax.serving.sampling_params import SamplingParams
+from ryzjax.serving.messages.sampling_params import SamplingParams
 
 __all__ = ["ChatCompletionRequest", "ChatMessage", "CompletionRequest", "ContentPart"]
 

@@ -15,7 +15,7 @@ from ryzjax.serving.http.errors import describe, internal_error
 from ryzjax.serving.http.generation import Generation
 from ryzjax.serving.http.pieces import send_pieces
 from ryzjax.serving.http.workers import Workers
-from ryzjax.serving.request import StreamDelta
+from ryzjax.serving.messages.request import StreamDelta
 
 __all__ = ["EventStream"]
 

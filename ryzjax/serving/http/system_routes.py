@@ -10,8 +10,8 @@ from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
 
 from ryzjax.lora.base_name import base_name
-from ryzjax.serving.adapter import ServedAdapter
 from ryzjax.serving.http.context import ServerContext, context_of
+from ryzjax.serving.messages.adapter import ServedAdapter
 
 __all__ = ["router"]
 

@@ -14,12 +14,12 @@ from collections.abc import Sequence as Seq
 from itertools import accumulate, pairwise
 from typing import NamedTuple
 
-from ryzjax.serving.adapter import ServedAdapter
 from ryzjax.serving.host import PagePool, Scheduler, Sequence, SequenceState, StepPlan
 from ryzjax.serving.host.adapter_slots import AdapterSlots
 from ryzjax.serving.host.prompt_tiles import pool_tiles, score_tiles
-from ryzjax.serving.request import EngineRequest, FinishReason, Pooling
-from ryzjax.serving.sampling_params import SamplingParams
+from ryzjax.serving.messages.adapter import ServedAdapter
+from ryzjax.serving.messages.request import EngineRequest, FinishReason, Pooling
+from ryzjax.serving.messages.sampling_params import SamplingParams
 
 VOCAB = 19
 TILE = 3

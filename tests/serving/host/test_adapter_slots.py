@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from ryzjax.errors import ConfigError, RequestError
-from ryzjax.serving.adapter import ServedAdapter
 from ryzjax.serving.host.adapter_slots import AdapterSlots
+from ryzjax.serving.messages.adapter import ServedAdapter
 from tests.serving.host.simulation import Simulation, alone, make_adapter, make_request, make_scheduler
 
 A, B, C = (make_adapter(name, i) for i, name in enumerate("abc", start=1))

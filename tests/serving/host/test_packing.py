@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from ryzjax.serving.buckets import Buckets
+from ryzjax.serving.device.buckets import Buckets
 from ryzjax.serving.host.packing import SAMPLE_FIELDS, StepPacker
 from ryzjax.serving.host.pages import PagePool
 from ryzjax.serving.host.scheduler import Scheduler
-from ryzjax.serving.request import EngineRequest
-from ryzjax.serving.sampling_params import SamplingParams
+from ryzjax.serving.messages.request import EngineRequest
+from ryzjax.serving.messages.sampling_params import SamplingParams
 from tests.serving.host.simulation import make_adapter, make_request, make_scheduler
 
 

@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
-from ryzjax.serving.adapter import ServedAdapter
 from ryzjax.serving.host import Scheduler
-from ryzjax.serving.request import EngineRequest
+from ryzjax.serving.messages.adapter import ServedAdapter
+from ryzjax.serving.messages.request import EngineRequest
 from tests.serving.host.simulation import (
     VOCAB,
     Simulation,

@@ -17,9 +17,10 @@ from ryzjax.errors import (
     RequestError,
 )
 from ryzjax.lora import Adapter
-from ryzjax.serving.adapter import AdapterConflictError, AdapterNotFoundError, ServedAdapter
-from ryzjax.serving.embedding import check_embedding, finish_embedding
-from ryzjax.serving.request import (
+from ryzjax.serving.frontend.embedding import check_embedding, finish_embedding
+from ryzjax.serving.frontend.sampling_defaults import SamplingDefaults
+from ryzjax.serving.messages.adapter import AdapterConflictError, AdapterNotFoundError, ServedAdapter
+from ryzjax.serving.messages.request import (
     CompletionOutput,
     EmbeddingOutput,
     FinishReason,
@@ -28,8 +29,7 @@ from ryzjax.serving.request import (
     StreamDelta,
     TokenLogprobs,
 )
-from ryzjax.serving.sampling_defaults import SamplingDefaults
-from ryzjax.serving.sampling_params import SamplingParams
+from ryzjax.serving.messages.sampling_params import SamplingParams
 
 VOCAB = 512
 CONTEXT = 256

@@ -11,7 +11,7 @@ import httpx
 import openai
 import pytest
 
-from ryzjax.checkpoint.publish import PublishError, publish_adapter
+from ryzjax.client.publish import PublishError, publish_adapter
 from ryzjax.errors import CheckpointError, ConfigError
 from tests.serving.http.harness import Running, serve
 

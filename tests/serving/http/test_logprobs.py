@@ -3,7 +3,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ryzjax.serving.http.logprobs import TokenTexts, chat_logprobs, completion_logprobs
-from ryzjax.serving.request import TokenLogprobs
+from ryzjax.serving.messages.request import TokenLogprobs
 from tests.serving.http.fake_engine import FakeTokenizer
 
 

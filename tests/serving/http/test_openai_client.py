@@ -5,7 +5,7 @@ from __future__ import annotations
 import openai
 import pytest
 
-from ryzjax.serving.sampling_params import SamplingParams
+from ryzjax.serving.messages.sampling_params import SamplingParams
 from tests.serving.http.fake_engine import CONTEXT, reply
 from tests.serving.http.harness import Running, ServerFactory
 

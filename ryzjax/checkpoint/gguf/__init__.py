@@ -1,0 +1,1 @@
+"""GGUF files: their tensors, metadata and llama.cpp's names."""

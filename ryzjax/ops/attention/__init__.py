@@ -1,0 +1,1 @@
+"""Attention: over a paged KV cache when serving, within packed segments when training."""

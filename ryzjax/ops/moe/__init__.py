@@ -1,0 +1,1 @@
+"""Mixture of experts: routing, and products of rows in groups."""

@@ -1,0 +1,1 @@
+"""Quantizing a whole model: calibration, blocks one after the other, files, reports and merging."""

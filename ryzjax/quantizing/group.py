@@ -1,0 +1,272 @@
+"""One input group: candidates are tried on moments of held-out inputs, and the best one taken for all members."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ryzjax.checkpoint.quantized.encoded import Encoded
+from ryzjax.quant.awq import ScaleSearch, scaled_hessian, search_scales
+from ryzjax.quant.gptq import Factor, compensated, factorize
+from ryzjax.quant.matrix import MatrixMethod, encode_matrix, rounded
+from ryzjax.quant.recipe import Method
+from ryzjax.quant.scheme import Scheme
+from ryzjax.quantizing.blocks import InputSums
+
+__all__ = ["GroupResult", "MemberResult", "Moments", "quantize_group"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Moments:
+    """Means of a group's inputs over tokens.
+
+    Attributes:
+      calibration: what methods fit.
+      held_out: what they are judged by; with its drift.
+    """
+
+    calibration: InputSums
+    held_out: InputSums
+
+    def judge(self, w: jax.Array) -> Judge:
+        """What candidates for a matrix are judged by."""
+        sums = self.held_out
+        assert sums.drift is not None
+        return Judge(w, sums.inputs, *_constants(w, sums.inputs, sums.cross, sums.drift))
+
+
+class Judge:
+    """How far the outputs of a matrix are from the plain model's, on held-out text.
+
+    E |r x - w (x + d)|^2, in terms of r - w so that nothing large cancels; what does not depend on r is worked out
+    once.
+
+    Args:
+      w: float32 [N, K], the plain matrix.
+      inputs: E x x^T.
+      cross: w E d x^T.
+      drift: E |w d|^2.
+      energy: E |w (x + d)|^2.
+    """
+
+    def __init__(self, w: jax.Array, inputs: jax.Array, cross: jax.Array, drift: jax.Array, energy: jax.Array):
+        self._terms = w, inputs, cross, drift
+        self.energy = float(energy)
+
+    def error(self, rounded: jax.Array) -> float:
+        """Mean squared distance of the outputs."""
+        return float(_error(rounded, *self._terms))
+
+
+@jax.jit
+def _constants(
+    w: jax.Array, inputs: jax.Array, cross: jax.Array, drift: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    w_cross = w @ cross
+    w_drift = jnp.sum((w @ drift) * w)
+    energy = jnp.sum((w @ inputs) * w) + 2 * jnp.sum(w_cross * w) + w_drift
+    return w_cross, w_drift, energy
+
+
+@jax.jit
+def _error(rounded: jax.Array, w: jax.Array, inputs: jax.Array, cross: jax.Array, drift: jax.Array) -> jax.Array:
+    delta = rounded - w
+    return jnp.sum((delta @ inputs) * delta) - 2 * jnp.sum(cross * delta) + drift
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemberResult:
+    """One matrix of a group, quantized; errors are relative, see `LayerReport`."""
+
+    encoded: Encoded
+    method: str
+    output_error: float | None
+    rtn_error: float | None
+    weight_error: float
+    damping: float | None = None
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroupResult:
+    """A group, quantized.
+
+    Attributes:
+      members: by name.
+      scales: float32 [K] that the members' weights were multiplied by; None where none.
+    """
+
+    members: Mapping[str, MemberResult]
+    scales: jax.Array | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Attempt:
+    """All members, quantized in one way.
+
+    Attributes:
+      scales: of AWQ.
+      members: name -> (Encoded, method, squared output error).
+    """
+
+    scales: jax.Array | None
+    members: Mapping[str, tuple[Encoded, MatrixMethod, float]]
+    damping: float | None = None
+    notes: tuple[str, ...] = field(default=())
+
+    @property
+    def loss(self) -> float:
+        return sum(loss for _, _, loss in self.members.values())
+
+
+def quantize_group(
+    weights: Mapping[str, jax.Array],
+    schemes: Mapping[str, Scheme],
+    method: Method,
+    moments: Moments | None,
+    *,
+    model_dtype: str,
+    can_scale: bool,
+) -> GroupResult:
+    """Quantizes the matrices of a group.
+
+    Args:
+      weights: name -> float32 [N, K].
+      schemes: of each.
+      method: one, or "auto".
+      moments: of the inputs; None without data, for "rtn" and "hqq".
+      model_dtype: decides the dtype of scales.
+      can_scale: whether something before can take AWQ's factors.
+    """
+    if moments is None:
+        return _without_data(weights, schemes, method, model_dtype)
+    attempts: list[_Attempt] = []
+    notes: tuple[str, ...] = ()
+    judges = {name: moments.judge(w) for name, w in weights.items()}
+
+    def attempt(kind: MatrixMethod, scales: jax.Array | None) -> _Attempt:
+        return _attempt(weights, schemes, kind, scales, moments.calibration, judges, model_dtype)
+
+    rtn = attempt("rtn", None)
+    if method in ("rtn", "hqq"):
+        attempts.append(rtn if method == "rtn" else attempt("hqq", None))
+    if method in ("gptq", "auto"):
+        attempts.append(attempt("gptq", None))
+    wants_scales = method in ("awq", "auto") and any(scheme.bits == 4 for scheme in schemes.values())
+    if wants_scales and can_scale:
+        search = _search(weights, schemes, moments, model_dtype)
+        if search.strength > 0:
+            attempts.append(attempt("rtn", search.scales))
+            if method == "auto":
+                attempts.append(attempt("gptq", search.scales))
+        else:
+            notes = ("awq: no scaling of the inputs lowers the error",)
+    elif method == "awq":
+        notes = ("awq: nothing before this layer can take the scales of its inputs; rounded to nearest",)
+    if method == "auto" or not attempts:
+        attempts.insert(0, rtn)
+    best = min(attempts, key=lambda candidate: candidate.loss)
+    members = {}
+    for name, w in weights.items():
+        encoded, kind, loss = best.members[name]
+        energy = judges[name].energy
+        values = jnp.asarray(encoded.dequantized())
+        values = values if best.scales is None else values / best.scales
+        members[name] = MemberResult(
+            encoded=encoded,
+            method=("awq+" if best.scales is not None else "") + kind,
+            output_error=_relative(loss, energy),
+            rtn_error=_relative(rtn.members[name][2], energy),
+            weight_error=_weight_error(w, values),
+            damping=best.damping if kind == "gptq" else None,
+            notes=notes + best.notes,
+        )
+    return GroupResult(members=members, scales=best.scales)
+
+
+def _without_data(
+    weights: Mapping[str, jax.Array], schemes: Mapping[str, Scheme], method: Method, model_dtype: str
+) -> GroupResult:
+    kind: MatrixMethod = "hqq" if method == "hqq" else "rtn"
+    members = {}
+    for name, w in weights.items():
+        here: MatrixMethod = "rtn" if schemes[name].symmetric else kind
+        encoded = encode_matrix(w, schemes[name], here, model_dtype=model_dtype)
+        members[name] = MemberResult(
+            encoded=encoded,
+            method=here,
+            output_error=None,
+            rtn_error=None,
+            weight_error=_weight_error(w, jnp.asarray(encoded.dequantized())),
+        )
+    return GroupResult(members=members, scales=None)
+
+
+def _attempt(
+    weights: Mapping[str, jax.Array],
+    schemes: Mapping[str, Scheme],
+    kind: MatrixMethod,
+    scales: jax.Array | None,
+    sums: InputSums,
+    judges: Mapping[str, Judge],
+    model_dtype: str,
+) -> _Attempt:
+    hessian = sums.inputs if scales is None else scaled_hessian(sums.inputs, scales)
+    factor: Factor | None = None
+    damping: float | None = None
+    notes: tuple[str, ...] = ()
+    if kind == "gptq":
+        found = factorize(hessian)
+        factor, damping = found, float(found.damping)
+        dead = int(found.dead.sum())
+        if dead:
+            notes = (f"gptq: {dead} in features were zero in all calibration text; their weights became zero",)
+        if not np.isfinite(damping):
+            factor, damping, kind = None, None, "rtn"
+            notes = ("gptq: the Hessian could not be factorized at any damping; rounded to nearest",)
+    members: dict[str, tuple[Encoded, MatrixMethod, float]] = {}
+    for name, w in weights.items():
+        target, error = w, judges[name].error
+        if factor is not None:
+            # Scaled inputs and weights: drift is scaled as the inputs are.
+            cross = sums.cross if scales is None else scaled_hessian(sums.cross, scales)
+            fitted = compensated(w if scales is None else w * scales, factor, cross)
+            fitted = fitted if scales is None else fitted / scales
+            # What is fitted on too little text does worse on text that was held out.
+            target = fitted if error(fitted) < error(w) else w
+        encoded = encode_matrix(
+            target if scales is None else target * scales,
+            schemes[name],
+            kind,
+            model_dtype=model_dtype,
+            importance=jnp.maximum(jnp.diagonal(hessian), 1e-12),
+            factor=factor,
+        )
+        values = jnp.asarray(encoded.dequantized())
+        values = values if scales is None else values / scales
+        members[name] = encoded, kind, error(values)
+    return _Attempt(scales=scales, members=members, damping=damping, notes=notes)
+
+
+def _search(
+    weights: Mapping[str, jax.Array], schemes: Mapping[str, Scheme], moments: Moments, model_dtype: str
+) -> ScaleSearch:
+    scheme = next(scheme for scheme in schemes.values() if scheme.bits == 4)
+    dtype = "bfloat16" if model_dtype == "bfloat16" else "float32"
+    hessian = moments.calibration.inputs
+    # Scales of groups are not searched for every candidate: that is done for the one that wins.
+    ones = jnp.ones(hessian.shape[0])
+    return search_scales(list(weights.values()), hessian, lambda w: rounded(w, scheme, ones, dtype, search=False))
+
+
+def _relative(loss: float, energy: float) -> float:
+    return float(np.sqrt(max(loss, 0) / energy)) if energy > 0 else 0.0
+
+
+def _weight_error(w: jax.Array, values: jax.Array) -> float:
+    energy = float(jnp.sum(w * w))
+    return _relative(float(jnp.sum((values - w) ** 2)), energy)

@@ -1,0 +1,222 @@
+"""EngineConfig: what to serve and how. Command-line flags, TOML keys and `LLM(...)` options derive from it."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Annotated, Any, Literal, TypedDict
+
+from tyro.conf import Positional, UseAppendAction
+from tyro.conf import arg as tyro_arg
+
+from ryzjax.errors import ConfigError
+from ryzjax.serving.messages.field_types import check_field_types
+from ryzjax.shipped import DEMO_MODEL
+
+__all__ = ["EngineConfig", "EngineOptions", "parse_bytes"]
+
+_UNITS = {"": 1, "B": 1} | {f"{prefix}iB": 1024**i for i, prefix in enumerate("KMGT", 1)}
+_UNITS |= {f"{prefix}B": 1000**i for i, prefix in enumerate("KMGT", 1)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineConfig:
+    """What to serve and how."""
+
+    model: Annotated[Positional[str], tyro_arg(metavar="[MODEL]")] = DEMO_MODEL
+    """Local directory, GGUF file, Hugging Face id, or (with --load-format dummy) a config.json."""
+    model_revision: str | None = None
+    """Branch, tag or commit of a Hugging Face id."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of weights and activations; auto takes the checkpoint's (float16 becomes bfloat16)."""
+    weights: Literal["auto", "bf16", "int8", "int4", "nf4"] = "auto"
+    """auto serves what the checkpoint holds; int8, int4 and nf4 (NormalFloat4, double quantization) round a plain one
+    as it is loaded (embeddings int8); bf16 takes plain weights out of a quantized one."""
+    weights_group: Literal[32, 64, 128] = 64
+    """In features that share a scale, with --weights int8, int4 and nf4."""
+    kv_dtype: Literal["auto", "bfloat16", "float32", "int8", "fp8_e4m3"] = "auto"
+    """Of the KV cache; auto takes the model's. int8 scales each token and head; fp8_e4m3 needs calibrated scales."""
+    kv_scale_unit: bool = False
+    """Take 1.0 for all scales of an fp8_e4m3 cache, whatever the checkpoint has: quality may suffer."""
+    load_format: Literal["auto", "safetensors", "gguf", "orbax", "dummy"] = "auto"
+    """auto takes what is there; dummy fills the model's shape with random weights, for benchmarks."""
+    layout: str = "single"
+    """Sharding layout: single, tp, tp_dp, fsdp_tp, ep, ep_dp, or the path of a TOML file."""
+    max_context_tokens: int | None = None
+    """Longest prompt plus output; by default the model's, or less where only less fits the memory."""
+    max_sequences: int = 32
+    """Most sequences that run at once."""
+    max_batch_tokens: int = 512
+    """Most tokens of a step: longer prompts are prefilled in chunks."""
+    max_mixed_tokens: int | None = None
+    """Most tokens of a step in which some sequences decode and others compute their prompts; at least two for every
+    sequence that decodes. Small steps keep the time between tokens even, large ones finish prompts sooner. By default
+    16 on a CPU, where small steps cost a prompt little time (docs/log.md), and max_batch_tokens on other devices."""
+    page_size_tokens: int = 64
+    """Tokens of a KV page."""
+    kv_memory: str | None = None
+    """KV pool per device, such as 2GiB; by default what memory_fraction leaves."""
+    memory_fraction: float = 0.5
+    """Share of the device's memory (of what is available, on a CPU) for weights, temporaries and the KV pool."""
+    max_queue: int = 256
+    """Most requests that wait; more are refused with 429."""
+    overlap: bool = True
+    """Dispatch the next step before the last one's tokens are read."""
+    compile_cache: str | None = None
+    """Folder for compiled programs; by default in the user's cache directory; off for none."""
+    chat_template: str | None = None
+    """Jinja file that replaces the model's chat template."""
+    generation_config: Literal["auto", "none"] = "auto"
+    """auto takes temperature, top_k, top_p, min_p and repetition_penalty of the model's generation_config.json as the
+    defaults of requests that do not name them; none takes 1, 0, 1, 0 and 1."""
+    special_tokens_in_messages: bool = False
+    """Read special tokens that are written in chat messages as tokens, not as text: whoever writes a message can then
+    end it and write the next one in any role."""
+    lora: Annotated[tuple[str, ...], UseAppendAction] = ()
+    """NAME=DIRECTORY of a LoRA adapter (as PEFT saves it) that requests may name as their model; repeatable."""
+    max_loras: int | None = None
+    """Adapters that the device holds at once; by default as many as --lora names. 0 serves the model alone."""
+    max_lora_rank: int | None = None
+    """Largest rank of an adapter; by default that of the --lora ones, or 16. A step's cost grows with it."""
+    max_cpu_loras: int = 64
+    """Most adapters that are known at once; those without a slot wait in the host's memory."""
+    pooling: Literal["last", "mean"] = "last"
+    """Of embeddings: the last token's hidden state, or the mean over all; a request may ask for the other."""
+    seed: int = 0
+    """Of random weights (--load-format dummy)."""
+
+    @classmethod
+    def from_options(cls, options: Mapping[str, object]) -> EngineConfig:
+        """The config of options as Python callers give them: paths may be `os.PathLike`, tuples may be lists.
+
+        Raises:
+          ConfigError: an option is unknown, or its value is not one of those it takes.
+        """
+        known = [field.name for field in fields(cls)]
+        for name in options:
+            if name not in known:
+                near = difflib.get_close_matches(name, known, n=3)
+                hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
+                raise ConfigError(
+                    f"option {name!r} is unknown; {hint}The options are the fields of "
+                    "ryzjax.serving.messages.config.EngineConfig; `ryzjax serve --help` describes them"
+                )
+        values: dict[str, Any] = {
+            name: os.fspath(value)
+            if isinstance(value, os.PathLike)
+            else tuple(value)
+            if isinstance(value, list)
+            else value
+            for name, value in options.items()
+        }
+        return cls(**values)
+
+    def __post_init__(self) -> None:
+        check_field_types(self)
+        for name, low, high in (
+            ("max_sequences", 1, 4096),
+            ("max_batch_tokens", 1, 2**20),
+            ("page_size_tokens", 1, 4096),
+            ("max_queue", 0, 2**20),
+            ("max_cpu_loras", 1, 2**20),
+            ("seed", 0, 2**63 - 1),
+        ):
+            value = getattr(self, name)
+            if not low <= value <= high:
+                raise ConfigError(f"{name}={value} is out of range; expected {low} to {high}")
+        if self.max_context_tokens is not None and self.max_context_tokens < 2:
+            raise ConfigError(f"max_context_tokens={self.max_context_tokens} is too small; expected at least 2")
+        if self.max_mixed_tokens is not None and not 1 <= self.max_mixed_tokens <= self.max_batch_tokens:
+            raise ConfigError(
+                f"max_mixed_tokens={self.max_mixed_tokens} is out of range; expected 1 to max_batch_tokens="
+                f"{self.max_batch_tokens}"
+            )
+        if self.max_batch_tokens < self.max_sequences:
+            raise ConfigError(
+                f"max_batch_tokens={self.max_batch_tokens} is less than max_sequences={self.max_sequences}; "
+                "every running sequence must fit a step"
+            )
+        if not 0 < self.memory_fraction <= 1:
+            raise ConfigError(
+                f"memory_fraction={self.memory_fraction} is out of range; expected more than 0, at most 1"
+            )
+        for name, value, low, high in (
+            ("max_loras", self.max_loras, 0, 1024),
+            ("max_lora_rank", self.max_lora_rank, 1, 512),
+        ):
+            if value is not None and not low <= value <= high:
+                raise ConfigError(f"{name}={value} is out of range; expected {low} to {high}")
+        names = [name for name, _ in self.lora_folders]
+        if len(set(names)) < len(names):
+            raise ConfigError(f"--lora names an adapter twice; expected different names, got {', '.join(names)}")
+        if names and self.max_loras == 0:
+            raise ConfigError(f"--lora names {len(names)} adapters, but max_loras is 0; raise it, or leave it out")
+        if self.max_cpu_loras < max(self.max_loras or 0, len(names)):
+            raise ConfigError(
+                f"max_cpu_loras={self.max_cpu_loras} is less than max_loras, or than the adapters of --lora; raise "
+                "max_cpu_loras: it counts those in slots as well"
+            )
+        if self.kv_memory is not None:
+            parse_bytes(self.kv_memory)
+        if self.kv_scale_unit and self.kv_dtype != "fp8_e4m3":
+            raise ConfigError(
+                f"kv_scale_unit is set, but kv_dtype={self.kv_dtype} has no calibrated scales; leave it out, or take "
+                "kv_dtype=fp8_e4m3"
+            )
+
+    @property
+    def lora_folders(self) -> tuple[tuple[str, str], ...]:
+        """(name, directory) of each adapter of `lora`.
+
+        Raises:
+          ConfigError: one is not NAME=DIRECTORY.
+        """
+        pairs = [text.partition("=") for text in self.lora]
+        for text, (name, _, folder) in zip(self.lora, pairs, strict=True):
+            if not name or not folder:
+                raise ConfigError(f"--lora {text!r} is not understood; expected NAME=DIRECTORY")
+        return tuple((name, folder) for name, _, folder in pairs)
+
+
+class EngineOptions(TypedDict, total=False):
+    """The fields of EngineConfig but `model`, for `LLM(model, **options)`."""
+
+    model_revision: str | None
+    dtype: Literal["auto", "float32", "bfloat16"]
+    weights: Literal["auto", "bf16", "int8", "int4", "nf4"]
+    weights_group: Literal[32, 64, 128]
+    kv_dtype: Literal["auto", "bfloat16", "float32", "int8", "fp8_e4m3"]
+    kv_scale_unit: bool
+    load_format: Literal["auto", "safetensors", "gguf", "orbax", "dummy"]
+    layout: str
+    max_context_tokens: int | None
+    max_sequences: int
+    max_batch_tokens: int
+    max_mixed_tokens: int | None
+    page_size_tokens: int
+    kv_memory: str | None
+    memory_fraction: float
+    max_queue: int
+    overlap: bool
+    compile_cache: str | None
+    chat_template: str | None
+    generation_config: Literal["auto", "none"]
+    special_tokens_in_messages: bool
+    lora: tuple[str, ...]
+    max_loras: int | None
+    max_lora_rank: int | None
+    max_cpu_loras: int
+    pooling: Literal["last", "mean"]
+    seed: int
+
+
+def parse_bytes(text: str) -> int:
+    """Bytes of a size such as "2GiB", "512 MB" or "1048576"."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
+    unit = {name.lower(): size for name, size in _UNITS.items()}.get(match[2].lower()) if match else None
+    if match is None or unit is None:
+        raise ConfigError(f"size {text!r} is not understood; expected a number and a unit, such as 2GiB or 512MB")
+    return int(float(match[1]) * unit)

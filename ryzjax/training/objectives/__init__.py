@@ -1,0 +1,1 @@
+"""Objectives of training: next-token loss, DPO and ORPO, over cross-entropy in chunks."""

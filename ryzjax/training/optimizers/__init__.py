@@ -1,0 +1,1 @@
+"""Optimizers: from a config to an optax transformation, and where its states live."""

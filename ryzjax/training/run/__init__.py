@@ -1,0 +1,1 @@
+"""One run of training: the loop, its checkpoints, logs, signals and exports."""

@@ -1,0 +1,315 @@
+"""Checkpoints of a run, to go on from bit for bit: the latest few and the best one.
+
+    <folder>/<step>/arrays      what trains, the optimizer's states, random keys: every array as it is in memory
+    <folder>/<step>/run         JSON: where the data stands, the config, the base model, each array's shape and dtype
+
+Orbax writes them in the background (https://orbax.readthedocs.io): under a temporary name that it takes away at the
+end, so that a checkpoint is whole or not there. Older ones go when a new one is whole.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, TypeVar, cast
+
+import jax
+
+from ryzjax.errors import CheckpointError, ConfigError
+from ryzjax.training.optimizers.parameter_groups import parameter_name
+
+if TYPE_CHECKING:
+    import orbax.checkpoint as ocp
+    from orbax.checkpoint.checkpoint_managers import PolicyCheckpointInfo, PreservationContext
+
+__all__ = ["RunCheckpoints"]
+
+_log = logging.getLogger(__name__)
+
+Tree = TypeVar("Tree")
+Json = str | int | float | bool | None | list["Json"] | dict[str, "Json"]
+
+_ARRAYS, _RUN = "arrays", "run"
+# What a full disk, missing rights or damaged files become on their way through Orbax and tensorstore.
+_FAILURES = (OSError, ValueError, KeyError, TypeError, RuntimeError)
+
+
+class _FailuresAreOurs(logging.Filter):
+    """Takes the tracebacks of failed saves, which Orbax logs in its threads, out of what users see.
+
+    `RunCheckpoints` raises each of those failures, with its reason in one line.
+    """
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.exc_info and "orbax" in record.pathname:
+            _log.debug("%s", record.getMessage(), exc_info=record.exc_info)
+            return False
+        return True
+
+
+_failures_are_ours = _FailuresAreOurs()
+
+
+class RunCheckpoints:
+    """The checkpoints of one run.
+
+    Orbax, with its threads, begins with the first checkpoint: a run that fails before that never starts it.
+
+    Args:
+      folder: of this run alone; made if it is not there. What a killed run had half written in it is removed.
+      fingerprint: of the frozen base model, see `base_fingerprint`; "" where nothing is frozen.
+      keep: the latest checkpoints to keep, at least 1.
+      keep_best: also keep the one of the least `eval_loss`.
+
+    Raises:
+      ConfigError: `keep` is below 1.
+      CheckpointError: the folder cannot be made or read.
+    """
+
+    def __init__(self, folder: Path, *, fingerprint: str, keep: int = 3, keep_best: bool = True):
+        if keep < 1:
+            raise ConfigError(f"keep={keep}; expected at least 1 checkpoint, the latest")
+        self.folder = folder.resolve()
+        self._fingerprint = fingerprint
+        self._keep, self._keep_best = keep, keep_best
+        self._eval_losses: dict[int, float | None] = {}
+        self._saving: int | None = None
+        self._opened: ocp.CheckpointManager | None = None
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            has_checkpoints = any(self.folder.iterdir())
+        except OSError as error:
+            raise CheckpointError(f"{self.folder}: cannot be used for checkpoints ({_reason(error)})") from error
+        if has_checkpoints:
+            self._manager()
+
+    def _manager(self) -> ocp.CheckpointManager:
+        """Orbax's manager of the folder."""
+        if self._opened is None:
+            # Imported here: it takes a second.
+            import orbax.checkpoint as ocp
+
+            logging.getLogger("absl").addFilter(_failures_are_ours)
+            options = ocp.CheckpointManagerOptions(preservation_policy=self, cleanup_tmp_directories=True)
+            handlers = {_ARRAYS: ocp.StandardCheckpointHandler(), _RUN: ocp.JsonCheckpointHandler()}
+            try:
+                self._opened = ocp.CheckpointManager(self.folder, options=options, item_handlers=handlers)
+            except _FAILURES as error:
+                raise CheckpointError(f"{self.folder}: cannot be used for checkpoints ({_reason(error)})") from error
+        return self._opened
+
+    def steps(self) -> list[int]:
+        """Steps of the checkpoints that are whole, in order."""
+        if self._opened is None:
+            return []
+        return sorted(step for step in self._opened.all_steps() if step != self._saving)
+
+    def latest_step(self) -> int | None:
+        """The last of `steps`."""
+        return max(self.steps(), default=None)
+
+    def best_step(self) -> int | None:
+        """The step of the least evaluation loss; None where no checkpoint has one."""
+        return self._best(self.steps())
+
+    def eval_loss(self, step: int) -> float | None:
+        """The evaluation loss a checkpoint was saved with.
+
+        Raises:
+          CheckpointError: it is not there, or is damaged.
+        """
+        if step not in self._eval_losses:
+            self._eval_losses[step] = cast("float | None", self._run(step)["eval_loss"])
+        return self._eval_losses[step]
+
+    def should_preserve(
+        self, checkpoints: Sequence[PolicyCheckpointInfo], *, context: PreservationContext
+    ) -> Sequence[bool]:
+        """Orbax asks which checkpoints stay, the one that is being written among them."""
+        del context
+        steps = [int(checkpoint.step) for checkpoint in checkpoints]
+        kept = {*steps[-self._keep :], *([self._best(steps)] if self._keep_best else [])}
+        return [step in kept for step in steps]
+
+    def save(self, step: int, arrays: object, state: Mapping[str, Json], *, eval_loss: float | None = None) -> None:
+        """Saves in the background; waits for the save before it, and says if that one failed.
+
+        `arrays` have been copied when it returns: they may be donated at once.
+
+        Args:
+          step: updates done; above that of the latest checkpoint.
+          arrays: a pytree of arrays: what trains, states of the optimizer, random keys as raw uint32.
+          state: all else a run goes on from, as JSON: the data loader's state, the config, the best loss so far.
+          eval_loss: of this step, if it was evaluated.
+
+        Raises:
+          CheckpointError: this save or the one before it cannot be written.
+        """
+        import orbax.checkpoint as ocp
+
+        self.wait()
+        named = _by_name(arrays)
+        ranked = eval_loss is not None and math.isfinite(eval_loss)
+        self._eval_losses[step] = eval_loss if ranked else None
+        run = {
+            "fingerprint": self._fingerprint,
+            "eval_loss": self._eval_losses[step],
+            "state": dict(state),
+            "leaves": {name: [list(leaf.shape), str(leaf.dtype)] for name, leaf in named.items()},
+        }
+        args = ocp.args.Composite(**{_ARRAYS: ocp.args.StandardSave(named), _RUN: ocp.args.JsonSave(run)})
+        manager = self._manager()
+        self._saving = step
+        try:
+            manager.save(step, args=args, force=True)
+        except _FAILURES as error:
+            raise self._failed(error) from error
+
+    def wait(self) -> None:
+        """Until what was saved is on disk.
+
+        Raises:
+          CheckpointError: it cannot be written; the checkpoints before it are as they were.
+        """
+        if self._saving is None:
+            return
+        try:
+            self._manager().wait_until_finished()
+            self._manager().check_for_errors()
+        except _FAILURES as error:
+            raise self._failed(error) from error
+        self._saving = None
+
+    def read_state(self, step: int) -> dict[str, Json]:
+        """What `state` was when a checkpoint was saved.
+
+        Raises:
+          CheckpointError: it is not there, is damaged, or is of a run over another base model.
+        """
+        run = self._run(step)
+        self._check_base(step, run)
+        return cast("dict[str, Json]", run["state"])
+
+    def restore(self, step: int, like: Tree) -> Tree:
+        """The arrays of a checkpoint.
+
+        Args:
+          step: one of `steps`.
+          like: a pytree of arrays or `jax.ShapeDtypeStruct`s with shardings, which the result takes over.
+
+        Raises:
+          CheckpointError: it is not there, is damaged, or is of another model: the message names the first array
+            that differs.
+        """
+        import orbax.checkpoint as ocp
+
+        run, wanted = self._run(step), _by_name(like)
+        self._check_base(step, run)
+        self._check_leaves(step, cast("dict[str, tuple[list[int], str]]", run["leaves"]), wanted)
+        target = {
+            name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding) for name, leaf in wanted.items()
+        }
+        restored = self._read(step, ocp.args.Composite(**{_ARRAYS: ocp.args.StandardRestore(target)}))[_ARRAYS]
+        leaves = cast("dict[str, jax.Array]", restored)
+        return jax.tree.unflatten(jax.tree.structure(like), [leaves[name] for name in wanted])
+
+    def close(self) -> None:
+        """Waits for the last save and lets go of the folder.
+
+        Raises:
+          CheckpointError: that save cannot be written.
+        """
+        try:
+            self.wait()
+        finally:
+            if self._opened is not None:
+                self._opened.close()
+
+    def __enter__(self) -> RunCheckpoints:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None):
+        try:
+            self.close()
+        except CheckpointError as failed:
+            if error is None:
+                raise
+            # The error on its way out came first and says more.
+            _log.error("%s", failed)
+
+    def _best(self, steps: Sequence[int]) -> int | None:
+        losses = {step: loss for step in steps if (loss := self.eval_loss(step)) is not None}
+        return min(losses, key=losses.__getitem__, default=None)
+
+    def _failed(self, error: Exception) -> CheckpointError:
+        step, self._saving = self._saving, None
+        self._eval_losses.clear()
+        for unfinished in self.folder.glob(f"{step}.orbax-checkpoint-tmp*"):
+            shutil.rmtree(unfinished, ignore_errors=True)
+        self._manager().reload()
+        left = self.latest_step()
+        return CheckpointError(
+            f"{self.folder}: the checkpoint of step {step} cannot be written ({_reason(error)}); check space and "
+            + ("rights" if left is None else f"rights. That of step {left} is whole: go on from it")
+        )
+
+    def _run(self, step: int) -> dict[str, Json]:
+        import orbax.checkpoint as ocp
+
+        if step not in self.steps():
+            raise CheckpointError(f"{self.folder}: no checkpoint of step {step}; it has {self.steps()}")
+        return cast("dict[str, Json]", self._read(step, ocp.args.Composite(**{_RUN: ocp.args.JsonRestore()}))[_RUN])
+
+    def _check_base(self, step: int, run: Mapping[str, Json]) -> None:
+        if run["fingerprint"] != self._fingerprint:
+            raise CheckpointError(
+                f"{self.folder}: step {step} was trained over base model {run['fingerprint']!r}; this one is "
+                f"{self._fingerprint!r}. Name the same model and quantization, or start a new run in another folder"
+            )
+
+    def _read(self, step: int, args: ocp.args.Composite) -> Mapping[str, object]:
+        try:
+            return cast("Mapping[str, object]", self._manager().restore(step, args=args))
+        except _FAILURES as error:
+            others = [other for other in self.steps() if other != step]
+            raise CheckpointError(
+                f"{self.folder}: step {step} cannot be read ({_reason(error)}); other checkpoints: {others}"
+            ) from error
+
+    def _check_leaves(
+        self, step: int, saved: Mapping[str, tuple[list[int], str]], wanted: Mapping[str, jax.Array]
+    ) -> None:
+        for name in [*wanted, *saved]:
+            of = f"{self.folder}: array {name!r} of step {step}"
+            remedy = "resume with the model and settings of that run, or start a new one in another folder"
+            if name not in saved:
+                raise CheckpointError(f"{of} is missing, this run needs it: {remedy}")
+            if name not in wanted:
+                raise CheckpointError(f"{of} is nothing this run has: {remedy}")
+            shape, dtype = saved[name]
+            if (shape, dtype) != (list(wanted[name].shape), str(wanted[name].dtype)):
+                raise CheckpointError(
+                    f"{of} is {dtype}{shape}; expected {wanted[name].dtype}{list(wanted[name].shape)}: {remedy}"
+                )
+
+
+def _by_name(tree: object) -> dict[str, jax.Array]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    named = {parameter_name(path): leaf for path, leaf in leaves}
+    assert len(named) == len(leaves), "two arrays of a run have one name"
+    assert not any(jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key) for leaf in named.values()), "typed keys"
+    return named
+
+
+def _reason(error: BaseException) -> str:
+    """The first line of what failed at the bottom of a chain of errors."""
+    while (cause := error.__cause__ or error.__context__) is not None:
+        error = cause
+    text = (error.strerror if isinstance(error, OSError) else None) or str(error)
+    # Tensorstore: "what it did: in which file: No space left on device [os_error_code='28'] [more]".
+    text = text.split(" [os_error_code")[0].rsplit(": ", 1)[-1] if "os_error_code" in text else text
+    return text.strip().split("\n")[0][:300] or type(error).__name__

@@ -1,0 +1,191 @@
+"""A run from its beginning to its files: programs, logs, checkpoints, the loop, the plot."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import jax
+
+from ryzjax.data.training import TrainingData
+from ryzjax.data.training.prefetch import Prefetcher
+from ryzjax.errors import ConfigError, RyzJAXError
+from ryzjax.training.config import TrainConfig
+from ryzjax.training.model import FullModel, LoraModel
+from ryzjax.training.objectives.objective import make_objective
+from ryzjax.training.optimizers.config import OptimizerConfig
+from ryzjax.training.optimizers.optimizer import learning_rate_schedule, make_optimizer
+from ryzjax.training.programs import Programs
+from ryzjax.training.run.checkpoints import Json, RunCheckpoints
+from ryzjax.training.run.loop import Loop, LoopResult
+from ryzjax.training.run.plot import plot_log
+from ryzjax.training.run.progress import RunProgress
+from ryzjax.training.run.run_file import check_same_run, read_run, write_run
+from ryzjax.training.run.run_log import JsonlLog, RunLog, RunLogs, TensorBoardLog, WandbLog
+from ryzjax.training.run.speed import speed_of
+from ryzjax.training.start.fingerprint import base_fingerprint
+from ryzjax.training.start.start import Beginning
+
+__all__ = ["RunOutcome", "make_programs", "run_training"]
+
+_METRICS = "metrics.jsonl"
+_CHECKPOINTS = "checkpoints"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOutcome:
+    """A run that is over.
+
+    Attributes:
+      loop: how it ended.
+      params: of the step that is to be exported.
+      step: that step.
+    """
+
+    loop: LoopResult
+    params: dict
+    step: int
+
+
+def make_programs(
+    model: LoraModel | FullModel,
+    params: object,
+    *,
+    optimizer: OptimizerConfig,
+    train: TrainConfig,
+    sequence_tokens: int,
+    total_steps: int,
+) -> Programs:
+    """The programs of a run, not compiled.
+
+    Args:
+      model: what is trained, and what is not.
+      params: what is trained: arrays or shapes.
+      sequence_tokens: of a row.
+      total_steps: updates of the run.
+    """
+    objective = make_objective(
+        train.objective,
+        chunk_tokens=train.loss_chunk_tokens,
+        beta=train.beta,
+        label_smoothing=train.label_smoothing,
+    )
+    return Programs(
+        model=model,
+        objective=objective,
+        optimizer=make_optimizer(optimizer, params, total_steps=total_steps),
+        rows=train.batch_rows,
+        sequence_tokens=sequence_tokens,
+        accumulate=train.accumulate,
+    )
+
+
+def run_training(
+    beginning: Beginning,
+    data: TrainingData,
+    *,
+    name: str,
+    optimizer: OptimizerConfig,
+    train: TrainConfig,
+    total_steps: int,
+    sequence_tokens: int,
+    settings: Mapping[str, Json],
+    show_progress: bool,
+) -> RunOutcome:
+    """Runs it; `train.out` holds its checkpoints, metrics.jsonl, loss.png and run.json afterwards.
+
+    Args:
+      beginning: the model; its parameters are donated.
+      data: of the run.
+      name: of the model, for titles.
+      settings: of everything, kept in checkpoints and in run.json.
+
+    Raises:
+      ConfigError: the folder has a run in it, and it is not to be gone on with; or another run.
+      TrainingError, CheckpointError, DataError: as of `Loop.run`.
+    """
+    folder = Path(train.out).expanduser()
+    if jax.process_count() > 1:
+        raise ConfigError(
+            f"training over {jax.process_count()} processes is not supported; run one over its machine's devices"
+        )
+    if train.export == "best" and data.evaluation is None:
+        raise ConfigError("export='best' needs an evaluation; give eval_data or eval_fraction, or export='last'")
+    programs = make_programs(
+        beginning.model,
+        beginning.params,
+        optimizer=optimizer,
+        train=train,
+        sequence_tokens=sequence_tokens,
+        total_steps=total_steps,
+    )
+    fingerprint = base_fingerprint(beginning.frozen.weights) if beginning.frozen.weights else ""
+    with RunCheckpoints(folder / _CHECKPOINTS, fingerprint=fingerprint, keep=train.keep) as checkpoints:
+        done = checkpoints.latest_step()
+        if done is not None and not train.resume:
+            raise ConfigError(
+                f"out={train.out!r} has a run of {done} steps in it; go on with it (--resume), or name another folder"
+            )
+        if done is None and train.resume:
+            check_same_run(folder, read_run(folder), settings)
+            if show_progress:
+                print(f"{folder} has no checkpoint yet: the run starts from the beginning", file=sys.stderr)
+        resumed = done or 0
+        write_run(folder, settings)
+        progress = RunProgress(total_steps=total_steps, resumed_step=resumed) if show_progress else None
+        loader = Prefetcher(data.train)
+        log = _logs(folder, train, name, settings, resumed, progress)
+        try:
+            loop = Loop(
+                programs,
+                beginning.frozen,
+                config=train,
+                config_json=settings,
+                train=loader,
+                evaluation=data.evaluation,
+                total_steps=total_steps,
+                schedule=learning_rate_schedule(optimizer, total_steps=total_steps),
+                speed=speed_of(beginning.model, sequence_tokens=sequence_tokens),
+                checkpoints=checkpoints,
+                log=log,
+                message=print if progress is None else progress.message,
+            )
+            state = programs.start(beginning.params) if done is None else loop.resume()
+            result = loop.run(state)
+        finally:
+            loader.close()
+            log.close()
+        step, params = result.step, result.state.params
+        best = result.best_step
+        if train.export == "best" and best is None:
+            print("note: the run ended before its first evaluation; the last weights are written", file=sys.stderr)
+        if train.export != "last" and best is not None and best != step:
+            step, params = best, checkpoints.restore(best, programs.state).params
+    try:
+        plot_log(folder / _METRICS, folder / "loss.png", title=f"{name}: {train.objective}")
+    except RyzJAXError as error:
+        # What was trained is yet to be written, and worth more than its picture.
+        print(f"{folder / 'loss.png'} was not drawn: {error}", file=sys.stderr)
+    ended = {field.name: getattr(result, field.name) for field in fields(result) if field.name != "state"}
+    write_run(folder, settings, {**ended, "exported_step": step})
+    return RunOutcome(loop=result, params=params, step=step)
+
+
+def _logs(
+    folder: Path,
+    train: TrainConfig,
+    name: str,
+    settings: Mapping[str, Json],
+    resumed: int,
+    progress: RunProgress | None,
+) -> RunLogs:
+    logs: list[RunLog] = [JsonlLog(folder / _METRICS, resumed_step=resumed)]
+    if train.tensorboard:
+        logs.append(TensorBoardLog(folder / "tensorboard", resumed_step=resumed))
+    if train.wandb_project is not None:
+        logs.append(WandbLog(train.wandb_project, name=folder.name or name, folder=folder / "wandb", config=settings))
+    if progress is not None:
+        logs.append(progress)
+    return RunLogs(logs)

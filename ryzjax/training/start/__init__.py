@@ -1,0 +1,1 @@
+"""What a run starts from: base weights, float32 masters, adapters, a new model."""

@@ -1,0 +1,123 @@
+"""`--weights`: a plain checkpoint rounded as it is loaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ryzjax import LLM, SamplingParams
+from ryzjax.checkpoint.hf.config import model_config_from_hf
+from ryzjax.checkpoint.source import resolve_source
+from ryzjax.errors import ConfigError, LayoutError
+from ryzjax.evaluation import EvaluationText, open_model, text_divergence
+from ryzjax.loading.load import load_weights
+from ryzjax.loading.on_load import WeightPlan, Weights, plan_weights, round_matrix
+from ryzjax.ops.embedding import embed_quantized
+from ryzjax.qarray import QFormat, dequantize
+from ryzjax.quant.recipe import Recipe
+from ryzjax.quantizing.quantize import quantize
+from ryzjax.sharding import Layout, Placement
+
+ROOT = Path(__file__).parents[2]
+TEXT = "Once upon a time there was a little girl named Lily. She loved to play outside in the park. " * 8
+
+
+def plan(path: Path, weights: Weights, layout: str = "single", group: int = 32) -> WeightPlan:
+    source = resolve_source(str(path))
+    config = model_config_from_hf(source.config, source.generation, dtype="float32")
+    return plan_weights(source, config, Placement(Layout.load(layout)), weights=weights, group=group)
+
+
+@pytest.mark.parametrize(
+    "format", [QFormat(kind="int4", group=64, pack=64, scale_dtype="bfloat16"), QFormat(kind="int8")]
+)
+def test_a_matrix_of_several_panels(format: QFormat):
+    rng = np.random.default_rng(0)
+    w = jnp.asarray(rng.standard_normal((2100, 1024)), jnp.bfloat16)  # 2.1 panels
+    found = np.asarray(dequantize(round_matrix("w", w, format)))
+    groups = np.asarray(w, np.float32).reshape(2100, -1, format.group or 1024)
+    step = np.abs(groups).max(-1, keepdims=True) / (7 if format.pack else 127)
+    error = np.abs(found.reshape(groups.shape) - groups)
+    # To nearest, within half a step of the whole range; 4 bits may clip for a smaller squared error.
+    if not format.pack:
+        assert (error <= 0.51 * step).all()
+    plain = np.clip(np.round(groups / step), -8, 7) * step - groups
+    assert (error**2).sum() <= (plain**2).sum() * 1.001
+
+
+def test_weights_that_are_not_finite_are_refused():
+    with pytest.raises(ConfigError, match=r"layer\.weight: 1 weights are NaN"):
+        round_matrix("layer.weight", jnp.ones((4, 64)).at[0, 0].set(jnp.nan), QFormat(kind="int8"))
+
+
+def test_rows_of_a_quantized_table():
+    table = round_matrix("embed", jax.random.normal(jax.random.key(0), (50, 64)), QFormat(kind="int8", group=32))
+    ids = jnp.array([3, 49, 0, 99])
+    whole = dequantize(table)
+    np.testing.assert_array_equal(embed_quantized(ids, table, jnp.float32), whole[jnp.array([3, 49, 0, 49])])
+
+
+@pytest.mark.parametrize(("weights", "kind"), [("int8", "int8"), ("int4", "int4"), ("nf4", "float4")])
+def test_what_becomes_of_each_weight(stories: Path, weights: Weights, kind: str):
+    made = plan(stories, weights)
+    loaded = made.load()
+    plain = load_weights(made.source, made.stored)
+    assert list(loaded) == list(made.model.weights)
+    formats = made.model.quantization
+    assert formats["embed"].kind == "int8"
+    assert formats["layers.0.attention.q"].kind == kind
+    assert formats["layers.0.mlp.down"] == QFormat(kind="int8", scale_dtype="bfloat16")  # 172 is no whole groups
+    for name, array in loaded.items():
+        spec = made.model.weights[name]
+        assert array.shape == spec.shape and array.dtype == spec.stored_dtype and array.sharding == spec.sharding
+        if name in plain:
+            np.testing.assert_array_equal(array, plain[name])
+
+
+def test_quality_is_that_of_a_checkpoint_rounded_to_nearest(stories: Path):
+    reference = open_model(str(stories), dtype="float32")
+    text = EvaluationText.of(TEXT)
+    kl = {
+        weights: text_divergence(
+            reference, open_model(str(stories), dtype="float32", weights=weights, weights_group=32), text
+        ).mean_kl
+        for weights in ("int8", "int4", "nf4")
+    }
+    assert kl["int8"] < 2e-3 and kl["int8"] < kl["int4"] < 0.5 and kl["int8"] < kl["nf4"] < 0.5
+
+
+@pytest.mark.parametrize("weights", ["int4", "nf4"])
+def test_a_layout_splits_whole_groups_or_says_which_it_cannot(stories: Path, tmp_path: Path, weights: Weights):
+    layout = (ROOT / "configs" / "sharding" / "tp.toml").read_text().replace("-1", "2")
+    (tmp_path / "two.toml").write_text(layout)
+    options = {"dtype": "float32", "weights": weights, "weights_group": 32}
+    prompts, params = ["Once upon a time", "The dog"], SamplingParams(temperature=0, max_tokens=12)
+    tokens = []
+    for name in ("single", str(tmp_path / "two.toml")):
+        llm = LLM(str(stories), layout=name, **options)
+        tokens.append([output.outputs[0].token_ids for output in llm.generate(prompts, params)])
+    assert tokens[0] == tokens[1]
+    with pytest.raises(LayoutError, match="no whole number of groups of 32"):
+        plan(stories, weights, layout="tp")
+
+
+def test_a_quantized_checkpoint_is_not_rounded_again_but_can_be_made_plain(stories: Path, tmp_path: Path):
+    source = resolve_source(str(stories))
+    config = model_config_from_hf(source.config, source.generation)
+    one = Placement(Layout.load("single"))
+    quantize(
+        source, config, one, Recipe(method="rtn", bits=8, group_size=32), tmp_path / "w8", show_progress=False
+    ).finish()
+    with pytest.raises(ConfigError, match="quantized already"):
+        plan(tmp_path / "w8", "int4")
+    made = plan(tmp_path / "w8", "bf16")
+    assert not made.model.quantization
+    kept = plan(tmp_path / "w8", "auto")
+    assert kept.model.quantization
+    name = "layers.0.attention.q"
+    values = {part: array for key, array in kept.load().items() if (part := key.removeprefix(f"{name}.weight."))}
+    assert made.load()[f"{name}.weight"].shape == values["values"].shape
