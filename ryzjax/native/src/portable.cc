@@ -20,10 +20,10 @@ struct Isa {
   static Vec fma(Vec a, Vec b, Vec c) { return a * b + c; }
 
   struct Chunk {
-    float v[32];  // exactly bfloat16
+    Vec v[32 / kWidth];  // exactly bfloat16
   };
   struct Sum {
-    float v[16];
+    Vec v[16 / kWidth];
   };
   struct Scale {
     float scale, zero;
@@ -33,28 +33,44 @@ struct Isa {
   };
 
   static Sum zero() { return {}; }
-  static Chunk load(const uint16_t* p) {
+  // A chunk of the values of `at(i)`.
+  template <typename At>
+  static Chunk chunk_of(At at) {
+    float values[32];
+    for (int i = 0; i < 32; ++i) values[i] = at(i);
     Chunk chunk;
-    for (int i = 0; i < 32; ++i) chunk.v[i] = bf16_to_float(p[i]);
+    std::memcpy(&chunk, values, sizeof chunk);
+    return chunk;
+  }
+  static Chunk load(const uint16_t* p) {
+    using Halves = uint16_t __attribute__((vector_size(2 * kWidth)));
+    using Words = uint32_t __attribute__((vector_size(4 * kWidth)));
+    Chunk chunk;
+    for (int i = 0; i < 32 / kWidth; ++i) {
+      Halves halves;
+      std::memcpy(&halves, p + i * kWidth, sizeof halves);
+      chunk.v[i] = (Vec)(__builtin_convertvector(halves, Words) << 16);
+    }
     return chunk;
   }
   static Chunk load_part(const uint16_t* p, int64_t count) {
-    Chunk chunk = {};
-    for (int64_t i = 0; i < count; ++i) chunk.v[i] = bf16_to_float(p[i]);
-    return chunk;
+    return chunk_of([p, count](int i) { return i < count ? bf16_to_float(p[i]) : 0.0f; });
   }
   static void store(uint16_t* p, const Chunk& chunk) { store_part(p, chunk, 32); }
   static void store_part(uint16_t* p, const Chunk& chunk, int64_t count) {
-    for (int64_t i = 0; i < count; ++i) p[i] = static_cast<uint16_t>(float_to_bits(chunk.v[i]) >> 16);
+    float values[32];
+    std::memcpy(values, &chunk, sizeof values);
+    for (int64_t i = 0; i < count; ++i) p[i] = static_cast<uint16_t>(float_to_bits(values[i]) >> 16);
   }
   static Sum dot(Sum sum, const Chunk& a, const Chunk& b) {
-    for (int i = 0; i < 16; ++i) sum.v[i] += a.v[i] * b.v[i];
-    for (int i = 0; i < 16; ++i) sum.v[i] += a.v[i + 16] * b.v[i + 16];
+    constexpr int kVectors = 16 / kWidth;
+    for (int i = 0; i < kVectors; ++i) sum.v[i] += a.v[i] * b.v[i];
+    for (int i = 0; i < kVectors; ++i) sum.v[i] += a.v[i + kVectors] * b.v[i + kVectors];
     return sum;
   }
   static float total(const Sum& sum) {
     float part[16];
-    std::copy(sum.v, sum.v + 16, part);
+    std::memcpy(part, &sum, sizeof part);
     for (int width = 8; width > 0; width /= 2)
       for (int i = 0; i < width; ++i) part[i] += part[i + width];
     return part[0];
@@ -76,9 +92,7 @@ struct Isa {
   static Scale scale(float scale, float zero) { return {scale, zero}; }
   template <bool kHasZeros>
   static Chunk from_int8(const int8_t* p, const Scale& s) {
-    Chunk chunk;
-    for (int i = 0; i < 32; ++i) chunk.v[i] = rounded((static_cast<float>(p[i]) - s.zero) * s.scale);
-    return chunk;
+    return chunk_of([p, &s](int i) { return rounded((static_cast<float>(p[i]) - s.zero) * s.scale); });
   }
   static Table table(float scale, float zero) {
     Table table;
@@ -91,22 +105,13 @@ struct Isa {
     return table;
   }
   static Chunk from_low(const uint8_t* p, const Table& table) {
-    Chunk chunk;
-    for (int i = 0; i < 32; ++i) chunk.v[i] = table.v[p[i] & 15];
-    return chunk;
+    return chunk_of([p, &table](int i) { return table.v[p[i] & 15]; });
   }
   static Chunk from_high(const uint8_t* p, const Table& table) {
-    Chunk chunk;
-    for (int i = 0; i < 32; ++i) chunk.v[i] = table.v[p[i] >> 4];
-    return chunk;
+    return chunk_of([p, &table](int i) { return table.v[p[i] >> 4]; });
   }
   static Chunk from_run(const uint8_t* p, const Table& table) {
-    Chunk chunk;
-    for (int i = 0; i < 16; ++i) {
-      chunk.v[i] = table.v[p[i] & 15];
-      chunk.v[i + 16] = table.v[p[i] >> 4];
-    }
-    return chunk;
+    return chunk_of([p, &table](int i) { return table.v[i < 16 ? p[i] & 15 : p[i - 16] >> 4]; });
   }
 };
 
