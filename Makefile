@@ -3,7 +3,10 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-INSTALL := $(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python -c constraints.txt -b constraints.txt
+INSTALL := $(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -b constraints.txt
+
+# $(call phase,what it does,command) prints what it does, runs the command, and prints the seconds it took.
+phase = @printf 'set-up: %s ... ' '$(1)'; start=$$(date +%s); { $(2); } && echo "$$(( $$(date +%s) - start )) s"
 
 .PHONY: serve test lint format bench constraints clean
 
@@ -27,18 +30,22 @@ format: $(VENV)/.installed-dev
 
 # pip's resolver can take ten minutes on the extras; uv takes seconds.
 $(VENV)/bin/uv:
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt uv
+	$(call phase,creating $(VENV),$(PYTHON) -m venv $(VENV))
+	$(call phase,installing uv,$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt uv)
 
 # The kernels are compiled at install.
 NATIVE := hatch_build.py ryzjax/native/CMakeLists.txt $(wildcard ryzjax/native/src/*)
 
-$(VENV)/.installed: $(VENV)/bin/uv pyproject.toml constraints.txt $(NATIVE)
-	$(INSTALL) -e .
+$(VENV)/.packages: $(VENV)/bin/uv pyproject.toml constraints.txt
+	$(call phase,downloading packages and compiling their bytecode,$(INSTALL) --compile-bytecode -r pyproject.toml)
+	@touch $@
+
+$(VENV)/.installed: $(VENV)/.packages $(NATIVE)
+	$(call phase,compiling the CPU kernels,$(INSTALL) --no-deps -e .)
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
-	$(INSTALL) -e '.[dev]'
+	$(call phase,downloading the tools of development,$(INSTALL) -r pyproject.toml --extra dev)
 	@touch $@
 
 # Pinned versions without hosts: what `make` installs everywhere, for every supported Python.
