@@ -1,4 +1,4 @@
-"""A tokenizer of bytes, for models with random weights: they need no better one."""
+"""A tokenizer of bytes for models with random weights, which need no better one."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ __all__ = ["write_byte_tokenizer"]
 
 
 def write_byte_tokenizer(folder: Path, *, vocab_size: int) -> None:
-    """Writes tokenizer.json and tokenizer_config.json: 3 special tokens, the 256 bytes, and fillers.
+    """Writes tokenizer.json and tokenizer_config.json with 3 special tokens, the 256 bytes, and filler tokens.
 
     Args:
-      folder: where to; it exists.
-      vocab_size: tokens in all; fewer than 259 still give 259.
+      folder: an existing folder.
+      vocab_size: the number of tokens. It is raised to 259 if it is smaller.
     """
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 

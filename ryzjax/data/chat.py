@@ -1,4 +1,4 @@
-"""Chat templates: messages in, the model's own prompt text out, as transformers' `apply_chat_template` renders it."""
+"""Chat templates turn messages into the model's prompt text, as transformers' `apply_chat_template` does."""
 
 from __future__ import annotations
 
@@ -24,27 +24,27 @@ _RESERVED = frozenset({"messages", "tools", "documents", "add_generation_prompt"
 
 @dataclass(frozen=True, kw_only=True)
 class MarkedText:
-    """A rendered conversation and the characters of it, as half-open spans in order, that the assistant writes."""
+    """A rendered conversation, and the half-open spans of its characters that the assistant writes, in order."""
 
     text: str
     spans: tuple[tuple[int, int], ...]
 
 
 class ChatTemplate:
-    """One compiled template.
+    """A compiled chat template.
 
     Args:
       source: Jinja text.
-      name: where it is from, for messages.
+      name: the file that the template comes from, for error messages.
       special_tokens: variables such as `bos_token` that templates read.
-      limits: time and size of a rendering.
+      limits: limits on the time and the size of a rendering.
 
     Attributes:
-      source: as given.
-      marks_generation: whether it says, with {% generation %}, what the assistant writes.
+      source: the Jinja text.
+      marks_generation: whether the template marks what the assistant writes with {% generation %}.
 
     Raises:
-      ConfigError: the template is not valid Jinja, or absurdly long.
+      ConfigError: the template is not valid Jinja, or it is too long.
     """
 
     def __init__(
@@ -80,13 +80,13 @@ class ChatTemplate:
         add_generation_prompt: bool = True,
         **variables: object,
     ) -> str:
-        """The prompt text of a conversation.
+        """Returns the prompt text of a conversation.
 
         Args:
-          messages: `{"role": ..., "content": ...}`, as the template expects them; handed over unchanged.
-          tools: JSON schemas of functions the model may call.
-          add_generation_prompt: end with the start of the assistant's turn.
-          variables: anything else the template reads, such as `enable_thinking`.
+          messages: objects such as `{"role": ..., "content": ...}`. The template receives them unchanged.
+          tools: JSON schemas of the functions that the model may call.
+          add_generation_prompt: end the prompt with the start of the assistant's turn.
+          variables: other variables that the template reads, such as `enable_thinking`.
 
         Raises:
           RequestError: the template refuses the messages, fails on them, or exceeds its limits.
@@ -100,8 +100,8 @@ class ChatTemplate:
         tools: Sequence[Mapping[str, object]] | None = None,
         **variables: object,
     ) -> MarkedText:
-        """A whole conversation, and what of it stands in {% generation %} blocks; arguments and errors of `render`."""
-        # Nothing that messages hold can be taken for a mark nobody knew before.
+        """Renders a whole conversation and finds its {% generation %} blocks; arguments and errors as for `render`."""
+        # The marks are random, so no message can contain one.
         marks = (f"\ue000{secrets.token_hex(8)}", f"\ue001{secrets.token_hex(8)}")
         rendered = self._run(messages, tools, False, variables, marks)
         text: list[str] = []
@@ -146,8 +146,8 @@ class ChatTemplate:
             raise RequestError(
                 f"the chat template refused the messages: {error.message or type(error).__name__}", param="messages"
             ) from error
-        # These messages go to clients, who need not know where the template is on the server.
-        # A template is code of others: what its expressions may raise on odd messages cannot be narrowed further.
+        # Clients see this message, so it does not name the template's file on the server. The template is foreign code:
+        # its expressions can raise any exception on unusual messages.
         except Exception as error:
             raise RequestError(
                 f"the chat template failed on the messages ({type(error).__name__}: {error}); check the roles and the "
@@ -157,7 +157,7 @@ class ChatTemplate:
 
 
 def _plain(value: object, name: str, depth: int = 0) -> object:
-    """A copy in plain JSON types: an object with methods would be a door out of the sandbox."""
+    """Returns a copy in plain JSON types. An object with methods would be a way out of the sandbox."""
     if depth > _MAX_DEPTH:
         raise RequestError(f"{name} is nested deeper than {_MAX_DEPTH}; flatten it", param=name)
     if value is None or type(value) in (str, int, float, bool):
@@ -178,7 +178,7 @@ def _tojson(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    # Jinja's own filter escapes HTML, which a prompt must not be.
+    # Jinja's own filter escapes HTML, but a prompt must not be escaped.
     if indent is not None and not 0 <= indent <= 16:
         raise TemplateError(f"tojson(indent={indent}) is out of range; expected 0 to 16")
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)

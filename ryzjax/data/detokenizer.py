@@ -1,4 +1,4 @@
-"""Text from a growing list of tokens: each push costs its own tokens, and no character is shown half."""
+"""Decodes a growing list of tokens. A push costs only its own tokens, and no partial character is shown."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ __all__ = ["Decoder", "IncrementalDetokenizer"]
 
 _REPLACEMENT = "\ufffd"
 _CONTEXT_TOKENS = 6
-"""How much of the prompt is decoded as context: enough for the longest character (4 byte tokens) and a word."""
+"""The number of prompt tokens decoded as context: enough for the longest character (4 byte tokens) and a word."""
 _MAX_PENDING_TOKENS = 16
-"""A character takes 4 byte tokens at most: a longer unreadable run is not going to become one."""
+"""A character takes at most 4 byte tokens, so a longer unreadable run never becomes a character."""
 _MAX_CHARACTER_TOKENS = 4
 
 
 class Decoder(Protocol):
-    """What is needed of a tokenizer."""
+    """The part of a tokenizer that the detokenizer uses."""
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """The text of `ids`."""
@@ -26,14 +26,15 @@ class Decoder(Protocol):
 class IncrementalDetokenizer:
     """Decodes a stream of tokens.
 
-    A tokenizer's text for a token depends on the tokens before it (a leading space is dropped at the start, bytes
-    make up characters), so a push decodes a window that begins at the last tokens already shown, twice: without and
-    with the new tokens. The difference is the new text. While the window ends inside a character it is held back.
+    The text of a token depends on the tokens before it: a leading space is dropped at the start of a text, and several
+    byte tokens make up one character. A push therefore decodes a window twice, without and with the new tokens. The
+    window starts at the last tokens already shown. The difference is the new text. It is held back while the window
+    ends inside a character.
 
     Args:
-      tokenizer: decodes.
+      tokenizer: the tokenizer.
       skip_special_tokens: leave special tokens out of the text.
-      prompt_token_ids: what the stream continues. With it, a first word keeps its leading space.
+      prompt_token_ids: the tokens that the stream continues. They let the first word keep its leading space.
     """
 
     def __init__(self, tokenizer: Decoder, skip_special_tokens: bool = True, *, prompt_token_ids: Sequence[int] = ()):
@@ -45,16 +46,16 @@ class IncrementalDetokenizer:
         self._shown_text = self._decode(self._window)
 
     def push(self, token_ids: Sequence[int]) -> str:
-        """Takes more tokens; returns the text that is complete now (often "")."""
+        """Adds tokens and returns the text that is now complete, which is often ""."""
         shown: list[str] = []
-        # One at a time: a long push must not make a long window.
+        # One token at a time, so that a long push does not make a long window.
         for token in token_ids:
             self._window.append(token)
             shown.append(self._take())
         return "".join(shown)
 
     def flush(self) -> str:
-        """The rest of the text, unreadable bytes as U+FFFD: the stream has ended."""
+        """Returns the rest of the text at the end of the stream. Unreadable bytes become U+FFFD."""
         text = self._decode(self._window)
         new = text[len(self._shown_text) :]
         self._slide(len(self._window))
@@ -75,7 +76,7 @@ class IncrementalDetokenizer:
         return new
 
     def _last_boundary(self, text: str) -> int:
-        """Where an unreadable window can be cut without cutting what may still become a character."""
+        """Returns where an unreadable window can be cut without splitting a character that may still be completed."""
         size = len(self._window)
         for end in range(size - _MAX_CHARACTER_TOKENS + 1, size):
             if self._decode(self._window[:end]) + self._decode(self._window[end:]) == text:
@@ -83,7 +84,7 @@ class IncrementalDetokenizer:
         return size
 
     def _slide(self, end: int) -> None:
-        """Everything before `end` is shown: the tokens shown last become the context of what follows."""
+        """Marks the tokens before `end` as shown. The tokens shown last become the context of the next ones."""
         self._window = self._window[self._num_shown :]
         self._num_shown = end - self._num_shown
         self._shown_text = self._decode(self._window[: self._num_shown])

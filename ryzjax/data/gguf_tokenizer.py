@@ -1,4 +1,4 @@
-"""The tokenizer and chat template in a GGUF file's metadata, rebuilt by transformers."""
+"""Rebuilds the tokenizer and the chat template of a GGUF file from its metadata, through transformers."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ _SPECIAL_TOKENS = {
 
 
 def read_gguf_tokenizer(path: Path) -> tuple[tokenizers.Tokenizer, TokenizerFiles]:
-    """The tokenizer of a GGUF file, and what would lie beside it in a model directory.
+    """Returns the tokenizer of a GGUF file, and the contents of the small files that a model directory would have.
 
     Raises:
-      CheckpointError: the file has no tokenizer, or one of a kind that cannot be rebuilt.
+      CheckpointError: the file has no tokenizer, or its kind of tokenizer cannot be rebuilt.
       MissingExtraError: the `gguf` package is not installed.
     """
-    # Imported here: it takes a second, and only GGUF files need it. Its own reader of GGUF files needs torch.
+    # Imported here because it takes a second and only GGUF files need it. Its own reader of GGUF files needs torch.
     from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_TOKENIZER_MAPPING, convert_gguf_tokenizer
 
     try:
@@ -44,7 +44,7 @@ def read_gguf_tokenizer(path: Path) -> tuple[tokenizers.Tokenizer, TokenizerFile
         backend, _ = convert_gguf_tokenizer(str(metadata.get("general.architecture")), vocabulary)
     except MissingExtraError:
         raise
-    # The libraries raise these, and plain Exception from `tokenizers`, for damaged or unknown vocabularies.
+    # For a damaged or unknown vocabulary, `tokenizers` raises a plain Exception and gguf many others.
     except Exception as error:
         raise CheckpointError(
             f"{path}: its tokenizer cannot be rebuilt ({type(error).__name__}: {error}); expected tokenizer.ggml.* "
@@ -59,7 +59,7 @@ def read_gguf_tokenizer(path: Path) -> tuple[tokenizers.Tokenizer, TokenizerFile
         chat_template_name=f"{path}: tokenizer.chat_template",
         # A SentencePiece vocabulary without the flag gets a BOS, as in llama.cpp.
         add_bos_token=bool(config.get("add_bos_token", vocabulary.get("tokenizer_type") == "llama")),
-        # The flag alone decides, whatever the vocabulary is.
+        # With this class, the flag alone decides about BOS, for every kind of vocabulary.
         tokenizer_class="LlamaTokenizer",
         bos_token_id=bos if isinstance(bos, int) else None,
         eos_token_ids=(eos,) if isinstance(eos, int) else (),

@@ -1,9 +1,9 @@
-"""Special tokens that are written in messages stay text: a user cannot write `<|im_end|>` and end the turn.
+"""Special tokens inside messages stay text, so that a user cannot write `<|im_end|>` and end the turn.
 
-A chat template renders one string, in which the template's own markers and the same characters in a message look
-alike. Before the rendering, `escape` therefore breaks each special token that stands in a message with a random
-number, which nobody outside this process knows. The encoder reads what is still whole in the rendered text as special
-tokens, takes the numbers out, and encodes the rest as plain text.
+A chat template renders one string. In that string, the markers that the template wrote and the same characters in a
+message look alike. Before rendering, `escape` therefore inserts a random number into each special token that a message
+contains. Nobody outside this process knows the number. The encoder reads the special tokens that are still whole as
+tokens, removes the numbers, and encodes the rest as plain text.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ if TYPE_CHECKING:
 __all__ = ["SpecialText"]
 
 _MAX_DEPTH = 64
-"""Deeper values are left to the chat template, which refuses them."""
+"""Values nested deeper than this are passed on unchanged. The chat template refuses them."""
 
 
 class SpecialText:
     """Escapes special tokens in messages, and encodes prompts that were rendered from escaped messages.
 
-    The escape of a token is the token with the number behind its first character: it survives what templates do to
-    text (trim, change of case, JSON). A string that ends with the beginning of a special token has the number at its
-    end, so that no token forms across a border. A template that deletes characters from the middle of a message may
-    still form a token out of what is left; no known template does that.
+    An escaped token has the number after its first character. The escape survives what templates do to text: trimming,
+    changing case, and writing JSON. If a string ends with the start of a special token, the number is appended to the
+    string, so that no token forms across the end of a message. A template that deletes characters from the middle of a
+    message could still form a token from what is left. No known template does that.
 
     Args:
       backend: the tokenizer.
-      special_ids: the tokens that text must not form.
-      unknown_id: the token for characters outside the vocabulary, which any text may contain; None where there is none.
+      special_ids: the ids of the tokens that text must not form.
+      unknown_id: the id of the token for characters outside the vocabulary, which any text may contain, or None.
     """
 
     def __init__(self, backend: tokenizers.Tokenizer, special_ids: Collection[int], *, unknown_id: int | None):
@@ -45,9 +45,9 @@ class SpecialText:
         self._backend = backend
         self._unknown_id = unknown_id
         self._tokens = {added[i].content: (i, added[i]) for i in special_ids if i in added and added[i].content}
-        # Digits only, which no template and no normalizer changes.
+        # The number has only digits, which no template and no normalizer changes.
         self._number = _random_digits()
-        # The longest first, as the tokenizer matches them.
+        # The longest token first, because the tokenizer matches it first.
         words = sorted(self._tokens, key=len, reverse=True)
         patterns = [rf"(?<!\w){re.escape(w)}(?!\w)" if self._tokens[w][1].single_word else re.escape(w) for w in words]
         any_token = "|".join(patterns) or r"(?!)"
@@ -60,7 +60,7 @@ class SpecialText:
         )
 
     def escape(self, value: object) -> object:
-        """A copy of a JSON value in which no string forms a special token; the value itself where none does."""
+        """Returns a copy of a JSON value in which no string forms a special token."""
         return self._escape(value, 0)
 
     def _escape(self, value: object, depth: int) -> object:
@@ -77,27 +77,27 @@ class SpecialText:
     def _escape_text(self, text: str) -> str:
         escaped = self._begins.sub(rf"\g<1>{self._number}", text)
         if self._normalizes and escaped == text and self._begins.search(self._backend.normalizer.normalize_str(text)):
-            # The text becomes a token only when the tokenizer normalizes it: anything that makes `is_escaped` true
-            # has it encoded as text.
+            # The text becomes a special token only after normalization. One number anywhere in the text is enough to
+            # have it encoded as text.
             escaped = re.sub(r"(\S)", rf"\g<1>{self._number}", text, count=1)
         if any(text[-size:] in self._prefixes for size in range(1, min(self._longest_prefix, len(text)) + 1)):
             escaped += self._number
         return escaped
 
     def is_escaped(self, text: str) -> bool:
-        """Whether a text was rendered from messages in which something was escaped."""
+        """Returns whether a text was rendered from messages in which something was escaped."""
         return self._number in text
 
     def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
-        """Token ids of a text with escapes.
+        """Returns the token ids of a text with escapes.
 
         Raises:
-          RequestError: the tokenizer has no other tokens for what was escaped than the special one.
+          RequestError: the tokenizer can encode the escaped text only as the special token.
         """
         return self._encode(text, add_special_tokens)[0]
 
     def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        """Token ids of a text with escapes, and the characters of that text each was made from. Raises as `encode`."""
+        """Returns the token ids of a text with escapes, and the span of characters of each; errors as for `encode`."""
         ids, offsets, segments = self._encode(text, False)
         starts = [segment.target for segment in segments]
         ends = [segment.target + segment.target_size for segment in segments]
@@ -123,13 +123,13 @@ class SpecialText:
                     parts.append(part)
                     source, target = source + size, target + len(part)
         plain = "".join(parts)
-        # As a batch, which lets other threads run meanwhile.
+        # A batch of one, because encoding a batch releases the GIL.
         [encoding] = literal.backend.encode_batch([plain], add_special_tokens=add_special_tokens)
         self._check(plain, encoding.ids)
         return [literal.originals.get(i, i) for i in encoding.ids], encoding.offsets, segments
 
     def _check(self, plain: str, ids: Sequence[int]) -> None:
-        """Refuses a special token that text became: a model of whole words may have no other token for it."""
+        """Refuses a text that became a special token. A whole-word vocabulary may have no other token for it."""
         present = set(ids)
         for text, (token_id, _) in self._tokens.items():
             if token_id in present and token_id != self._unknown_id and text in plain:
@@ -141,7 +141,7 @@ class SpecialText:
 
     @cached_property
     def _literal(self) -> _Literal:
-        """Made when it is first needed: it takes as long as loading the tokenizer."""
+        """Built on first use, because it takes as long as loading the tokenizer."""
         from tokenizers import AddedToken, Tokenizer
 
         backend = Tokenizer.from_str(self._backend.to_str())
@@ -161,7 +161,7 @@ class SpecialText:
             ]
         )
         backend.encode_special_tokens = True
-        # Stands for each special token that the template wrote, and is read as a token in its place.
+        # The twin of a special token stands for it in the text, and is encoded as one token.
         twins = {text: _random_digits() for text in self._tokens}
         backend.add_tokens(
             [
@@ -176,9 +176,10 @@ class SpecialText:
 
 
 class _Literal(NamedTuple):
-    """A copy of the tokenizer that reads special tokens as text, and each one's twin as a token.
+    """A copy of the tokenizer that encodes special tokens as text, and the twin of each special token as a token.
 
-    `twins` is text -> twin, and `originals` is the twin's id -> the special token's id.
+    `twins` maps the text of a special token to its twin. `originals` maps the id of a twin to the id of its special
+    token.
     """
 
     backend: tokenizers.Tokenizer
@@ -187,7 +188,7 @@ class _Literal(NamedTuple):
 
 
 class _Segment(NamedTuple):
-    """Characters of the escaped text (source) and what the tokenizer is given for them (target)."""
+    """A span of the escaped text (source), and the span of the tokenizer's input that replaces it (target)."""
 
     source: int
     source_size: int

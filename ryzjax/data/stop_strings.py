@@ -1,4 +1,4 @@
-"""Stop strings in a stream of text: found wherever the stream was cut, and never half shown."""
+"""Finds stop strings in a stream of text, however the stream is cut, and never shows part of one."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ __all__ = ["StopStringMatcher", "StopStrings"]
 
 
 class StopStrings:
-    """The stop strings of a request, with what a search for them needs. All completions of the request share it.
+    """The stop strings of a request, prepared for the search. All completions of the request share one instance.
 
     Args:
       stops: non-empty strings.
-      include: the matched string is part of the text.
+      include: whether the matched string is part of the text.
     """
 
     def __init__(self, stops: Sequence[str], include: bool = False):
@@ -27,27 +27,28 @@ class StopStrings:
 class StopStringMatcher:
     """Watches a growing text for the first stop string.
 
-    The first is the one that ends first (of those, the longest), so the result does not depend on how the text was
-    cut into pushes. Each character costs amortised O(number of stops), however long the stops are (Knuth, Morris and
-    Pratt, SIAM J. Comput. 6(2), 1977); a text in which no stop begins costs a look for their first characters.
+    The first stop string is the one that ends first. If several end at the same character, it is the longest. The
+    result therefore does not depend on how the text is cut into pushes. A character takes amortized time proportional
+    to the number of stop strings, whatever their lengths (Knuth, Morris and Pratt, SIAM J. Comput. 6(2), 1977). A text
+    that has none of their first characters takes one set comparison.
 
     Args:
-      strings: what to look for.
+      strings: the stop strings.
     """
 
     def __init__(self, strings: StopStrings):
         self._strings = strings
-        # How many characters of each stop the text ends with.
+        # For each stop string, the number of its characters that the text ends with.
         self._states = [0] * len(strings.stops)
         self._held = ""
         self._is_matched = False
 
     def push(self, text: str) -> tuple[str, str | None]:
-        """Takes more text.
+        """Adds text.
 
         Returns:
-          (text that can be shown: it cannot be part of a stop string any more, the stop string that was found or
-          None). After a match everything that follows is dropped.
+          The text that can be shown, because it cannot be part of a stop string any more; and the stop string that was
+          found, or None. All text after a match is dropped.
         """
         if self._is_matched:
             return "", None
@@ -63,10 +64,10 @@ class StopStringMatcher:
         return self._show(text), None
 
     def skip(self, text: str) -> str:
-        """Takes more text in which no stop string may end; one that ends after it may begin in it.
+        """Adds text in which no stop string may end. A stop string that ends later may start in it.
 
         Returns:
-          text that can be shown, as `push`.
+          The text that can be shown, as for `push`.
         """
         if self._is_matched:
             return ""
@@ -77,20 +78,20 @@ class StopStringMatcher:
         return self._show(text)
 
     def _show(self, text: str) -> str:
-        """The text up to where a stop string may have begun; the rest is held back."""
+        """Returns the text up to where a stop string may have started, and holds back the rest."""
         shown = self._held + text
         cut = len(shown) - max(self._states)
         self._held = shown[cut:]
         return shown[:cut]
 
     def flush(self) -> str:
-        """The text still held back: the stream has ended, so it is no stop string."""
+        """Returns the text that is held back. The stream has ended, so it is not a stop string."""
         held, self._held = self._held, ""
         self._states = [0] * len(self._states)
         return held
 
     def _advance(self, char: str) -> str | None:
-        """Moves every stop by one character; the longest that is complete, or None."""
+        """Advances every stop string by one character. Returns the longest that is complete, or None."""
         matched: str | None = None
         failures = self._strings.failures
         for i, stop in enumerate(self._strings.stops):
@@ -102,14 +103,14 @@ class StopStringMatcher:
             if state == len(stop):
                 if matched is None or len(stop) > len(matched):
                     matched = stop
-                # A match that is skipped may be the beginning of the next one.
+                # A skipped match may be the start of the next one.
                 state = failures[i][-1]
             self._states[i] = state
         return matched
 
 
 def _failure_table(stop: str) -> list[int]:
-    """For each prefix, the length of its longest proper suffix that is a prefix of `stop` too."""
+    """Returns, for each prefix of `stop`, the length of its longest proper suffix that is also a prefix of `stop`."""
     table = [0] * len(stop)
     length = 0
     for i in range(1, len(stop)):

@@ -1,4 +1,4 @@
-"""What one rendering of a chat template may take, and how much of it has been taken."""
+"""Limits on the time and memory of rendering a chat template, and the budget that is left."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ __all__ = ["Budget", "TemplateLimits", "current_budget", "metered"]
 
 @dataclass(frozen=True, kw_only=True)
 class TemplateLimits:
-    """How much one rendering may take.
+    """The limits of one rendering.
 
     Attributes:
-      time_s: wall time.
-      max_chars: of the output, and of any string (or list) on the way there.
-      max_loop_passes: over all loops together.
+      time_s: the longest wall time, in seconds.
+      max_chars: the most characters of the output, and of any string or list built on the way.
+      max_loop_passes: the most passes of all loops together.
     """
 
     time_s: float = 2.0
@@ -30,11 +30,11 @@ class TemplateLimits:
 
 @dataclass(kw_only=True)
 class Budget:
-    """What one rendering has used up, against its limits; starts the clock when made."""
+    """What one rendering has used of its limits. The clock starts when the budget is created."""
 
     limits: TemplateLimits
     marks: tuple[str, str] = ("", "")
-    """What stands in the text where a {% generation %} block begins and ends."""
+    """The texts written at the start and at the end of a {% generation %} block."""
     loop_passes: int = 0
     deadline_s: float = field(init=False)
 
@@ -42,12 +42,12 @@ class Budget:
         self.deadline_s = time.monotonic() + self.limits.time_s
 
     def check_time(self) -> None:
-        """Raises SecurityError past the deadline."""
+        """Raises SecurityError if the deadline has passed."""
         if time.monotonic() > self.deadline_s:
             raise SecurityError(f"it ran longer than {self.limits.time_s:g} s")
 
     def check_size(self, size: int) -> None:
-        """Raises SecurityError for a value of more than `max_chars` characters."""
+        """Raises SecurityError if a value has more than `max_chars` characters."""
         if size > self.limits.max_chars:
             raise SecurityError(f"it built a value of {size} characters; at most {self.limits.max_chars} are allowed")
 
@@ -56,13 +56,13 @@ _current: ContextVar[Budget] = ContextVar("_current")
 
 
 def current_budget() -> Budget:
-    """The budget of the rendering that runs in this context; LookupError outside of one."""
+    """Returns the budget of the rendering that runs in this context. Raises LookupError outside a rendering."""
     return _current.get()
 
 
 @contextmanager
 def metered(limits: TemplateLimits, marks: tuple[str, str] = ("", "")) -> Iterator[Budget]:
-    """Gives what runs inside a fresh budget."""
+    """Runs a rendering inside a new budget."""
     token = _current.set(Budget(limits=limits, marks=marks))
     try:
         yield _current.get()

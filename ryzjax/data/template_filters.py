@@ -1,4 +1,4 @@
-"""Jinja's filters, less those that build without bound, and the rest with a look at the size first."""
+"""Jinja's filters with a size check. Filters that can build values without bound are removed."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ __all__ = ["bound_filters", "countable", "counted"]
 _REMOVED_FILTERS = (
     "batch", "center", "filesizeformat", "format", "pprint", "random", "round", "slice", "urlize", "wordwrap", "xmlattr"
 )  # fmt: skip
-"""Filters that build or loop without bound, or have no place in a prompt."""
+"""Filters that build or loop without bound, or that a prompt does not need."""
 _TEXT_FILTERS = (
     "capitalize", "e", "escape", "forceescape", "indent", "lower", "replace", "safe", "string", "striptags", "title",
     "trim", "truncate", "upper", "urlencode", "wordcount",
 )  # fmt: skip
-"""Filters that turn whatever they are given into text."""
+"""Filters that turn any value into text."""
 
 
 def bound_filters(environment: Environment) -> None:
@@ -63,7 +63,7 @@ def _join(
 
 
 def counted(text_filter: Callable[..., object]) -> Callable[..., object]:
-    """The filter, after a look at how much text its arguments would make."""
+    """Wraps a filter so that it first checks how much text its arguments make."""
 
     @functools.wraps(text_filter)  # keeps the mark by which Jinja passes the environment or context first
     def counted(*args: object, **kwargs: object) -> object:
@@ -75,9 +75,9 @@ def counted(text_filter: Callable[..., object]) -> Callable[..., object]:
 
 
 def countable(value: object) -> object:
-    """`value`, once it is known that its text stays within the limits.
+    """Returns `value` after checking that its text stays within the limits.
 
-    A list that holds another twice, and so on forty times, is small in memory and endless as text.
+    A list that contains another list twice, nested forty times, is small in memory but huge as text.
     """
     if not isinstance(value, (list, tuple, dict)):
         return value

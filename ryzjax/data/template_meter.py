@@ -1,4 +1,4 @@
-"""Rewrites a template's syntax tree so that every loop pass and every `~` reports to the environment."""
+"""Rewrites a template's syntax tree so that every loop pass and every `~` calls the environment."""
 
 from __future__ import annotations
 
@@ -8,14 +8,16 @@ __all__ = ["meter"]
 
 
 def meter(tree: nodes.Template, environment: Environment) -> None:
-    """Makes every loop and every `~` of the tree report to the environment."""
+    """Makes every loop pass and every `~` of the tree call the environment."""
     for loop in list(tree.find_all(nodes.For)):
         tick = nodes.Call(nodes.EnvironmentAttribute("count_loop_pass"), [], [], None, None)
         loop.body.insert(0, nodes.ExprStmt(tick))
         tick.set_lineno(loop.lineno)
         loop.body[0].set_lineno(loop.lineno)
         loop.body[0].set_environment(environment)
-        if loop.test is not None:  # passes that the test skips are passes too: not (tick and ...) keeps its value
+        if (
+            loop.test is not None
+        ):  # A pass that the test skips counts too. The tick returns "", so the test keeps its value.
             again = nodes.Call(nodes.EnvironmentAttribute("count_loop_pass"), [], [], None, None)
             loop.test = nodes.And(nodes.Not(again), loop.test)
             loop.test.set_lineno(loop.lineno)

@@ -1,9 +1,9 @@
-"""A Jinja sandbox with a budget of time, memory and output, for chat templates.
+"""A Jinja sandbox for chat templates, with a budget of time, memory and output.
 
-A chat template comes with a model, from whoever uploaded it: code from the network. Jinja's sandbox keeps it from
-Python's internals; this one also keeps it from running or growing for ever. Jinja has no hook for that, so the
-template's syntax tree is rewritten before it is compiled: every loop pass and every `~` reports to the environment,
-as every call and operator does already.
+A chat template comes with a model, so it is code from the network. Jinja's sandbox keeps a template away from Python's
+internals. This sandbox also keeps it from running or growing without end. Jinja has no hook for that, so the template's
+syntax tree is rewritten before it is compiled: every loop pass and every `~` calls the environment, as every call and
+every operator already does.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ __all__ = ["TemplateSandbox"]
 
 _PADDING = frozenset({"center", "ljust", "rjust", "zfill", "expandtabs"})
 _UNBOUNDED = frozenset({"translate", "maketrans"})
-"""String methods that make any size out of a few characters, which no chat template needs."""
+"""String methods that build a large string from a few characters. No chat template needs them."""
 _MAX_POWER = 64
 
 
@@ -50,11 +50,11 @@ class TemplateSandbox(ImmutableSandboxedEnvironment):
         bound_filters(self)
 
     def add_text_filter(self, name: str, text_filter: Callable[..., object]) -> None:
-        """Adds a filter that makes text of its first argument, whose size is checked before."""
+        """Adds a filter that turns its first argument into text. The size of the argument is checked first."""
         self.filters[name] = counted(text_filter)
 
     def marks_generation(self, source: str) -> bool:
-        """Whether `source` says with {% generation %} what the assistant writes."""
+        """Returns whether `source` marks what the assistant writes with {% generation %}."""
         names = (node.name for node in self.parse(source).find_all(nodes.EnvironmentAttribute))
         return _GenerationTag.hook in names
 
@@ -62,8 +62,8 @@ class TemplateSandbox(ImmutableSandboxedEnvironment):
         """Compiles `source`.
 
         Returns:
-          A function from the template's variables, and what is to stand where a {% generation %} block begins and
-          ends, to the rendered text.
+          A function of the template's variables and of the two texts that mark the start and the end of a
+          {% generation %} block. It returns the rendered text.
 
         Raises:
           jinja2.exceptions.TemplateSyntaxError: `source` is not a template.
@@ -95,11 +95,11 @@ class TemplateSandbox(ImmutableSandboxedEnvironment):
         return ""
 
     def generation_mark(self, which: int) -> str:
-        """Called by the compiled template where a {% generation %} block begins (0) and ends (1)."""
+        """Called by the compiled template at the start (0) and at the end (1) of a {% generation %} block."""
         return current_budget().marks[which]
 
     def join_strings(self, *parts: object) -> str:
-        """What `a ~ b` means."""
+        """Called by the compiled template for `a ~ b`."""
         texts = [str(countable(part)) for part in parts]
         current_budget().check_size(sum(map(len, texts)))
         return "".join(texts)
@@ -131,7 +131,7 @@ class TemplateSandbox(ImmutableSandboxedEnvironment):
         template = getattr(value, "__self__", "")
 
         def bounded(*args: object, **kwargs: object) -> str:
-            # Only plain fields: a width such as {:>9999999999} would build any size.
+            # Only plain fields are allowed, because a width such as {:>9999999999} builds a string of any size.
             if any(":" in field for field in str(template).split("{")[1:]):
                 raise SecurityError("it gives str.format a format after ':', which is not allowed in a chat template")
             longest = max((len(str(countable(arg))) for arg in (*args, *kwargs.values())), default=0)
@@ -161,7 +161,7 @@ class TemplateSandbox(ImmutableSandboxedEnvironment):
 
 
 class _GenerationTag(Extension):
-    """`{% generation %}` marks the assistant's text for training; to a server it is nothing."""
+    """`{% generation %}` marks the assistant's text for training. It has no effect when serving."""
 
     tags = {"generation"}  # noqa: RUF012 - the type the base class declares
     hook = "generation_mark"
@@ -177,7 +177,7 @@ class _GenerationTag(Extension):
 
 
 class _SafeNamespace(Namespace):
-    """Jinja's namespace without names that reach Python's internals."""
+    """Jinja's namespace, which refuses names that reach Python's internals."""
 
     def __init__(self, *args: object, **kwargs: object):
         super().__init__()

@@ -1,7 +1,7 @@
-"""Tokenizer: text to token ids and back, and conversations to prompts.
+"""`Tokenizer` turns text into token ids and back, and conversations into prompts.
 
-Reads `tokenizer.json` through the `tokenizers` library directly: importing transformers costs more than a second of
-start-up. Only a directory without that file takes the way through transformers.
+It reads `tokenizer.json` through the `tokenizers` library, because importing transformers takes more than a second.
+Transformers is used only for a directory that has no `tokenizer.json`.
 """
 
 from __future__ import annotations
@@ -26,22 +26,22 @@ Json = TypeVar("Json")
 
 _MAX_TOKEN_ID = 2**32 - 1
 _NORMALIZED_CHARS = 4
-"""Characters that a Unicode normalization may make one character of (canonical composition: 3, and a margin)."""
-_BATCH_TEXTS = 256  # an encoding holds much more than its ids: this bounds how many there are at once
+"""The most characters that Unicode normalization merges into one: 3 by canonical composition, and a margin."""
+_BATCH_TEXTS = 256  # An encoding takes far more memory than its ids. This bounds the number held at once.
 _CONVERTIBLE = ("tokenizer.model", "vocab.json", "vocab.txt", "merges.txt", "spiece.model")
 _CLASSES_WITH_BOS_FLAG = ("LlamaTokenizer", "LlamaTokenizerFast", "CodeLlamaTokenizer", "CodeLlamaTokenizerFast")
-"""Classes whose `add_bos_token` overrules the post-processor of tokenizer.json, as it does in transformers."""
+"""Classes whose `add_bos_token` overrides the post-processor of tokenizer.json, as in transformers."""
 
 
 class Tokenizer:
     """A model's tokenizer. Safe to use from several threads.
 
-    Build it with `load`.
+    Create one with `load`.
 
     Attributes:
-      special_tokens: such as `bos_token` -> "<s>".
-      chat_template: how the model wants conversations, or None.
-      tool_template: how it wants those with tools, where that differs; else None.
+      special_tokens: the text of each special token by its role, such as `bos_token` -> "<s>".
+      chat_template: the model's template for conversations, or None.
+      tool_template: the template for conversations with tools if it differs from `chat_template`, otherwise None.
     """
 
     def __init__(
@@ -79,13 +79,13 @@ class Tokenizer:
         """Loads the tokenizer of a model.
 
         Args:
-          path: directory with `tokenizer.json` (or files transformers can convert), or a GGUF file.
-          chat_template: Jinja file that replaces the model's own template.
-          special_tokens_in_messages: read special tokens that are written in messages as tokens, and not as text.
-            Whoever writes a message can then end it and write the next one in any role.
+          path: a directory with `tokenizer.json` or with files that transformers can convert, or a GGUF file.
+          chat_template: a Jinja file that replaces the model's own template.
+          special_tokens_in_messages: encode special tokens in messages as tokens instead of as text. The author of a
+            message can then end that message and write the next one in any role.
 
         Raises:
-          CheckpointError: no tokenizer there, or one that cannot be read.
+          CheckpointError: `path` has no tokenizer, or the tokenizer cannot be read.
           ConfigError: the chat template cannot be read or compiled.
         """
         where = Path(path).expanduser()
@@ -117,7 +117,7 @@ class Tokenizer:
         )
 
     def save(self, directory: Path) -> None:
-        """Writes `tokenizer.json` and `tokenizer_config.json`, from which `load` makes the same tokenizer."""
+        """Writes `tokenizer.json` and `tokenizer_config.json`. `load` makes the same tokenizer from them."""
         self._backend.save(str(directory / "tokenizer.json"))
         config: dict[str, object] = {**self.special_tokens, "tokenizer_class": self._files.tokenizer_class}
         if self._files.add_bos_token is not None:
@@ -129,28 +129,29 @@ class Tokenizer:
 
     @property
     def vocab_size(self) -> int:
-        """Tokens it knows, special ones included; a model's table may be larger."""
+        """The number of tokens, special tokens included. The model's embedding table may have more rows."""
         return self._backend.get_vocab_size(with_added_tokens=True)
 
     @property
     def bos_token_id(self) -> int | None:
-        """The token texts begin with, or None."""
+        """The token that starts a text, or None."""
         return self._bos_token_id
 
     @property
     def eos_token_ids(self) -> tuple[int, ...]:
-        """Tokens that end a text: the tokenizer's own, then those of generation_config.json (or else config.json)."""
+        """The tokens that end a text: the tokenizer's own, then those of generation_config.json (or config.json)."""
         return self._eos_token_ids
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
-        """Token ids of `text`.
+        """Returns the token ids of `text`.
 
         Args:
           text: any valid Unicode text.
-          add_special_tokens: add what the model expects around a text (such as BOS). False for rendered chats.
+          add_special_tokens: add the special tokens that the model expects around a text, such as BOS. Pass False for
+            a rendered chat, which already contains them.
 
         Raises:
-          RequestError: not a string, or one with lone surrogates, which no UTF-8 tokenizer can read.
+          RequestError: `text` is not a string, or it has lone surrogates, which cannot be encoded as UTF-8.
         """
         _check_text(text)
         if add_special_tokens and self._adds_bos is not None:
@@ -161,29 +162,30 @@ class Tokenizer:
     def _encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
         if self._special_text.is_escaped(text):
             return self._special_text.encode(text, add_special_tokens=add_special_tokens)
-        # `encode` would hold Python's interpreter lock until it is done; this lets other threads run, and is faster.
+        # `backend.encode` holds the GIL until it is done. `encode_batch_fast` releases it, and is faster.
         return self._backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids
 
     def max_chars(self, num_tokens: int) -> int:
-        """Most characters of a text of so many tokens. A longer text has more tokens, so it need not be encoded.
+        """Returns the most characters that a text of `num_tokens` tokens can have.
 
-        It is the length of the longest token for each token, and four times that where a normalizer may shorten the
-        text. A text that a normalizer shortens more than that, such as a long run of spaces that it collapses, counts
-        as too long.
+        A longer text has more tokens, so it can be refused without being encoded. The bound is the length of the
+        longest token for each token, and four times that if the tokenizer has a normalizer, which may shorten the text.
+        A text that a normalizer shortens more than that, such as a long run of spaces that it collapses, counts as too
+        long.
         """
         per_token = self._longest_token_chars * (1 if self._backend.normalizer is None else _NORMALIZED_CHARS)
         return num_tokens * per_token
 
     @cached_property
     def _longest_token_chars(self) -> int:
-        # A byte-level token is spelt with a character for each byte, of which a text has at most as many characters.
+        # A byte-level token is spelled with one character a byte. A text has at most as many characters as bytes.
         return max(map(len, self._backend.get_vocab(with_added_tokens=True)))
 
     def encode_batch(self, texts: Sequence[str], *, add_special_tokens: bool = True) -> list[list[int]]:
-        """Token ids of each text, as `encode` gives them; the texts are encoded in parallel, without the GIL.
+        """Returns the token ids of each text, as `encode` does. The texts are encoded in parallel, without the GIL.
 
         Raises:
-          RequestError: as `encode`, of any of the texts.
+          RequestError: one of the texts is not valid (see `encode`).
         """
         for text in texts:
             _check_text(text)
@@ -203,13 +205,14 @@ class Tokenizer:
         return encoded
 
     def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        """Token ids of `text` without special tokens around it, and which characters of it each was made from.
+        """Returns the token ids of `text`, without special tokens around it, and the characters each token covers.
 
         Returns:
-          The ids; and a half-open span of characters a token. Tokens that are parts of one character share its span.
+          The ids, and for each of them a half-open span of characters. Tokens that encode parts of one character share
+          the span of that character.
 
         Raises:
-          RequestError: as `encode`.
+          RequestError: `text` is not valid (see `encode`).
         """
         _check_text(text)
         if self._special_text.is_escaped(text):
@@ -218,25 +221,26 @@ class Tokenizer:
         return encoding.ids, encoding.offsets
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
-        """Text of token ids. Ids the tokenizer does not know (padding of the model's table) have no text.
+        """Returns the text of token ids. Ids outside the vocabulary (padding of the embedding table) give no text.
 
         Raises:
-          RequestError: an id that is no 32-bit unsigned integer.
+          RequestError: an id is not a 32-bit unsigned integer.
         """
         try:
             return self._backend.decode(list(ids), skip_special_tokens=skip_special_tokens)
         except (OverflowError, TypeError) as error:
             raise RequestError(
-                f"token ids hold a value that is not one; expected integers from 0 to {_MAX_TOKEN_ID}", param="tokens"
+                f"token ids contain a value that is not a token id; expected integers from 0 to {_MAX_TOKEN_ID}",
+                param="tokens",
             ) from error
 
     def token_text(self, token_id: int) -> str:
-        """The text of one token on its own (partial characters as U+FFFD), special tokens included."""
+        """Returns the text of one token, special tokens included. A partial character becomes U+FFFD."""
         return self.decode([token_id], skip_special_tokens=False)
 
     @cached_property
     def special_token_ids(self) -> frozenset[int]:
-        """Tokens that are no text: those marked special in the vocabulary, and those that end a text."""
+        """The tokens that are not text: those marked special in the vocabulary, and those that end a text."""
         added = self._backend.get_added_tokens_decoder()
         return frozenset(token_id for token_id, token in added.items() if token.special) | set(self._eos_token_ids)
 
@@ -246,7 +250,7 @@ class Tokenizer:
         return SpecialText(self._backend, {*self.special_token_ids, *bos}, unknown_id=self._id_of("unk_token"))
 
     def template_for(self, tools: Sequence[Mapping[str, object]] | None) -> ChatTemplate | None:
-        """The chat template for conversations with these tools, or with none."""
+        """Returns the chat template for a conversation with these tools, or without tools."""
         return self.chat_template if not tools or self.tool_template is None else self.tool_template
 
     def render_chat(
@@ -257,9 +261,10 @@ class Tokenizer:
         add_generation_prompt: bool = True,
         **variables: object,
     ) -> str:
-        """The prompt text of a conversation, to be read; see `ChatTemplate.render`.
+        """Returns the prompt text of a conversation for people to read. See `ChatTemplate.render`.
 
-        To be encoded, take `render_prompt`: in this text, a special token in a message looks like the template's own.
+        Use `render_prompt` for a text that will be encoded. In this text, a special token that a message contains looks
+        like one that the template wrote.
 
         Raises:
           RequestError: the model has no chat template, or the template refuses the messages.
@@ -275,9 +280,10 @@ class Tokenizer:
         add_generation_prompt: bool = True,
         **variables: object,
     ) -> str:
-        """As `render_chat`, to be encoded by this tokenizer.
+        """Returns the prompt text of a conversation for this tokenizer to encode.
 
-        Special tokens that are written in messages or tools are escaped in it: `encode` reads them as text.
+        Special tokens inside messages or tools are escaped, so that `encode` reads them as text. Arguments and errors
+        are those of `render_chat`.
         """
         template = self._template(tools)
         messages, tools = self._escaped(messages), self._escaped(tools)
@@ -290,7 +296,7 @@ class Tokenizer:
         tools: Sequence[Mapping[str, object]] | None = None,
         **variables: object,
     ) -> MarkedText:
-        """As `render_prompt` without a generation prompt, with the spans of what the assistant writes."""
+        """Returns the text of `render_prompt` without a generation prompt, and the spans that the assistant writes."""
         template = self._template(tools)
         return template.render_marked(self._escaped(messages), tools=self._escaped(tools), **variables)
 
@@ -302,10 +308,10 @@ class Tokenizer:
         add_generation_prompt: bool = True,
         **variables: object,
     ) -> list[int]:
-        """Token ids of a conversation: `render_prompt`, then `encode` without more special tokens.
+        """Returns the token ids of a conversation: `render_prompt`, then `encode` without further special tokens.
 
         Raises:
-          RequestError: as `render_chat` and `encode`.
+          RequestError: the model has no chat template, or the template or the tokenizer refuses the messages.
         """
         text = self.render_prompt(messages, tools=tools, add_generation_prompt=add_generation_prompt, **variables)
         # The template writes BOS itself; adding it again would double it.
@@ -315,14 +321,14 @@ class Tokenizer:
         template = self.template_for(tools)
         if template is None:
             raise RequestError(
-                "the model has no chat template, so messages cannot become a prompt; "
+                "the model has no chat template, so messages cannot be turned into a prompt; "
                 "use /v1/completions (or generate) with plain text, or start with --chat-template FILE",
                 param="messages",
             )
         return template
 
     def _escaped(self, value: Json) -> Json:
-        """A JSON value in which no string forms a special token, unless those are to be read as tokens."""
+        """Escapes special tokens in a JSON value, unless special tokens in messages are read as tokens."""
         return cast("Json", self._special_text.escape(value)) if self._escapes else value
 
     def _id_of(self, special: str) -> int | None:
@@ -346,15 +352,17 @@ def _load_backend(directory: Path) -> tokenizers.Tokenizer:
     path = directory / "tokenizer.json"
     if not path.is_file():
         return _convert(directory)
-    # Imported here: `import ryzjax.data` stays light.
+    # Imported here so that `import ryzjax.data` stays light.
     from tokenizers import Tokenizer as Backend
 
     try:
         backend = Backend.from_file(str(path))
-    # The library raises plain Exception, whatever is wrong.
+    # The library raises a plain Exception for every error.
     except Exception as error:
-        raise CheckpointError(f"{path}: not a tokenizer this version can read ({error}); download it again") from error
-    # A tokenizer saved from a training script may carry its truncation: prompts are never cut silently.
+        raise CheckpointError(
+            f"{path}: this version of tokenizers cannot read the file ({error}); download it again"
+        ) from error
+    # A tokenizer that a training script saved may have truncation turned on. Prompts are never cut silently.
     backend.no_truncation()
     backend.no_padding()
     return backend

@@ -1,4 +1,4 @@
-"""What lies beside a tokenizer: special tokens, chat template, end-of-sequence ids."""
+"""The small files of a tokenizer directory: special tokens, chat templates and end-of-sequence ids."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ _MAX_BYTES = 100_000_000
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizerFiles:
-    """The parsed small files of a tokenizer directory; any of them may be missing.
+    """The parsed small files of a tokenizer directory. Any of the files may be missing.
 
     Attributes:
-      special_tokens: such as `bos_token` -> "<s>".
+      special_tokens: the text of each special token by its role, such as `bos_token` -> "<s>".
       chat_template: Jinja text, or None.
-      tool_template: the one for requests with tools, where the model has one of its own; else None.
-      chat_template_name: where they are from, for messages.
-      add_bos_token: what tokenizer_config.json says, or None where it is silent.
-      tokenizer_class: HF's class name, "" where it is silent.
-      bos_token_id: of generation_config.json or config.json.
-      eos_token_ids: of generation_config.json, or else config.json.
+      tool_template: Jinja text of a separate template for requests with tools, or None.
+      chat_template_name: the file that the templates come from, for error messages.
+      add_bos_token: `add_bos_token` of tokenizer_config.json, or None if it is missing.
+      tokenizer_class: `tokenizer_class` of tokenizer_config.json, or "" if it is missing.
+      bos_token_id: `bos_token_id` of generation_config.json or, without it, config.json.
+      eos_token_ids: `eos_token_id` of generation_config.json or, without it, config.json.
     """
 
     special_tokens: Mapping[str, str]
@@ -41,10 +41,10 @@ class TokenizerFiles:
 
     @classmethod
     def read(cls, directory: Path) -> TokenizerFiles:
-        """Reads whatever is there.
+        """Reads the files that exist.
 
         Raises:
-          CheckpointError: a file is not readable JSON, or holds another type than it should.
+          CheckpointError: a file is not readable JSON, or a value has the wrong type.
         """
         config = _read(directory / "tokenizer_config.json")
         special = _read(directory / "special_tokens_map.json")
@@ -70,10 +70,10 @@ class TokenizerFiles:
 
 
 def read_template_file(path: str | Path) -> str:
-    """The Jinja text of a file the user named.
+    """Returns the Jinja text of a file.
 
     Raises:
-      ConfigError: it cannot be read.
+      ConfigError: the file cannot be read.
     """
     try:
         return Path(path).expanduser().read_text(encoding="utf-8")
@@ -82,8 +82,11 @@ def read_template_file(path: str | Path) -> str:
 
 
 def _chat_templates(directory: Path, config: Mapping[str, object]) -> tuple[Mapping[str, str], str]:
-    """(templates by name, where they are from), in transformers' order: chat_template.jinja with those in
-    additional_chat_templates/, then chat_template.json, then tokenizer_config.json. A single one is "default"."""
+    """Returns the templates by name, and the file they come from.
+
+    The order is that of transformers: chat_template.jinja together with additional_chat_templates/, then
+    chat_template.json, then tokenizer_config.json. A single template is named "default".
+    """
     more = {file.stem: read_template_file(file) for file in sorted(directory.glob("additional_chat_templates/*.jinja"))}
     jinja = directory / "chat_template.jinja"
     if jinja.is_file():
@@ -110,7 +113,7 @@ def _named(path: Path, item: object) -> tuple[str, str]:
 
 
 def _token_text(value: object) -> str | None:
-    """A special token stands there as a string, or as an object with `content`."""
+    """Returns the text of a special token, which is stored as a string or as an object with `content`."""
     if isinstance(value, dict):
         value = value.get("content")
     return value if isinstance(value, str) else None

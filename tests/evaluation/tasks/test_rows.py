@@ -113,8 +113,8 @@ def test_values_of_a_row() -> None:
         (lambda: row.texts("text"), "text='a' is not a list of texts"),
         (lambda: row.texts("mixed"), "is not a list of texts"),
         (lambda: row.texts("list", least=3), "list has 2 texts; expected at least 3"),
-        (lambda: row.index("label", 1), "label='1' chooses none of 1|label=1 chooses none of 1"),
-        (lambda: row.index("flag", 2), "flag=True chooses none of 2; expected 0 to 1"),
+        (lambda: row.index("label", 1), "label='1' is not an index of 1 choices|label=1 is not an index of 1 choices"),
+        (lambda: row.index("flag", 2), "flag=True is not an index of 2 choices; expected 0 to 1"),
     ):
         with pytest.raises(DataError, match=message):
             call()

@@ -74,7 +74,7 @@ def test_hellaswag(tmp_path: Path) -> None:
     ("row", "message"),
     [
         ({"ctx": "a", "endings": ["b", "c"]}, "hellaswag_val.jsonl:2: no 'label'"),
-        ({"ctx": "a", "endings": ["b", "c"], "label": 2}, ":2: label=2 chooses none of 2"),
+        ({"ctx": "a", "endings": ["b", "c"], "label": 2}, ":2: label=2 is not an index of 2 choices"),
         ({"ctx": "a", "endings": ["b", "[c]"], "label": 0}, ":2: an ending is empty"),
         ({"ctx": "a", "endings": ["b"], "label": 0}, ":2: endings has 1 texts; expected at least 2"),
         ({"activity_label": "a", "endings": ["b", "c"], "label": 0}, ":2: no 'ctx_a'"),
@@ -137,7 +137,7 @@ def test_mmlu_with_examples(tmp_path: Path) -> None:
 def test_mmlu_with_a_wrong_answer(tmp_path: Path) -> None:
     (tmp_path / "mmlu").mkdir()
     (tmp_path / "mmlu" / "x_test.csv").write_text(MMLU_COLUMNS + "q,a,b,c,d,1\nq,a,b,c,d,E\n")
-    with pytest.raises(DataError, match=r"x_test\.csv:3: answer='E' chooses none of 4"):
+    with pytest.raises(DataError, match=r"x_test\.csv:3: answer='E' is not an index of 4 choices"):
         MMLU().load(LocalData(tmp_path), ALL)
 
 
