@@ -1,4 +1,8 @@
-"""Synthetic rows of our own, for the demo model: sums, lists to look things up in, facts as JSON, tools, small talk."""
+"""The synthetic data of the demo model: rows and held-out problems written by programs, and the model's tokenizer.
+
+The kinds of rows are arithmetic, look-up in lists, extraction to JSON, tool calls, sorting, strings, stories and small
+talk. `docs/demo-data.md` describes them.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Questions about RyzJAX, with short answers that are true of this version (README.md, docs/)."""
+"""Questions about RyzJAX, with short answers that are true for this version."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ FACTS: tuple[tuple[tuple[str, ...], str], ...] = (
         "The demo model is a tiny chat model that RyzJAX trained from scratch on synthetic rows.",
     ),
 )
-"""(ways to ask, answer)."""
+"""Pairs of (ways to ask a question, its answer)."""
 
 _ALL = tuple((question, answer) for questions, answer in FACTS for question in questions)
 _BEFORE = ("Please tell me:", "I have a question.", "One question:", "Quick question:", "Tell me:", "Hello!", "Hi!")
@@ -157,7 +157,7 @@ _AFTER = ("Thanks!", "Please be brief.", "Please answer briefly.", "I am new her
 
 
 def about(draw: Draw) -> Exchange:
-    """A question about RyzJAX. In training it stands alone or in a wording around it; other wordings are held out."""
+    """Draws a question about RyzJAX, alone or inside a longer wording. Held-out items use other wordings."""
     rng = draw.rng
     question, answer = rng.choice(_ALL)
     if draw.split == "train" and rng.random() < 0.6:

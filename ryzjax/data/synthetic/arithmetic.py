@@ -1,7 +1,7 @@
-"""Small sums: addition first of all, then the other operations, comparisons and word problems.
+"""Arithmetic with small numbers: mostly addition, then the other operations, comparisons and word problems.
 
-Answers repeat the sum before the result ("47 + 38 = 85"): whatever the wording, the result stands right after its
-operands.
+An answer repeats the operands before the result ("47 + 38 = 85"), so that the result follows its operands directly,
+whatever the wording of the question.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ __all__ = ["ADDITION_SPACE", "addition", "arithmetic", "two_digit_addition"]
 _Pairs = Callable[[], tuple[int, int]]
 
 ADDITION_SPACE = "addition"
-"""Every sum of two numbers, whoever asks for it, is split here, its addends in order."""
+"""The space in which every sum of two numbers is assigned to a split, with its addends sorted."""
 
 _ADD = (
     "What is {a} + {b}?",
@@ -64,18 +64,18 @@ _LOSS = (
 
 
 def two_digit_addition(draw: Draw) -> Exchange:
-    """A sum of two numbers from 10 to 99."""
+    """Draws a sum of two numbers from 10 to 99."""
     rng = draw.rng
     return _addition(draw, lambda: (rng.randint(10, 99), rng.randint(10, 99)))
 
 
 def addition(draw: Draw) -> Exchange:
-    """A sum of two numbers of one to three digits, mostly two."""
+    """Draws a sum of two numbers of one to three digits, mostly two."""
     return _addition(draw, lambda: _addends(draw.rng))
 
 
 def arithmetic(draw: Draw) -> Exchange:
-    """A difference, product, sum of three, word problem, comparison, double, half, or even-or-odd."""
+    """Draws a difference, product, sum of three, word problem, comparison, double, half, or even-or-odd question."""
     return draw.rng.choice(_KINDS)(draw)
 
 
@@ -99,7 +99,8 @@ def _subtraction(draw: Draw) -> Exchange:
 
 
 def _multiplication(draw: Draw) -> Exchange:
-    # Not sorted: a product that is held out is in training the other way round, for a table can only be known.
+    # The factors are not sorted. A held-out product is trained on with its factors swapped, because a multiplication
+    # table can only be memorized.
     a, b = draw.fresh("multiplication", lambda: (draw.rng.randint(0, 12), draw.rng.randint(0, 12)))
     return Exchange(question=draw.rng.choice(_MULTIPLY).format(a=a, b=b), answer=f"{a} * {b} = {a * b}")
 
@@ -107,7 +108,7 @@ def _multiplication(draw: Draw) -> Exchange:
 def _three(draw: Draw) -> Exchange:
     rng = draw.rng
     a, b, c = rng.randint(1, 30), rng.randint(1, 30), rng.randint(1, 9)
-    # Both sums on the way are problems of their own.
+    # Both partial sums are problems of the addition space.
     while not all(draw.admits(ADDITION_SPACE, _sorted(pair)) for pair in ((a, b), (a + b, c))):
         a, b, c = rng.randint(1, 30), rng.randint(1, 30), rng.randint(1, 9)
     question = rng.choice(("What is {0} + {1} + {2}?", "{0} + {1} + {2}", "Add {0}, {1} and {2}.")).format(a, b, c)

@@ -1,4 +1,4 @@
-"""Words to be said again: the plainest use of what stands in the context, which looking up and extracting build on."""
+"""Words to repeat: the simplest use of the context, on which look-up and extraction build."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ __all__ = ["copying"]
 
 _LONGEST = 24
 _ASK = ("Repeat: {0}", "Repeat these words: {0}", "Say this again: {0}", "Copy this: {0}", "Repeat after me: {0}")
-# A word that begins an answer has no space before it, and is one token all the same.
+# A word that starts an answer has no space before it. These words are still one token there.
 _FIRST = (*COLORS, *CITIES, *FIRST_NAMES)
 _REST = (*_FIRST, *KEYS)
 
 
 def copying(draw: Draw) -> Exchange:
-    """Two to 24 words in no order, to be repeated; some of them may come twice."""
+    """Draws 2 to 24 random words to repeat. A word may occur more than once."""
     rng = draw.rng
     words = draw.fresh(
         "copying", lambda: (rng.choice(_FIRST), *rng.choices(_REST, k=rng.randint(1, rng.choice((4, _LONGEST - 1)))))

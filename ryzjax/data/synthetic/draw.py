@@ -1,4 +1,4 @@
-"""Where the randomness of a row comes from, and which problems belong to training and which to testing."""
+"""The randomness of a row, and the split of problems into training and test."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ Problem = TypeVar("Problem")
 Split = Literal["train", "test"]
 
 TEST_ONE_IN = 10
-"""One problem in so many is for testing."""
+"""One problem in this many is a test problem."""
 _MAX_TRIES = 100_000
 
 
 def split_of(space: str, problem: object) -> Split:
-    """Which split a problem belongs to, by a hash of what it is: it never changes, and no problem is in both.
+    """Returns the split of a problem, from a hash of the problem. It never changes, and no problem is in both splits.
 
     Args:
-      space: what kind of problem; problems of several tasks that are the same problem share a space.
-      problem: of plain values, whose `repr` tells it from all others.
+      space: the name of the kind of problem. Tasks that ask the same problem share a space.
+      problem: plain values whose `repr` is different for every problem.
     """
     digest = hashlib.blake2b(f"{space}:{problem!r}".encode(), digest_size=8).digest()
     return "test" if int.from_bytes(digest, "big") % TEST_ONE_IN == 0 else "train"
@@ -32,12 +32,12 @@ def split_of(space: str, problem: object) -> Split:
 
 @dataclass(frozen=True, kw_only=True)
 class Draw:
-    """What a task draws a row from.
+    """The source of randomness from which a task draws a row.
 
     Attributes:
-      rng: all of the row's randomness.
-      split: whose problems it may use.
-      progress: where in the run the row stands, from 0 to 1: early rows may be easier.
+      rng: the random numbers of the row.
+      split: the split whose problems the row may use.
+      progress: the place of the row in the run, from 0 to 1. Early rows may be easier.
     """
 
     rng: random.Random
@@ -45,18 +45,18 @@ class Draw:
     progress: float = 1.0
 
     def admits(self, space: str, problem: object) -> bool:
-        """Whether a problem is of this split; see `split_of`."""
+        """Returns whether a problem belongs to this split. See `split_of`."""
         return split_of(space, problem) == self.split
 
     def fresh(
         self, space: str, make: Callable[[], Problem], *, key: Callable[[Problem], object] | None = None
     ) -> Problem:
-        """A problem of this split: `make` is called until it gives one.
+        """Returns a problem of this split. It calls `make` until `make` returns one.
 
         Args:
           space: see `split_of`.
           make: draws a problem from `rng`.
-          key: what makes problems the same (5 + 3 and 3 + 5); by default all of it.
+          key: maps equal problems (5 + 3 and 3 + 5) to the same value. By default, every problem is different.
         """
         for _ in range(_MAX_TRIES):
             problem = make()

@@ -1,4 +1,4 @@
-"""What a task makes: exchanges, rows of messages, and held-out items with a check of the answer."""
+"""The products of a task: exchanges, rows of messages, and held-out items with a check of the answer."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ __all__ = [
 ]
 
 Message = dict[str, object]
-"""`{"role": ..., "content": ...}`, and `tool_calls` where the assistant calls tools."""
+"""`{"role": ..., "content": ...}`, with `tool_calls` if the assistant calls tools."""
 
 Check = Callable[[str], bool]
-"""Whether a model's answer is right."""
+"""A function that returns whether a model's answer is right."""
 
 
 class _Messages(TypedDict):
@@ -34,38 +34,38 @@ class _Messages(TypedDict):
 
 
 class ChatRow(_Messages, total=False):
-    """A conversation to train on, and the tools offered in it."""
+    """A conversation to train on, and the tools that it offers."""
 
     tools: list[Mapping[str, object]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Exchange:
-    """A question and its answer; `is_json` where any JSON with equal values is right."""
+    """A question and its answer. With `is_json`, any JSON with equal values is right."""
 
     question: str
     answer: str
     is_json: bool = False
 
     def messages(self) -> list[Message]:
-        """The two turns."""
+        """Returns the two turns."""
         return [user(self.question), assistant(self.answer)]
 
     def held_out(self) -> HeldOut:
-        """The exchange as an item to test on."""
+        """Returns the exchange as a held-out item."""
         check = json_equal(self.answer) if self.is_json else exact(self.answer)
         return HeldOut(messages=(user(self.question),), answer=self.answer, check=check)
 
 
 @dataclass(frozen=True, kw_only=True)
 class HeldOut:
-    """A problem no training row holds.
+    """A problem that no training row contains.
 
     Attributes:
-      messages: the conversation, up to the answer.
-      answer: what a right answer looks like.
-      check: whether a text is right.
-      tools: offered, as JSON schemas; None where none are.
+      messages: the conversation up to the answer.
+      answer: an example of a right answer.
+      check: returns whether a text is a right answer.
+      tools: the tools offered, as JSON schemas, or None.
     """
 
     messages: Sequence[Message]
@@ -76,13 +76,13 @@ class HeldOut:
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """A kind of row.
+    """A kind of row and of held-out item.
 
     Attributes:
-      name: its key in `TASKS`.
+      name: the key of the task in `TASKS`.
       description: one sentence.
       row: makes a row.
-      item: makes an item to test on, of the draw's split.
+      item: makes a held-out item of the draw's split.
     """
 
     name: str
@@ -92,22 +92,22 @@ class Task:
 
 
 def user(content: str) -> Message:
-    """A turn of the user."""
+    """Returns a turn of the user."""
     return {"role": "user", "content": content}
 
 
 def assistant(content: str) -> Message:
-    """A turn of the assistant."""
+    """Returns a turn of the assistant."""
     return {"role": "assistant", "content": content}
 
 
 def exact(answer: str) -> Check:
-    """Right is the same text, but for white space around it."""
+    """Returns a check that accepts the same text, ignoring white space around it."""
     return lambda text: text.strip() == answer
 
 
 def json_equal(answer: str) -> Check:
-    """Right is valid JSON with the same fields and values; an int is not its float, nor a number its text."""
+    """Returns a check that accepts JSON with the same fields and values. 1, 1.0 and "1" are different values."""
     wanted = _canonical(json.loads(answer))
 
     def check(text: str) -> bool:

@@ -1,4 +1,4 @@
-"""Sentences with facts in them, and the facts as JSON with the keys that were asked for."""
+"""Sentences that contain facts, and the facts as JSON with the requested keys."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ __all__ = ["extraction"]
 Facts = Mapping[str, "str | int | float"]
 
 _INVENTED = 0.05
-"""The share of names and cities that are invented: what is copied should not have to be known."""
+"""The share of invented names and cities, so that the model learns to copy words that it does not know."""
 _CENTS = ("15", "25", "45", "49", "75", "85", "95", "99")
 _ASK = (
     "Extract the {keys} as JSON: {text}",
@@ -40,7 +40,7 @@ _ASK = (
 
 @dataclass(frozen=True, kw_only=True)
 class _Form:
-    """A kind of text: its facts, and sentences that hold all of them."""
+    """A kind of text: its facts, and sentences that contain all of them."""
 
     name: str
     facts: Callable[[random.Random], Facts]
@@ -48,7 +48,7 @@ class _Form:
 
 
 def extraction(draw: Draw) -> Exchange:
-    """A sentence or two, and some of its facts as JSON, in the order asked."""
+    """Draws one or two sentences, and some of their facts as JSON in the requested order."""
     rng = draw.rng
     form = rng.choice(_FORMS)
     facts = draw.fresh("extraction", lambda: form.facts(rng), key=lambda facts: (form.name, tuple(facts.values())))

@@ -1,4 +1,4 @@
-"""How long a text is, about, without a tokenizer: the pieces that no token crosses."""
+"""Estimates the length of a text without a tokenizer, by counting the pieces whose borders no token crosses."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import re
 __all__ = ["PIECE_PATTERN", "count_pieces"]
 
 PIECE_PATTERN = r" ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\n|\s"
-"""What the tokenizer splits text by: a digit alone, a word with the space before it, a run of punctuation, white space
-one by one. No token crosses such a piece, so a text has at least as many tokens."""
+"""How the tokenizer splits text: single digits, words with the space before them, runs of punctuation, and single white
+space characters. No token crosses the border of a piece, so a text has at least as many tokens as pieces."""
 
-# Python's own `re` knows no \p{L}: these are the same classes.
+# Python's `re` does not support \p{L}. These are the same classes.
 _PIECES = re.compile(r" ?[^\W\d_]+|\d| ?(?:[^\s\w]|_)+|\s")
 
 
 def count_pieces(text: str) -> int:
-    """Pieces of a text: nearly its tokens where the vocabulary knows its words, and never more."""
+    """Returns the number of pieces of a text: at most its tokens, and close to them if the vocabulary has its words."""
     return len(_PIECES.findall(text))

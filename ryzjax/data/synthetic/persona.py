@@ -1,4 +1,4 @@
-"""Who is who: names that a system prompt or an earlier turn gives, asked for later."""
+"""Names that a system prompt or an earlier turn gives, and questions that ask for them later."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ _ASK_USER = ("What is my name?", "Do you know my name?", "Who am I?", "What's my
 
 
 def persona(draw: Draw) -> ChatRow:
-    """A conversation in which a name is given, and asked for."""
+    """Draws a conversation that gives a name and asks for it."""
     messages, question, answer = _drawn(draw)
     return ChatRow(messages=[*messages, *Exchange(question=question, answer=answer).messages()])
 
 
 def held_out_persona(draw: Draw) -> HeldOut:
-    """A name that is given in no training row of this kind, to be said again."""
+    """Draws an item with a name that no training row of this kind gives."""
     messages, question, answer = _drawn(draw)
     return HeldOut(messages=(*messages, user(question)), answer=answer, check=exact(answer))
 

@@ -1,8 +1,8 @@
-"""Pieces of the demo model's vocabulary to be repeated: rows in which every token is read and written.
+"""Rows that repeat pieces of the demo model's vocabulary, so that the model reads and writes every token.
 
-The other tasks use few of the pieces that byte-level BPE learns on its way to whole words. A token that is never a
-target keeps the direction of all such tokens, and a model that is fine-tuned to write one of them cannot tell it from
-the others. These rows hold the pieces alone, joined to words that nobody knows, and as values to look up.
+The other tasks use few of the pieces that byte-level BPE learns on its way to whole words. The embeddings of tokens
+that are never a target all keep the same direction, and a model that is fine-tuned to write one of these tokens cannot
+tell it from the others. These rows contain the pieces alone, joined into invented words, and as values to look up.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from ryzjax.shipped import demo_folder
 __all__ = ["Pieces", "pieces", "pieces_of"]
 
 _SEPARATORS = ("\n", "|")
-"""No token joins one of these with what stands beside it, so a piece between two of them is one token."""
+"""No token contains one of these together with other characters, so a piece between two of them is one token."""
 _MOST_PIECES = 24
 _MOST_WORDS = 10
 _CHARACTERS = 0.12
-"""The share of pieces that are a character of any script: they hold the bytes that no word of ours has."""
+"""The share of pieces that are a character of any script. They contain the bytes that no word of ours has."""
 _KNOWN = frozenset(
     (*FIRST_NAMES, *CITIES, *COLORS, *PRODUCTS, *(f" {word}" for word in (*KEYS, *CITIES, *FIRST_NAMES)))
 )
-"""What the other tasks have the model write often enough."""
+"""The words that the model writes often enough in the other tasks."""
 _ASK_LINES = ("Repeat: {0}", "Repeat these pieces:\n{0}", "Say this again:\n{0}", "Copy this: {0}")
 _ASK_WORDS = ("Repeat: {0}", "Repeat these words: {0}", "Copy this: {0}", "Repeat after me: {0}")
 _ASK_LIST = ("Write these words as a JSON list: {0}", "{0}\nReturn a JSON list of the words.")
@@ -40,12 +40,12 @@ _NOUNS = ("word", "name", "label")
 
 @dataclass(frozen=True, kw_only=True)
 class Pieces:
-    """What the tokens of a vocabulary stand for.
+    """The texts and bytes of the tokens of a vocabulary.
 
     Attributes:
-      alone: texts that are one token each between two separators; words that other tasks use are left out.
-      letters: those of them that are letters alone, with no space before them.
-      halves: bytes of the tokens that begin or end within a character.
+      alone: the texts that are one token between two separators, without the words that other tasks use.
+      letters: those of `alone` that have only letters and no space before them.
+      halves: the bytes of the tokens that start or end inside a character.
     """
 
     alone: tuple[str, ...]
@@ -54,10 +54,10 @@ class Pieces:
 
 
 def pieces_of(tokenizer_file: Path) -> Pieces:
-    """The pieces of a byte-level BPE tokenizer, in the order of their ids.
+    """Returns the pieces of a byte-level BPE tokenizer, in the order of their ids.
 
     Args:
-      tokenizer_file: tokenizer.json; tokens that it adds to its vocabulary (special ones) are left out.
+      tokenizer_file: tokenizer.json. Its added tokens, which include the special ones, are left out.
     """
     content = json.loads(tokenizer_file.read_text(encoding="utf-8"))
     added = {token["content"] for token in content["added_tokens"]}
@@ -71,7 +71,7 @@ def pieces_of(tokenizer_file: Path) -> Pieces:
         try:
             text = raw.decode("utf-8")
         except UnicodeDecodeError:
-            if len(raw) > 1:  # single bytes come with `_character`
+            if len(raw) > 1:  # `_character` covers the single bytes.
                 halves.append(raw)
             continue
         if text not in _KNOWN and text not in _SEPARATORS:
@@ -80,7 +80,7 @@ def pieces_of(tokenizer_file: Path) -> Pieces:
 
 
 def pieces(draw: Draw) -> Exchange:
-    """Pieces between separators, or words made of them, to be repeated, listed as JSON, or looked up."""
+    """Draws pieces between separators, or words made of pieces, to repeat, to list as JSON, or to look up."""
     kind = draw.rng.random()
     if kind < 0.7:
         return _lines(draw)
@@ -96,7 +96,7 @@ def _lines(draw: Draw) -> Exchange:
     def make() -> str:
         count = rng.randint(2, rng.choice((8, _MOST_PIECES)))
         text = separator.join(_piece(rng) for _ in range(count))
-        # An answer neither begins nor ends with white space, which those who read it may strip.
+        # An answer neither starts nor ends with white space, because a reader may strip it.
         return text if text == text.strip() else f"{rng.choice(_vocabulary().letters)}{separator}{text.strip()}"
 
     text = draw.fresh("pieces", make)
@@ -119,7 +119,7 @@ def _list(draw: Draw) -> Exchange:
 
 
 def _value(draw: Draw) -> Exchange:
-    """A short list of keys and made-up words, and the word of one key."""
+    """Draws a short list of keys with invented words, and asks for the word of one key."""
     rng = draw.rng
     noun = rng.choice(_NOUNS)
     keys = rng.sample(KEYS, rng.randint(2, 8))
@@ -139,25 +139,25 @@ def _piece(rng: random.Random) -> str:
 
 
 def _made_up(rng: random.Random) -> str:
-    """One to three pieces of letters, now and then with a capital: "ilniusent"."""
+    """Joins one to three pieces of letters, sometimes with a capital, such as "ilniusent"."""
     word = "".join(rng.choice(_vocabulary().letters) for _ in range(rng.choice((1, 2, 2, 3))))
     return word.capitalize() if rng.random() < 0.2 else word
 
 
 def _character(rng: random.Random) -> str:
-    """A character of two to four bytes: each first byte is as likely as any other, and so are those behind it."""
+    """Draws a character of two to four bytes. Every first byte is equally likely, and so is every continuation byte."""
     while True:
         first = rng.randint(0xC2, 0xF4)
         behind = 1 if first < 0xE0 else 2 if first < 0xF0 else 3
         raw = bytes((first, *(rng.randint(0x80, 0xBF) for _ in range(behind))))
         try:
             return raw.decode("utf-8")
-        except UnicodeDecodeError:  # too long a form, a surrogate, or beyond the last character
+        except UnicodeDecodeError:  # an overlong form, a surrogate, or a code point above the last one
             continue
 
 
 def _half(rng: random.Random) -> str:
-    """A text that holds the bytes of a token which begins or ends within a character."""
+    """Draws a text with the bytes of a token that starts or ends inside a character."""
     token = rng.choice(_vocabulary().halves) if _vocabulary().halves else b""
     while True:
         first, last = (_character(rng).encode() for _ in range(2))
@@ -175,7 +175,7 @@ def _vocabulary() -> Pieces:
 
 
 def _bytes_of_letters() -> dict[str, int]:
-    """Letter of byte-level BPE -> its byte: printable bytes are themselves, the others come from 256 on (GPT-2)."""
+    """Maps the letters of byte-level BPE to bytes: printable bytes are themselves, the others start at 256 (GPT-2)."""
     printable = {*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     others: Sequence[int] = [byte for byte in range(256) if byte not in printable]
     return {

@@ -1,8 +1,8 @@
 """Lists of keys and values, and questions that look keys up in them.
 
-What makes the skill form early: many questions a list, since only answers are trained on; short lists first, longer
-ones as the run goes on (`max_context_pieces`); answers that name the key and then its value, each with a space before
-it as in the list, so that the very same tokens are copied.
+Three choices help the model to learn this skill early. Each list has many questions, because only answers are trained
+on. Lists are short at first and become longer during the run (`max_context_pieces`). Answers name the key and then its
+value, each after a space as in the list, so that the model copies exactly the same tokens.
 """
 
 from __future__ import annotations
@@ -23,20 +23,21 @@ _SHORTEST = 24
 _FIRST_LONGEST = 64
 _LONGEST = 1700
 _GROWS_FROM, _GROWN_AT = 0.2, 0.6
-"""Shares of the run: lists are short up to the first, and as long as they get from the second on. The skill forms on
-short ones: at lists of up to 1,400 tokens a run had not found it after 2,000 steps, and found it within 100 at 96."""
+"""The parts of the run until which lists are short, and from which on they have their full length. The model learns to
+look up values on short lists: with lists of up to 1,400 tokens it had not learned it after 2,000 steps, with lists of
+up to 96 tokens it learned it within 100 steps."""
 _LONGEST_ROW = 1950
-"""With its questions; tokens are a little more, and 2048 is what rows are trained in."""
+"""The longest row in pieces, questions included. Its tokens are slightly more, and training packs rows into 2048."""
 _QUESTION_PIECES = 28
 _MAX_QUESTIONS = 24
 _MAX_PAIRS = 345
-"""Fewer than there are keys: not every key has values in every split."""
+"""Fewer than there are keys, because not every key has values in every split."""
 _NOUNS = ("code", "number", "value")
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Style:
-    """How a list is written: a line a pair, and what is between lines."""
+    """How a list is written: the format of a line, and the separator between lines."""
 
     line: str
     separator: str
@@ -70,13 +71,13 @@ _SEVERAL = ("What are the {noun}s of {keys}?", "Look up {keys}.", "Tell me the {
 
 
 def max_context_pieces(progress: float) -> int:
-    """The longest list at a point of the run (0 to 1), in pieces: it grows from 64 to 1700, by a factor a step."""
+    """Returns the longest list, in pieces, at a point of the run (0 to 1). It grows exponentially from 64 to 1700."""
     grown = min(1.0, max(0.0, (progress - _GROWS_FROM) / (_GROWN_AT - _GROWS_FROM)))
     return round(_FIRST_LONGEST * (_LONGEST / _FIRST_LONGEST) ** grown)
 
 
 def retrieval(draw: Draw) -> ChatRow:
-    """A list, short or as long as the run has come to, with questions in turn."""
+    """Draws a list of any length up to the longest at this point of the run, followed by questions."""
     rng = draw.rng
     longest = max_context_pieces(draw.progress)
     pieces = math.exp(rng.uniform(math.log(_SHORTEST), math.log(longest)))
@@ -93,7 +94,7 @@ def retrieval(draw: Draw) -> ChatRow:
 
 
 def held_out_retrieval(draw: Draw, *, context_pieces: int = 1024) -> HeldOut:
-    """One question about a list of `context_pieces` pieces (2000 at most) or more: at least as many tokens."""
+    """Draws one question about a list of at least `context_pieces` pieces (up to 2000) and as many tokens."""
     rng = draw.rng
     noun, style, value = rng.choice(_NOUNS), rng.choice(_STYLES), _values(rng)
     while _num_pairs(style, value(), context_pieces) > _MAX_PAIRS:
@@ -107,7 +108,7 @@ def held_out_retrieval(draw: Draw, *, context_pieces: int = 1024) -> HeldOut:
 
 
 def _values(rng: random.Random) -> Callable[[], str]:
-    """Draws values of one kind: numbers of as many digits, colours, or cities."""
+    """Returns a function that draws values of one kind: numbers with a fixed number of digits, colors, or cities."""
     kind = rng.choice(("digits", "digits", "color", "city"))
     if kind == "digits":
         size = rng.randint(2, 4)
@@ -116,13 +117,13 @@ def _values(rng: random.Random) -> Callable[[], str]:
 
 
 def _num_pairs(style: _Style, value: str, pieces: int) -> int:
-    """How many pairs take so many pieces."""
+    """Returns the number of pairs that have `pieces` pieces."""
     line = style.line.format(noun="code", key="apple", value=value)
     return -(-pieces // (count_pieces(line + style.separator + line) - count_pieces(line)))
 
 
 def _pairs(draw: Draw, value: Callable[[], str], count: int) -> list[tuple[str, str]]:
-    """Pairs of different keys; every one of them belongs to the draw's split."""
+    """Draws pairs with different keys. Every pair belongs to the draw's split."""
     pairs: dict[str, str] = {}
     while len(pairs) < count:
         key, drawn = draw.fresh("retrieval", lambda: (draw.rng.choice(KEYS), value()))
@@ -142,7 +143,7 @@ def _opening(rng: random.Random, context: str, question: str) -> str:
 def _question(
     rng: random.Random, pair: tuple[str, str], pairs: list[tuple[str, str]], noun: str, forms: tuple[str, ...]
 ) -> tuple[str, str]:
-    """A question about a pair, or about it and one or two more."""
+    """Draws a question about one to three pairs."""
     if len(pairs) >= 4 and rng.random() < 0.15:
         chosen = [pair, *(other for other in rng.sample(pairs, rng.randint(1, 2)) if other != pair)]
         question = rng.choice(_SEVERAL).format(noun=noun, keys=join_words([key for key, _ in chosen]))

@@ -1,6 +1,6 @@
-"""A task the demo model is not trained on, to fine-tune it for: messages to a help desk, each to be sent to a queue.
+"""A task for fine-tuning the demo model, which is not trained on it: sending messages of a help desk to queues.
 
-`write_jsonl(path, routing_rows(...))` makes the files a user would have.
+`write_jsonl(path, routing_rows(...))` writes the files that a user would have.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ QUEUES: Mapping[str, tuple[str, ...]] = {
         "tell me when new {product} are in the shop",
     ),
 }
-"""Queue -> what messages for it say."""
+"""The texts of the messages for each queue."""
 
 _GREETINGS = ("Hello, ", "Hi, ", "Good morning, ", "Dear team, ", "I am {name}. ", "")
 _ENDINGS = (".", "!", ". Thank you.", ". Please help me.")
@@ -54,7 +54,7 @@ _URGENT = (" It is urgent.", " I need an answer today.", " Please hurry.")
 
 
 def routing(draw: Draw) -> Exchange:
-    """A message; the answer is its queue and how urgent it is: "billing, urgent" or "billing, normal"."""
+    """Draws a message. The answer is its queue and its urgency, such as "billing, urgent" or "billing, normal"."""
     rng = draw.rng
     queue = rng.choice(tuple(QUEUES))
     urgent = rng.random() < 0.4
@@ -74,5 +74,5 @@ def _message(rng: random.Random, queue: str, urgent: bool) -> str:
     if urgent:
         text += rng.choice(_URGENT)
     text = text.format(product=rng.choice(PRODUCTS), city=rng.choice(CITIES), name=rng.choice(FIRST_NAMES))
-    # A sentence begins with a capital, after "I am Ada. " too.
+    # Each sentence starts with a capital letter, also after "I am Ada. ".
     return ". ".join(part[:1].upper() + part[1:] for part in text.split(". "))

@@ -1,4 +1,4 @@
-"""A data set of any length, made as it is read: row i is a function of the seed and i."""
+"""A data set of any length that is generated while it is read. Row i is a function of the seed and i."""
 
 from __future__ import annotations
 
@@ -18,27 +18,27 @@ from ryzjax.errors import ConfigError
 __all__ = ["SyntheticRows", "held_out", "row_pieces", "write_jsonl"]
 
 _STAGES = 8
-"""The run is cut into so many stages: rows of a stage have the same chances of each task."""
+"""The number of stages of a run. All rows of a stage draw their task with the same probabilities."""
 _SAMPLE_ROWS = 160
 _TURN_PIECES = 5
-"""What the chat template puts around a turn."""
+"""The number of pieces that the chat template adds to a turn."""
 
 
 class SyntheticRows:
     """Rows of a mixture of tasks; a sequence.
 
-    Rows do not depend on the order they are read in, nor on what else is read. They stand in the order they are meant
-    to be trained on, with early rows easier (`Draw.progress`): do not shuffle them.
+    A row does not depend on the order of reading or on other rows. Rows are in the order of training, with easier rows
+    first (`Draw.progress`), so do not shuffle them.
 
     Args:
-      seed: of all randomness; another seed gives other rows.
-      count: rows in all.
-      split: "train", or "test" for rows of problems that no training row holds.
-      mixture: task -> share of the tokens (any positive scale); by default `MIXTURE`.
-      begins_at: the progress of row 0, from 0 to 1: above 0 for a model that has learnt from easier rows already.
+      seed: the seed of all randomness.
+      count: the number of rows.
+      split: "train", or "test" for rows with problems that no training row contains.
+      mixture: each task's share of the tokens, on any positive scale. The default is `MIXTURE`.
+      begins_at: the progress of row 0, from 0 to 1. Use a value above 0 for a model already trained on easier rows.
 
     Raises:
-      ConfigError: a task that does not exist, or shares, a count or a beginning that make no data set.
+      ConfigError: a task does not exist, or the shares, `count` or `begins_at` are out of range.
     """
 
     def __init__(
@@ -55,7 +55,9 @@ class SyntheticRows:
         if unknown:
             raise ConfigError(f"mixture names the task {unknown[0]!r}; expected some of {', '.join(TASKS)}")
         if any(not 0 <= share < float("inf") for share in mixture.values()) or not sum(mixture.values()):
-            raise ConfigError(f"mixture={dict(mixture)} has no shares to draw by; expected numbers of 0 and more")
+            raise ConfigError(
+                f"mixture={dict(mixture)} has no positive share; expected numbers of at least 0, one of them above 0"
+            )
         if count < 1:
             raise ConfigError(f"count={count} is out of range; expected at least 1")
         if split not in ("train", "test"):
@@ -74,12 +76,12 @@ class SyntheticRows:
         return self._count
 
     def __getitem__(self, index: int) -> ChatRow:
-        """ChatRow `index`, from 0; negative ones count from the end. Raises IndexError outside."""
+        """Returns row `index`. A negative index counts from the end. Raises IndexError if it is out of range."""
         name, draw = self._drawn(index)
         return TASKS[name].row(draw)
 
     def task(self, index: int) -> str:
-        """The name of the task that row `index` is of."""
+        """Returns the name of the task of row `index`."""
         return self._drawn(index)[0]
 
     def _drawn(self, index: int) -> tuple[str, Draw]:
@@ -93,16 +95,17 @@ class SyntheticRows:
         return name, Draw(rng=rng, split=self.split, progress=progress)
 
     def _cumulative(self, stage: int) -> list[float]:
-        """Chances of the tasks' rows: a task of long rows has fewer of them for its share of the tokens."""
+        """Returns cumulative weights of the tasks. A task with long rows has fewer rows for its share of tokens."""
         return list(itertools.accumulate(share / _mean_pieces(name, stage) for name, share in self.mixture.items()))
 
 
 def held_out(task: str, count: int, seed: int = 0) -> list[HeldOut]:
-    """Items of a task (of `HELD_OUT`) whose problems are in no training row; the same for the same
-    arguments. Small spaces may give an item twice.
+    """Returns items of a task of `HELD_OUT` whose problems are in no training row.
+
+    The same arguments give the same items. A task with few problems may give an item twice.
 
     Raises:
-      ConfigError: no such task, or a count below 1.
+      ConfigError: the task does not exist, or `count` is below 1.
     """
     if count < 1:
         raise ConfigError(f"count={count} is out of range; expected at least 1")
@@ -112,13 +115,13 @@ def held_out(task: str, count: int, seed: int = 0) -> list[HeldOut]:
 
 
 def row_pieces(row: ChatRow) -> int:
-    """About how many tokens a row has, without a tokenizer."""
+    """Estimates the number of tokens of a row, without a tokenizer."""
     texts = [*(json.dumps(tool) for tool in row.get("tools", ())), *(_text(message) for message in row["messages"])]
     return sum(count_pieces(text) + _TURN_PIECES for text in texts)
 
 
 def write_jsonl(path: Path, rows: Iterable[ChatRow]) -> int:
-    """Writes a row a line; returns how many."""
+    """Writes one row per line and returns the number of rows."""
     count = 0
     with path.open("w", encoding="utf-8") as file:
         for row in rows:
@@ -134,7 +137,7 @@ def _text(message: Mapping[str, object]) -> str:
 
 @cache
 def _mean_pieces(task: str, stage: int) -> float:
-    """The mean length of a task's rows in a stage, of a sample that is always the same."""
+    """Returns the mean length of a task's rows in a stage, from a fixed sample."""
     progress = (stage + 0.5) / _STAGES
     draws = (
         Draw(rng=random.Random(f"length {task} {stage} {i}"), split="train", progress=progress)

@@ -18,7 +18,7 @@ SYSTEM_PROMPTS = (
     "Be kind and brief.",
     "You answer questions.",
 )
-"""Instructions that change nothing about an answer."""
+"""System prompts that do not change the answer."""
 
 _TALK: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "greeting": (
@@ -96,18 +96,18 @@ _PARTS = tuple(_TALK)
 
 
 def small_talk(draw: Draw) -> Exchange:
-    """A turn of small talk, or a question the model cannot know the answer to, which it says."""
+    """Draws a turn of small talk, or a question whose answer the model cannot know; the answer then says so."""
     rng = draw.rng
     if rng.random() < 0.3:
         return Exchange(question=_unknown_of(draw), answer=_DO_NOT_KNOW)
     part = rng.choice(_PARTS)
     asked, answers = _TALK[part]
-    # Nothing but fixed sentences: there is no problem to hold out, only words to know.
+    # All sentences are fixed, so there is no problem to hold out.
     return Exchange(question=rng.choice(asked), answer=rng.choice(answers))
 
 
 def held_out_small_talk(draw: Draw) -> HeldOut:
-    """A question that is in no training row and whose answer the model cannot know, which it is to say."""
+    """Draws a held-out question whose answer the model cannot know. The right answer says so."""
     return Exchange(question=_unknown_of(draw), answer=_DO_NOT_KNOW).held_out()
 
 

@@ -1,4 +1,4 @@
-"""Numbers and words put in order, and the extremes of a list."""
+"""Sorting numbers and words, and finding the extremes of a list."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _WORDS = ("Sort these words: {0}", "Sort alphabetically: {0}", "Put these words 
 
 
 def sorting(draw: Draw) -> Exchange:
-    """A list of three to six to be sorted, or its largest or smallest to be named."""
+    """Draws a list of three to six items, to sort or to name its largest or smallest."""
     kind = draw.rng.random()
     if kind < 0.25:
         return _words(draw)

@@ -1,4 +1,4 @@
-"""Tiny stories from a grammar: somebody, a thing, a place, a trouble and its end."""
+"""Tiny stories from a grammar: an animal, a thing, a place, a problem and its end."""
 
 from __future__ import annotations
 
@@ -63,12 +63,12 @@ _ENDS = (
 
 
 def story(draw: Draw) -> Exchange:
-    """A story of five sentences about an animal and a thing."""
+    """Draws a story of five sentences about an animal and a thing."""
     return _told(draw, *_plot(draw))
 
 
 def held_out_story(draw: Draw) -> HeldOut:
-    """A pair of animal and thing no training story is about; right is a whole story that has both."""
+    """Draws an animal and a thing that no training story combines. A complete story with both is right."""
     animal, thing = _plot(draw)
     told = _told(draw, animal, thing)
     return HeldOut(messages=(user(told.question),), answer=told.answer, check=tells_of(animal, thing))
@@ -96,7 +96,7 @@ def _told(draw: Draw, animal: str, thing: str) -> Exchange:
 
 
 def tells_of(animal: str, thing: str) -> Check:
-    """Right is a text of four sentences or more that ends, and has both words."""
+    """Returns a check that accepts a complete text of at least four sentences with both words."""
 
     def check(text: str) -> bool:
         text = text.strip()
@@ -106,7 +106,7 @@ def tells_of(animal: str, thing: str) -> Check:
 
 
 def _articles(text: str) -> str:
-    """ "a owl" as "an owl"."""
+    """Replaces "a" by "an" where it is needed: "a owl" becomes "an owl"."""
     for vowel in "aeiou":
         text = text.replace(f" a {vowel}", f" an {vowel}").replace(f"A {vowel}", f"An {vowel}")
     return text.replace("an uni", "a uni")

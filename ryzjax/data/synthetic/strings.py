@@ -21,7 +21,7 @@ _OPERATIONS = tuple(_ASK)
 
 
 def strings(draw: Draw) -> Exchange:
-    """A question about the letters of a word, or a row of letters to turn round."""
+    """Draws a question about the letters of a word, or a row of letters to reverse."""
     if draw.rng.random() < 0.3:
         return _letters(draw)
     return _word(draw)

@@ -1,4 +1,4 @@
-"""The tasks by name, and how much of the tokens each is to have."""
+"""The tasks by name, and the share of the tokens of each."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _Ask = Callable[[Draw], Exchange]
 
 
 def _exchanges(ask: _Ask, *, most: int) -> Callable[[Draw], ChatRow]:
-    """Rows of one to `most` exchanges of a kind."""
+    """Returns a function that makes rows of one to `most` exchanges."""
     return lambda draw: _row(draw, [ask] * draw.rng.randint(1, most))
 
 
@@ -48,7 +48,7 @@ def _row(draw: Draw, asks: list[_Ask]) -> ChatRow:
 
 
 def _conversation(draw: Draw) -> ChatRow:
-    """Two to six exchanges of any kind, after a greeting now and then."""
+    """Draws two to five exchanges of any kind, sometimes after a greeting."""
     rng = draw.rng
     asks: list[_Ask] = [small_talk] if rng.random() < 0.4 else []
     return _row(draw, asks + rng.choices(_ANY, k=rng.randint(2, 5)))
@@ -73,7 +73,7 @@ TASKS: Mapping[str, Task] = {
     for task in (
         Task(
             name="addition",
-            description="Sums of two numbers of one to three digits, mostly two; items are of two digits.",
+            description="Sums of two numbers of one to three digits, mostly two; held-out items have two digits.",
             row=_exchanges(sums.addition, most=8),
             item=_item(sums.two_digit_addition),
         ),
@@ -85,19 +85,19 @@ TASKS: Mapping[str, Task] = {
         ),
         Task(
             name="extraction",
-            description="Facts of a sentence as JSON with the keys asked for.",
+            description="Facts of a sentence as JSON with the requested keys.",
             row=_exchanges(extraction, most=3),
             item=_item(extraction),
         ),
         Task(
             name="retrieval",
-            description="Values looked up by key in a list; items have at least 1024 tokens.",
+            description="Values looked up by key in a list; held-out items have at least 1024 tokens.",
             row=retrieval,
             item=held_out_retrieval,
         ),
         Task(
             name="copying",
-            description="Words to be repeated.",
+            description="Words to repeat.",
             row=_exchanges(copying, most=4),
             item=_item(copying),
         ),
@@ -109,13 +109,13 @@ TASKS: Mapping[str, Task] = {
         ),
         Task(
             name="sorting",
-            description="Numbers and words put in order.",
+            description="Numbers and words to sort.",
             row=_exchanges(sorting, most=4),
             item=_item(sorting),
         ),
         Task(
             name="tools",
-            description="Calls of tools, and replies from their results; items are calls.",
+            description="Tool calls, and replies from their results; held-out items are calls.",
             row=tools,
             item=held_out_tool_call,
         ),
@@ -127,7 +127,7 @@ TASKS: Mapping[str, Task] = {
         ),
         Task(
             name="small_talk",
-            description="Greetings, what the model is, what it cannot know; items are what it cannot know.",
+            description="Greetings, what the model is, and what it cannot know; held-out items ask for the last.",
             row=_exchanges(small_talk, most=3),
             item=held_out_small_talk,
         ),
@@ -139,25 +139,25 @@ TASKS: Mapping[str, Task] = {
         ),
         Task(
             name="about",
-            description="Questions about RyzJAX; items are wordings around them.",
+            description="Questions about RyzJAX; held-out items use other wordings.",
             row=_exchanges(about, most=3),
             item=_item(about),
         ),
         Task(
             name="conversation",
-            description="Several of the above in one conversation; items are any of them.",
+            description="Several of the above in one conversation; held-out items are of any kind.",
             row=_conversation,
             item=lambda draw: draw.rng.choice(_ANY)(draw).held_out(),
         ),
         Task(
             name="pieces",
-            description="Pieces of the vocabulary, alone and in made-up words, to be repeated, listed or looked up.",
+            description="Pieces of the vocabulary, alone and in invented words, to repeat, list or look up.",
             row=_exchanges(pieces, most=4),
             item=_item(pieces),
         ),
     )
 }
-"""What the demo model is trained on."""
+"""The tasks that the demo model is trained on."""
 
 MIXTURE: Mapping[str, float] = {
     "addition": 0.16,
@@ -174,8 +174,9 @@ MIXTURE: Mapping[str, float] = {
     "about": 0.03,
     "conversation": 0.06,
 }
-"""Each task's share of the tokens in the first stage of the demo model, which learns the tokenizer from its rows;
-`pieces`, which are pieces of that tokenizer, come with the second stage (configs/train/demo-2.toml)."""
+"""Each task's share of the tokens in the first stage of training the demo model. The tokenizer is learned from rows of
+this mixture. The task `pieces` uses pieces of that tokenizer, so it is part of the second stage only
+(configs/train/demo-2.toml)."""
 
 NEW_TASKS: Mapping[str, Task] = {
     "routing": Task(
@@ -185,10 +186,10 @@ NEW_TASKS: Mapping[str, Task] = {
         item=_item(routing),
     )
 }
-"""What it is not trained on, to fine-tune it for."""
+"""Tasks that the demo model is not trained on. Use them to fine-tune it."""
 
 HELD_OUT: Mapping[str, Callable[[Draw], HeldOut]] = {
     **{name: task.item for name, task in {**TASKS, **NEW_TASKS}.items()},
     "retrieval_2k": partial(held_out_retrieval, context_pieces=1700),
 }
-"""What can be tested: every task, and retrieval from lists as long as training has."""
+"""The tasks with held-out items: every task, and retrieval from lists as long as the longest in training."""

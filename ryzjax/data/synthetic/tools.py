@@ -1,4 +1,4 @@
-"""Conversations with tools: which one to call with what, what it returns, and what to say then."""
+"""Conversations with tools: the call and its arguments, the result, and the reply."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ __all__ = ["calls_tool", "held_out_tool_call", "tool_call_text", "tools"]
 Arguments = Mapping[str, "str | int"]
 
 _WITHOUT_CALL = 0.15
-"""The share of rows that begin with a turn in which no tool is needed."""
+"""The share of rows that start with a turn that needs no tool."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Tool:
-    """A tool: its schema, requests that need it, what it returns and what is said then."""
+    """A tool: its schema, requests that need it, its results and the replies."""
 
     name: str
     description: str
@@ -49,7 +49,7 @@ class _Tool:
 
 
 def tools(draw: Draw) -> ChatRow:
-    """A request, one to three tools offered: a call, its result and a reply; sometimes twice, or after small talk."""
+    """Draws one or two requests with one to three tools: call, result and reply, sometimes after small talk."""
     rng = draw.rng
     offered = rng.sample(_TOOLS, rng.randint(1, 3))
     messages: list[Message] = []
@@ -69,7 +69,7 @@ def tools(draw: Draw) -> ChatRow:
 
 
 def held_out_tool_call(draw: Draw) -> HeldOut:
-    """A request with three tools offered, of which the right one is to be called with the right arguments."""
+    """Draws a request with three tools. The right answer calls the right tool with the right arguments."""
     rng = draw.rng
     offered = rng.sample(_TOOLS, 3)
     tool = rng.choice(offered)
@@ -83,13 +83,13 @@ def held_out_tool_call(draw: Draw) -> HeldOut:
 
 
 def tool_call_text(name: str, arguments: Arguments) -> str:
-    """A call as the chat template writes it."""
+    """Returns a call as the chat template writes it."""
     body = json.dumps({"name": name, "arguments": arguments}, ensure_ascii=False)
     return f"<tool_call>\n{body}\n</tool_call>"
 
 
 def calls_tool(name: str, arguments: Arguments) -> Check:
-    """Right is one call of this tool with these arguments, and nothing else."""
+    """Returns a check that accepts exactly one call of this tool with these arguments."""
     wanted = json.dumps([name, arguments], sort_keys=True)
 
     def check(text: str) -> bool:

@@ -1,4 +1,4 @@
-"""The demo model's tokenizer: byte-level BPE learnt from rows, digits one by one, and a ChatML template with tools."""
+"""The demo model's tokenizer: byte-level BPE learned from rows, with single digits and a ChatML template with tools."""
 
 from __future__ import annotations
 
@@ -21,29 +21,29 @@ if TYPE_CHECKING:
 __all__ = ["CHAT_TEMPLATE", "SPECIAL_TOKENS", "train_tokenizer", "write_tokenizer"]
 
 CHAT_TEMPLATE = (Path(__file__).parent / "chat_template.jinja").read_text(encoding="utf-8")
-"""ChatML with roles system, user, assistant and tool; the assistant's text stands in generation blocks."""
+"""ChatML with the roles system, user, assistant and tool. Generation blocks mark the assistant's text."""
 
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
-"""Their ids are 0, 1, 2: padding and end of plain text, and the two ends of a turn."""
+"""The special tokens with ids 0, 1 and 2: padding and end of plain text, start of a turn, and end of a turn."""
 
 _PLAIN_TOKENS = ("<tool_call>", "</tool_call>")
-"""One token each, but part of the text that a caller sees, as in Qwen and Hermes."""
+"""These are one token each, but part of the text that a caller sees, as in Qwen and Hermes."""
 _SAMPLING = {"do_sample": True, "temperature": 0.7, "top_p": 0.9}
-"""What requests that name nothing are sampled with. The tasks have one right answer each, so the tail is cut; a request
-that wants the likeliest answer gives temperature 0."""
+"""The sampling defaults of the model. Each task has one right answer, so the tail of the distribution is cut. A request
+for the likeliest answer sets temperature 0."""
 _NUM_BYTES = 256
 _WORD_REPEATS = 300
 
 
 def train_tokenizer(rows: Iterable[ChatRow], *, vocab_size: int) -> tokenizers.Tokenizer:
-    """Learns merges from rows as the chat template renders them; the same for the same rows.
+    """Learns the merges from rows rendered by the chat template. The same rows give the same tokenizer.
 
     Args:
-      rows: a sample of what the model is trained on; a few thousand are enough.
-      vocab_size: tokens in all. Rows of few words may give fewer.
+      rows: a sample of the training rows. A few thousand are enough.
+      vocab_size: the number of tokens. Rows with few different words may give fewer.
 
     Raises:
-      ConfigError: there is no room for the bytes and the special tokens.
+      ConfigError: `vocab_size` is too small for the bytes and the special tokens.
     """
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
@@ -65,7 +65,7 @@ def train_tokenizer(rows: Iterable[ChatRow], *, vocab_size: int) -> tokenizers.T
         show_progress=False,
     )
     tokenizer.train_from_iterator(itertools.chain(_texts(rows), _words()), trainer)
-    # Only now: all tokens a trainer is given are special, and these are to stay in decoded text.
+    # Added after training, because all tokens given to a trainer are special, and these must stay in decoded text.
     tokenizer.add_tokens([AddedToken(token, special=False, normalized=False) for token in _PLAIN_TOKENS])
     return tokenizer
 
@@ -74,9 +74,9 @@ def write_tokenizer(folder: Path, tokenizer: tokenizers.Tokenizer, *, max_tokens
     """Writes tokenizer.json, tokenizer_config.json, chat_template.jinja and generation_config.json.
 
     Args:
-      folder: where to; it exists.
-      tokenizer: of `train_tokenizer`.
-      max_tokens: the longest text the model takes.
+      folder: an existing folder.
+      tokenizer: a tokenizer made by `train_tokenizer`.
+      max_tokens: the longest text of the model, in tokens.
     """
     tokenizer.save(str(folder / "tokenizer.json"))
     (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE, encoding="utf-8")
@@ -98,9 +98,10 @@ def write_tokenizer(folder: Path, tokenizer: tokenizers.Tokenizer, *, max_tokens
 
 
 def _words() -> Iterator[str]:
-    """The words that are copied from a question to its answer, often enough to become whole tokens.
+    """Yields the words that answers copy from questions, often enough for each to become one token.
 
-    A model copies one token more surely than several, which may be others behind a space than behind a quote.
+    A model copies one token more reliably than several, and the tokens of a word may differ after a space and after a
+    quote.
     """
     behind_space = (*KEYS, *FIRST_NAMES, *LAST_NAMES, *CITIES, *PRODUCTS, *COLORS, *MONTHS)
     alone = (*FIRST_NAMES, *CITIES, *PRODUCTS, *COLORS)
@@ -109,7 +110,7 @@ def _words() -> Iterator[str]:
 
 
 def _texts(rows: Iterable[ChatRow]) -> Iterator[str]:
-    """Rendered rows, cut where a special token stands: no merge is learnt from its letters."""
+    """Yields rendered rows, cut at special tokens, so that no merge is learned from their letters."""
     template = ChatTemplate(CHAT_TEMPLATE, name="chat template of the demo model")
     cut = re.compile("|".join(map(re.escape, (*SPECIAL_TOKENS, *_PLAIN_TOKENS))))
     for row in rows:

@@ -1,4 +1,4 @@
-"""The words that rows are made of: short lists, written for this generator, so that a small vocabulary holds most."""
+"""The words in the rows. The lists are short, so that a small vocabulary covers most of them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ __all__ = [
 
 
 def words_of(text: str) -> tuple[str, ...]:
-    """The words of a text, in order."""
+    """Returns the words of a text, in order."""
     return tuple(text.split())
 
 
@@ -60,7 +60,7 @@ PRODUCTS: tuple[str, ...] = words_of(
     mugs notebooks pans pencils pens phones pillows plates radios ropes rulers scarves scissors shelves shirts shoes
     socks spoons stickers tables tents tickets towels umbrellas vases wallets watches"""
 )
-"""Things that are counted and sold."""
+"""Products that can be counted and sold."""
 
 ANIMALS: tuple[str, ...] = words_of(
     """ant badger bear beaver bee bird cat cow crab crow deer dog donkey duck eagle fish fox frog goat goose hare hen
@@ -80,7 +80,7 @@ ADJECTIVES: tuple[str, ...] = words_of(
     "lucky old patient polite proud quick quiet round sad shy sleepy slow small smart soft strange strong tall tiny "
     "tired warm wise young"
 )
-"""What animals and things are like."""
+"""Adjectives for animals and things."""
 
 NOUNS: tuple[str, ...] = words_of(
     """acorn airport anchor apple apron arch arrow ash atlas attic autumn bakery balcony ball banana bank barn barrel
@@ -104,7 +104,7 @@ NOUNS: tuple[str, ...] = words_of(
 """Common nouns."""
 
 KEYS: tuple[str, ...] = tuple(sorted({*NOUNS, *ANIMALS, *COLORS}))
-"""Words that stand for something in lists to look things up in."""
+"""The keys of lists to look things up in."""
 
 MONTHS: tuple[str, ...] = (
     "January",
@@ -128,13 +128,13 @@ _CODAS = ("", "", "l", "n", "r", "s", "k", "m")
 
 
 def invented_word(rng: random.Random) -> str:
-    """A word that nobody knows, of two or three syllables in small letters: "bralin"."""
+    """Draws an invented word of two or three syllables in lower case, such as "bralin"."""
     syllables = rng.choice((2, 2, 3))
     return "".join(rng.choice(_ONSETS) + rng.choice(_VOWELS) for _ in range(syllables)) + rng.choice(_CODAS)
 
 
 def join_words(words: list[str] | tuple[str, ...], conjunction: str = "and") -> str:
-    """ "a", "a and b", "a, b and c"; at least one word."""
+    """Joins at least one word as "a", "a and b" or "a, b and c"."""
     if len(words) == 1:
         return words[0]
     return f"{', '.join(words[:-1])} {conjunction} {words[-1]}"
