@@ -21,9 +21,9 @@ from rich.table import Table
 
 from ryzjax.loading.on_load import round_matrix
 from ryzjax.native.library import isa
-from ryzjax.native.linear import native_linears
-from ryzjax.ops.linear.quantized import quantized_linear
-from ryzjax.ops.linear.reference import linear
+from ryzjax.native.linear import native_project
+from ryzjax.ops.linear.quantized import project_quantized
+from ryzjax.ops.linear.reference import project_plain
 from ryzjax.qarray import QArray, QFormat
 
 MATRICES = {"gate and up, 896 -> 9728": (896, 9728), "down, 4864 -> 896": (4864, 896), "qkv, 896 -> 1152": (896, 1152)}
@@ -64,9 +64,9 @@ def _ratio(x: jax.Array, copies: list[jax.Array] | list[QArray], rounds: int) ->
     """Seconds of XLA to those of the native kernels: the median of rounds in which both take their turn."""
 
     def by_xla(x: jax.Array, weight: jax.Array | QArray) -> jax.Array:
-        return quantized_linear(x, weight) if isinstance(weight, QArray) else linear(x, weight)
+        return project_quantized(x, weight) if isinstance(weight, QArray) else project_plain(x, weight)
 
-    programs = [jax.jit(run).lower(x, copies[0]).compile() for run in (lambda x, w: native_linears(x, [w])[0], by_xla)]
+    programs = [jax.jit(run).lower(x, copies[0]).compile() for run in (lambda x, w: native_project(x, [w])[0], by_xla)]
     ratios = []
     for _ in range(rounds + 1):  # the first is a warm-up
         seconds = []

@@ -17,7 +17,7 @@ import numpy as np
 from record import write_result
 
 from ryzjax.bits import storage_dtype, to_bits
-from ryzjax.ops.moe.grouped_matmul import grouped_matmul, grouped_matmul_reference
+from ryzjax.ops.moe.grouped_matmul import grouped_matmul
 
 
 def milliseconds(function: Callable[..., jax.Array], *arguments: jax.Array) -> float:
@@ -34,7 +34,7 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, default=default)
     options = parser.parse_args()
     rng = np.random.default_rng(0)
-    functions = {"tiles": jax.jit(grouped_matmul), "ragged_dot": jax.jit(grouped_matmul_reference)}
+    functions = {"tiles": jax.jit(grouped_matmul), "ragged_dot": jax.jit(grouped_matmul.reference)}
     figures = []
     for dtype in (jnp.float32, jnp.bfloat16):
         shape = options.experts, options.inner, options.hidden

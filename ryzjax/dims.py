@@ -1,11 +1,14 @@
-"""The dimension glossary of array annotations and einsum strings.
+"""The letters of dimensions in array annotations and einsum strings.
 
-T  tokens of a step, flat over its rows       R  rows of a step (one a sequence)
+T  tokens of a step, flat over its rows       R  rows: sequences when serving, packed rows when training
 P  pages of a row in the page table           S  rows that sample a token
+C  tokens of a packed row                     B  tokens of a block of pages
 E  hidden (embedding) dimension               F  inner dimension of the MLP
 N  query heads        H  key/value heads      G  query heads a key/value head (N = H * G)
-D  head dimension     V  vocabulary           B  tokens of a block of pages
-L  layers             K  in features of a linear (its out features are N there)
+D  head dimension     V  vocabulary           L  layers             X  experts
+
+In the annotations of a linear layer, K are its in features, N its out features and M its rows. In the einsum strings of
+attention, Q and K are the queries and the keys of a block.
 """
 
 from __future__ import annotations

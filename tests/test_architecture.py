@@ -33,7 +33,7 @@ ROWS = (
     ("ops",),
     ("pallas", "native", "sharding"),
     ("qarray",),
-    ("errors", "dims", "bits", "batch", "obs", "shipped", "api_key"),
+    ("errors", "dims", "bits", "batch", "attention_settings", "obs", "shipped", "api_key"),
 )
 # The same within a folder of many parts.
 INNER_ROWS = {

@@ -17,14 +17,14 @@ __all__ = ["Info"]
 
 @dataclass(frozen=True, kw_only=True)
 class Info:
-    """Versions, devices, the model's shape, and which implementation each op uses and why."""
+    """Shows versions, devices, the model's shape, and the implementation of each op with its reason."""
 
     model: Annotated[tyro.conf.Positional[str | None], tyro.conf.arg(metavar="[MODEL]")] = None
-    """Local directory, config.json, or Hugging Face id; without it, only the machine is shown."""
+    """Local directory, config.json, or Hugging Face id. Without it, only the machine is shown."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """As for serve."""
+    """See `ryzjax serve --help`."""
     layout: str = "single"
-    """As for serve."""
+    """See `ryzjax serve --help`."""
 
     def run(self) -> int:
         """Prints the tables."""
@@ -39,10 +39,12 @@ class Info:
         kinds = ", ".join(sorted({device.device_kind for device in jax.devices()}))
         machine.add_row("devices", f"{len(jax.devices())} x {jax.default_backend()} ({kinds})")
         console.print(machine)
+        dtype = "bfloat16" if self.dtype == "auto" else self.dtype
         if self.model is not None:
-            console.print(self._model_table(self.model))
+            table, dtype = self._model_table(self.model)
+            console.print(table)
             self._print_certificate(console, self.model)
-        console.print(_ops_table())
+        console.print(_ops_table(dtype))
         return 0
 
     def _print_certificate(self, console: Console, name: str) -> None:
@@ -56,7 +58,8 @@ class Info:
         if certificate is not None:
             console.print(certificate_table(certificate))
 
-    def _model_table(self, name: str) -> Table:
+    def _model_table(self, name: str) -> tuple[Table, str]:
+        """Returns the table of a model, and the model's dtype."""
         from ryzjax.checkpoint.hf.config import model_config_from_hf
         from ryzjax.checkpoint.source import resolve_source
         from ryzjax.loading.load import stored_model
@@ -82,15 +85,15 @@ class Info:
         for dtype in dict.fromkeys((config.dtype, "int8", "fp8_e4m3")):
             size = kv_page_bytes(config, placement, dtype, 1)
             table.add_row(f"KV cache, {dtype}", f"{size:,} bytes a token and device")
-        return table
+        return table, config.dtype
 
 
-def _ops_table() -> Table:
+def _ops_table(dtype: str) -> Table:
     from ryzjax.ops.dispatch import describe_ops
 
-    table = _table("ops", "op", "implementation", "why")
-    for choice in describe_ops():
-        table.add_row(choice.op, choice.implementation, choice.reason)
+    table = _table(f"ops of a {dtype} model", "op", "call", "implementation", "why")
+    for choice in describe_ops(dtype):
+        table.add_row(choice.op, choice.call, choice.implementation, choice.reason)
     return table
 
 

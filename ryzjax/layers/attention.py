@@ -1,4 +1,4 @@
-"""Attention: projections, RoPE, and attention of one layer: over the paged cache, or within packed sequences."""
+"""The attention layer: projections, RoPE, and attention over the paged KV cache or within packed sequences."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from typing import Literal
 import jax
 from flax import nnx
 from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int
 
+from ryzjax.attention_settings import AttentionSettings
 from ryzjax.batch import KVCache, SegmentBatch, TokenBatch
-from ryzjax.layers.linear import Linear, linears
+from ryzjax.layers.linear import Linear, project
 from ryzjax.layers.norm import RMSNorm
 from ryzjax.layers.rope import Rope
 from ryzjax.layers.weight import Weight
@@ -28,15 +30,18 @@ class Attention(nnx.Module):
     """Grouped-query attention (Ainslie et al., arXiv 2305.13245).
 
     Args:
+      hidden_size: the size of the layer's input and output.
+      num_heads, num_kv_heads: the numbers of query heads and KV heads.
+      head_dim: the size of a head.
       rope: the rotation of this layer; None for a layer without positions (NoPE).
-      scale: multiplies the scores.
-      placement: splits query heads, and KV heads as far as there are enough of them.
-      qkv_bias, out_bias: biases of the projections.
-      window: tokens a query sees, itself included; None for all before it.
-      softcap: bound of the scores, by tanh; None for none.
-      sinks: a learned score a query head that takes weight from the softmax and gives nothing (GPT-OSS).
-      qk_norm: RMSNorm of queries and keys before the rotation, over each head or over the whole projection.
-      norm_eps, norm_offset: of that norm.
+      scale, window, softcap: see `AttentionSettings`.
+      dtype: the dtype of the weights.
+      placement: the devices. Query heads are split over them, and KV heads too if there are enough.
+      qkv_bias, out_bias: whether the projections have biases.
+      sinks: whether each query head has a learned score that takes part in the softmax but has no value (GPT-OSS).
+      qk_norm: RMSNorm of queries and keys before the rotation, over each head or over the whole projection; None for
+        no norm.
+      norm_eps, norm_offset: eps and offset of that norm.
     """
 
     def __init__(
@@ -63,15 +68,13 @@ class Attention(nnx.Module):
         self.num_kv_heads = num_kv_heads
         self.head_dim = head_dim
         self.rope = rope
-        self.scale = scale
-        self.window = window
-        self.softcap = softcap
+        self.settings = AttentionSettings(scale=scale, window=window, softcap=softcap)
         self.qk_norm: QKNorm | None = qk_norm
         self.placement = placement
         self.heads_unit = placement.query_heads_unit(num_heads, num_kv_heads)
         q_unit = head_dim * self.heads_unit
 
-        def project(heads: int, axis: str, unit: int) -> Linear:
+        def projection(heads: int, axis: str, unit: int) -> Linear:
             return Linear(
                 hidden_size,
                 heads * head_dim,
@@ -83,9 +86,9 @@ class Attention(nnx.Module):
                 placement=placement,
             )
 
-        self.q = project(num_heads, "heads", q_unit)
-        self.k = project(num_kv_heads, "kv_heads", head_dim)
-        self.v = project(num_kv_heads, "kv_heads", head_dim)
+        self.q = projection(num_heads, "heads", q_unit)
+        self.k = projection(num_kv_heads, "kv_heads", head_dim)
+        self.v = projection(num_kv_heads, "kv_heads", head_dim)
         self.o = Linear(
             num_heads * head_dim,
             hidden_size,
@@ -106,21 +109,25 @@ class Attention(nnx.Module):
 
     def __call__(
         self,
-        x: jax.Array,
-        rope: tuple[jax.Array, jax.Array] | None,
+        x: Float[Array, "T E"],
+        rope: tuple[Float[Array, "T half"], Float[Array, "T half"]] | None,
         cache: KVCache | None,
-        layer: jax.Array,
+        layer: Int[Array, ""],
         batch: TokenBatch | SegmentBatch,
         *,
         max_query_len: int,
-    ) -> tuple[jax.Array, KVCache | None]:
-        """[T, E] -> (float32 [T, E], the cache with the keys and values of layer `layer`, a scalar, written).
+    ) -> tuple[Float[Array, "T E"], KVCache | None]:
+        """Returns the float32 output [T, E], and the cache with the keys and values of this layer written.
 
         Args:
-          rope: cos and sin of `self.rope` for this step's tokens; None where it is None.
-          cache: None for a SegmentBatch, whose tokens attend within their segments.
+          x: activations [T, E].
+          rope: cos and sin of `self.rope` for the tokens of this step, or None without a rope.
+          cache: the paged KV cache for a TokenBatch, or None for a SegmentBatch.
+          layer: the index of this layer in the cache, a scalar.
+          batch: the rows of the step.
+          max_query_len: 1 if all rows decode.
         """
-        q, k, v = (y.astype(x.dtype) for y in linears(x, (self.q, self.k, self.v)))
+        q, k, v = (y.astype(x.dtype) for y in project(x, (self.q, self.k, self.v)))
         if self.qk_norm == "projection":
             q, k = self.q_norm(q), self.k_norm(k)
         q, k, v = self._heads(q, "heads"), self._heads(k, "kv_heads"), self._heads(v, "kv_heads")
@@ -134,106 +141,34 @@ class Attention(nnx.Module):
             out = self._within_segments(q, k, v, sinks, batch)
         else:
             assert isinstance(batch, TokenBatch), "a SegmentBatch has no cache"
-            out, cache = self._over_pages(q, k, v, sinks, cache, layer, batch, max_query_len)
-        out = self.placement.constrain(out, "tokens", "heads", None, units=(1, self.heads_unit, 1))
-        return self.o(out.reshape(x.shape[0], -1)), cache
-
-    def _over_pages(
-        self,
-        q: jax.Array,
-        k: jax.Array,
-        v: jax.Array,
-        sinks: jax.Array | None,
-        cache: KVCache,
-        layer: jax.Array,
-        batch: TokenBatch,
-        max_query_len: int,
-    ) -> tuple[jax.Array, KVCache]:
-        def attend_shard(
-            q: jax.Array,
-            k: jax.Array,
-            v: jax.Array,
-            sinks: jax.Array | None,
-            cache: KVCache,
-            layer: jax.Array,
-            batch: TokenBatch,
-        ) -> tuple[jax.Array, KVCache]:
-            return attend(
+            out, cache = attend(
                 q,
                 k,
                 v,
                 cache,
                 layer,
                 batch,
-                scale=self.scale,
+                sinks,
+                settings=self.settings,
                 max_query_len=max_query_len,
-                window=self.window,
-                softcap=self.softcap,
-                sinks=sinks,
+                placement=self.placement,
             )
-
-        specs = self.placement.attention_specs(self.num_heads, self.num_kv_heads, cache)
-        attend_shards = self.placement.per_shard(
-            attend_shard,
-            in_specs=(
-                specs.heads,
-                specs.kv_heads,
-                specs.kv_heads,
-                specs.per_head,
-                specs.cache,
-                specs.replicated,
-                specs.replicated,
-            ),
-            out_specs=(specs.heads, specs.cache),
-        )
-        out, cache = attend_shards(q, k, v, sinks, cache, layer, batch)
-        # A kernel's results know no mesh; the next layer must not be traced again because of that.
-        return out, self.placement.constrain_cache(cache)
+        out = self.placement.constrain(out, "tokens", "heads", None, units=(1, self.heads_unit, 1))
+        return self.o(out.reshape(x.shape[0], -1)), cache
 
     def _within_segments(
-        self, q: jax.Array, k: jax.Array, v: jax.Array, sinks: jax.Array | None, batch: SegmentBatch
-    ) -> jax.Array:
-        """[T, N, D]; rows are split over devices as tokens are, heads as in `_over_pages`."""
+        self,
+        q: Float[Array, "T N D"],
+        k: Float[Array, "T H D"],
+        v: Float[Array, "T H D"],
+        sinks: Float[Array, " N"] | None,
+        batch: SegmentBatch,
+    ) -> Float[Array, "T N D"]:
         rows, length = batch.segment_ids.shape
         q, k, v = (x.reshape(rows, length, -1, self.head_dim) for x in (q, k, v))
-
-        def attend_shard(
-            q: jax.Array,
-            k: jax.Array,
-            v: jax.Array,
-            segment_ids: jax.Array,
-            positions: jax.Array,
-            sinks: jax.Array | None,
-        ) -> jax.Array:
-            return segment_attention(
-                q,
-                k,
-                v,
-                segment_ids,
-                positions,
-                scale=self.scale,
-                window=self.window,
-                softcap=self.softcap,
-                sinks=sinks,
-            )
-
-        spec = self.placement.spec
-        heads = spec(("tokens", None, "heads", None), q.shape, (1, 1, self.heads_unit, 1))
-        kv_heads = spec(("tokens", None, "kv_heads", None), k.shape)
-        per_token = spec(("tokens", None), (rows, length))
-        attend_shards = self.placement.per_shard(
-            attend_shard,
-            in_specs=(
-                heads,
-                kv_heads,
-                kv_heads,
-                per_token,
-                per_token,
-                spec(("heads",), (self.num_heads,), (self.heads_unit,)),
-            ),
-            out_specs=heads,
+        out = segment_attention(
+            q, k, v, batch.segment_ids, batch.positions, sinks, settings=self.settings, placement=self.placement
         )
-        out = attend_shards(q, k, v, batch.segment_ids, batch.positions, sinks)
         return out.reshape(rows * length, -1, self.head_dim)
 
     def _heads(self, x: jax.Array, axis: Literal["heads", "kv_heads"]) -> jax.Array:

@@ -1,58 +1,58 @@
-"""Linear: y = x W^T + b, with W an array or quantized."""
+"""Linear layers: y = x W^T + b, with W an array or quantized."""
 
 from __future__ import annotations
 
-import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import chain, islice
-from typing import NamedTuple
 
 import jax
 from flax import nnx
-from jax.sharding import PartitionSpec
 from jax.typing import DTypeLike
+from jaxtyping import Array, Float
 
 from ryzjax.layers.quantized import QuantizedWeight
 from ryzjax.layers.weight import Weight
-from ryzjax.ops.linear.project import native_refusal_of, project
-from ryzjax.ops.linear.quantized import permute_columns
-from ryzjax.ops.linear.reference import linear
+from ryzjax.ops.linear import project as ops
 from ryzjax.qarray import QArray, QFormat
 from ryzjax.sharding import Placement
 
-__all__ = ["Linear", "LinearLike", "linears", "multiply"]
+__all__ = ["Linear", "LinearLike", "project", "project_weights"]
 
 
 class LinearLike(nnx.Module):
-    """What `linears` can take together with others: matrices that its input is multiplied with, and what becomes of it.
+    """A layer whose matrices can be multiplied together with those of other layers with the same input.
 
     Attributes:
-      placement: where the matrices live.
+      placement: the devices that hold the matrices.
     """
 
     placement: Placement
 
     @abstractmethod
     def matrices(self) -> tuple[Weight | QuantizedWeight, ...]:
-        """The matrices [out, in], all with the logical axis of `in`."""
+        """Returns the matrices [out, in]. Their `in` has the same logical axis."""
 
     @abstractmethod
-    def finish(self, products: Sequence[jax.Array]) -> jax.Array:
-        """float32 products [T, out] with each of `matrices` -> the layer's float32 [T, out]."""
+    def finish(self, products: Sequence[Float[Array, "T _"]]) -> Float[Array, "T N"]:
+        """Turns the float32 product with each of `matrices` into the float32 output of the layer."""
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """[T, in] -> float32 [T, out]."""
-        return linears(x, (self,))[0]
+    def __call__(self, x: Float[Array, "T K"]) -> Float[Array, "T N"]:
+        """Returns the float32 output of the layer."""
+        return project(x, (self,))[0]
 
 
 class Linear(LinearLike):
-    """A linear layer with weight [out, in].
+    """A linear layer with a weight [out, in].
 
     Args:
-      in_axis, out_axis: logical axes of the two sizes; None where a size is never split.
-      in_unit, out_unit: indivisible runs along them (head_dim for fused heads).
+      in_size, out_size: the numbers of in and out features.
+      in_axis, out_axis: their logical axes; None for a size that is never split.
+      dtype: the dtype of weight and bias.
+      placement: the devices that hold the weight.
+      bias: whether the layer has a bias.
+      in_unit, out_unit: the indivisible runs along the sizes, such as head_dim for fused heads.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class Linear(LinearLike):
         self.bias = Weight((out_size,), dtype, (out_axis,), (out_unit,)) if bias else None
 
     def quantize(self, name: str, format: QFormat) -> None:
-        """Replaces the weight by an empty quantized one; `name` is for messages."""
+        """Replaces the weight by an empty quantized one. `name` is the name of the layer in error messages."""
         assert isinstance(self.weight, Weight), f"{name} is quantized already"
         metadata = self.weight.get_metadata()
         self.weight = QuantizedWeight(
@@ -83,65 +83,37 @@ class Linear(LinearLike):
         )
 
     def matrices(self) -> tuple[Weight | QuantizedWeight, ...]:
-        """The weight."""
+        """Returns the weight."""
         return (self.weight,)
 
-    def finish(self, products: Sequence[jax.Array]) -> jax.Array:
+    def finish(self, products: Sequence[Float[Array, "T _"]]) -> Float[Array, "T N"]:
         """Adds the bias."""
         (y,) = products
         return y if self.bias is None else y + self.bias[...].astype(y.dtype)
 
 
-def linears(x: jax.Array, layers: Sequence[LinearLike]) -> tuple[jax.Array, ...]:
-    """Several layers of one input, [T, in] -> float32 [T, out] each: one call where a kernel takes them together."""
-    if not all(isinstance(layer, LinearLike) for layer in layers):
-        return tuple(layer(x) for layer in layers)  # what stands in a layer's place has its own way of calling it
-    matrices = [layer.matrices() for layer in layers]
-    products = iter(multiply(x, list(chain.from_iterable(matrices)), layers[0].placement))
-    return tuple(layer.finish(list(islice(products, len(own)))) for layer, own in zip(layers, matrices, strict=True))
+def project(x: Float[Array, "T K"], layers: Sequence[LinearLike]) -> tuple[Float[Array, "T N"], ...]:
+    """Runs several layers on the same input. A kernel multiplies their weights in one call if it supports them.
 
-
-def multiply(x: jax.Array, weights: Sequence[Weight | QuantizedWeight], placement: Placement) -> tuple[jax.Array, ...]:
-    """x W^T for weights [out, in] that share the logical axis of `in`: [T, in] -> float32 [T, out] each.
-
-    Over several devices each multiplies with its own shard wherever a kernel of ours may run: the partitioner would
-    gather a whole matrix for a call that it cannot look into. XLA's own products of plain weights are left to it.
+    Returns:
+      The float32 output of each layer.
     """
-    out: dict[int, jax.Array] = {}
-    matrices: dict[int, _Matrix] = {}
-    for i, weight in enumerate(weights):
-        if isinstance(weight, Weight) and _is_left_to_partitioner(x, weight, placement):
-            out[i] = linear(x, weight[...])
-            continue
-        matrix = _matrix(weight, placement)
-        if isinstance(matrix.array, QArray) and matrix.array.order is not None:
-            permuted = permute_columns(x, matrix.array.order)
-            (out[i],) = _each_on_its_device(permuted, [_without_order(matrix)], placement)
-        else:
-            matrices[i] = matrix
-    if matrices:
-        products = _each_on_its_device(x, list(matrices.values()), placement)
-        out.update(zip(matrices, products, strict=True))
-    return tuple(out[i] for i in range(len(weights)))
+    if not all(isinstance(layer, LinearLike) for layer in layers):
+        return tuple(layer(x) for layer in layers)  # A replacement that is no LinearLike can only be called.
+    weights = [layer.matrices() for layer in layers]
+    products = iter(project_weights(x, list(chain.from_iterable(weights)), layers[0].placement))
+    return tuple(layer.finish(list(islice(products, len(own)))) for layer, own in zip(layers, weights, strict=True))
 
 
-class _Matrix(NamedTuple):
-    """A weight as `project` takes it: logical axes (out, in) and their indivisible runs, and how it is split."""
-
-    array: jax.Array | QArray
-    specs: PartitionSpec | QArray
-    axes: tuple[str | None, str | None]
-    units: tuple[int, int]
+def project_weights(
+    x: Float[Array, "T K"], weights: Sequence[Weight | QuantizedWeight], placement: Placement
+) -> tuple[Float[Array, "T N"], ...]:
+    """Returns `x @ weight.T` in float32 for weights [out, in] that share the logical axis of `in`."""
+    return ops.project(x, [_matrix(weight, placement) for weight in weights], placement)
 
 
-def _is_left_to_partitioner(x: jax.Array, weight: Weight, placement: Placement) -> bool:
-    if placement.num_devices == 1:
-        return False
-    return placement.platform != "cpu" or native_refusal_of(x, weight[...]) is not None
-
-
-def _matrix(weight: Weight | QuantizedWeight, placement: Placement) -> _Matrix:
-    """Whole along "embed": what a layout splits there (fsdp) is gathered for the product."""
+def _matrix(weight: Weight | QuantizedWeight, placement: Placement) -> ops.Matrix:
+    """Returns a weight for the op. An axis "embed" that a layout splits (fsdp) is gathered for the product."""
     if isinstance(weight, QuantizedWeight):
         array, specs = weight.array(), weight.specs(placement, whole=("embed",))
         if array.format.scale_dtype == "nested":
@@ -151,7 +123,7 @@ def _matrix(weight: Weight | QuantizedWeight, placement: Placement) -> _Matrix:
         metadata = weight.get_metadata()
         array, axes, units = weight[...], metadata["axes"], metadata["units"]
         specs = placement.spec(_split_axes(axes), weight.shape, units)
-    return _Matrix(array, specs, _split_axes(axes), units)
+    return ops.Matrix(array, specs, _split_axes(axes), units)
 
 
 def _split_axes(axes: tuple[str | None, ...]) -> tuple[str | None, str | None]:
@@ -159,35 +131,8 @@ def _split_axes(axes: tuple[str | None, ...]) -> tuple[str | None, str | None]:
     return row, column
 
 
-def _without_order(matrix: _Matrix) -> _Matrix:
-    array, specs = matrix.array, matrix.specs
-    assert isinstance(array, QArray) and isinstance(specs, QArray)
-    return matrix._replace(array=replace(array, order=None), specs=replace(specs, order=None))
-
-
-def _each_on_its_device(x: jax.Array, matrices: Sequence[_Matrix], placement: Placement) -> tuple[jax.Array, ...]:
-    in_axis = matrices[0].axes[1]
-    unit = math.lcm(*(matrix.units[1] for matrix in matrices))
-    summed_over = placement.mesh_axes(in_axis, x.shape[1] // unit) if in_axis else ()
-
-    def products(x: jax.Array, arrays: list[jax.Array | QArray]) -> tuple[jax.Array, ...]:
-        return project(x, arrays, summed_over=summed_over)
-
-    local = placement.per_shard(
-        products,
-        in_specs=(
-            placement.spec(("tokens", in_axis), x.shape, (1, unit)),
-            [matrix.specs for matrix in matrices],
-        ),
-        out_specs=tuple(
-            placement.spec(("tokens", m.axes[0]), (x.shape[0], m.array.shape[0]), (1, m.units[0])) for m in matrices
-        ),
-    )
-    return local(x, [matrix.array for matrix in matrices])
-
-
 def _flat_scales(array: QArray, specs: QArray) -> tuple[QArray, QArray]:
-    """With scales of the second level multiplied out: their runs cross rows, hence devices."""
+    """Multiplies nested scales out, because their runs cross rows and therefore devices."""
     flat = replace(array.format, scale_dtype="float32")
 
     def without(q: QArray, scales: jax.Array) -> QArray:

@@ -9,7 +9,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from ryzjax.layers.glu import GLU, Activation
-from ryzjax.layers.linear import Linear, linears
+from ryzjax.layers.linear import Linear, project
 from ryzjax.sharding import Placement
 
 __all__ = ["GatedMLP"]
@@ -37,5 +37,5 @@ class GatedMLP(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """[T, E] -> float32 [T, E]."""
-        inner = self.glu(*linears(x, (self.gate, self.up))).astype(x.dtype)
+        inner = self.glu(*project(x, (self.gate, self.up))).astype(x.dtype)
         return self.down(self.placement.constrain(inner, "tokens", "ffn"))

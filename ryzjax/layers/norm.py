@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import jax
 from flax import nnx
 from jax.typing import DTypeLike
+from jaxtyping import Array, Float
 
 from ryzjax.layers.weight import Weight
-from ryzjax.ops.norm import rms_norm, rms_norm_by_xla
+from ryzjax.ops.norm import rms_norm
 from ryzjax.sharding import Placement
 
 __all__ = ["RMSNorm"]
@@ -17,9 +17,12 @@ class RMSNorm(nnx.Module):
     """x / rms(x) * (offset + weight) over the last dimension.
 
     Args:
-      size: of that dimension.
-      offset: 1.0 for Gemma, whose weights are stored as their distance from one.
-      axis, unit: logical axis of that dimension and its indivisible run, where it is split over devices.
+      size: the size of the last dimension.
+      eps: added to the mean square.
+      dtype: the dtype of the weight.
+      placement: the devices that hold the weight.
+      offset: 1.0 for Gemma, whose weights are stored as their difference from one, otherwise 0.0.
+      axis, unit: the logical axis of the last dimension and its indivisible run, if it is split over devices.
     """
 
     def __init__(
@@ -38,8 +41,6 @@ class RMSNorm(nnx.Module):
         self.eps = eps
         self.offset = offset
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """[..., size] -> the same shape and dtype."""
-        # Over several devices XLA splits it; a call it cannot look into would be repeated on each.
-        norm = rms_norm if self.placement.num_devices == 1 else rms_norm_by_xla
-        return norm(x, self.weight[...], self.eps, offset=self.offset)
+    def __call__(self, x: Float[Array, "*batch E"]) -> Float[Array, "*batch E"]:
+        """Returns the normalized activations in the dtype of `x`."""
+        return rms_norm(x, self.weight[...], eps=self.eps, offset=self.offset, placement=self.placement)

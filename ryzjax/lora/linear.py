@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 
 from ryzjax.layers.linear import Linear
 from ryzjax.lora.adapter import LoraWeights
-from ryzjax.ops.linear.reference import linear
+from ryzjax.ops.linear.reference import project_plain
 
 __all__ = ["AdaptedLinear", "Dropout", "DropoutKey", "attach", "low_rank_update", "module_at"]
 
@@ -43,8 +43,8 @@ def low_rank_update(
     x: Float[Array, "T K"], a: Float[Array, "r K"], b: Float[Array, "N r"], scale: float
 ) -> Float[Array, "T N"]:
     """scale * x A^T B^T in float32. A and B are rounded to the dtype of x, and so is x A^T: as in serving."""
-    inner = linear(x, a.astype(x.dtype)).astype(x.dtype)
-    return scale * linear(inner, b.astype(x.dtype))
+    inner = project_plain(x, a.astype(x.dtype)).astype(x.dtype)
+    return scale * project_plain(inner, b.astype(x.dtype))
 
 
 class AdaptedLinear(nnx.Module):

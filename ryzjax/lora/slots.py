@@ -20,7 +20,7 @@ from flax import nnx
 from jax import lax
 
 from ryzjax.bits import from_bits, storage_dtype, to_bits
-from ryzjax.layers.linear import Linear, LinearLike, multiply
+from ryzjax.layers.linear import Linear, LinearLike, project_weights
 from ryzjax.layers.quantized import QuantizedWeight
 from ryzjax.layers.weight import Weight
 from ryzjax.lora.linear import module_at
@@ -110,7 +110,7 @@ class SlottedLinear(LinearLike):
         *own, inner = products
         slot_of_column = jnp.arange(inner.shape[1]) // self.rank
         inner = jnp.where(self.slots[...][:, None] == slot_of_column, inner, 0.0).astype(self.b[...].dtype)
-        (update,) = multiply(inner, (self.b,), self.placement)
+        (update,) = project_weights(inner, (self.b,), self.placement)
         return self.base.finish(own) + self.scale[...] * update
 
 

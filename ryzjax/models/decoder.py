@@ -15,7 +15,7 @@ from ryzjax.errors import ConfigError
 from ryzjax.layers.attention import Attention, QKNorm
 from ryzjax.layers.block import Block
 from ryzjax.layers.glu import Activation, Gate
-from ryzjax.layers.linear import Linear, multiply
+from ryzjax.layers.linear import Linear, project_weights
 from ryzjax.layers.mlp import GatedMLP
 from ryzjax.layers.moe import MoE
 from ryzjax.layers.norm import RMSNorm
@@ -214,7 +214,7 @@ class Embedding(nnx.Module):
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """[S, E] -> float32 [S, V]: the table as the head."""
-        return multiply(hidden, (self.weight,), self.placement)[0]
+        return project_weights(hidden, (self.weight,), self.placement)[0]
 
 
 @partial(jax.jit, static_argnums=(0, 7))

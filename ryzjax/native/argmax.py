@@ -1,4 +1,4 @@
-"""argmax and logsumexp of rows by the native kernel: XLA on a CPU looks for the largest number one by one."""
+"""argmax and logsumexp of rows by the native kernel. XLA on a CPU compares the numbers one by one."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ __all__ = ["native_argmax", "native_argmax_refusal"]
 
 
 def native_argmax_refusal(x_dtype: jnp.dtype) -> str | None:
-    """Why the kernel cannot take such rows; None where it can."""
+    """Returns why the kernel cannot take rows of a dtype, or None if it can."""
     if x_dtype != jnp.float32:
         return f"rows are {x_dtype}, not float32"
     return native_refusal()
 
 
 def native_argmax(x: Float[Array, "S V"]) -> tuple[Int[Array, " S"], Float[Array, " S"]]:
-    """(the first of the largest, as `jnp.argmax`; log sum exp) of each row.
+    """Returns the index of the first largest number of each row, and the logsumexp of each row.
 
     Raises:
-      ValueError: another dtype or shape.
+      ValueError: the kernel does not take the dtype or shape.
     """
     reason = native_argmax_refusal(x.dtype)
     if reason is None and (x.ndim != 2 or x.shape[1] == 0):

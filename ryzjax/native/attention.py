@@ -1,4 +1,4 @@
-"""write_kv and paged_attention as one native call; see src/attention.h for what it promises."""
+"""Writes the KV cache and computes paged attention in one native call. src/attention.h states its contract."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from ryzjax.attention_settings import AttentionSettings
 from ryzjax.batch import KVCache, TokenBatch
 from ryzjax.native.library import native_refusal
 
@@ -16,7 +17,7 @@ _NUMBERS = (jnp.dtype(jnp.float32), jnp.dtype(jnp.bfloat16))
 
 
 def native_attend_refusal(q_dtype: jnp.dtype) -> str | None:
-    """Why the kernel cannot attend; None where it can."""
+    """Returns why the kernel cannot take queries of a dtype, or None if it can."""
     if q_dtype not in _NUMBERS:
         return f"queries are {q_dtype}, not float32 or bfloat16"
     return native_refusal()
@@ -29,18 +30,16 @@ def native_attend(
     cache: KVCache,
     layer: int | Int[Array, ""],
     batch: TokenBatch,
-    *,
-    scale: float,
-    window: int | None,
-    softcap: float | None,
     sinks: Float[Array, " N"] | None,
+    *,
+    settings: AttentionSettings,
 ) -> tuple[Float[Array, "T N D"], KVCache]:
-    """Writes k and v into their pages, in place where the cache is donated, and attends.
+    """Writes k and v into their pages, in place if the cache is donated, and computes attention.
 
-    Arguments and results as of `write_kv` and `paged_attention`; padding tokens come back as zeros, and write nothing.
+    Arguments and results are those of `write_kv` and `paged_attention`. Padding tokens give zeros and write nothing.
 
     Raises:
-      ValueError: a dtype or shape the kernel does not take.
+      ValueError: the kernel does not take a dtype or shape.
     """
     if reason := _refusal(q, k, v, cache):
         raise ValueError(f"native_attend: {reason}")
@@ -50,7 +49,7 @@ def native_attend(
     arguments = [q, k, v, cache.k, cache.v, scalars[0]]
     arguments += [batch.write_page, batch.write_offset, batch.page_table]
     arguments += [batch.query_start, batch.query_len, batch.context_len, *scalars[1:], *rest]
-    # int8 scales are written too; those of float8 are only read.
+    # The kernel writes int8 scales too. It only reads float8 scales.
     written = [cache.k, cache.v, *(scales if cache.k.dtype == jnp.int8 else [])]
     first_scale = len(arguments) - len(rest)
     positions = [3, 4, *range(first_scale, first_scale + len(written) - 2)]
@@ -61,9 +60,9 @@ def native_attend(
     )
     out, k_pages, v_pages, *new_scales = call(
         *arguments,
-        scale=np.float32(scale),
-        window=np.int64(window or 0),
-        softcap=np.float32(softcap or 0.0),
+        scale=np.float32(settings.scale),
+        window=np.int64(settings.window or 0),
+        softcap=np.float32(settings.softcap or 0.0),
         has_sinks=sinks is not None,
     )
     cache = cache._replace(k=k_pages, v=v_pages)

@@ -1,4 +1,4 @@
-"""y = x W^T by the native kernels, W bfloat16 or quantized; see src/linear.h for what they promise."""
+"""y = x W^T by the native kernels, with W bfloat16 or quantized. src/linear.h states their contract."""
 
 from __future__ import annotations
 
@@ -12,67 +12,68 @@ from jaxtyping import Array, BFloat16, Float
 from ryzjax.native.library import native_refusal
 from ryzjax.qarray import QArray, QFormat, multiply_from_left
 
-__all__ = ["native_linear_refusal", "native_linears", "native_quantized_refusal"]
+__all__ = ["native_plain_refusal", "native_project", "native_quantized_refusal"]
 
 _CHUNK = 32
-"""Columns the kernels take at a time; groups and runs of nibbles are multiples of it."""
+"""The number of columns that the kernels take at a time. Groups and runs of nibbles are multiples of it."""
 _KINDS = {"bfloat16": 0, "int8": 1, "nibbles": 2}
 
 
-def native_linear_refusal(x_dtype: jnp.dtype, weight_dtype: jnp.dtype) -> str | None:
-    """Why the kernels cannot multiply such arrays; None where they can."""
+def native_plain_refusal(x_dtype: jnp.dtype, weight_dtype: jnp.dtype) -> str | None:
+    """Returns why the kernels cannot multiply arrays of these dtypes, or None if they can."""
     if x_dtype != jnp.bfloat16 or weight_dtype != jnp.bfloat16:
         return f"activations are {x_dtype} and weights {weight_dtype}, not bfloat16"
     return native_refusal()
 
 
 def native_quantized_refusal(x_dtype: jnp.dtype, format: QFormat, k: int) -> str | None:
-    """Why the kernels cannot multiply with such a QArray of K = `k`; None where they can."""
+    """Returns why the kernels cannot multiply with a QArray of this format and K = `k`, or None if they can."""
     if x_dtype != jnp.bfloat16:
         return f"activations are {x_dtype}, not bfloat16"
     if format.kind == "float8":
-        return "float8 weights are multiplied by XLA"
+        return "the kernels have no float8 weights"
     if format.activations is not None:
-        return "int8 activations are multiplied by XLA"
+        return "the kernels have no int8 activations"
     if format.rows not in (1, None) or format.scale_dtype == "nested":
-        return "scales are not one or one a row"
+        return "a scale belongs to several rows, or the scales are nested"
     group = format.group or k
     if k % group or (group != k and group % _CHUNK):
-        return f"groups of {group} are no multiple of {_CHUNK}, or do not divide K={k}"
+        return f"the group size {group} is not a multiple of {_CHUNK}, or does not divide K={k}"
     if format.pack and format.pack != _CHUNK and format.pack % (2 * _CHUNK):
         return f"nibbles are packed in runs of {format.pack}, not {_CHUNK} or a multiple of {2 * _CHUNK}"
     return native_refusal()
 
 
-def native_linears(
+def native_project(
     x: BFloat16[Array, "M K"], weights: Sequence[BFloat16[Array, "N K"] | QArray]
 ) -> tuple[Float[Array, "M N"], ...]:
-    """`x @ weight.T` for each weight [N, K], all in one call; accumulated and returned in float32.
+    """Returns `x @ weight.T` for each weight [N, K], accumulated in float32, from one call.
 
-    Quantized weights are rounded to bfloat16 after their scale. A row of a result depends on its row of x alone, not
-    on M. Gradients, from cotangents rounded to bfloat16, flow to x and to weights that are arrays.
+    A quantized weight is multiplied by its scale and rounded to bfloat16. A row of a result depends only on the same
+    row of x, not on the number of rows. Gradients flow to x and to the weights that are arrays, from cotangents rounded
+    to bfloat16.
 
     Raises:
-      ValueError: a dtype, format or shape they cannot multiply with.
+      ValueError: the kernels do not take a dtype, format or shape.
     """
     for weight in weights:
         if reason := _refusal(x, weight):
-            raise ValueError(f"native_linears: {reason}")
-    return _linears(x, tuple(weights))
+            raise ValueError(f"native_project: {reason}")
+    return _project(x, tuple(weights))
 
 
 def _refusal(x: jax.Array, weight: jax.Array | QArray) -> str | None:
     if len(weight.shape) != 2 or x.ndim != 2 or weight.shape[1] != x.shape[1]:
         return f"x is {x.shape} and weight {weight.shape}; expected [M, K] and [N, K]"
     if not isinstance(weight, QArray):
-        return native_linear_refusal(x.dtype, weight.dtype)
+        return native_plain_refusal(x.dtype, weight.dtype)
     if weight.order is not None:
-        return "the weight's columns have an order; permute x, and give the weight without it"
+        return "the weight's columns are permuted; permute x the same way, and pass the weight without its order"
     return native_quantized_refusal(x.dtype, weight.format, x.shape[1])
 
 
 @jax.custom_vjp
-def _linears(x: jax.Array, weights: tuple[jax.Array | QArray, ...]) -> tuple[jax.Array, ...]:
+def _project(x: jax.Array, weights: tuple[jax.Array | QArray, ...]) -> tuple[jax.Array, ...]:
     arrays: list[jax.Array] = []
     formats: list[int] = []
     for weight in weights:
@@ -93,13 +94,13 @@ Matrices = tuple[jax.Array | QArray, ...]
 
 
 def _forward(x: jax.Array, weights: Matrices) -> tuple[tuple[jax.Array, ...], tuple[jax.Array, Matrices]]:
-    return _linears(x, weights), (x, weights)
+    return _project(x, weights), (x, weights)
 
 
 def _backward(
     saved: tuple[jax.Array, Matrices], grads: tuple[jax.Array, ...]
 ) -> tuple[jax.Array, tuple[jax.Array | None, ...]]:
-    """By XLA; a quantized weight is frozen, and never whole in bfloat16."""
+    """Computes the gradients by XLA. A quantized weight is frozen, and is never dequantized as a whole."""
     x, weights = saved
     x_grad = jnp.zeros(x.shape, jnp.float32)
     weight_grads: list[jax.Array | None] = []
@@ -115,4 +116,4 @@ def _backward(
     return x_grad.astype(x.dtype), tuple(weight_grads)
 
 
-_linears.defvjp(_forward, _backward)
+_project.defvjp(_forward, _backward)

@@ -1,4 +1,4 @@
-"""RMSNorm by the native kernel: one pass instead of the four loops XLA makes of it on a CPU."""
+"""RMSNorm by the native kernel, in one pass. XLA on a CPU makes four loops of it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _NUMBERS = (jnp.dtype(jnp.float32), jnp.dtype(jnp.bfloat16))
 
 
 def native_rms_norm_refusal(x_dtype: jnp.dtype, weight_dtype: jnp.dtype) -> str | None:
-    """Why the kernel cannot norm such arrays; None where it can."""
+    """Returns why the kernel cannot take arrays of these dtypes, or None if it can."""
     if x_dtype not in _NUMBERS or weight_dtype not in _NUMBERS:
         return f"x is {x_dtype} and the weight {weight_dtype}, not float32 or bfloat16"
     return native_refusal()
@@ -24,10 +24,10 @@ def native_rms_norm_refusal(x_dtype: jnp.dtype, weight_dtype: jnp.dtype) -> str 
 def native_rms_norm(
     x: Float[Array, "... E"], weight: Float[Array, " E"], *, eps: float, offset: float
 ) -> Float[Array, "... E"]:
-    """`x / sqrt(mean(x^2) + eps) * (offset + weight)` in float32, rounded once, to x's dtype.
+    """Returns `x / sqrt(mean(x^2) + eps) * (offset + weight)`, computed in float32 and rounded once to the dtype of x.
 
     Raises:
-      ValueError: other dtypes or shapes.
+      ValueError: the kernel does not take the dtypes or shapes.
     """
     reason = native_rms_norm_refusal(x.dtype, weight.dtype)
     if reason is None and weight.shape != x.shape[-1:]:

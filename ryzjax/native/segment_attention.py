@@ -1,4 +1,4 @@
-"""Attention within segments and its gradient by the native kernels: src/segment_attention.h has what they promise."""
+"""Attention within segments and its gradient by the native kernels. src/segment_attention.h states their contract."""
 
 from __future__ import annotations
 
@@ -7,17 +7,18 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from ryzjax.attention_settings import AttentionSettings
 from ryzjax.native.library import native_refusal
 
 __all__ = ["native_segment_attention_refusal", "native_segment_backward", "native_segment_forward"]
 
 _NUMBERS = (jnp.dtype(jnp.float32), jnp.dtype(jnp.bfloat16))
 _TASKS = 16
-"""Tasks of a row's one segment that the gradient is cut into, where there are as many heads."""
+"""The number of tasks that the gradient of a single segment is cut into, if there are as many heads."""
 
 
 def native_segment_attention_refusal(q_dtype: jnp.dtype, k_dtype: jnp.dtype, v_dtype: jnp.dtype) -> str | None:
-    """Why the kernels cannot attend; None where they can."""
+    """Returns why the kernels cannot take queries, keys and values of these dtypes, or None if they can."""
     if q_dtype not in _NUMBERS:
         return f"queries are {q_dtype}, not float32 or bfloat16"
     if k_dtype != q_dtype or v_dtype != q_dtype:
@@ -26,22 +27,20 @@ def native_segment_attention_refusal(q_dtype: jnp.dtype, k_dtype: jnp.dtype, v_d
 
 
 def native_segment_forward(
-    q: Float[Array, "B S N D"],
-    k: Float[Array, "B S H D"],
-    v: Float[Array, "B S H D"],
-    segment_ids: Int[Array, "B S"],
+    q: Float[Array, "R C N D"],
+    k: Float[Array, "R C H D"],
+    v: Float[Array, "R C H D"],
+    segment_ids: Int[Array, "R C"],
     sinks: Float[Array, " N"] | None,
     *,
-    scale: float,
-    window: int | None,
-    softcap: float | None,
-) -> tuple[Float[Array, "B S N D"], Float[Array, "B N S"]]:
-    """(out in q's dtype, logsumexp of each query's scores and sink in float32); both are zero in padding.
+    settings: AttentionSettings,
+) -> tuple[Float[Array, "R C N D"], Float[Array, "R N C"]]:
+    """Returns the attention output in the dtype of q, and the logsumexp of each query's scores and sink in float32.
 
-    Arguments as of `segment_attention`.
+    Both are zero in padding. Arguments as for `segment_attention`.
 
     Raises:
-      ValueError: a dtype or shape the kernels do not take.
+      ValueError: the kernels do not take a dtype or shape.
     """
     if reason := _refusal(q, k, v, segment_ids):
         raise ValueError(f"native_segment_forward: {reason}")
@@ -58,30 +57,34 @@ def native_segment_forward(
         v,
         segment_ids.astype(jnp.int32),
         *arrays,
-        scale=np.float32(scale),
-        window=_window(window, length),
-        softcap=np.float32(softcap or 0.0),
+        scale=np.float32(settings.scale),
+        window=_window(settings.window, length),
+        softcap=np.float32(settings.softcap or 0.0),
     )
     return out, lse
 
 
 def native_segment_backward(
-    q: Float[Array, "B S N D"],
-    k: Float[Array, "B S H D"],
-    v: Float[Array, "B S H D"],
-    segment_ids: Int[Array, "B S"],
-    out: Float[Array, "B S N D"],
-    lse: Float[Array, "B N S"],
-    grad: Float[Array, "B S N D"],
+    q: Float[Array, "R C N D"],
+    k: Float[Array, "R C H D"],
+    v: Float[Array, "R C H D"],
+    segment_ids: Int[Array, "R C"],
+    out: Float[Array, "R C N D"],
+    lse: Float[Array, "R N C"],
+    grad: Float[Array, "R C N D"],
     *,
-    scale: float,
-    window: int | None,
-    softcap: float | None,
-) -> tuple[Float[Array, "B S N D"], Float[Array, "B S H D"], Float[Array, "B S H D"]]:
-    """The gradients of q, k and v, summed in float32 and rounded once, given that of `out`.
+    settings: AttentionSettings,
+) -> tuple[Float[Array, "R C N D"], Float[Array, "R C H D"], Float[Array, "R C H D"]]:
+    """Returns the gradients of q, k and v, summed in float32 and rounded once.
+
+    Args:
+      q, k, v, segment_ids: the arguments of `native_segment_forward`.
+      out, lse: its results.
+      grad: the gradient of `out`.
+      settings: scale, window and soft cap of the scores.
 
     Raises:
-      ValueError: a dtype or shape the kernels do not take.
+      ValueError: the kernels do not take a dtype or shape.
     """
     if reason := _refusal(q, k, v, segment_ids):
         raise ValueError(f"native_segment_backward: {reason}")
@@ -98,9 +101,9 @@ def native_segment_backward(
         out,
         lse,
         grad.astype(q.dtype),
-        scale=np.float32(scale),
-        window=_window(window, length),
-        softcap=np.float32(softcap or 0.0),
+        scale=np.float32(settings.scale),
+        window=_window(settings.window, length),
+        softcap=np.float32(settings.softcap or 0.0),
         parts=np.int64(parts),
     )
     return q_grad, k_grad, v_grad
@@ -111,7 +114,7 @@ def _window(window: int | None, length: int) -> np.int64:
 
 
 def _parts(rows: int, heads: int, kv_heads: int) -> int:
-    """Into how many parts the query heads of a KV head are dealt: enough for threads, few for memory."""
+    """Returns the number of parts of a KV head's query heads: enough for all threads, few enough for memory."""
     group = heads // kv_heads
     divisors = [parts for parts in range(1, group + 1) if group % parts == 0]
     return next((parts for parts in divisors if rows * kv_heads * parts >= _TASKS), group)
@@ -125,7 +128,7 @@ def _refusal(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array) -
     )
     if not fits or q.shape[2] % k.shape[2]:
         return (
-            f"q is {q.shape}, k {k.shape}, v {v.shape}; expected [B, S, N, D], and [B, S, H, D] with N a multiple of H"
+            f"q is {q.shape}, k {k.shape}, v {v.shape}; expected [R, C, N, D], and [R, C, H, D] with N a multiple of H"
         )
     if segment_ids.shape != q.shape[:2]:
         return f"segment ids are {segment_ids.shape}; expected {q.shape[:2]}"

@@ -1,4 +1,4 @@
-"""embed: rows of the embedding table."""
+"""embed: looks up rows of the embedding table."""
 
 from __future__ import annotations
 
@@ -8,17 +8,19 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
+from ryzjax.ops.dispatch import reference_only
 from ryzjax.qarray import QArray, dequantize
 
 __all__ = ["embed", "embed_quantized"]
 
 
+@reference_only("embed")
 def embed(token_ids: Int[Array, " T"], table: Float[Array, "V E"]) -> Float[Array, "T E"]:
-    """`table[token_ids]` in the table's dtype; ids outside the vocabulary are clamped (padding may hold any)."""
+    """Returns `table[token_ids]` in the table's dtype. Ids outside the vocabulary, as in padding, are clamped."""
     return jnp.take(table, token_ids, axis=0, mode="clip")
 
 
 def embed_quantized(token_ids: Int[Array, " T"], table: QArray, dtype: DTypeLike) -> Float[Array, "T E"]:
-    """`embed` of a quantized table [V, E] with scales of its rows: only the rows that are asked for are dequantized."""
+    """Returns rows of a quantized table [V, E] with a scale a row. Only these rows are dequantized."""
     rows = replace(table, values=embed(token_ids, table.values), scales=embed(token_ids, table.scales))
     return dequantize(rows, jnp.dtype(dtype))

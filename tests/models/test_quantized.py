@@ -77,13 +77,13 @@ def test_layers_of_one_format_are_traced_once(monkeypatch: pytest.MonkeyPatch):
     from ryzjax.ops.linear import project
 
     traced = []
-    original = project.quantized_linear
+    original = project.project_quantized
 
     def counting(*args, **kwargs):
         traced.append(args[1].format)
         return original(*args, **kwargs)
 
-    monkeypatch.setattr(project, "quantized_linear", counting)
+    monkeypatch.setattr(project, "project_quantized", counting)
     config = dataclasses.replace(CONFIG, num_layers=6)
     names = [f"layers.{i}.mlp.up" for i in range(6)]
     model = abstract_model(config, ONE, dict.fromkeys(names, FORMATS["int4"]))

@@ -17,13 +17,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ryzjax.attention_settings import AttentionSettings
 from ryzjax.batch import KVCache
 from ryzjax.native.library import isa
-from ryzjax.native.linear import native_linears, native_quantized_refusal
+from ryzjax.native.linear import native_project, native_quantized_refusal
 from ryzjax.native.norm import native_rms_norm
-from ryzjax.ops.attention.attend import attend, attend_by_xla
+from ryzjax.ops.attention.attend import ATTEND
 from ryzjax.ops.attention.segment_attention import segment_attention, segment_attention_reference
-from ryzjax.ops.norm import rms_norm_by_xla
+from ryzjax.ops.norm import RMS_NORM
 from ryzjax.qarray import dequantize
 from tests.ops.test_paged_attention import make_batch
 from tests.qarrays import FORMATS, random_qarray
@@ -43,14 +44,14 @@ def linears() -> int:
             if not format.has_order and native_quantized_refusal(x.dtype, format, k) is None:
                 weights.append(random_qarray(rng, format, (n, k)))
         assert len(weights) > 4
-        got = jax.jit(native_linears)(x, weights)
+        got = jax.jit(native_project)(x, weights)
         for weight, y in zip(weights, got, strict=True):
             dense = weight if isinstance(weight, jax.Array) else dequantize(weight, jnp.bfloat16)
             exact = np.asarray(x, np.float64) @ np.asarray(dense, np.float64).T
             size = np.abs(np.asarray(x, np.float64)) @ np.abs(np.asarray(dense, np.float64)).T
             np.testing.assert_array_less(np.abs(np.asarray(y) - exact), 1e-6 * size + 1e-30)
             cases += 1
-        alone = jax.jit(native_linears)(x[-1:], weights)
+        alone = jax.jit(native_project)(x[-1:], weights)
         for one, all_rows in zip(alone, got, strict=True):
             np.testing.assert_array_equal(one[0], all_rows[-1])
     return cases
@@ -69,7 +70,7 @@ def norms() -> int:
             x = jnp.asarray(rng.standard_normal((rows, 2, size)) * 3, dtype)
             weight = jnp.asarray(rng.standard_normal(size), weight_dtype)
             got = jax.jit(partial(native_rms_norm, eps=1e-6, offset=1.0))(x, weight)
-            want = rms_norm_by_xla(x.astype(jnp.float32), weight, 1e-6, offset=1.0)
+            want = RMS_NORM.reference(x.astype(jnp.float32), weight, eps=1e-6, offset=1.0)
             tolerance = 1e-5 if dtype == jnp.float32 else 1 / 250
             np.testing.assert_allclose(got.astype(jnp.float32), want, rtol=tolerance, atol=1e-6)
             cases += 1
@@ -115,9 +116,10 @@ def _attention_case(
             at += query
         batch = batch._replace(page_table=jnp.asarray(table), write_page=jnp.asarray(write))
         q, k, v = (jnp.asarray(rng.standard_normal((tokens, n, dim)), dtype) for n in (heads, kv_heads, kv_heads))
-        options = {"scale": dim**-0.5, "max_query_len": tokens, "window": window, "softcap": softcap}
-        got, ours = jax.jit(partial(attend, sinks=sink, **options))(q, k, v, ours, 1, batch)
-        want, theirs = jax.jit(partial(attend_by_xla, **options))(q, k, v, theirs, 1, batch, sink)
+        settings = AttentionSettings(scale=dim**-0.5, window=window, softcap=softcap)
+        options = {"settings": settings, "max_query_len": tokens}
+        got, ours = jax.jit(partial(ATTEND, **options))(q, k, v, ours, 1, batch, sink)
+        want, theirs = jax.jit(partial(ATTEND.reference, **options))(q, k, v, theirs, 1, batch, sink)
         # int8: XLA multiplies by 1 / scale, which rounds a tie now and then to the other side.
         tolerance = 2e-2 if storage == "int8" else 1e-2 if dtype == jnp.bfloat16 else 2e-5
         np.testing.assert_allclose(
@@ -143,11 +145,11 @@ def segments() -> int:
                 jnp.asarray(rng.standard_normal((2, 150, n, dim)), dtype) for n in (heads, kv_heads, kv_heads, heads)
             )
             sinks = jnp.asarray(rng.standard_normal(heads), jnp.float32)
-            options = {"scale": dim**-0.5, "window": window, "softcap": softcap}
+            options = {"settings": AttentionSettings(scale=dim**-0.5, window=window, softcap=softcap)}
 
             def gradients(attention, q, k, v, sinks, towards, options=options) -> tuple[jax.Array, ...]:
                 def of(q: jax.Array, k: jax.Array, v: jax.Array, sinks: jax.Array) -> jax.Array:
-                    return attention(q, k, v, ids, positions, sinks=sinks, **options)
+                    return attention(q, k, v, ids, positions, sinks, **options)
 
                 out, pull = jax.vjp(of, q, k, v, sinks)
                 return out, *pull(towards.astype(out.dtype))

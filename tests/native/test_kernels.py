@@ -14,16 +14,17 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
+from ryzjax.attention_settings import AttentionSettings
 from ryzjax.batch import KVCache
 from ryzjax.native.attention import native_attend
 from ryzjax.native.library import ISAS, isa, native_refusal
-from ryzjax.native.linear import native_linears
+from ryzjax.native.linear import native_project
 from ryzjax.native.norm import native_rms_norm
-from ryzjax.ops.attention.attend import attend, attend_by_xla
+from ryzjax.ops.attention.attend import ATTEND
 from ryzjax.ops.dispatch import describe_ops
 from ryzjax.ops.linear.crossover import CROSSOVERS, Crossover
-from ryzjax.ops.linear.project import native_refusal_of, project
-from ryzjax.ops.linear.reference import linear
+from ryzjax.ops.linear.project import native_refusal_of, project_on_device
+from ryzjax.ops.linear.reference import project_plain
 from ryzjax.qarray import QFormat, dequantize
 from ryzjax.sharding import Layout, Placement
 from tests.ops.test_paged_attention import make_batch
@@ -31,7 +32,7 @@ from tests.qarrays import FORMATS, random_qarray
 
 HERE = Path(__file__).parent
 needs_kernels = pytest.mark.skipif(native_refusal() is not None, reason=f"no native kernels: {native_refusal()}")
-PLAIN = {"scale": 0.35, "window": None, "softcap": None, "sinks": None}
+SETTINGS = AttentionSettings(scale=0.35)
 
 
 def child(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -65,12 +66,26 @@ def test_they_can_be_turned_off():
 
 
 def test_what_runs_is_told():
-    choices = {choice.op: choice for choice in describe_ops()}
-    expected = "xla" if native_refusal() else "native"
-    assert {
-        choices[op].implementation for op in ("linear", "quantized_linear", "attend", "segment_attention", "rms_norm")
-    } == {expected}
-    assert str(native_refusal() or isa()) in choices["linear"].reason
+    expected = "xla" if native_refusal() else f"native ({isa()})"
+    choices = {(choice.op, choice.call): choice for choice in describe_ops("bfloat16")}
+    for op, call in (
+        ("project", "bfloat16 weights"),
+        ("project", "int8 weights"),
+        ("project", "int4 weights, groups of 32"),
+        ("attend", "bfloat16 queries, any KV dtype"),
+        ("segment_attention", "bfloat16"),
+        ("segment_attention_gradient", "bfloat16"),
+        ("rms_norm", "bfloat16, one device"),
+        ("argmax_logsumexp", "float32 logits"),
+    ):
+        assert choices[op, call].implementation == expected
+    assert choices["project", "fp8 weights"].implementation == "xla"
+    in_float32 = {(choice.op, choice.call): choice for choice in describe_ops("float32")}
+    refused = in_float32["project", "float32 weights"]
+    assert refused.implementation == "xla" and "not bfloat16" in refused.reason
+    assert in_float32["rms_norm", "float32, one device"].implementation == expected
+    if refusal := native_refusal():
+        assert refusal in choices["project", "bfloat16 weights"].reason
 
 
 @needs_kernels
@@ -83,14 +98,14 @@ def test_a_product_runs_on_each_device_of_a_mesh():
     split = PartitionSpec(None, axis)
 
     def local(x: jax.Array, w: jax.Array, values: jax.Array, scales: jax.Array) -> tuple[jax.Array, ...]:
-        return project(x, (w, replace(q, values=values, scales=scales)), summed_over=axis)
+        return project_on_device(x, (w, replace(q, values=values, scales=scales)), summed_over=axis)
 
     across = placement.per_shard(local, [split, split, split, split], (PartitionSpec(), PartitionSpec()))
     lowered = jax.jit(across).lower(x, w, q.values, q.scales)
     assert "ryzjax_linear" in lowered.as_text()
     got = lowered.compile()(x, w, q.values, q.scales)
-    np.testing.assert_allclose(got[0], linear(x, w), rtol=1e-4, atol=1e-4)
-    np.testing.assert_allclose(got[1], project(x, (q,))[0], rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(got[0], project_plain(x, w), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(got[1], project_on_device(x, (q,))[0], rtol=1e-4, atol=1e-4)
 
 
 def attention_inputs(dtype: jnp.dtype) -> tuple[jax.Array, jax.Array, jax.Array, KVCache]:
@@ -105,13 +120,13 @@ def test_a_donated_cache_is_written_in_place():
     batch = make_batch([(0, 5)], tokens=6, max_rows=2, page_size=8, pages=4)
 
     def step(cache: KVCache) -> tuple[jax.Array, KVCache]:
-        return attend(q, k, v, cache, 0, batch, max_query_len=5, **PLAIN)
+        return ATTEND(q, k, v, cache, 0, batch, None, settings=SETTINGS, max_query_len=5)
 
     compiled = jax.jit(step, donate_argnums=0).lower(cache).compile()
     memory = compiled.memory_analysis()
     assert memory is not None and memory.alias_size_in_bytes == cache.k.nbytes + cache.v.nbytes
     assert memory.temp_size_in_bytes < cache.k.nbytes
-    want, _ = attend_by_xla(q, k, v, cache, 0, batch, None, scale=0.35, max_query_len=5, window=None, softcap=None)
+    want, _ = ATTEND.reference(q, k, v, cache, 0, batch, None, settings=SETTINGS, max_query_len=5)
     got, _ = compiled(cache)
     np.testing.assert_allclose(got[:5], want[:5], atol=2e-6)
 
@@ -132,7 +147,7 @@ def test_indices_that_leave_an_array_are_refused(field: str, value: jax.Array, m
     q, k, v, cache = attention_inputs(jnp.float32)
     batch = make_batch([(0, 5)], tokens=6, max_rows=2, page_size=8, pages=4)._replace(**{field: value})
     with pytest.raises(Exception, match=message):
-        jax.block_until_ready(native_attend(q, k, v, cache, 0, batch, **PLAIN))
+        jax.block_until_ready(native_attend(q, k, v, cache, 0, batch, None, settings=SETTINGS))
 
 
 @needs_kernels
@@ -145,12 +160,12 @@ def test_what_they_cannot_read_is_refused_in_python():
         (w[:, :32], r"expected \[M, K\] and \[N, K\]"),
         (random_qarray(rng, FORMATS["float8_rows"], (8, 64)), "float8"),
         (random_qarray(rng, FORMATS["w8a8"], (8, 64)), "int8 activations"),
-        (random_qarray(rng, FORMATS["int4_order"], (8, 64)), "order"),
+        (random_qarray(rng, FORMATS["int4_order"], (8, 64)), "permuted"),
         (random_qarray(rng, FORMATS["nf4_nested"], (8, 64)), "scales"),
-        (random_qarray(rng, QFormat(kind="int8", group=16), (8, 64)), "groups of 16"),
+        (random_qarray(rng, QFormat(kind="int8", group=16), (8, 64)), "group size 16"),
     ):
         with pytest.raises(ValueError, match=message):
-            native_linears(x, [weight])
+            native_project(x, [weight])
     q, k, v, cache = attention_inputs(jnp.float32)
     batch = make_batch([(0, 5)], tokens=6, max_rows=2, page_size=8, pages=4)
     for arguments, message in (
@@ -160,7 +175,7 @@ def test_what_they_cannot_read_is_refused_in_python():
         ((q[..., :8], k[..., :8], v[..., :8], cache), "the cache is"),
     ):
         with pytest.raises(ValueError, match=message):
-            native_attend(*arguments, 0, batch, **PLAIN)
+            native_attend(*arguments, 0, batch, None, settings=SETTINGS)
     with pytest.raises(ValueError, match="expected"):
         native_rms_norm(x, jnp.ones(3), eps=1e-6, offset=0.0)
 
@@ -175,11 +190,11 @@ def test_xla_multiplies_where_it_was_measured_to_be_faster(monkeypatch: pytest.M
     q = random_qarray(rng, FORMATS["int8"], (24, 64))
     for rows, calls in ((15, 2), (16, 1)):  # matrices in the one native call
         x = jnp.asarray(rng.standard_normal((rows, 64)), jnp.bfloat16)
-        lowered = jax.jit(lambda x: project(x, (w, q))).lower(x)
+        lowered = jax.jit(lambda x: project_on_device(x, (w, q))).lower(x)
         (call,) = [line for line in lowered.as_text().splitlines() if "@ryzjax_linear" in line]
         assert call.count(f"tensor<{rows}x24xf32>") == calls
         for got, weight in zip(lowered.compile()(x), (w, dequantize(q, jnp.bfloat16)), strict=True):
-            np.testing.assert_allclose(got, linear(x, weight), rtol=1e-4, atol=1e-4)
+            np.testing.assert_allclose(got, project_plain(x, weight), rtol=1e-4, atol=1e-4)
     assert CROSSOVERS[name].plain_rows == 16
     refusal = native_refusal_of(x, w)
     assert refusal is not None and "from 16 rows on" in refusal and native_refusal_of(x[:15], w) is None

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
+from ryzjax.attention_settings import AttentionSettings
 from ryzjax.native.library import native_refusal
 from ryzjax.native.segment_attention import (
     native_segment_attention_refusal,
@@ -28,7 +29,7 @@ TOLERANCE = {"float32": 1e-5, "bfloat16": 1e-2}
 HEADS = ((2, 2), (4, 2), (7, 1))
 ROWS = ([61, 1, 20], [110], [], [5, 64, 30])  # lengths of sequences; the rest is padding
 LENGTH = 110
-PLAIN = {"scale": 0.3, "window": None, "softcap": None}
+PLAIN = {"settings": AttentionSettings(scale=0.3)}
 
 
 def packed(rows: Sequence[list[int]] = ROWS, length: int = LENGTH) -> tuple[jax.Array, jax.Array]:
@@ -49,7 +50,7 @@ def draw(seed: int, rows: int, length: int, heads: int, kv_heads: int, dim: int,
 
 def with_gradients(attention, q, k, v, towards, sinks, segments, positions, **options) -> tuple[jax.Array, ...]:
     def of(q, k, v, sinks):
-        return attention(q, k, v, segments, positions, sinks=sinks, **options)
+        return attention(q, k, v, segments, positions, sinks, **options)
 
     out, pull = jax.vjp(of, q, k, v, sinks)
     q_grad, k_grad, v_grad, sinks_grad = pull(towards.astype(out.dtype))
@@ -68,7 +69,7 @@ def test_against_the_reference(dim: int, dtype: str):
         heads, kv_heads = HEADS[(case + dim // 16) % len(HEADS)]
         q, k, v, towards = draw(case, len(ROWS), LENGTH, heads, kv_heads, dim, dtype)
         sinks = jnp.linspace(-1.0, 1.0, heads) if has_sinks else None
-        options = {"scale": dim**-0.5, "window": window, "softcap": softcap}
+        options = {"settings": AttentionSettings(scale=dim**-0.5, window=window, softcap=softcap)}
         got = jax.jit(partial(ours, **options))(q, k, v, towards, sinks, segments, positions)
         q, k, v, towards = (x.astype(jnp.float32) for x in (q, k, v, towards))
         want = jax.jit(partial(theirs, **options))(q, k, v, towards, sinks, segments, positions)
@@ -123,7 +124,7 @@ def test_in_a_scan_with_checkpoints_and_under_vmap():
 
     def layers(attention, q: jax.Array) -> jax.Array:
         def layer(x: jax.Array, _: None) -> tuple[jax.Array, None]:
-            return attention(x, k, v, segments, positions, scale=0.3), None
+            return attention(x, k, v, segments, positions, settings=AttentionSettings(scale=0.3)), None
 
         return (jax.lax.scan(jax.checkpoint(layer), q, None, length=3)[0] * towards).sum()
 
@@ -131,7 +132,7 @@ def test_in_a_scan_with_checkpoints_and_under_vmap():
     np.testing.assert_allclose(got, want, atol=1e-6)
 
     def one(q: jax.Array) -> jax.Array:
-        return segment_attention(q, k, v, segments, positions, scale=0.3)
+        return segment_attention(q, k, v, segments, positions, settings=AttentionSettings(scale=0.3))
 
     both = jnp.stack([q, q[::-1]])
     np.testing.assert_array_equal(jax.vmap(one)(both), jnp.stack([one(x) for x in both]))
@@ -146,7 +147,7 @@ def test_on_each_device_of_a_mesh():
     split, whole = PartitionSpec(None, None, axis, None), PartitionSpec()
 
     def local(q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array, positions: jax.Array) -> jax.Array:
-        return segment_attention(q, k, v, segments, positions, scale=0.3)
+        return segment_attention(q, k, v, segments, positions, settings=AttentionSettings(scale=0.3))
 
     across = placement.per_shard(local, [split, split, split, whole, whole], split)
 
@@ -182,5 +183,7 @@ def test_what_they_cannot_read_is_refused():
         jax.block_until_ready(native_segment_backward(q, k, v, segments, q, lse[:, :3], towards, **PLAIN))
     # float16 has the other implementation.
     halves = [x.astype(half) for x in (q, k, v)]
-    lowered = jax.jit(partial(segment_attention, scale=0.3)).lower(*halves, segments, positions)
+    lowered = jax.jit(partial(segment_attention, settings=AttentionSettings(scale=0.3))).lower(
+        *halves, segments, positions
+    )
     assert "ryzjax_segment" not in lowered.as_text()

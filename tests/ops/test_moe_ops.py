@@ -9,7 +9,7 @@ import pytest
 
 from ryzjax.bits import from_bits, storage_dtype, to_bits
 from ryzjax.layers.glu import GLU, ClampedSwiGLU
-from ryzjax.ops.moe.grouped_matmul import grouped_matmul, grouped_matmul_reference
+from ryzjax.ops.moe.grouped_matmul import grouped_matmul
 from ryzjax.ops.moe.routing import Routing, route_top_k
 
 
@@ -42,7 +42,7 @@ def test_groups_by_numpy(name: str, dtype: jnp.dtype):
     x = jnp.asarray(rng.standard_normal((rows, 24)), dtype)
     weight = jnp.asarray(rng.standard_normal((5, 10, 24)), dtype)
     stored = to_bits(weight, storage_dtype(dtype))
-    outs = [jax.jit(f)(x, stored, jnp.array(sizes, jnp.int32)) for f in (grouped_matmul, grouped_matmul_reference)]
+    outs = [jax.jit(f)(x, stored, jnp.array(sizes, jnp.int32)) for f in (grouped_matmul, grouped_matmul.reference)]
     group = np.repeat(np.arange(5), sizes)
     exact = np.einsum("mk,mnk->mn", np.asarray(x, np.float64)[: len(group)], np.asarray(weight, np.float64)[group])
     for out in outs:

@@ -7,13 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ryzjax.attention_settings import AttentionSettings
 from ryzjax.batch import KVCache, TokenBatch
 from ryzjax.bits import storage_dtype
 from ryzjax.ops.attention.kv_write import write_kv
 from ryzjax.ops.attention.paged_attention import paged_attention
 
 # dtype -> absolute tolerance: bf16 inputs are exact in f32, only the output is rounded to 8 bits.
-PLAIN = {"window": None, "softcap": None, "sinks": None}
 TOLERANCE = {jnp.float32: 2e-6, jnp.bfloat16: 1e-2}
 
 
@@ -79,7 +79,7 @@ def test_two_keys_by_hand():
     k = jnp.array([[[0.0, 1.0]], [[9.0, 9.0]]])
     v = jnp.array([[[0.0, 4.0]], [[9.0, 9.0]]])
     cache = write_kv(cache, 0, k, v, batch)
-    out = paged_attention(q, cache, 0, batch, scale=1.0, max_query_len=1, **PLAIN)
+    out = paged_attention(q, cache, 0, batch, None, settings=AttentionSettings(scale=1.0), max_query_len=1)
     np.testing.assert_allclose(out[0, 0], [1.0, 5.0], atol=1e-6)
 
 
@@ -162,9 +162,9 @@ def check_against_dense(
     @jax.jit
     def run(q, k, v, cache, batch):
         cache = write_kv(cache, layer, k, v, batch)
-        return paged_attention(
-            q, cache, layer, batch, scale=dim**-0.5, max_query_len=1 if decodes else tokens, **(PLAIN | features)
-        )
+        settings = AttentionSettings(scale=dim**-0.5, window=features.get("window"), softcap=features.get("softcap"))
+        longest = 1 if decodes else tokens
+        return paged_attention(q, cache, layer, batch, features.get("sinks"), settings=settings, max_query_len=longest)
 
     arrays = (jnp.asarray(a, dtype) for a in (q, k_new, v_new))
     out = np.asarray(run(*arrays, KVCache(store(k_pages), store(v_pages)), batch), np.float32)
@@ -185,7 +185,9 @@ def test_temporaries_do_not_grow_with_the_pool_or_the_context():
 
         def run(q, k, cache, batch):
             cache = write_kv(cache, 1, k, k, batch)
-            return paged_attention(q, cache, 1, batch, scale=1.0, max_query_len=1, **PLAIN), cache
+            return paged_attention(
+                q, cache, 1, batch, None, settings=AttentionSettings(scale=1.0), max_query_len=1
+            ), cache
 
         compiled = jax.jit(run, donate_argnums=2).lower(q, k, cache, batch).compile()
         return compiled.memory_analysis().temp_size_in_bytes

@@ -10,11 +10,12 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from ryzjax.attention_settings import AttentionSettings
 from ryzjax.batch import KVCache, TokenBatch
 from ryzjax.ops.attention.kv_write import write_kv
 from ryzjax.ops.attention.paged_attention import paged_attention
 from ryzjax.sharding import Layout, Placement
-from tests.ops.test_paged_attention import FEATURES, PLAIN, ROWS, dense, make_batch
+from tests.ops.test_paged_attention import FEATURES, ROWS, dense, make_batch
 
 LAYERS, LAYER, HEADS, KV_HEADS, DIM = 3, 1, 6, 2, 16
 FORMATS = ("int8", "fp8")
@@ -76,8 +77,8 @@ def check(kind: str, rows: list[tuple[int, int]], page_size: int, features: dict
 
     def step(q, k, v, sinks, cache, batch):
         cache = write_kv(cache, LAYER, k, v, batch)
-        options = PLAIN | features | {"sinks": sinks}
-        return paged_attention(q, cache, LAYER, batch, scale=DIM**-0.5, max_query_len=longest, **options), cache
+        settings = AttentionSettings(scale=DIM**-0.5, window=features.get("window"), softcap=features.get("softcap"))
+        return paged_attention(q, cache, LAYER, batch, sinks, settings=settings, max_query_len=longest), cache
 
     if placement is not None:
         specs = placement.attention_specs(HEADS, KV_HEADS, cache)
@@ -127,7 +128,9 @@ def test_temporaries_hold_no_dequantized_cache(kind: str):
 
         def run(q, k, cache, batch):
             cache = write_kv(cache, LAYER, k, k, batch)
-            return paged_attention(q, cache, LAYER, batch, scale=1.0, max_query_len=1, **PLAIN), cache
+            return paged_attention(
+                q, cache, LAYER, batch, None, settings=AttentionSettings(scale=1.0), max_query_len=1
+            ), cache
 
         analysis = jax.jit(run, donate_argnums=2).lower(q, k, cache, batch).compile().memory_analysis()
         # In place: what comes in is what goes out, scales included.

@@ -11,14 +11,14 @@ import pytest
 from jax.sharding import AxisType, PartitionSpec
 
 from ryzjax import qarray
-from ryzjax.ops.linear.project import project
+from ryzjax.ops.linear.project import project_on_device
 from ryzjax.ops.linear.quantized import (
     _float8_to_float32,
-    panel_matmul,
     permute_columns,
+    project_by_panels,
+    project_dequantized,
+    project_quantized,
     quantize_rows,
-    quantized_linear,
-    quantized_linear_reference,
 )
 from ryzjax.qarray import LEAVES, QArray, QFormat, dequantize
 from tests.qarrays import FORMATS, random_qarray
@@ -38,7 +38,7 @@ def test_against_float64(name: str, rows: int, n: int, k: int):
     wanted = np.asarray(x, np.float64) @ np.asarray(dequantize(weight), np.float64).T
     # float32 accumulation over K terms.
     tolerance = 1e-6 * np.abs(wanted).max()
-    for compute in (panel_matmul, quantized_linear_reference, quantized_linear):
+    for compute in (project_by_panels, project_dequantized, project_quantized):
         np.testing.assert_allclose(jax.jit(compute)(x, weight), wanted, atol=tolerance * k**0.5, rtol=1e-5)
 
 
@@ -48,14 +48,16 @@ def test_bfloat16_activations_round_the_weights_to_bfloat16(name: str):
     x = x.astype(jnp.bfloat16)
     rounded = np.asarray(dequantize(weight, jnp.bfloat16), np.float64)
     wanted = np.asarray(x, np.float64) @ rounded.T
-    np.testing.assert_allclose(jax.jit(panel_matmul)(x, weight), wanted, atol=1e-5 * np.abs(wanted).max(), rtol=1e-5)
+    np.testing.assert_allclose(
+        jax.jit(project_by_panels)(x, weight), wanted, atol=1e-5 * np.abs(wanted).max(), rtol=1e-5
+    )
 
 
 def test_a_block_that_overhangs():
     """FP8 blocks of 128 x 128 over sizes that are no multiple of 128."""
     x, weight = inputs(QFormat(kind="float8", group=128, rows=128), 3, 300, 200)
     wanted = np.asarray(x) @ np.asarray(dequantize(weight)).T
-    np.testing.assert_allclose(jax.jit(panel_matmul)(x, weight), wanted, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(jax.jit(project_by_panels)(x, weight), wanted, rtol=1e-4, atol=1e-4)
 
 
 def test_int8_products_are_exact():
@@ -64,9 +66,9 @@ def test_int8_products_are_exact():
     assert np.abs(np.asarray(q)).max() == 127
     product = np.asarray(q, np.int64) @ np.asarray(weight.values, np.int64).T
     wanted = product * np.asarray(scale, np.float64) * np.asarray(weight.scales, np.float64)[:, 0]
-    np.testing.assert_allclose(jax.jit(quantized_linear)(x, weight), wanted, rtol=1e-6)
+    np.testing.assert_allclose(jax.jit(project_quantized)(x, weight), wanted, rtol=1e-6)
     np.testing.assert_array_equal(
-        np.asarray(quantized_linear(x[:1], weight))[0], np.asarray(quantized_linear(x, weight))[0]
+        np.asarray(project_quantized(x[:1], weight))[0], np.asarray(project_quantized(x, weight))[0]
     )
 
 
@@ -79,8 +81,8 @@ def test_activations_come_back_within_half_a_step():
 
 def test_a_row_does_not_depend_on_the_others():
     x, weight = inputs(FORMATS["int4"], 16, 600, 128)
-    every = np.asarray(jax.jit(panel_matmul)(x, weight))
-    changed = np.asarray(jax.jit(panel_matmul)(x.at[1:].multiply(3.0), weight))
+    every = np.asarray(jax.jit(project_by_panels)(x, weight))
+    changed = np.asarray(jax.jit(project_by_panels)(x.at[1:].multiply(3.0), weight))
     np.testing.assert_array_equal(every[0], changed[0])
 
 
@@ -92,7 +94,7 @@ def test_no_dequantized_copy_of_a_weight(name: str):
     shapes = {leaf: jax.ShapeDtypeStruct(*s) for leaf, s in format.leaf_shapes((n, k)).items()}
     weight = QArray(format=format, **shapes)  # pyright: ignore
     x = jax.ShapeDtypeStruct((8, k), jnp.bfloat16)
-    analysis = jax.jit(quantized_linear).lower(x, weight).compile().memory_analysis()
+    analysis = jax.jit(project_quantized).lower(x, weight).compile().memory_analysis()
     assert analysis is not None
     assert analysis.temp_size_in_bytes < 0.3 * 2 * n * k
 
@@ -108,20 +110,20 @@ def test_float8_bits_become_their_values():
 def test_bias_is_added_in_float32():
     x, weight = inputs(FORMATS["int4"], 3, 40, 64)
     bias = jnp.arange(40, dtype=jnp.bfloat16)
-    plain = quantized_linear(x, weight)
-    np.testing.assert_array_equal(quantized_linear(x, weight, bias), plain + bias.astype(jnp.float32))
+    plain = project_quantized(x, weight)
+    np.testing.assert_array_equal(project_quantized(x, weight, bias), plain + bias.astype(jnp.float32))
 
 
 def test_the_caller_permutes():
     x, weight = inputs(FORMATS["int4_order"], 3, 40, 64)
     assert weight.order is not None
     wanted = np.asarray(x) @ np.asarray(dequantize(weight)).T
-    permuted = quantized_linear(x[:, weight.order], replace(weight, order=None))
+    permuted = project_quantized(x[:, weight.order], replace(weight, order=None))
     np.testing.assert_allclose(permuted, wanted, rtol=1e-5, atol=1e-5)
 
 
 def gradient(x: jax.Array, weight: QArray, factor: jax.Array) -> jax.Array:
-    return jax.jit(jax.grad(lambda x: (quantized_linear(x, weight) * factor).sum()))(x)
+    return jax.jit(jax.grad(lambda x: (project_quantized(x, weight) * factor).sum()))(x)
 
 
 @pytest.mark.parametrize("name", [*WEIGHT_ONLY, "w8a8"])
@@ -158,7 +160,7 @@ def test_gradient_where_columns_are_split_over_devices(name: str):
         },
     )
     split = jax.shard_map(
-        lambda x, weight: quantized_linear(x, weight, summed_over=("tensor",)),
+        lambda x, weight: project_quantized(x, weight, summed_over=("tensor",)),
         mesh=mesh, in_specs=(columns, specs), out_specs=PartitionSpec(), check_vma=False,
     )  # fmt: skip
     factor = jnp.asarray(np.random.default_rng(1).standard_normal((6, 40)), jnp.float32)
@@ -175,7 +177,7 @@ def test_no_dequantized_copy_for_a_gradient():
     weight = QArray(format=format, **shapes)  # pyright: ignore
     for dtype in (jnp.float32, jnp.bfloat16):
         x = jax.ShapeDtypeStruct((8, k), dtype)
-        step = jax.jit(jax.grad(lambda x, weight: (project(x, [weight])[0] ** 2).sum()))
+        step = jax.jit(jax.grad(lambda x, weight: (project_on_device(x, [weight])[0] ** 2).sum()))
         analysis = step.lower(x, weight).compile().memory_analysis()
         assert analysis is not None
         assert analysis.temp_size_in_bytes < 0.6 * 2 * n * k

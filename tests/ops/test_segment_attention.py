@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ryzjax.attention_settings import AttentionSettings
 from ryzjax.ops.attention.segment_attention import (
     segment_attention,
     segment_attention_by_xla,
@@ -54,9 +55,8 @@ def test_against_the_reference(attention, case: dict) -> None:
     towards = draw(2, length, 4, dim) * real
 
     def loss(attention, q, k, v, sinks):
-        out = attention(
-            q, k, v, segments, positions, scale=0.4, window=options["window"], softcap=options["softcap"], sinks=sinks
-        )
+        settings = AttentionSettings(scale=0.4, window=options["window"], softcap=options["softcap"])
+        out = attention(q, k, v, segments, positions, sinks, settings=settings)
         return jnp.sum(out * towards), out
 
     wanted = (0, 1, 2, 3) if sinks is not None else (0, 1, 2)
@@ -81,9 +81,9 @@ def test_padding_is_zero_and_gives_no_gradient(attention) -> None:
     positions = jnp.asarray([[0, 1, 2, 0, 0, 0]], jnp.int32)
 
     def total(q: jax.Array) -> jax.Array:
-        return jnp.sum(attention(q, q, q, segments, positions, scale=1.0) ** 2)
+        return jnp.sum(attention(q, q, q, segments, positions, settings=AttentionSettings(scale=1.0)) ** 2)
 
-    out = attention(q, q, q, segments, positions, scale=1.0)
+    out = attention(q, q, q, segments, positions, settings=AttentionSettings(scale=1.0))
     assert not np.any(out[0, 3:]) and np.all(np.isfinite(out))
     assert not np.any(jax.grad(total)(q)[0, 3:])
 
@@ -94,6 +94,8 @@ def test_by_hand(attention) -> None:
     q = jnp.asarray([0.0, 1.0]).reshape(1, 2, 1, 1)
     k = jnp.asarray([0.0, 1.0]).reshape(1, 2, 1, 1)
     v = jnp.asarray([3.0, 5.0]).reshape(1, 2, 1, 1)
-    out = attention(q, k, v, jnp.ones((1, 2), jnp.int32), jnp.asarray([[0, 1]], jnp.int32), scale=1.0)
+    out = attention(
+        q, k, v, jnp.ones((1, 2), jnp.int32), jnp.asarray([[0, 1]], jnp.int32), settings=AttentionSettings(scale=1.0)
+    )
     share = np.e / (1 + np.e)
     np.testing.assert_allclose(out[0, :, 0, 0], [3.0, 3.0 * (1 - share) + 5.0 * share], rtol=1e-6)

@@ -8,14 +8,14 @@ import pytest
 
 from ryzjax.layers.rope import Llama3Rope, Rope
 from ryzjax.ops.embedding import embed
-from ryzjax.ops.linear.reference import linear
-from ryzjax.ops.norm import rms_norm
+from ryzjax.ops.linear.reference import project_plain
+from ryzjax.ops.norm import RMS_NORM
 from ryzjax.ops.rope import apply_rope, rope_cos_sin
 
 
 def test_linear_by_hand_and_for_one_row():
     weight = jnp.array([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]])
-    out = linear(jnp.array([[1.0, 10.0]]), weight, jnp.array([0.5, 0.0, 0.0]))
+    out = project_plain(jnp.array([[1.0, 10.0]]), weight, jnp.array([0.5, 0.0, 0.0]))
     assert out.dtype == jnp.float32
     np.testing.assert_array_equal(out, [[21.5, 43.0, 65.0]])
 
@@ -25,18 +25,18 @@ def test_linear_bf16_accumulates_in_f32(rows: int):
     rng = np.random.default_rng(rows)
     x = jnp.asarray(rng.standard_normal((rows, 300)), jnp.bfloat16)
     w = jnp.asarray(rng.standard_normal((70, 300)), jnp.bfloat16)
-    out = linear(x, w)
+    out = project_plain(x, w)
     assert out.dtype == jnp.float32 and out.shape == (rows, 70)
     exact = np.asarray(x, np.float64) @ np.asarray(w, np.float64).T
     np.testing.assert_allclose(out, exact, atol=1e-3)  # a bf16 accumulator would be off by 0.1
 
 
 def test_rms_norm_by_hand():
-    out = rms_norm(jnp.array([[3.0, 4.0]]), jnp.array([1.0, 2.0]), 0.0, offset=0.0)
+    out = RMS_NORM(jnp.array([[3.0, 4.0]]), jnp.array([1.0, 2.0]), eps=0.0, offset=0.0)
     np.testing.assert_allclose(out, [[3 / np.sqrt(12.5), 8 / np.sqrt(12.5)]], rtol=1e-6)
-    shifted = rms_norm(jnp.array([[3.0, 4.0]]), jnp.array([0.0, 1.0]), 0.0, offset=1.0)
+    shifted = RMS_NORM(jnp.array([[3.0, 4.0]]), jnp.array([0.0, 1.0]), eps=0.0, offset=1.0)
     np.testing.assert_allclose(shifted, out, rtol=1e-6)
-    assert rms_norm(jnp.zeros((1, 2)), jnp.ones(2), 1e-5, offset=0.0).tolist() == [[0.0, 0.0]]
+    assert RMS_NORM(jnp.zeros((1, 2)), jnp.ones(2), eps=1e-5, offset=0.0).tolist() == [[0.0, 0.0]]
 
 
 def test_rope_rotates_halves_by_the_position():

@@ -1,4 +1,4 @@
-"""write_kv: puts a step's keys and values into their pages, in place."""
+"""write_kv: writes the keys and values of a step into their pages, in place."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ __all__ = ["write_kv"]
 def write_kv(
     cache: KVCache, layer: int | Int[Array, ""], k: Float[Array, "T H D"], v: Float[Array, "T H D"], batch: TokenBatch
 ) -> KVCache:
-    """The cache with k and v of every token written at (write_page, write_offset) of one layer.
+    """Returns the cache with k and v of every token written at (write_page, write_offset) of one layer.
 
-    Quantized as the cache stores numbers; what is written depends on the token alone, not on its neighbours. Padding
-    tokens write to page 0, which belongs to no sequence. Under a donated cache this is in place.
+    They are quantized to the dtype of the cache. The stored numbers depend only on the token, not on its neighbors.
+    Padding tokens write to page 0, which belongs to no sequence. If the cache is donated, the write is in place.
     """
     at = (layer, batch.write_page, slice(None), batch.write_offset)
     if cache.k.dtype == jnp.int8:

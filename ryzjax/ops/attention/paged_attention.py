@@ -1,9 +1,9 @@
 """paged_attention: ragged causal attention over a paged KV cache, in pure JAX.
 
-A step mixes rows that decode (one query each) and prefill chunks (many queries of one sequence). Both run an
-online softmax (Milakov and Gimelshein, arXiv 1805.02867; FlashAttention) over blocks of pages, so temporaries
-do not grow with the context; trip counts are dynamic, so one executable serves every context length. A sliding
-window begins at the first block it can see: its cost does not grow with the context either.
+A step mixes decode rows (one query each) and prefill chunks (many queries of one sequence). Both run an online softmax
+(Milakov and Gimelshein, arXiv 1805.02867; FlashAttention) over blocks of pages, so the temporaries do not grow with the
+context. Trip counts are dynamic, so one executable serves every context length. A sliding window starts at the first
+block that it can see, so its cost does not grow with the context either.
 
     decode rows    groups of 8 rows together:    [8, H, G, D] x block of each row's pages
     chunks         tiles of 128 queries, one row: [H, G * 128, D] x block of that row's pages
@@ -17,22 +17,23 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
+from ryzjax.attention_settings import AttentionSettings
 from ryzjax.batch import KVCache, TokenBatch
 from ryzjax.ops.attention.kv_pages import KVBlock, head_scales, load_block
 
 __all__ = ["BLOCK_TOKENS", "DECODE_GROUP", "QUERY_TILE", "paged_attention"]
 
 BLOCK_TOKENS = 256
-"""Keys a loop iteration looks at: large enough to hide XLA's cost of a loop turn (docs/log.md)."""
+"""The keys of a loop iteration. They are enough to hide the cost of an iteration in XLA (docs/log.md)."""
 DECODE_GROUP = 8
-"""Decode rows attended together; a group runs as long as its longest row."""
+"""The number of decode rows attended together. A group runs as long as its longest row."""
 QUERY_TILE = 128
-"""Queries of a prefill chunk attended together."""
+"""The number of queries of a prefill chunk attended together."""
 _MASKED = -1e30
 
 
 class _Scores(NamedTuple):
-    """What happens to scores before the softmax; see `paged_attention`. `sinks` is [H, G]."""
+    """The changes of scores before the softmax, as in `paged_attention`. `sinks` is [H, G]."""
 
     window: int | None
     softcap: float | None
@@ -42,7 +43,7 @@ class _Scores(NamedTuple):
         return scores if self.softcap is None else self.softcap * jnp.tanh(scores / self.softcap)
 
     def first_block(self, first_query: Array, block: int) -> Array:
-        """The first block of keys that a query at `first_query` (a position) can see."""
+        """Returns the first block of keys that a query at position `first_query` can see."""
         if self.window is None:
             return jnp.int32(0)
         return jnp.maximum(first_query - (self.window - 1), 0) // block
@@ -52,7 +53,7 @@ class _Scores(NamedTuple):
 
 
 class _Softmax(NamedTuple):
-    """Running state of an online softmax: maximum, sum of exponentials, weighted sum of values."""
+    """The state of an online softmax: maximum, sum of exponentials, and weighted sum of values."""
 
     peak: Array
     total: Array
@@ -64,38 +65,36 @@ def paged_attention(
     cache: KVCache,
     layer: int | Int[Array, ""],
     batch: TokenBatch,
-    *,
-    scale: float,
-    max_query_len: int,
-    window: int | None,
-    softcap: float | None,
     sinks: Float[Array, " N"] | None,
+    *,
+    settings: AttentionSettings,
+    max_query_len: int,
 ) -> Float[Array, "T N D"]:
-    """Each token attends to its own sequence, up to and including itself.
+    """Returns the attention output of each token over its own sequence, up to and including itself.
 
     Args:
-      q: queries, rotated; query head n reads KV head n // (N / H).
-      cache: all layers; this step's keys and values already written.
-      layer: which layer of the cache.
-      batch: rows, their pages and lengths.
-      scale: multiplies the scores, usually D^-0.5.
-      max_query_len: 1 promises a step of decode rows only; no code for chunks is compiled then.
-      window: a token attends to this many tokens at most, itself included; None for all.
-      softcap: scores become softcap * tanh(score / softcap) (Gemma 2); None for none.
-      sinks: a score a query head that takes part in the softmax but has no value (GPT-OSS); None for none.
+      q: rotated queries. Query head n reads KV head n // (N / H).
+      cache: the pages of all layers. They already contain the keys and values of this step.
+      layer: the index of the layer in the cache.
+      batch: the rows, their pages and their lengths.
+      sinks: one score a query head that takes part in the softmax but has no value (GPT-OSS), or None.
+      settings: scale, window and soft cap of the scores.
+      max_query_len: 1 if all rows decode. The program then has no code for prefill chunks.
 
     Returns:
-      Attention output in q's dtype; padding tokens hold finite values of no meaning.
+      The attention output in the dtype of q. The output of padding tokens is finite and has no meaning.
     """
     num_tokens, num_heads, head_dim = q.shape
     num_kv_heads = cache.k.shape[2]
-    grouped = q.astype(jnp.float32).reshape(num_tokens, num_kv_heads, num_heads // num_kv_heads, head_dim) * scale
+    grouped = (
+        q.astype(jnp.float32).reshape(num_tokens, num_kv_heads, num_heads // num_kv_heads, head_dim) * settings.scale
+    )
     k_scale, v_scale = head_scales(cache, layer)
     if k_scale is not None:
         grouped = grouped * k_scale[:, None, None]
     if sinks is not None:
         sinks = sinks.astype(jnp.float32).reshape(grouped.shape[1:3])
-    scores = _Scores(window=window, softcap=softcap, sinks=sinks)
+    scores = _Scores(window=settings.window, softcap=settings.softcap, sinks=sinks)
     out = _decode_rows(grouped, cache, layer, batch, scores)
     if max_query_len > 1:
         out = _chunks(out, grouped, cache, layer, batch, scores)
@@ -107,7 +106,7 @@ def paged_attention(
 def _decode_rows(
     q: Float[Array, "T H G D"], cache: KVCache, layer: int | Int[Array, ""], batch: TokenBatch, to_scores: _Scores
 ) -> Float[Array, "T H G D"]:
-    """Attention of the decode rows, whose tokens are the first ones; other tokens come back undefined."""
+    """Returns the attention output of the decode rows, which come first. The output of other tokens is undefined."""
     rows = min(q.shape[0], batch.context_len.shape[0])
     size = min(DECODE_GROUP, rows)
     padding = -rows % size

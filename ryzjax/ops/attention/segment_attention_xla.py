@@ -1,95 +1,98 @@
 """Attention within segments, and its gradient, in pure JAX: FlashAttention (Dao, arXiv 2307.08691).
 
-Scores exist one block of queries by one of keys at a time, forward and backward, so that temporaries grow with S and
-not with its square. Blocks that no query can see (later ones, those outside the window, those of earlier segments) are
-skipped, which is why the gradient is written out: JAX has none for loops of dynamic length.
+Scores exist for one block of queries and one block of keys at a time, forward and backward. Temporaries therefore grow
+with C, not with its square. Blocks that no query can see are skipped: later ones, those outside the window, and those
+of earlier segments. The gradient is written by hand, because JAX cannot differentiate loops of dynamic length.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
+from ryzjax.attention_settings import AttentionSettings
 from ryzjax.bits import from_bits, storage_dtype, to_bits
 
-__all__ = ["SegmentRules", "segment_backward", "segment_forward"]
+__all__ = ["segment_backward", "segment_forward"]
 
 _QUERY_BLOCK = 128
 _KEY_BLOCK = 256
 _MASKED = -1e30
 
 
-@dataclass(frozen=True, kw_only=True)
-class SegmentRules:
-    """What is static of attention: see `segment_attention`."""
+def _scores(settings: AttentionSettings, q: Array, k: Array) -> Array:
+    """Returns the scores [R, H, G, Q, K] of queries [R, H, G, Q, D] and keys [R, H, K, D], without a mask."""
+    raw = jnp.einsum("RHGQD,RHKD->RHGQK", q, k) * settings.scale
+    return raw if settings.softcap is None else settings.softcap * jnp.tanh(raw / settings.softcap)
 
-    scale: float
-    window: int | None
-    softcap: float | None
 
-    def scores(self, q: Array, k: Array) -> Array:
-        """[B, H, G, Q, D] and [B, H, K, D] -> [B, H, G, Q, K], not masked."""
-        raw = jnp.einsum("BHGQD,BHKD->BHGQK", q, k) * self.scale
-        return raw if self.softcap is None else self.softcap * jnp.tanh(raw / self.softcap)
-
-    def raw_gradient(self, scores: Array, grad: Array) -> Array:
-        """The gradient of q k^T, given that of the scores."""
-        if self.softcap is not None:
-            grad = grad * (1.0 - jnp.square(scores / self.softcap))
-        return grad * self.scale
+def _raw_gradient(settings: AttentionSettings, scores: Array, grad: Array) -> Array:
+    """Returns the gradient of q k^T, given the gradient of the scores."""
+    if settings.softcap is not None:
+        grad = grad * (1.0 - jnp.square(scores / settings.softcap))
+    return grad * settings.scale
 
 
 class _Tokens(NamedTuple):
-    """Which token is whose: int [B, S] each. Segment 0 is padding."""
+    """The segment and the position of each token, int [R, C] each. Segment 0 is padding."""
 
     segments: Array
     positions: Array
 
 
 def segment_forward(
-    rules: SegmentRules,
-    q: Float[Array, "B S N D"],
-    k: Float[Array, "B S H D"],
-    v: Float[Array, "B S H D"],
+    q: Float[Array, "R C N D"],
+    k: Float[Array, "R C H D"],
+    v: Float[Array, "R C H D"],
     sinks: Float[Array, " N"] | None,
-    segment_ids: Int[Array, "B S"],
-    positions: Int[Array, "B S"],
-) -> tuple[Float[Array, "B S N D"], Float[Array, "B N S"]]:
-    """(out in q's dtype, logsumexp of each query's scores and sink in float32; finite in padding)."""
+    segment_ids: Int[Array, "R C"],
+    positions: Int[Array, "R C"],
+    *,
+    settings: AttentionSettings,
+) -> tuple[Float[Array, "R C N D"], Float[Array, "R N C"]]:
+    """Returns the attention output in the dtype of q, and the logsumexp of each query's scores and sink in float32.
+
+    Both are finite in padding. Arguments as for `segment_attention`.
+    """
     length, heads, kv_heads = *q.shape[1:3], k.shape[2]
     sink = jnp.full(heads, _MASKED) if sinks is None else sinks.astype(jnp.float32)
     tokens = _Tokens(segments=_whole_blocks(segment_ids), positions=_whole_blocks(positions))
     arrays = _grouped(q, kv_heads), _by_head(k), _by_head(v)
-    out, log_total = _forward(rules, *arrays, sink.reshape(kv_heads, -1), tokens)
+    out, log_total = _forward(settings, *arrays, sink.reshape(kv_heads, -1), tokens)
     return _ungrouped(out, length).astype(q.dtype), log_total.reshape(q.shape[0], heads, -1)[:, :, :length]
 
 
 def segment_backward(
-    rules: SegmentRules,
-    q: Float[Array, "B S N D"],
-    k: Float[Array, "B S H D"],
-    v: Float[Array, "B S H D"],
-    segment_ids: Int[Array, "B S"],
-    positions: Int[Array, "B S"],
-    out: Float[Array, "B S N D"],
-    lse: Float[Array, "B N S"],
-    grad: Float[Array, "B S N D"],
-) -> tuple[Float[Array, "B S N D"], Float[Array, "B S H D"], Float[Array, "B S H D"]]:
-    """The gradients of q, k and v, given that of `out`."""
+    q: Float[Array, "R C N D"],
+    k: Float[Array, "R C H D"],
+    v: Float[Array, "R C H D"],
+    segment_ids: Int[Array, "R C"],
+    positions: Int[Array, "R C"],
+    out: Float[Array, "R C N D"],
+    lse: Float[Array, "R N C"],
+    grad: Float[Array, "R C N D"],
+    *,
+    settings: AttentionSettings,
+) -> tuple[Float[Array, "R C N D"], Float[Array, "R C H D"], Float[Array, "R C H D"]]:
+    """Returns the gradients of q, k and v.
+
+    Args:
+      out, lse: the results of `segment_forward`.
+      grad: the gradient of `out`.
+    """
     length, kv_heads = q.shape[1], k.shape[2]
-    # The gradient of a softmax needs the sum of weight * gradient over its row, which is this.
+    # The sum of weight * gradient over each row, which the gradient of a softmax needs.
     row_sum = jnp.sum(grad.astype(jnp.float32) * out.astype(jnp.float32), axis=-1)
 
     def per_query(x: Array) -> Array:
-        """[B, S, N] -> [B, H, G, S]."""
+        """[R, C, N] -> [R, H, G, C]."""
         return _grouped(x[..., None], kv_heads)[..., 0]
 
     q_grad, k_grad, v_grad = _backward(
-        rules,
+        settings,
         _Tokens(segments=_whole_blocks(segment_ids), positions=_whole_blocks(positions)),
         _grouped(q, kv_heads),
         _by_head(k),
@@ -103,26 +106,26 @@ def segment_backward(
 
 
 def _whole_blocks(x: Array) -> Array:
-    """[B, S, ...] with zeros behind, so that blocks divide S."""
+    """Pads [R, C, ...] with zeros at the end, so that C is a whole number of blocks."""
     length = x.shape[1]
     padding = -length % max(_QUERY_BLOCK, _KEY_BLOCK) if length > _QUERY_BLOCK else 0
     return jnp.pad(x, ((0, 0), (0, padding), *((0, 0),) * (x.ndim - 2)))
 
 
 def _grouped(x: Array, kv_heads: int) -> Array:
-    """[B, S, N, D] -> [B, H, G, S, D]."""
+    """[R, C, N, D] -> [R, H, G, C, D]."""
     x = _whole_blocks(x)
     return x.reshape(*x.shape[:2], kv_heads, -1, x.shape[3]).transpose(0, 2, 3, 1, 4)
 
 
 def _ungrouped(x: Array, length: int) -> Array:
-    """[B, H, G, S, D] -> [B, length, N, D]."""
+    """[R, H, G, C, D] -> [R, length, N, D]."""
     x = x.transpose(0, 3, 1, 2, 4)
     return x.reshape(*x.shape[:2], -1, x.shape[4])[:, :length]
 
 
 def _by_head(x: Array) -> Array:
-    """[B, S, H, D] -> [B, H, S, D]."""
+    """[R, C, H, D] -> [R, H, C, D]."""
     return _whole_blocks(x).transpose(0, 2, 1, 3)
 
 
@@ -141,21 +144,23 @@ def _blocks(length: int) -> tuple[int, int]:
 
 
 def _visible_keys(
-    rules: SegmentRules, tokens: _Tokens, first_query: Array, queries: int, keys: int
+    settings: AttentionSettings, tokens: _Tokens, first_query: Array, queries: int, keys: int
 ) -> tuple[Array, Array]:
     """[first, last) block of keys that a block of queries can see."""
     length = tokens.positions.shape[1]
     index = first_query + jnp.arange(queries)
     positions = lax.dynamic_slice_in_dim(tokens.positions, first_query, queries, axis=1)
     segments = lax.dynamic_slice_in_dim(tokens.segments, first_query, queries, axis=1)
-    reach = positions if rules.window is None else jnp.minimum(positions, rules.window - 1)
+    reach = positions if settings.window is None else jnp.minimum(positions, settings.window - 1)
     oldest = jnp.min(jnp.where(segments > 0, index - reach, length))
     last = jnp.where(oldest < length, -(-(first_query + queries) // keys), 0)
     return jnp.minimum(oldest // keys, last), last
 
 
-def _mask(rules: SegmentRules, tokens: _Tokens, first_query: Array, queries: int, first_key: Array, keys: int) -> Array:
-    """[B, Q, K]: whether a query sees a key."""
+def _mask(
+    settings: AttentionSettings, tokens: _Tokens, first_query: Array, queries: int, first_key: Array, keys: int
+) -> Array:
+    """Returns whether a query sees a key, [R, Q, K]."""
 
     def of(x: Array, first: Array, count: int) -> Array:
         return lax.dynamic_slice_in_dim(x, first, count, axis=1)
@@ -163,7 +168,7 @@ def _mask(rules: SegmentRules, tokens: _Tokens, first_query: Array, queries: int
     query_segments, key_segments = of(tokens.segments, first_query, queries), of(tokens.segments, first_key, keys)
     distance = (first_query + jnp.arange(queries))[:, None] - (first_key + jnp.arange(keys))[None, :]
     seen = (query_segments[:, :, None] == key_segments[:, None, :]) & (query_segments[:, :, None] > 0) & (distance >= 0)
-    return seen if rules.window is None else seen & (distance < rules.window)
+    return seen if settings.window is None else seen & (distance < settings.window)
 
 
 class _Softmax(NamedTuple):
@@ -174,8 +179,16 @@ class _Softmax(NamedTuple):
     weighted: Array
 
 
-def _forward(rules: SegmentRules, q: Array, k: Array, v: Array, sinks: Array, tokens: _Tokens) -> tuple[Array, Array]:
-    """[B, H, G, S, D], [B, H, S, D] twice and [H, G] -> [B, H, G, S, D] and [B, H, G, S]."""
+def _forward(
+    settings: AttentionSettings, q: Array, k: Array, v: Array, sinks: Array, tokens: _Tokens
+) -> tuple[Array, Array]:
+    """Returns the output [R, H, G, C, D] and the logsumexp [R, H, G, C].
+
+    Args:
+      q: [R, H, G, C, D].
+      k, v: [R, H, C, D].
+      sinks: [H, G].
+    """
     queries, keys = _blocks(q.shape[3])
     shape = q.shape
     q, k, v = _bits(q), _bits(k), _bits(v)
@@ -185,17 +198,17 @@ def _forward(rules: SegmentRules, q: Array, k: Array, v: Array, sinks: Array, to
 
         def add_keys(i: Array, state: _Softmax) -> _Softmax:
             first_key = i * keys
-            seen = _mask(rules, tokens, first_query, queries, first_key, keys)[:, None, None]
-            scores = rules.scores(block, _floats(k, first_key, keys, axis=2))
+            seen = _mask(settings, tokens, first_query, queries, first_key, keys)[:, None, None]
+            scores = _scores(settings, block, _floats(k, first_key, keys, axis=2))
             peak = jnp.maximum(state.peak, jnp.max(jnp.where(seen, scores, _MASKED), axis=-1))
             weights = jnp.where(seen, jnp.exp(scores - peak[..., None]), 0.0)
             shrink = jnp.exp(state.peak - peak)
-            added = jnp.einsum("BHGQK,BHKD->BHGQD", weights, _floats(v, first_key, keys, axis=2))
+            added = jnp.einsum("RHGQK,RHKD->RHGQD", weights, _floats(v, first_key, keys, axis=2))
             return _Softmax(peak, state.total * shrink + weights.sum(-1), state.weighted * shrink[..., None] + added)
 
         peak = jnp.broadcast_to(sinks[None, :, :, None], block.shape[:-1])
         start = _Softmax(peak, jnp.where(peak > _MASKED, 1.0, 0.0), jnp.zeros_like(block))
-        first, last = _visible_keys(rules, tokens, first_query, queries, keys)
+        first, last = _visible_keys(settings, tokens, first_query, queries, keys)
         end = lax.fori_loop(first, last, add_keys, start)
         total = jnp.where(end.total > 0, end.total, 1.0)  # padding sees nothing
         return None, (end.weighted / total[..., None], end.peak + jnp.log(total))
@@ -207,9 +220,22 @@ def _forward(rules: SegmentRules, q: Array, k: Array, v: Array, sinks: Array, to
 
 
 def _backward(
-    rules: SegmentRules, tokens: _Tokens, q: Array, k: Array, v: Array, grad: Array, log_total: Array, row_sum: Array
+    settings: AttentionSettings,
+    tokens: _Tokens,
+    q: Array,
+    k: Array,
+    v: Array,
+    grad: Array,
+    log_total: Array,
+    row_sum: Array,
 ) -> tuple[Array, Array, Array]:
-    """As `_forward`, and [B, H, G, S] twice -> the gradients of q, in its dtype, and of k and v."""
+    """Returns the gradients of q, in the dtype of q, and of k and v.
+
+    Args:
+      q, k, v: as for `_forward`.
+      grad: the gradient of the output, [R, H, G, C, D].
+      log_total, row_sum: [R, H, G, C] each.
+    """
     queries, keys = _blocks(q.shape[3])
     shape, dtype = q.shape, q.dtype
     q, k, v, grad = (_bits(x) for x in (q, k, v, grad))
@@ -224,17 +250,17 @@ def _backward(
             q_grad, k_grad, v_grad = state
             first_key = i * keys
             key_block, value_block = (_floats(x, first_key, keys, axis=2) for x in (k, v))
-            seen = _mask(rules, tokens, first_query, queries, first_key, keys)[:, None, None]
-            scores = rules.scores(block, key_block)
+            seen = _mask(settings, tokens, first_query, queries, first_key, keys)[:, None, None]
+            scores = _scores(settings, block, key_block)
             weights = jnp.where(seen, jnp.exp(scores - block_total[..., None]), 0.0)
-            weights_grad = jnp.einsum("BHGQD,BHKD->BHGQK", block_grad, value_block)
-            raw_grad = rules.raw_gradient(scores, weights * (weights_grad - block_sum[..., None]))
-            q_grad = q_grad + jnp.einsum("BHGQK,BHKD->BHGQD", raw_grad, key_block)
-            k_grad = _add_rows(k_grad, first_key, jnp.einsum("BHGQK,BHGQD->BHKD", raw_grad, block))
-            v_grad = _add_rows(v_grad, first_key, jnp.einsum("BHGQK,BHGQD->BHKD", weights, block_grad))
+            weights_grad = jnp.einsum("RHGQD,RHKD->RHGQK", block_grad, value_block)
+            raw_grad = _raw_gradient(settings, scores, weights * (weights_grad - block_sum[..., None]))
+            q_grad = q_grad + jnp.einsum("RHGQK,RHKD->RHGQD", raw_grad, key_block)
+            k_grad = _add_rows(k_grad, first_key, jnp.einsum("RHGQK,RHGQD->RHKD", raw_grad, block))
+            v_grad = _add_rows(v_grad, first_key, jnp.einsum("RHGQK,RHGQD->RHKD", weights, block_grad))
             return q_grad, k_grad, v_grad
 
-        first, last = _visible_keys(rules, tokens, first_query, queries, keys)
+        first, last = _visible_keys(settings, tokens, first_query, queries, keys)
         q_grad, k_grad, v_grad = lax.fori_loop(first, last, add_keys, (jnp.zeros_like(block), *sums))
         return (k_grad, v_grad), _bits(q_grad.astype(dtype))
 
@@ -245,6 +271,6 @@ def _backward(
 
 
 def _add_rows(total: Array, first: Array, part: Array) -> Array:
-    """Adds to rows [first, first + K) of [B, H, S, D]."""
+    """Adds to rows [first, first + K) of [R, H, C, D]."""
     before = lax.dynamic_slice_in_dim(total, first, part.shape[2], axis=2)
     return lax.dynamic_update_slice_in_dim(total, before + part, first, axis=2)

@@ -1,10 +1,12 @@
-"""quantized_linear: y = x W^T + b with W of few bits, never whole in more.
+"""project_quantized: y = x W^T + b with a low-bit weight, by XLA.
 
-int8       activations are rounded to int8 by token too (W8A8): an int8 product, exact in int32
-panels     CPU: a loop over panels of rows, each dequantized into the cache and multiplied there
-reference  the whole matrix dequantized, then `linear`: what XLA fuses on an accelerator
+There are three implementations:
 
-The weight is frozen: gradients flow to x alone, and keep W in few bits (`multiply_from_left`).
+    int8       Activations are quantized to int8 per token too (W8A8). The product is exact in int32.
+    panels     On a CPU, a loop dequantizes a panel of rows into the cache and multiplies it there.
+    reference  The whole matrix is dequantized, then multiplied. XLA fuses the two on an accelerator.
+
+The weight is frozen. Gradients flow to x only, and the gradient dequantizes a panel at a time (`multiply_from_left`).
 """
 
 from __future__ import annotations
@@ -19,36 +21,38 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from ryzjax.bits import from_bits
-from ryzjax.ops.linear.reference import linear
+from ryzjax.ops.dispatch import Kernel, Op
+from ryzjax.ops.linear.reference import project_plain
 from ryzjax.qarray import QArray, dequantize, multiply_from_left
 
-__all__ = ["panel_matmul", "permute_columns", "quantize_rows", "quantized_linear", "quantized_linear_reference"]
+__all__ = ["permute_columns", "project_by_panels", "project_dequantized", "project_quantized", "quantize_rows"]
 
 _PANEL_ELEMENTS = 2**19
-"""Weights dequantized at a time: they must stay in a core's cache until they are multiplied."""
+"""The number of weights in a panel. A panel must stay in a core's cache until it is multiplied."""
 _MAX_PANEL_ROWS = 256
 _FEWEST_ROWS = 8
-"""Fewer are padded: XLA on CPU multiplies 8 rows faster than 2."""
+"""Fewer rows are padded to this many, because XLA on a CPU multiplies 8 rows faster than 2."""
 _IMPLIED_ZERO = 8.0
 
 
-def quantized_linear(
+def project_quantized(
     x: Float[Array, "T K"],
     weight: QArray,
     bias: Float[Array, " N"] | None = None,
     *,
     summed_over: tuple[str, ...] = (),
 ) -> Float[Array, "T N"]:
-    """`x @ weight.T + bias`, accumulated and returned in float32.
+    """Returns `x @ weight.T + bias`, accumulated in float32.
 
-    The gradient of x comes from cotangents rounded to its dtype; rounding activations to int8 counts as the identity
-    (straight through).
+    The gradient of x uses cotangents rounded to the dtype of x. Quantizing activations to int8 counts as the identity
+    (a straight-through estimator).
 
     Args:
-      x: activations; weights are dequantized to their dtype, unless the format multiplies in int8.
-      weight: [N, K] without an order: who permutes its columns permutes x before (`QArray.order`).
+      x: activations. Weights are dequantized to their dtype, unless the format multiplies in int8.
+      weight: the weight [N, K], without `QArray.order`. If the weight's columns are permuted, permute `x` the same way
+        before the call.
       bias: added in float32.
-      summed_over: mesh axes that split K, inside `shard_map`: the result is reduced over them.
+      summed_over: the mesh axes that split K inside `shard_map`. The result is summed over them.
     """
     assert weight.order is None, "x must be permuted first"
     if weight.format.activations == "int8":
@@ -61,9 +65,9 @@ def quantized_linear(
 
 @jax.custom_vjp
 def permute_columns(x: Float[Array, "T K"], order: Int[Array, " K"]) -> Float[Array, "T K"]:
-    """Column order[i] of x becomes column i: as a matrix with an order takes its input.
+    """Returns x with column order[i] moved to column i, which is the input of a matrix with permuted columns.
 
-    Its gradient is the inverse permutation: a gather, where JAX would scatter, 20 times as slow on a CPU.
+    The gradient gathers by the inverse permutation. JAX would scatter, which takes 20 times as long on a CPU.
     """
     return x[:, order]
 
@@ -75,15 +79,15 @@ def _permuted_back(order: Int[Array, " K"], grad: Float[Array, "T K"]) -> tuple[
 permute_columns.defvjp(lambda x, order: (permute_columns(x, order), order), _permuted_back)
 
 
-def quantized_linear_reference(x: Float[Array, "T K"], weight: QArray) -> Float[Array, "T N"]:
-    """The product by the dequantized matrix."""
-    return linear(x, dequantize(weight, x.dtype))
+def project_dequantized(x: Float[Array, "T K"], weight: QArray) -> Float[Array, "T N"]:
+    """Returns the product with the dequantized matrix."""
+    return project_plain(x, dequantize(weight, x.dtype))
 
 
 def quantize_rows(
     x: Float[Array, "T K"], summed_over: tuple[str, ...] = ()
 ) -> tuple[Int[Array, "T K"], Float[Array, "T 1"]]:
-    """(int8 values, float32 scales) of activations, a scale a token: the largest becomes 127; zeros stay zeros."""
+    """Quantizes activations to int8 with one float32 scale a token. The largest magnitude of a token becomes 127."""
     x = x.astype(jnp.float32)
     peak = jnp.max(jnp.abs(x), axis=-1, keepdims=True)
     if summed_over:
@@ -94,14 +98,14 @@ def quantize_rows(
 
 @jax.custom_vjp
 def _by_dequantizing(x: Array, weight: QArray) -> Array:
-    return lax.platform_dependent(x, weight, cpu=panel_matmul, default=quantized_linear_reference)
+    return _DEQUANTIZING_PRODUCT(x, weight)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _int8(x: Array, weight: QArray, summed_over: tuple[str, ...]) -> Array:
     rows = x.shape[0]
     q, scale = quantize_rows(x, summed_over)
-    if rows == 1:  # as in `linear`
+    if rows == 1:  # XLA on CPU has no fast path for a single row.
         q = jnp.concatenate([q, jnp.zeros_like(q)])
     product = lax.dot_general(q, weight.values, (((1,), (1,)), ((), ())), preferred_element_type=jnp.int32)[:rows]
     if summed_over:
@@ -110,7 +114,7 @@ def _int8(x: Array, weight: QArray, summed_over: tuple[str, ...]) -> Array:
 
 
 def _save(x: Array, weight: QArray) -> tuple[Array, tuple[Array, QArray]]:
-    return _by_dequantizing(x, weight), (x[:0], weight)  # x for its dtype
+    return _by_dequantizing(x, weight), (x[:0], weight)  # Only the dtype of x is needed.
 
 
 def _save_int8(x: Array, weight: QArray, summed_over: tuple[str, ...]) -> tuple[Array, tuple[Array, QArray]]:
@@ -130,13 +134,13 @@ _by_dequantizing.defvjp(_save, _input_gradient)
 _int8.defvjp(_save_int8, _int8_input_gradient)
 
 
-def panel_matmul(x: Float[Array, "T K"], weight: QArray) -> Float[Array, "T N"]:
-    """The product, a panel of weight rows at a time; the last panel begins early enough to be a whole one."""
+def project_by_panels(x: Float[Array, "T K"], weight: QArray) -> Float[Array, "T N"]:
+    """Returns the product, computed one panel of weight rows at a time. The last panel overlaps the one before it."""
     rows = x.shape[0]
     n, k = weight.shape
     fmt = weight.format
     if fmt.group is not None and k % fmt.group:
-        return quantized_linear_reference(x, weight)  # blocks that overhang (FP8): small and rare
+        return project_dequantized(x, weight)  # FP8 blocks larger than the rest of the matrix are small and rare.
     if rows < _FEWEST_ROWS:
         x = jnp.pad(x, ((0, _FEWEST_ROWS - rows), (0, 0)))
     scales = weight.row_scales()
@@ -167,7 +171,7 @@ def panel_matmul(x: Float[Array, "T K"], weight: QArray) -> Float[Array, "T N"]:
 
 
 def _panel_rows(n: int, k: int) -> int:
-    """Rows of a panel: as many as fit, evened out over the panels, in multiples of 8."""
+    """Returns the rows of a panel: a multiple of 8 that fits the cache and makes the panels equal."""
     most = max(16, min(_MAX_PANEL_ROWS, _PANEL_ELEMENTS // k))
     if n <= most:
         return n
@@ -176,7 +180,7 @@ def _panel_rows(n: int, k: int) -> int:
 
 
 def _split_columns(x: Array, pack: int) -> tuple[Array, ...]:
-    """The columns that meet low nibbles and those that meet high ones; all of them where nothing is packed."""
+    """Returns the columns of low nibbles and those of high nibbles, or all columns if nothing is packed."""
     if not pack:
         return (x,)
     runs = x.reshape(x.shape[0], -1, 2, pack // 2)
@@ -186,10 +190,10 @@ def _split_columns(x: Array, pack: int) -> tuple[Array, ...]:
 def _dequantize_panel(
     values: Array, scales: Array, zeros: Array | None, weight: QArray, dtype: jnp.dtype
 ) -> tuple[Array, ...]:
-    """A panel's matrices [rows, columns], one for each part of `_split_columns`."""
+    """Returns a panel's dequantized matrices [rows, columns], one for each part of `_split_columns`."""
     fmt = weight.format
     rows = values.shape[0]
-    # A scale serves `group` columns, which are whole runs: [rows, groups, runs of a group, bytes or columns of a run].
+    # A scale belongs to `group` columns, which are whole runs: [rows, groups, runs of a group, bytes or columns].
     groups = scales.shape[1]
     width = fmt.pack // 2 if fmt.pack else values.shape[1] // groups
     values = values.reshape(rows, groups, -1, width)
@@ -211,13 +215,29 @@ def _dequantize_panel(
 
 
 def _float8_to_float32(bits: Array) -> Array:
-    """e4m3 as its bits -> float32, in integer operations: XLA on CPU converts float8 value by value.
+    """Converts the bits of e4m3 to float32 with integer operations, because XLA on CPU converts float8 one by one.
 
-    Exact for every finite value; NaN is refused when a checkpoint is loaded.
+    The result is exact for every finite value. Loading a checkpoint refuses NaN.
     """
     bits = bits.astype(jnp.uint32)
     magnitude = bits & 0x7F
-    # Exponent bias 127 - 7; below 8 the value is subnormal, magnitude * 2^-9.
+    # The exponent bias is 127 - 7. Below 8 the value is subnormal: magnitude * 2^-9.
     normal = lax.bitcast_convert_type((magnitude << 20) + (120 << 23), jnp.float32)
     positive = jnp.where(magnitude < 8, magnitude.astype(jnp.float32) * 2**-9, normal)
     return jnp.where(bits >= 0x80, -positive, positive)
+
+
+_DEQUANTIZING_PRODUCT = Op(
+    "dequantizing_product",
+    reference=project_dequantized,
+    kernels=(
+        Kernel(
+            name="panels",
+            platform="cpu",
+            supports=lambda *arrays: None,
+            run=project_by_panels,
+            note="XLA's products of panels of rows, dequantized in the cache; for formats the native kernel refuses",
+        ),
+    ),
+    reference_note="the matrix is dequantized and multiplied by XLA",
+)

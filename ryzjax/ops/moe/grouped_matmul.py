@@ -1,9 +1,9 @@
-"""grouped_matmul: rows sorted by group, each group with a matrix of its own; what a mixture of experts computes.
+"""grouped_matmul: multiplies rows sorted by group with the matrix of their group, as a mixture of experts needs.
 
-Two implementations, chosen when the program is lowered for a platform:
+There are two implementations:
 
-    ragged   `jax.lax.ragged_dot`, the reference. XLA on CPU multiplies every row with every matrix and masks.
-    tiles    a loop over tiles of rows of one group: only the matrices that are hit are read. CPU.
+    ragged_dot  `jax.lax.ragged_dot` is the reference. XLA on a CPU multiplies every row with every matrix and masks.
+    tiles       On a CPU, a loop over tiles of rows of one group reads only the matrices of groups that have rows.
 """
 
 from __future__ import annotations
@@ -13,28 +13,17 @@ from jax import lax
 from jaxtyping import Array, Float, Int, UInt
 
 from ryzjax.bits import from_bits
+from ryzjax.ops.dispatch import Kernel, Op
 
-__all__ = ["grouped_matmul", "grouped_matmul_reference"]
+__all__ = ["grouped_matmul"]
 
 _FEW_ROWS = 256
 _SMALL_TILE, _LARGE_TILE = 8, 32
 
 
-def grouped_matmul(
+def _by_ragged_dot(
     x: Float[Array, "M K"], weight: Float[Array, "X N K"] | UInt[Array, "X N K"], group_sizes: Int[Array, " X"]
 ) -> Float[Array, "M N"]:
-    """Row i of group g is `weight[g] @ x[i]`, accumulated and returned in float32.
-
-    Args:
-      x: rows, those of group 0 first, then of group 1 and so on; cast to the weight's dtype.
-      weight: a matrix [out, in] a group, bfloat16 as its bits (`ryzjax.bits`).
-      group_sizes: rows of each group. Rows past their sum come back finite, of no meaning.
-    """
-    return lax.platform_dependent(x, weight, group_sizes, cpu=_tiles, default=grouped_matmul_reference)
-
-
-def grouped_matmul_reference(x: Array, weight: Array, group_sizes: Array) -> Array:
-    """`grouped_matmul` by `jax.lax.ragged_dot`."""
     weight = from_bits(weight)
     return lax.ragged_dot(
         x.astype(weight.dtype), weight.swapaxes(1, 2), group_sizes, preferred_element_type=jnp.float32
@@ -42,7 +31,7 @@ def grouped_matmul_reference(x: Array, weight: Array, group_sizes: Array) -> Arr
 
 
 def _tiles(x: Array, weight: Array, group_sizes: Array) -> Array:
-    """Tiles in row order; a tile's rows past the end of its group are written again by the next tile."""
+    """Multiplies tiles in row order. The next tile overwrites the rows of a tile past the end of its group."""
     rows = x.shape[0]
     tile = _SMALL_TILE if rows <= _FEW_ROWS else _LARGE_TILE
     ends = jnp.cumsum(group_sizes)
@@ -60,3 +49,26 @@ def _tiles(x: Array, weight: Array, group_sizes: Array) -> Array:
 
     out = jnp.zeros((rows + tile, weight.shape[1]), jnp.float32)
     return lax.fori_loop(0, tile_ends[-1], one_tile, out)[:rows]
+
+
+grouped_matmul = Op(
+    "grouped_matmul",
+    reference=_by_ragged_dot,
+    kernels=(
+        Kernel(
+            name="tiles",
+            platform="cpu",
+            supports=lambda *arrays: None,
+            run=_tiles,
+            note="a loop of XLA's products, which reads only the experts that have rows; ragged_dot reads all of them",
+        ),
+    ),
+    reference_note="jax.lax.ragged_dot",
+)
+"""Returns `weight[g] @ x[i]` for each row i of group g, accumulated in float32: [M, N].
+
+Args:
+  x: rows [M, K], sorted by group. They are cast to the weight's dtype.
+  weight: one matrix [out, in] a group, [X, N, K]. bfloat16 is stored as its bits (`ryzjax.bits`).
+  group_sizes: the number of rows of each group, [X]. Rows past their sum are finite and have no meaning.
+"""

@@ -1,4 +1,4 @@
-"""route_top_k: which experts a token goes to, and with which weights."""
+"""route_top_k: chooses the experts of each token and their weights."""
 
 from __future__ import annotations
 
@@ -8,18 +8,24 @@ import jax
 from jax import lax
 from jaxtyping import Array, Float, Int
 
+from ryzjax.ops.dispatch import reference_only
+
 __all__ = ["Routing", "route_top_k"]
 
 Routing = Literal["softmax", "softmax_normalized", "softmax_of_top"]
-"""How scores become weights: softmax over all experts, of which the top k are kept as they are ("softmax") or
-scaled to sum to one ("softmax_normalized": Mixtral, Qwen3), or softmax over the top k alone ("softmax_of_top":
-GPT-OSS). The last two agree but for rounding."""
+"""How router logits become weights.
+
+"softmax" takes the softmax over all experts and keeps the top k. "softmax_normalized" (Mixtral, Qwen3) also scales them
+to sum to one. "softmax_of_top" (GPT-OSS) takes the softmax over the top k only. The last two are equal except for
+rounding.
+"""
 
 
+@reference_only("route_top_k")
 def route_top_k(
     logits: Float[Array, "T X"], k: int, *, routing: Routing
 ) -> tuple[Float[Array, "T k"], Int[Array, "T k"]]:
-    """(weights, expert ids) of each token, the likeliest expert first; exact, no expert has a capacity."""
+    """Returns the weights and the expert ids of each token, the most likely expert first. Experts have no capacity."""
     if routing == "softmax_of_top":
         top, ids = lax.top_k(logits, k)
         return jax.nn.softmax(top, axis=-1), ids

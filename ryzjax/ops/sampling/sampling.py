@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, UInt
 
+from ryzjax.ops.dispatch import reference_only
 from ryzjax.ops.sampling.argmax import argmax_logsumexp
 
 __all__ = ["MAX_TOP", "PROMPT_BIT", "STOP_BIT", "Sampled", "SamplingInputs", "sample", "score"]
@@ -77,6 +78,7 @@ class Sampled(NamedTuple):
     top_logprobs: Float[Array, "S top"]
 
 
+@reference_only("sample")
 def sample(
     logits: Float[Array, "S V"],
     inputs: SamplingInputs,
