@@ -31,16 +31,16 @@ class Convert:
         """Converts; returns the exit status."""
         import jax
 
-        from ryzjax.checkpoint.hf.config import model_config_from_hf
         from ryzjax.checkpoint.source import resolve_source
         from ryzjax.data.tokenizer import Tokenizer
         from ryzjax.loading.load import load_weights
+        from ryzjax.loading.model_config import read_model_config
         from ryzjax.loading.orbax import save_converted
         from ryzjax.models.registry import abstract_model
         from ryzjax.sharding import Layout, Placement
 
         source = resolve_source(self.model, revision=self.model_revision)
-        config = model_config_from_hf(source.config, source.generation, dtype=self.dtype, source=source.config_name)
+        config = read_model_config(source, dtype=self.dtype)
         out = Path(self.out).expanduser()
         model = abstract_model(config, Placement(Layout.load("single"), jax.devices()[:1]))
         weights = load_weights(source, model, show_progress=True)

@@ -158,7 +158,7 @@ class _Merging:
     @classmethod
     def open(cls, options: Merge) -> _Merging:
         """Reads the adapter; weights are read later."""
-        from ryzjax.checkpoint.peft.adapter import read_adapter
+        from ryzjax.checkpoint.peft.read import read_adapter
         from ryzjax.loading.open_model import open_model
 
         revision = options.model_revision

@@ -80,7 +80,6 @@ class Quantize:
         from rich.console import Console
 
         from ryzjax.checkpoint.certificate import read_certificate
-        from ryzjax.checkpoint.hf.config import model_config_from_hf
         from ryzjax.checkpoint.source import resolve_source
         from ryzjax.data.tokenizer import Tokenizer
         from ryzjax.evaluation.certificate import Measurement, certify
@@ -88,13 +87,14 @@ class Quantize:
         from ryzjax.evaluation.report import certificate_table
         from ryzjax.evaluation.tasks import TaskOptions, open_data
         from ryzjax.evaluation.text import EvaluationText
+        from ryzjax.loading.model_config import read_model_config
         from ryzjax.models.registry import abstract_model
         from ryzjax.quant.recipe import Recipe
         from ryzjax.quantizing.calibration import calibration_from_text
         from ryzjax.quantizing.kv_scales import add_kv_scales
         from ryzjax.quantizing.quantize import quantize
+        from ryzjax.quantizing.report_table import report_table
         from ryzjax.quantizing.sensitivity import mix_of_bits
-        from ryzjax.quantizing.table import report_table
         from ryzjax.sharding import Layout, Placement
 
         if self.kv_scales and self.calibration is None:
@@ -118,7 +118,7 @@ class Quantize:
         if self.eval_text is not None:
             EvaluationText.read(self.eval_text)
         source = resolve_source(self.model, revision=self.model_revision)
-        config = model_config_from_hf(source.config, source.generation, dtype=self.dtype, source=source.config_name)
+        config = read_model_config(source, dtype=self.dtype)
         placement = Placement(Layout.load(self.layout))
         out = Path(self.out or f"{Path(source.name).name}-w{self.bits}").expanduser()
         calibration = None

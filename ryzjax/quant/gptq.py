@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
-from ryzjax.quant.rounding import Grid
+from ryzjax.quant.grid import Grid
 
 __all__ = ["Factor", "compensated", "factorize", "gptq"]
 

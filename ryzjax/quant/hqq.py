@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from ryzjax.quant.rounding import Grid, round_to_grid
+from ryzjax.quant.grid import Grid, round_to_grid
 
 __all__ = ["improve_grid"]
 

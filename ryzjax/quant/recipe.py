@@ -68,7 +68,7 @@ class Recipe:
         if self.max_kl is not None and not self.max_kl > 0:
             raise ConfigError(f"max_kl={self.max_kl} must be above zero")
         if self.is_mixed and self.bits != 4:
-            raise ConfigError(f"a mix of widths begins at 4 bits; bits={self.bits} must be left out")
+            raise ConfigError(f"a mix of widths starts at 4 bits; bits={self.bits} must be left out")
         if self.method == "awq" and self.bits == 8:
             raise ConfigError("awq is for 4 bits; at 8, rounding to nearest loses next to nothing: method rtn")
         self.scheme(self.bits)

@@ -11,11 +11,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ryzjax.checkpoint.families import HF_FAMILIES
-from ryzjax.checkpoint.hf.config import model_config_from_hf
 from ryzjax.checkpoint.kv_scales import kv_cache_scheme, kv_scale_tensors
 from ryzjax.checkpoint.safetensors_write import TensorToWrite, write_safetensors
 from ryzjax.checkpoint.source import resolve_source
 from ryzjax.loading.load import load_weights, stored_model
+from ryzjax.loading.model_config import read_model_config
 from ryzjax.models.kv_cache import KVScales
 from ryzjax.models.registry import family_of
 from ryzjax.quantizing.kv_calibration import calibrate_kv_scales, observe_kv_maxima
@@ -48,7 +48,7 @@ def add_kv_scales(
       ConfigError: keys or values that are not finite.
     """
     source = resolve_source(str(folder))
-    config = model_config_from_hf(source.config, source.generation, dtype=dtype, source=source.config_name)
+    config = read_model_config(source, dtype=dtype)
     model = stored_model(source, config, placement)
     weights = load_weights(source, model)
     sequences = sequences[:_MOST_SEQUENCES]

@@ -12,20 +12,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ryzjax.checkpoint.hf.config import model_config_from_hf
 from ryzjax.checkpoint.hf.save import PLAIN_DTYPES, in_dtype, save_hf
-from ryzjax.checkpoint.opened import OpenCheckpoint
+from ryzjax.checkpoint.open_checkpoint import OpenCheckpoint
 from ryzjax.checkpoint.source import CheckpointSource, resolve_source
 from ryzjax.data.tokenizer import Tokenizer
 from ryzjax.errors import ConfigError
 from ryzjax.loading.load import check_checkpoint, load_weights, read_weights
-from ryzjax.loading.on_load import plan_weights, round_matrix
+from ryzjax.loading.model_config import read_model_config
 from ryzjax.loading.progress import byte_progress
 from ryzjax.loading.text_files import copy_text_files
+from ryzjax.loading.weight_plan import plan_weights
 from ryzjax.lora.adapter import Adapter, BaseRounding, check_adapter
 from ryzjax.lora.merge import merged
 from ryzjax.models.registry import AbstractModel, abstract_model
 from ryzjax.qarray import dequantize
+from ryzjax.quant.quantize_matrix import quantize_matrix
 from ryzjax.quant.recipe import Recipe
 from ryzjax.quantizing.quantize import QuantizedModel, quantize
 from ryzjax.sharding import Layout, Placement
@@ -63,7 +64,7 @@ def merge_checkpoint(
       CheckpointError: damaged files, or a disk that is full.
     """
     name = merged_dtype(source, dtype)
-    config = model_config_from_hf(source.config, source.generation, dtype="float32", source=source.config_name)
+    config = read_model_config(source, dtype="float32")
     placement = Placement(Layout.load("single"), jax.devices()[:1])
     model = abstract_model(config, placement)
     formats = {}
@@ -78,7 +79,7 @@ def merge_checkpoint(
         def compute(weight: str) -> np.ndarray:
             w, layer = read(weight), weight.removesuffix(".weight")
             if weight.endswith(".weight") and layer in formats:
-                w = dequantize(round_matrix(weight, w, formats[layer]))
+                w = dequantize(quantize_matrix(weight, w, formats[layer]))
             if weight.endswith(".weight") and layer in adapter.weights:
                 w = merged(w, adapter.weights[layer], adapter.config.scale_of(layer))
             values = _rounded(weight, np.asarray(w, np.float32), PLAIN_DTYPES[name])
@@ -104,7 +105,7 @@ def quantize_merged(merged: Path, out: Path, recipe: Recipe, *, show_progress: b
       ConfigError, CheckpointError: as of `quantize`.
     """
     source = resolve_source(str(merged))
-    config = model_config_from_hf(source.config, source.generation, source=source.config_name)
+    config = read_model_config(source)
     placement = Placement(Layout.load("single"), jax.devices()[:1])
     return quantize(source, config, placement, recipe, out, show_progress=show_progress)
 
@@ -115,7 +116,7 @@ def merged_dtype(source: CheckpointSource, dtype: MergedDtype) -> str:
         return dtype
     if "float16" in (source.config.get("dtype"), source.config.get("torch_dtype")):
         return "float16"
-    return model_config_from_hf(source.config, source.generation, source=source.config_name).dtype
+    return read_model_config(source).dtype
 
 
 def _rounded(name: str, w: np.ndarray, dtype: np.dtype) -> np.ndarray:

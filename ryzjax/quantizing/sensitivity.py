@@ -18,20 +18,20 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from ryzjax.checkpoint.opened import OpenCheckpoint
+from ryzjax.checkpoint.open_checkpoint import OpenCheckpoint
 from ryzjax.checkpoint.source import CheckpointSource
 from ryzjax.errors import ConfigError
 from ryzjax.loading.load import check_checkpoint, read_weights
 from ryzjax.models.registry import AbstractModel
-from ryzjax.quant.matrix import rounded
+from ryzjax.quant.encode_matrix import round_to_nearest
 from ryzjax.quant.recipe import Recipe
 from ryzjax.quant.scheme import Scheme
-from ryzjax.quantizing.blocks import BlockRunner
+from ryzjax.quantizing.block_runner import BlockRunner
 from ryzjax.quantizing.calibration import Calibration
-from ryzjax.quantizing.inputs import input_groups
-from ryzjax.quantizing.streams import Stream, embed_sequences
+from ryzjax.quantizing.hidden_states import HiddenStates, embed_sequences
+from ryzjax.quantizing.input_groups import input_groups
 
-__all__ = ["Rest", "Sensitivity", "choose_bits", "mix_of_bits", "sensitivities"]
+__all__ = ["FixedLayers", "Sensitivity", "choose_bits", "mix_of_bits", "sensitivities"]
 
 _log = logging.getLogger(__name__)
 
@@ -57,7 +57,7 @@ class Sensitivity:
     bytes_8: int
 
 
-class Rest(NamedTuple):
+class FixedLayers(NamedTuple):
     """Quantized layers that have no choice: asked to have 8 bits, or groups do not divide them."""
 
     weights: int
@@ -85,7 +85,7 @@ def mix_of_bits(
     return choose_bits(found, rest, target_bits=recipe.target_bits, max_kl=recipe.max_kl)
 
 
-def _rest(model: AbstractModel, recipe: Recipe, chosen: set[str]) -> Rest:
+def _rest(model: AbstractModel, recipe: Recipe, chosen: set[str]) -> FixedLayers:
     weights = nbytes = 0
     for name, shape in model.linears.items():
         bits = recipe.bits_of(name)
@@ -94,11 +94,11 @@ def _rest(model: AbstractModel, recipe: Recipe, chosen: set[str]) -> Rest:
             continue
         weights += shape[0] * shape[1]
         nbytes += recipe.scheme(bits).fitted(shape[1]).nbytes((shape[0], shape[1]))
-    return Rest(weights, nbytes)
+    return FixedLayers(weights, nbytes)
 
 
 def choose_bits(
-    found: list[Sensitivity], rest: Rest, *, target_bits: float | None, max_kl: float | None
+    found: list[Sensitivity], rest: FixedLayers, *, target_bits: float | None, max_kl: float | None
 ) -> dict[str, int]:
     """Linear layer -> 4 or 8 bits: groups go to 8 in the order of divergence saved for a byte.
 
@@ -155,7 +155,7 @@ def sensitivities(
     layers = model.config.num_layers
     inputs = [embed_sequences(model, weights, tokens).hidden]
     for layer in range(layers):
-        stream = Stream(hidden=inputs[-1].copy())
+        stream = HiddenStates(hidden=inputs[-1].copy())
         stream.advance(runner, layer, weights)
         inputs.append(stream.hidden)
     compare = _Comparison(model, weights, inputs[-1])
@@ -190,9 +190,9 @@ def _divergence(
     for name, scheme in schemes.items():
         w = weights[f"{name}.weight"]
         dtype = "bfloat16" if w.dtype == jnp.bfloat16 else "float32"
-        value = rounded(w.astype(jnp.float32), scheme, jnp.ones(w.shape[1]), dtype)
+        value = round_to_nearest(w.astype(jnp.float32), scheme, jnp.ones(w.shape[1]), dtype)
         changed[f"{name}.weight"] = value.astype(w.dtype)
-    stream = Stream(hidden=hidden.copy())
+    stream = HiddenStates(hidden=hidden.copy())
     for at in range(layer, runner.model.config.num_layers):
         stream.advance(runner, at, changed)
     return compare(stream.hidden)

@@ -95,11 +95,14 @@ def changed(**values: np.ndarray | None) -> dict[str, np.ndarray]:
             "layer 7 has a k_scale; expected one",
         ),
         (changed(k_scale=np.ones(3, np.float32)), r"'model.layers.1.self_attn.k_scale' is F32 \[3\]; expected one"),
-        (changed(k_scale=np.ones((2, 2), np.float32)), r"is F32 \[2, 2\]; expected one float or \[4\] of them"),
+        (changed(k_scale=np.ones((2, 2), np.float32)), r"is F32 \[2, 2\]; expected one float, or \[4\] floats"),
         (changed(k_scale=np.ones(4, np.int8)), r"is I8 \[4\]"),
-        (changed(k_scale=np.array([1, 2, 0, 1], np.float32)), "has 0.0 and 2.0 in it; expected scales that are finite"),
-        (changed(v_scale=np.array(np.nan, np.float32)), "has nan and nan in it"),
-        (changed(v_scale=np.array(-1, np.float32)), "has -1.0 and -1.0 in it"),
+        (
+            changed(k_scale=np.array([1, 2, 0, 1], np.float32)),
+            "has values from 0.0 to 2.0; expected finite scales above zero",
+        ),
+        (changed(v_scale=np.array(np.nan, np.float32)), "has values from nan to nan"),
+        (changed(v_scale=np.array(-1, np.float32)), "has values from -1.0 to -1.0"),
     ],
 )
 def test_damaged_scales(plain: Path, tensors: dict[str, np.ndarray], message: str):

@@ -13,8 +13,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from ryzjax.checkpoint.peft.adapter import WEIGHTS_FILE, read_adapter, write_adapter
 from ryzjax.checkpoint.peft.config import CONFIG_FILE
+from ryzjax.checkpoint.peft.read import read_adapter
+from ryzjax.checkpoint.peft.tensor_names import WEIGHTS_FILE
+from ryzjax.checkpoint.peft.write import write_adapter
 from ryzjax.errors import CheckpointError, ConfigError, RyzJAXError, UnsupportedModelError
 from ryzjax.lora import Adapter, LoraConfig, LoraWeights, delta
 from ryzjax.lora.adapter import BaseRounding
@@ -147,7 +149,9 @@ def test_how_the_base_was_rounded_stands_where_peft_does_not_look(tmp_path: Path
     save_file(
         tensors, tmp_path / "nf4" / WEIGHTS_FILE, {"ryzjax.base_weights": "int3", "ryzjax.base_weights_group": "64"}
     )
-    with pytest.raises(CheckpointError, match="its base was rounded to 'int3' in groups of '64'; expected one of int8"):
+    with pytest.raises(
+        CheckpointError, match="its base was quantized to 'int3' in groups of '64'; expected one of int8"
+    ):
         read_adapter(tmp_path / "nf4", model)
 
 
@@ -248,7 +252,7 @@ BAD: dict[str, tuple[Callable[[Path], object], type[RyzJAXError], str]] = {
     "not finite": (
         with_tensors(lambda t: t[f"{HEAD}.lora_A.weight"].__setitem__((0, 0), np.nan)),
         CheckpointError,
-        "not finite",
+        "NaN or infinite",
     ),
     "empty": (with_tensors(lambda t: t.clear()), CheckpointError, "empty"),
     "a deeper base": (with_tensors(of_other_layers), CheckpointError, "no such linear layer.*org/base"),

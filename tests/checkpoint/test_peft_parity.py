@@ -9,7 +9,8 @@ import jax
 import numpy as np
 import pytest
 
-from ryzjax.checkpoint.peft.adapter import read_adapter, write_adapter
+from ryzjax.checkpoint.peft.read import read_adapter
+from ryzjax.checkpoint.peft.write import write_adapter
 from ryzjax.errors import UnsupportedModelError
 from ryzjax.evaluation.forward import Forward, Head
 from ryzjax.lora import Adapter, adapted

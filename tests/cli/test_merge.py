@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from ryzjax.checkpoint.hf.config import model_config_from_hf
-from ryzjax.checkpoint.peft.adapter import write_adapter
+from ryzjax.checkpoint.peft.write import write_adapter
 from ryzjax.checkpoint.source import resolve_source
 from ryzjax.cli.main import main
 from ryzjax.data.byte_tokenizer import write_byte_tokenizer

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from ryzjax.quant.awq import output_error, scaled_hessian, search_scales
+from ryzjax.quant.encode_matrix import encode_matrix, round_to_nearest
 from ryzjax.quant.gptq import factorize, gptq
-from ryzjax.quant.matrix import encode_matrix, rounded
-from ryzjax.quant.rounding import Grid, round_to_grid, search_grid
+from ryzjax.quant.grid import Grid, round_to_grid, search_grid
 from ryzjax.quant.scheme import Scheme
 
 
@@ -116,7 +116,7 @@ def test_awq_scales_up_what_matters():
     scheme = Scheme(bits=4, group=32)
 
     def round_weight(value: jnp.ndarray) -> jnp.ndarray:
-        return rounded(value, scheme, jnp.ones(128), "float32")
+        return round_to_nearest(value, scheme, jnp.ones(128), "float32")
 
     found = search_scales([w], hessian, round_weight)
     assert 0 < found.strength <= 1 and found.error < 0.6 * found.plain_error

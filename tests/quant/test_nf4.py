@@ -6,9 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ryzjax.loading.on_load import round_matrix
 from ryzjax.qarray import QArray, dequantize, unpack_nibbles
 from ryzjax.quant.nf4 import NF4_VALUES, dynamic_code, nearest_nf4, nf4_format
+from ryzjax.quant.quantize_matrix import quantize_matrix
 
 
 def matrix(rows: int, columns: int) -> np.ndarray:
@@ -16,7 +16,7 @@ def matrix(rows: int, columns: int) -> np.ndarray:
 
 
 def rounded(w: np.ndarray, block: int) -> QArray:
-    return round_matrix("w", jnp.asarray(w), nf4_format(block))
+    return quantize_matrix("w", jnp.asarray(w), nf4_format(block))
 
 
 @pytest.mark.parametrize("block", [32, 64, 128])

@@ -6,9 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ryzjax.loading.on_load import round_matrix
 from ryzjax.qarray import dequantize, unpack_nibbles
 from ryzjax.quant.nf4 import NF4_VALUES, dynamic_code, nf4_format
+from ryzjax.quant.quantize_matrix import quantize_matrix
 
 pytestmark = pytest.mark.parity
 
@@ -23,7 +23,7 @@ def test_codes_and_nested_scales(block: int, dtype: str):
     weight = torch.from_numpy(w).to(getattr(torch, dtype))
     packed, state = functional.quantize_4bit(weight, blocksize=block, compress_statistics=True, quant_type="nf4")
 
-    ours = round_matrix("w", jnp.asarray(w, dtype), nf4_format(block))
+    ours = quantize_matrix("w", jnp.asarray(w, dtype), nf4_format(block))
     assert ours.scale_offset is not None and ours.scale_blocks is not None
     bytes_ = packed.numpy()[:, 0]
     codes = np.stack([bytes_ >> 4, bytes_ & 15], axis=1).reshape(w.shape)

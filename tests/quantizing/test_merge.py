@@ -17,7 +17,7 @@ from ryzjax.checkpoint.hf.config import model_config_from_hf
 from ryzjax.checkpoint.source import CheckpointSource, resolve_source
 from ryzjax.errors import CheckpointError, ConfigError
 from ryzjax.loading.load import load_weights, stored_model
-from ryzjax.loading.on_load import plan_weights
+from ryzjax.loading.weight_plan import plan_weights
 from ryzjax.lora import Adapter, LoraConfig, LoraWeights, adapted, row_norms
 from ryzjax.lora.adapter import BaseRounding, OnLoadWeights
 from ryzjax.lora.model import weight_of

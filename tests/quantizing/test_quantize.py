@@ -259,7 +259,7 @@ def test_a_quantized_model_is_not_quantized_again(tmp_path: Path):
         ({"target_bits": 5.0, "max_kl": 0.1}, "one of them"),
         ({"target_bits": 3.0}, "target_bits=3.0"),
         ({"max_kl": -1.0}, "max_kl=-1.0"),
-        ({"bits": 8, "max_kl": 1.0}, "begins at 4 bits"),
+        ({"bits": 8, "max_kl": 1.0}, "starts at 4 bits"),
         ({"lm_head_bits": 4}, "lm_head_bits=4"),
         ({"bits": 8, "method": "awq"}, "awq is for 4 bits"),
     ],

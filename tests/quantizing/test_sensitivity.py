@@ -13,11 +13,11 @@ from ryzjax.errors import ConfigError
 from ryzjax.loading.load import load_weights
 from ryzjax.models.registry import abstract_model
 from ryzjax.quant.recipe import Recipe
-from ryzjax.quantizing.sensitivity import Rest, Sensitivity, choose_bits, mix_of_bits, sensitivities
+from ryzjax.quantizing.sensitivity import FixedLayers, Sensitivity, choose_bits, mix_of_bits, sensitivities
 from tests.models.test_families import write_checkpoint
 from tests.quantizing.test_quantize import ONE, divergence, logits, random_calibration, run
 
-NO_REST = Rest(weights=0, nbytes=0)
+NO_REST = FixedLayers(weights=0, nbytes=0)
 
 
 def group(name: str, kl: float, weights: int = 1000) -> Sensitivity:
@@ -50,7 +50,7 @@ def test_a_budget_below_four_bits_is_refused():
 
 def test_what_has_no_choice_counts_in_the_average():
     found = [group("a", 0.1), group("b", 0.5)]
-    rest = Rest(weights=1000, nbytes=1000)
+    rest = FixedLayers(weights=1000, nbytes=1000)
     assert choose_bits(found, rest, target_bits=6.7, max_kl=None) == {"a": 4, "b": 8}
     assert choose_bits(found, rest, target_bits=6.6, max_kl=None) == {"a": 4, "b": 4}
     with pytest.raises(ConfigError, match=r"take 5\.333 a weight already, 1,000 weights at 8 bits"):

@@ -42,7 +42,7 @@ FAMILY = HFFamily(
     architectures={"Gemma3ForCausalLM": "gemma3_text", "Gemma3ForConditionalGeneration": "gemma3"},
     read=_read,
     weight=hf_modules(GEMMA_MODULES),
-    # Files of the multimodal models keep only what differs from these.
+    # Configs of the multimodal models list only the values that differ from these.
     defaults={
         "vocab_size": 262208,
         "num_attention_heads": 8,

@@ -30,7 +30,7 @@ def _read(hf: HFConfig) -> SmolLM3Config:
 
 
 def _rope_layers(fields: ConfigFields, num_layers: int) -> tuple[bool, ...]:
-    """`no_rope_layers` has a 1 for a layer with positions and a 0 for one without, despite its name."""
+    """Returns whether each layer has RoPE. Despite its name, `no_rope_layers` has a 1 for a layer with RoPE."""
     interval = fields.integer("no_rope_layer_interval", default=4)
     marks = fields.value("no_rope_layers")
     if marks is None:

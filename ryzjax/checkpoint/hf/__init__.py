@@ -1,1 +1,5 @@
-"""Hugging Face's `config.json` and directories, read and written."""
+"""Hugging Face's config.json and directories: `config` reads the former, `save` writes a whole model.
+
+`fields` and `keys` check the fields of a config, and `rope` reads its rotary embeddings. The spelling of a single family
+belongs to `families`.
+"""

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-__all__ = ["Grid", "nearest", "round_to_grid", "search_grid"]
+__all__ = ["Grid", "nearest_levels", "round_to_grid", "search_grid"]
 
 _SHRINKS = 40
 _SMALLEST_SHRINK, _LARGEST_SHRINK = 0.5, 1.1
@@ -33,14 +33,14 @@ class Grid(NamedTuple):
     zero: Array
 
 
-def nearest(w: Float[Array, "N G g"], grid: Grid, low: int, high: int) -> Float[Array, "N G g"]:
+def nearest_levels(w: Float[Array, "N G g"], grid: Grid, low: int, high: int) -> Float[Array, "N G g"]:
     """The q of each weight, as float32 whole numbers."""
     return jnp.clip(jnp.round(w / grid.scale[..., None]) + grid.zero[..., None], low, high)
 
 
 def round_to_grid(w: Float[Array, "N G g"], grid: Grid, low: int, high: int) -> Float[Array, "N G g"]:
     """Each weight rounded to a value of its grid."""
-    return (nearest(w, grid, low, high) - grid.zero[..., None]) * grid.scale[..., None]
+    return (nearest_levels(w, grid, low, high) - grid.zero[..., None]) * grid.scale[..., None]
 
 
 @partial(jax.jit, static_argnames=("low", "high", "symmetric", "scale_dtype", "search"))

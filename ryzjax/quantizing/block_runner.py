@@ -19,7 +19,7 @@ from ryzjax.layers.linear import Linear
 from ryzjax.layers.rope import Rope
 from ryzjax.models.registry import AbstractModel
 
-__all__ = ["BlockRunner", "InputSums", "Observed"]
+__all__ = ["BlockRunner", "InputSums", "ObservedLinear"]
 
 _PAGE_TOKENS = 256
 
@@ -38,7 +38,7 @@ class InputSums(NamedTuple):
     drift: jax.Array | None
 
 
-class Observed(nnx.Module):
+class ObservedLinear(nnx.Module):
     """A linear layer that tells what it is given.
 
     Args:
@@ -46,7 +46,7 @@ class Observed(nnx.Module):
       seen: filled while the call is traced.
     """
 
-    def __init__(self, linear: Linear, seen: _Seen):
+    def __init__(self, linear: Linear, seen: _Recorder):
         self.linear = linear
         self.seen = seen
 
@@ -56,7 +56,7 @@ class Observed(nnx.Module):
         return self.linear(x)
 
 
-class _Seen:
+class _Recorder:
     """Where traced values are put; compares equal to any other, for it is no part of the model."""
 
     def __init__(self) -> None:
@@ -214,10 +214,10 @@ def _observe(
     inputs = []
     for weights, states in ((state, hidden), (plain_state, plain_hidden)):
         block = nnx.merge(graphdef, weights)
-        seen = _Seen()
+        seen = _Recorder()
         owner, _, name = linear.rpartition(".")
         parent = getattr(block, owner)
-        setattr(parent, name, Observed(getattr(parent, name), seen))
+        setattr(parent, name, ObservedLinear(getattr(parent, name), seen))
         _call(shape, block, rope, states)
         inputs.append(seen.inputs[0].astype(jnp.float32))
     x, drift = inputs[0], inputs[1] - inputs[0]

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from rich.console import Group
 from rich.table import Table
 
-from ryzjax.quantizing.report import LayerReport
+from ryzjax.quantizing.layer_report import LayerReport
 
 __all__ = ["report_table"]
 

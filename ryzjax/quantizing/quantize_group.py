@@ -9,13 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ryzjax.checkpoint.quantized.encoded import Encoded
+from ryzjax.checkpoint.quantized.encoded_matrix import EncodedMatrix
 from ryzjax.quant.awq import ScaleSearch, scaled_hessian, search_scales
+from ryzjax.quant.encode_matrix import MatrixMethod, encode_matrix, round_to_nearest
 from ryzjax.quant.gptq import Factor, compensated, factorize
-from ryzjax.quant.matrix import MatrixMethod, encode_matrix, rounded
 from ryzjax.quant.recipe import Method
 from ryzjax.quant.scheme import Scheme
-from ryzjax.quantizing.blocks import InputSums
+from ryzjax.quantizing.block_runner import InputSums
 
 __all__ = ["GroupResult", "MemberResult", "Moments", "quantize_group"]
 
@@ -82,7 +82,7 @@ def _error(rounded: jax.Array, w: jax.Array, inputs: jax.Array, cross: jax.Array
 class MemberResult:
     """One matrix of a group, quantized; errors are relative, see `LayerReport`."""
 
-    encoded: Encoded
+    encoded: EncodedMatrix
     method: str
     output_error: float | None
     rtn_error: float | None
@@ -110,11 +110,11 @@ class _Attempt:
 
     Attributes:
       scales: of AWQ.
-      members: name -> (Encoded, method, squared output error).
+      members: name -> (EncodedMatrix, method, squared output error).
     """
 
     scales: jax.Array | None
-    members: Mapping[str, tuple[Encoded, MatrixMethod, float]]
+    members: Mapping[str, tuple[EncodedMatrix, MatrixMethod, float]]
     damping: float | None = None
     notes: tuple[str, ...] = field(default=())
 
@@ -228,7 +228,7 @@ def _attempt(
         if not np.isfinite(damping):
             factor, damping, kind = None, None, "rtn"
             notes = ("gptq: the Hessian could not be factorized at any damping; rounded to nearest",)
-    members: dict[str, tuple[Encoded, MatrixMethod, float]] = {}
+    members: dict[str, tuple[EncodedMatrix, MatrixMethod, float]] = {}
     for name, w in weights.items():
         target, error = w, judges[name].error
         if factor is not None:
@@ -260,7 +260,9 @@ def _search(
     hessian = moments.calibration.inputs
     # Scales of groups are not searched for every candidate: that is done for the one that wins.
     ones = jnp.ones(hessian.shape[0])
-    return search_scales(list(weights.values()), hessian, lambda w: rounded(w, scheme, ones, dtype, search=False))
+    return search_scales(
+        list(weights.values()), hessian, lambda w: round_to_nearest(w, scheme, ones, dtype, search=False)
+    )
 
 
 def _relative(loss: float, energy: float) -> float:

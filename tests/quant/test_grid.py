@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ryzjax.quant.grid import Grid, nearest_levels, round_to_grid, search_grid
 from ryzjax.quant.hqq import improve_grid
-from ryzjax.quant.rounding import Grid, nearest, round_to_grid, search_grid
 
 RNG = np.random.default_rng(0)
 HEAVY = jnp.asarray(RNG.standard_t(4, (32, 4, 64)), jnp.float32)
@@ -59,7 +59,7 @@ def test_groups_of_zeros_and_of_one_sign():
         found = grid(w, symmetric=symmetric)
         assert bool(jnp.all(found.scale != 0)) and bool(jnp.all(jnp.isfinite(found.scale)))
         np.testing.assert_array_equal(round_to_grid(w, found, -8, 7)[0], 0)
-        q = nearest(w, found, -8, 7)
+        q = nearest_levels(w, found, -8, 7)
         assert q.min() >= -8 and q.max() <= 7
         assert bool(jnp.all((found.zero >= -8) & (found.zero <= 7)))
     assert loss(w, grid(w, symmetric=False)).sum() < 0.3 * loss(w, grid(w)).sum()

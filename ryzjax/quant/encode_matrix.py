@@ -1,4 +1,4 @@
-"""One matrix, one method: from float32 weights and the moments of their inputs to an Encoded, and what it lost."""
+"""encode_matrix: quantizes one matrix by one method, given the moments of its inputs."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ryzjax.checkpoint.quantized.encoded import Encoded
+from ryzjax.checkpoint.quantized.encoded_matrix import EncodedMatrix
 from ryzjax.errors import ConfigError
 from ryzjax.quant.gptq import Factor, gptq
+from ryzjax.quant.grid import Grid, nearest_levels, round_to_grid, search_grid
 from ryzjax.quant.hqq import improve_grid
-from ryzjax.quant.rounding import Grid, nearest, round_to_grid, search_grid
 from ryzjax.quant.scheme import Scheme, scale_dtype_for
 
-__all__ = ["MatrixMethod", "check_weights", "encode_matrix", "rounded"]
+__all__ = ["MatrixMethod", "check_weights", "encode_matrix", "round_to_nearest"]
 
 MatrixMethod = Literal["rtn", "hqq", "gptq"]
 
@@ -44,7 +44,9 @@ def check_weights(name: str, w: jax.Array) -> None:
         )
 
 
-def rounded(w: jax.Array, scheme: Scheme, importance: jax.Array, scale_dtype: str, *, search: bool = True) -> jax.Array:
+def round_to_nearest(
+    w: jax.Array, scheme: Scheme, importance: jax.Array, scale_dtype: str, *, search: bool = True
+) -> jax.Array:
     """float32 [N, K] rounded to nearest, with searched scales as "rtn" stores it, or with each group's whole range."""
     grouped = _grouped(w, scheme)
     grid = _grid(grouped, scheme, importance, scale_dtype, search=search)
@@ -59,7 +61,7 @@ def encode_matrix(
     model_dtype: str,
     importance: jax.Array | None = None,
     factor: Factor | None = None,
-) -> Encoded:
+) -> EncodedMatrix:
     """Quantizes one matrix.
 
     Args:
@@ -82,14 +84,14 @@ def encode_matrix(
         assert factor is not None
         q = gptq(w, factor, grid, low=grouped.low, high=grouped.high)
     else:
-        q = nearest(grouped.w, grid, grouped.low, grouped.high).reshape(n, k)
+        q = nearest_levels(grouped.w, grid, grouped.low, grouped.high).reshape(n, k)
     format = scheme.format(k, dtype)
     whole = np.asarray(q).astype(np.int8)
     scales = np.asarray(grid.scale.astype(dtype))
     if scheme.bits == 8:
-        return Encoded(format=format, q=whole, scales=scales)
+        return EncodedMatrix(format=format, q=whole, scales=scales)
     zeros = None if scheme.symmetric else (np.asarray(grid.zero) + 8).astype(np.uint8)
-    return Encoded(format=format, q=(whole + 8).astype(np.uint8), scales=scales, zeros=zeros)
+    return EncodedMatrix(format=format, q=(whole + 8).astype(np.uint8), scales=scales, zeros=zeros)
 
 
 def _grouped(w: jax.Array, scheme: Scheme) -> _Grouped:

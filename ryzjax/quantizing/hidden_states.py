@@ -1,28 +1,25 @@
-"""Hidden states of the calibration text on their way through the blocks, and the folder they survive a kill in."""
+"""The hidden states of calibration text at the entry of a block, in the plain model and in the quantized one."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ryzjax.bits import storage_dtype
 from ryzjax.models.registry import AbstractModel
-from ryzjax.quantizing.blocks import BlockRunner, InputSums
+from ryzjax.quantizing.block_runner import BlockRunner, InputSums
 
-__all__ = ["Pair", "Stream", "Workspace", "embed_sequences"]
+__all__ = ["HiddenStates", "HiddenStatesPair", "embed_sequences"]
 
 _BATCH_TOKENS = 2048
 """Tokens that go through a block at a time: enough for full matmuls, few enough to bound temporaries."""
 
 
 @dataclass(kw_only=True)
-class Stream:
+class HiddenStates:
     """Hidden states [S, T, E] of some sequences at the entry of a block, on the host."""
 
     hidden: np.ndarray
@@ -34,11 +31,11 @@ class Stream:
 
 
 @dataclass(kw_only=True)
-class Pair:
+class HiddenStatesPair:
     """The same sequences in the model that is being quantized and in the plain one."""
 
-    quantized: Stream
-    plain: Stream
+    quantized: HiddenStates
+    plain: HiddenStates
 
     def observe(
         self,
@@ -76,7 +73,7 @@ def batches(hidden: np.ndarray) -> Iterator[slice]:
         yield slice(first, min(first + rows, sequences))
 
 
-def embed_sequences(model: AbstractModel, weights: Mapping[str, jax.Array], tokens: np.ndarray) -> Stream:
+def embed_sequences(model: AbstractModel, weights: Mapping[str, jax.Array], tokens: np.ndarray) -> HiddenStates:
     """The states [S, T, E] at the entry of block 0.
 
     Args:
@@ -90,52 +87,4 @@ def embed_sequences(model: AbstractModel, weights: Mapping[str, jax.Array], toke
 
     table = {name: weights[name] for name in weights if name.startswith("embed.")}
     states = [np.asarray(embed(table, jnp.asarray(row))) for row in tokens]
-    return Stream(hidden=np.stack(states))
-
-
-class Workspace:
-    """The folder of an unfinished run: shards that are done, the states at the entry of the next block, reports.
-
-    Args:
-      folder: made if it is not there.
-      key: of what is being done; another run's folder is not gone on with.
-    """
-
-    def __init__(self, folder: Path, key: str):
-        self.folder = folder
-        self.key = key
-        self._state = folder / "progress.json"
-
-    def load(self) -> dict[str, object] | None:
-        """What `save` was given last; None at the beginning, or where it was of another run."""
-        try:
-            state = json.loads(self._state.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return None
-        return state if isinstance(state, dict) and state.get("key") == self.key else None
-
-    def save(self, state: Mapping[str, object], streams: Mapping[str, Stream], layer: int) -> None:
-        """Records that everything before block `layer` is done."""
-        for name, stream in streams.items():
-            path = self._states(name, layer)
-            partial = path.with_suffix(".partial")
-            with partial.open("wb") as file:
-                np.save(file, stream.hidden.view(storage_dtype(stream.hidden.dtype)), allow_pickle=False)
-            partial.replace(path)
-        partial = self._state.with_suffix(".partial")
-        partial.write_text(json.dumps({"key": self.key, "layer": layer, **state}), encoding="utf-8")
-        partial.replace(self._state)
-        for name in streams:
-            self._states(name, layer - 1).unlink(missing_ok=True)
-
-    def stream(self, name: str, layer: int, dtype: str) -> Stream:
-        """The states as they were saved."""
-        return Stream(hidden=np.load(self._states(name, layer), allow_pickle=False).view(jnp.dtype(dtype)))
-
-    def clear(self) -> None:
-        """Removes what only an unfinished run needs."""
-        for path in (*self.folder.glob("states-*"), *self.folder.glob("*.partial"), self._state):
-            path.unlink(missing_ok=True)
-
-    def _states(self, name: str, layer: int) -> Path:
-        return self.folder / f"states-{name}-{layer:05d}.npy"
+    return HiddenStates(hidden=np.stack(states))
