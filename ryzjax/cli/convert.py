@@ -1,4 +1,4 @@
-"""ryzjax convert."""
+"""The command `ryzjax convert`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["Convert"]
 
 @dataclass(frozen=True, kw_only=True)
 class Convert:
-    """Write a model as a directory that loads without conversion: sharded, in its dtype, dequantized.
+    """Write a model as a directory that loads faster: dequantized, in the dtype it is served in, and sharded.
 
     Serve the directory like any other model.
     """
@@ -21,14 +21,14 @@ class Convert:
     model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")]
     """Local directory, GGUF file, or Hugging Face id."""
     out: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="OUT")]
-    """Folder to be made; must not exist, or be empty."""
+    """Folder to write; it must be empty or not exist."""
     model_revision: str | None = None
     """Branch, tag or commit of a Hugging Face id."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Of the weights; auto takes the checkpoint's (float16 becomes bfloat16)."""
+    """Dtype of the weights; auto takes the checkpoint's (float16 becomes bfloat16)."""
 
     def run(self) -> int:
-        """Converts; returns the exit status."""
+        """Converts the model. Returns the exit status."""
         import jax
 
         from ryzjax.checkpoint.source import resolve_source

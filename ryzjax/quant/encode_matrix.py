@@ -8,6 +8,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float
 
 from ryzjax.checkpoint.quantized.encoded_matrix import EncodedMatrix
 from ryzjax.errors import ConfigError
@@ -23,7 +24,12 @@ MatrixMethod = Literal["rtn", "hqq", "gptq"]
 
 @dataclass(frozen=True, kw_only=True)
 class _Grouped:
-    """A matrix as groups [N, G, g], and the range of its q."""
+    """A matrix as groups.
+
+    Attributes:
+      w: The weights, float32 [N, G, g].
+      low, high: The range of q.
+    """
 
     w: jax.Array
     low: int
@@ -31,46 +37,64 @@ class _Grouped:
 
 
 def check_weights(name: str, w: jax.Array) -> None:
-    """Refuses what no grid can hold.
+    """Refuses weights that are not finite, which no grid can represent.
+
+    Args:
+      name: Name of the weight, for error messages.
+      w: The weights.
 
     Raises:
-      ConfigError: NaN or infinite weights.
+      ConfigError: A weight is NaN or infinite.
     """
     if not bool(jnp.all(jnp.isfinite(w))):
         count = int(jnp.sum(~jnp.isfinite(w)))
         raise ConfigError(
-            f"{name}: {count:,} weights are NaN or infinite; the checkpoint is damaged, or was trained to overflow. "
-            "Take another copy of the model"
+            f"{name}: {count:,} weights are NaN or infinite; the checkpoint is damaged, or its training diverged. "
+            "Use another copy of the model"
         )
 
 
 def round_to_nearest(
-    w: jax.Array, scheme: Scheme, importance: jax.Array, scale_dtype: str, *, search: bool = True
-) -> jax.Array:
-    """float32 [N, K] rounded to nearest, with searched scales as "rtn" stores it, or with each group's whole range."""
+    w: Float[Array, "N K"],
+    scheme: Scheme,
+    importance: Float[Array, " K"],
+    scale_dtype: str,
+    *,
+    search: bool = True,
+) -> Float[Array, "N K"]:
+    """Rounds a matrix to nearest and returns the dequantized values.
+
+    Args:
+      w: The matrix, float32.
+      scheme: Bits and groups.
+      importance: Weight of each in feature's squared error when scales are searched.
+      scale_dtype: The dtype that scales are stored in.
+      search: Whether to search for the scales, as method "rtn" does. False takes the whole range of each group.
+    """
     grouped = _grouped(w, scheme)
     grid = _grid(grouped, scheme, importance, scale_dtype, search=search)
     return round_to_grid(grouped.w, grid, grouped.low, grouped.high).reshape(w.shape)
 
 
 def encode_matrix(
-    w: jax.Array,
+    w: Float[Array, "N K"],
     scheme: Scheme,
     method: MatrixMethod,
     *,
     model_dtype: str,
-    importance: jax.Array | None = None,
+    importance: Float[Array, " K"] | None = None,
     factor: Factor | None = None,
 ) -> EncodedMatrix:
     """Quantizes one matrix.
 
     Args:
-      w: float32 [N, K].
-      scheme: bits and groups; they fit K.
-      method: of choosing q.
-      model_dtype: decides the dtype of the scales.
-      importance: float32 [K] of the squared errors when scales are searched; the diagonal of the moments.
-      factor: of the moments, for "gptq".
+      w: The matrix, float32.
+      scheme: Bits and groups; the groups must divide K.
+      method: How to choose q: "rtn", "hqq" or "gptq".
+      model_dtype: The model's dtype, which determines the dtype of the scales.
+      importance: Weight of each in feature's squared error when scales are searched, usually the diagonal of the
+        Hessian of the inputs; ones by default.
+      factor: The factorized Hessian of the inputs, which "gptq" needs.
     """
     n, k = w.shape
     importance = jnp.ones(k) if importance is None else importance

@@ -15,24 +15,39 @@ from ryzjax.quantizing.block_runner import BlockRunner, InputSums
 __all__ = ["HiddenStates", "HiddenStatesPair", "embed_sequences"]
 
 _BATCH_TOKENS = 2048
-"""Tokens that go through a block at a time: enough for full matmuls, few enough to bound temporaries."""
+"""Tokens that run through a block at a time: enough for full matmuls, few enough to bound temporaries."""
 
 
 @dataclass(kw_only=True)
 class HiddenStates:
-    """Hidden states [S, T, E] of some sequences at the entry of a block, on the host."""
+    """Hidden states of some sequences at the entry of a block, on the host.
+
+    Attributes:
+      hidden: [sequences, tokens, E], in the model's dtype.
+    """
 
     hidden: np.ndarray
 
     def advance(self, runner: BlockRunner, layer: int, weights: Mapping[str, jax.Array]) -> None:
-        """Takes the states through a block."""
+        """Runs the states through block `layer`, in place.
+
+        Args:
+          runner: Runs the block.
+          layer: Index of the block.
+          weights: Weight name -> array, at least for the block.
+        """
         for part in batches(self.hidden):
             self.hidden[part] = runner.advance(layer, weights, jnp.asarray(self.hidden[part]))
 
 
 @dataclass(kw_only=True)
 class HiddenStatesPair:
-    """The same sequences in the model that is being quantized and in the plain one."""
+    """Hidden states of the same sequences in two models.
+
+    Attributes:
+      quantized: In the model whose blocks so far are quantized.
+      plain: In the plain model.
+    """
 
     quantized: HiddenStates
     plain: HiddenStates
@@ -47,7 +62,16 @@ class HiddenStatesPair:
         *,
         with_drift: bool,
     ) -> InputSums:
-        """Means over all tokens of what a linear layer of a block is given; see `BlockRunner.observe`."""
+        """Returns the means, over all tokens, of the moments of a linear layer's inputs.
+
+        Args:
+          runner: Runs the block.
+          layer: Index of the block.
+          linear: Name of the linear layer in the block, such as "attention.q".
+          weights: The block's weights, quantized so far.
+          plain_weights: The block's plain weights.
+          with_drift: Whether to compute `InputSums.drift`.
+        """
         total: InputSums | None = None
         for part in batches(self.plain.hidden):
             sums = runner.observe(
@@ -66,7 +90,7 @@ class HiddenStatesPair:
 
 
 def batches(hidden: np.ndarray) -> Iterator[slice]:
-    """Sequences that go through a block together."""
+    """Yields the slices of sequences that run through a block together."""
     sequences, tokens, _ = hidden.shape
     rows = max(1, min(sequences, _BATCH_TOKENS // tokens))
     for first in range(0, sequences, rows):
@@ -74,11 +98,12 @@ def batches(hidden: np.ndarray) -> Iterator[slice]:
 
 
 def embed_sequences(model: AbstractModel, weights: Mapping[str, jax.Array], tokens: np.ndarray) -> HiddenStates:
-    """The states [S, T, E] at the entry of block 0.
+    """Embeds token sequences: the hidden states at the entry of block 0.
 
     Args:
-      weights: at least the embedding.
-      tokens: int32 [S, T].
+      model: The abstract model.
+      weights: Weight name -> array, at least for the embedding.
+      tokens: Token ids, int32 [sequences, tokens].
     """
 
     @jax.jit

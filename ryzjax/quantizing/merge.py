@@ -1,4 +1,4 @@
-"""An adapter added into the weights of a checkpoint, plain or quantized, and written: plain, or rounded to few bits."""
+"""Merges an adapter into the weights of a checkpoint, and writes the result as a plain or a quantized checkpoint."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from ryzjax.sharding import Layout, Placement
 __all__ = ["MergedDtype", "merge_checkpoint", "merged_dtype", "quantize_merged"]
 
 MergedDtype = Literal["auto", "float32", "bfloat16", "float16"]
-"""Of the weights that are written; auto: the checkpoint's own, and of a quantized one what it is computed in."""
+"""The dtype of the written weights. "auto" takes the checkpoint's own, or what a quantized one computes in."""
 
 
 def merge_checkpoint(
@@ -46,22 +46,24 @@ def merge_checkpoint(
     dtype: MergedDtype = "auto",
     show_progress: bool = False,
 ) -> None:
-    """Writes `source` with an adapter in its weights: config, tokenizer, and safetensors of plain weights.
+    """Writes a model with an adapter merged into its weights: config, tokenizer and plain safetensors.
 
-    Each adapted matrix is read as float32 (dequantized, where it is quantized), added to in float32, and rounded once.
-    One tensor is in memory at a time. Of a multimodal model the text model is written.
+    Each adapted matrix is read as float32 (and dequantized if it is quantized), updated in float32, and rounded to
+    `dtype` once. One tensor is in memory at a time. Of a multimodal model the text model is written.
 
     Args:
-      source: the base; whatever format it has.
-      folder: to be made.
-      rounding: of a plain base: the adapter is added to what its weights are once they are rounded so and dequantized,
-        which is what it was trained beside. None adds it to the weights as they are.
-      dtype: of all weights written.
+      source: The base model, in any format.
+      adapter: The adapter.
+      folder: The folder to write; it is created if it does not exist.
+      rounding: How a plain base was quantized while loading, when the adapter was trained. The weights are quantized
+        the same way and dequantized before the adapter is added. None adds it to the weights as stored.
+      dtype: The dtype of all written weights.
+      show_progress: Whether to show a progress bar on stderr.
 
     Raises:
-      ConfigError: the adapter does not fit the model; a weight that the dtype cannot hold; a family that cannot be
-        written as Hugging Face has it; rounding of a base that is quantized already.
-      CheckpointError: damaged files, or a disk that is full.
+      ConfigError: The adapter does not fit the model, a merged weight is too large for the dtype, the family cannot be
+        written in Hugging Face's layout, or `rounding` was given for a base that is quantized already.
+      CheckpointError: A file is damaged, or the disk is full.
     """
     name = merged_dtype(source, dtype)
     config = read_model_config(source, dtype="float32")
@@ -86,7 +88,7 @@ def merge_checkpoint(
             advance(values.nbytes)
             return values
 
-        stack = lru_cache(maxsize=3)(compute)  # gate, up and down of a layer's experts, asked for expert by expert
+        stack = lru_cache(maxsize=3)(compute)  # gate, up and down of a layer, requested expert by expert
 
         def get(weight: str) -> np.ndarray:
             return stack(weight) if len(model.weights[weight].shape) == 3 else compute(weight)
@@ -95,14 +97,17 @@ def merge_checkpoint(
 
 
 def quantize_merged(merged: Path, out: Path, recipe: Recipe, *, show_progress: bool = False) -> QuantizedModel:
-    """Quantizes what `merge_checkpoint` wrote, by a recipe without data.
+    """Quantizes a checkpoint that `merge_checkpoint` wrote, by a recipe that needs no data.
 
     Args:
-      merged: the folder with the plain weights.
-      out: of `quantize`: the result is in a folder of another name until it is finished.
+      merged: The folder with the plain weights.
+      out: The folder to create. Until `QuantizedModel.finish` it is called `<out>.partial`.
+      recipe: The recipe.
+      show_progress: Whether to show a progress bar on stderr.
 
     Raises:
-      ConfigError, CheckpointError: as of `quantize`.
+      ConfigError: The folder exists, or a weight is NaN or infinite; see `quantize`.
+      CheckpointError: A file is damaged, or the disk is full.
     """
     source = resolve_source(str(merged))
     config = read_model_config(source)
@@ -111,7 +116,7 @@ def quantize_merged(merged: Path, out: Path, recipe: Recipe, *, show_progress: b
 
 
 def merged_dtype(source: CheckpointSource, dtype: MergedDtype) -> str:
-    """What "auto" is for a checkpoint; any other dtype as it is."""
+    """Returns the dtype that "auto" stands for with this checkpoint. Any other dtype is returned unchanged."""
     if dtype != "auto":
         return dtype
     if "float16" in (source.config.get("dtype"), source.config.get("torch_dtype")):
@@ -123,14 +128,14 @@ def _rounded(name: str, w: np.ndarray, dtype: np.dtype) -> np.ndarray:
     with np.errstate(over="ignore"):
         values = w.astype(dtype)
     if not np.isfinite(values).all():
-        what = "are not finite" if not np.isfinite(w).all() else f"are too large for {dtype.name}; take bfloat16"
+        what = "are not finite" if not np.isfinite(w).all() else f"are too large for {dtype.name}; use bfloat16"
         raise ConfigError(f"{name}: values of the merged weight {what}")
     return values
 
 
 @contextmanager
 def _reader(source: CheckpointSource, model: AbstractModel) -> Iterator[Callable[[str], jax.Array]]:
-    """What gives a weight by our name, in float32."""
+    """Yields a function that reads a weight by our name, in float32."""
     if source.weight_format == "orbax":
         weights = load_weights(source, model)
         yield weights.__getitem__

@@ -1,4 +1,4 @@
-"""The files of a quantized checkpoint: a shard a block, tensors that did not change copied as they were."""
+"""Shards: writes the files of a quantized checkpoint, one shard per block. Unchanged tensors are copied."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ _LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
 
 
 class Shards:
-    """Writes the shards of one checkpoint.
+    """Writes the shards of one quantized checkpoint.
 
     Args:
-      folder: where to.
-      checkpoint: the plain one; its tensors are copied but for those that are replaced.
-      model: of it, plain.
+      folder: The folder to write to; it must exist.
+      checkpoint: The plain checkpoint. Tensors that are not replaced are copied from it.
+      model: Its abstract model, plain.
     """
 
     def __init__(self, folder: Path, checkpoint: OpenCheckpoint, model: AbstractModel):
@@ -39,10 +39,10 @@ class Shards:
         self.count = model.config.num_layers + 1
 
     def module(self, linear: str) -> str:
-        """The name in the files of the module that holds a linear layer, alone or fused with others.
+        """Returns the name in the files of the module that holds a linear layer, alone or fused with others.
 
         Raises:
-          ConfigError: it is stored in a way that cannot be written back.
+          ConfigError: The layer is stored in a layout that cannot be written.
         """
         stored = self.checkpoint.stored(f"{linear}.weight", self.model)
         if isinstance(stored, WholeTensors) and not stored.is_stack:
@@ -52,11 +52,12 @@ class Shards:
         raise ConfigError(f"{linear} is stored as a part of {stored.names[0]!r}, which cannot be written quantized")
 
     def write(self, layer: int, encoded: Mapping[str, EncodedMatrix], changed: Mapping[str, np.ndarray]) -> None:
-        """Writes the shard of a block, or of everything that is in none (`layer` is their number).
+        """Writes the shard of a block, or of the weights outside all blocks.
 
         Args:
-          encoded: linear layer -> its quantized matrix; all parts of a fused one, or none.
-          changed: our name -> values of weights that were changed (norms and rows that took scales).
+          layer: Index of the block; the number of blocks for the weights outside them.
+          encoded: Linear layer -> its quantized matrix. A fused module needs all of its parts, or none.
+          changed: Weight name -> its new values, for norms and biases that took AWQ's scales.
         """
         replaced: dict[str, np.ndarray] = {}
         gone: set[str] = set()
@@ -89,7 +90,7 @@ class Shards:
         write_safetensors(self.folder / self._file(layer), out)
 
     def write_index(self) -> None:
-        """Writes the index of all shards."""
+        """Writes the index of all shards, once all of them are written."""
         from ryzjax.checkpoint.safetensors import SafetensorsFile
 
         weight_map: dict[str, str] = {}
@@ -103,7 +104,7 @@ class Shards:
         (self.folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=1), encoding="utf-8")
 
     def _by_module(self, encoded: Mapping[str, EncodedMatrix]) -> dict[str, list[EncodedMatrix]]:
-        """Module -> its parts, in the order of their rows."""
+        """Returns module -> its parts, in the order of their rows."""
         parts: dict[str, list[tuple[int, EncodedMatrix]]] = {}
         for linear, matrix in encoded.items():
             stored = self.checkpoint.stored(f"{linear}.weight", self.model)

@@ -66,7 +66,7 @@ def test_a_merge(base: Path, adapter: Path, capsys: pytest.CaptureFixture[str]):
     assert left(base) == {"out"}
     files = {path.name for path in (base.parent / "out").iterdir()}
     assert files == {"config.json", "merge.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
-    assert f"base: {base}, as stored: the weights that the adapter was trained beside" in printed
+    assert f"base: {base}, as stored: the weights that the adapter was trained on" in printed
     record = json.loads((base.parent / "out/merge.json").read_text())
     assert (record["base"], record["base_rounding"], record["weights"]) == (str(base), None, "plain")
     assert record["against_the_live_adapter"]["merged"]["top1_agreement"] == 1.0
@@ -88,7 +88,7 @@ def test_fewer_bits(weights: str, base: Path, adapter: Path, capsys: pytest.Capt
     """Within the tolerance that is taken where none is named."""
     assert merge(base, adapter, "--weights", weights, "--group-size", "16") == 0
     printed = capsys.readouterr().out
-    assert f"merged ({weights})" in printed and f"merged, and rounded to {weights} as it is loaded" in printed
+    assert f"merged ({weights})" in printed and f"merged, and quantized to {weights} while loading" in printed
     assert left(base) == {"out"}
     figures = json.loads((base.parent / "out/merge.json").read_text())["against_the_live_adapter"]
     assert 0 < figures["written"]["mean_kl"] <= 1.5 * figures["rounded as it is loaded"]["mean_kl"] + 1e-3
@@ -130,7 +130,7 @@ def test_a_damaged_rounding_is_refused(
     assert merge(base, adapter, "--weights", weights, "--group-size", "16") == 1
     printed = capsys.readouterr().out
     assert len(damaged) == 1
-    assert "refused: the mean KL is" in printed and "rounding cost more than it does" in printed
+    assert "refused: the mean KL is" in printed and "quantizing cost more than it does" in printed
     assert left(base) == {"out.refused"}
 
 
@@ -144,14 +144,14 @@ def test_an_adapter_of_a_base_that_was_rounded_as_it_was_loaded(
     write_adapter(tmp_path / "adapter", found, model, base_model=str(base))
     assert merge(base, tmp_path / "adapter") == 0
     printed = capsys.readouterr().out
-    assert f"base: {base}, rounded to int4 in groups of 16 and dequantized: the weights that the" in printed
+    assert f"base: {base}, quantized to int4 in groups of 16 and dequantized: the weights that the" in printed
     record = json.loads((base.parent / "out/merge.json").read_text())
     assert record["base_rounding"] == record["trained_on_rounding"] == "int4 in groups of 16"
     assert record["against_the_live_adapter"]["merged"]["mean_kl"] < 1e-6
     assert merge(base, tmp_path / "adapter", "--base", str(base), out="original") == 0
     printed = capsys.readouterr().out
-    assert f"its plain weights (--base); the adapter was trained beside {base}, rounded to int4" in printed
-    assert "It has not seen these weights and answers differently with them" in printed
+    assert f"its plain weights (--base); the adapter was trained on {base}, quantized to int4" in printed
+    assert "It was not trained on the plain weights, so answers differ" in printed
     record = json.loads((base.parent / "original/merge.json").read_text())
     assert (record["base_rounding"], record["trained_on_rounding"]) == (None, "int4 in groups of 16")
     changed = record["against_the_live_adapter"]["merged, against what the adapter was trained on"]
@@ -177,7 +177,9 @@ def test_both_bases_of_a_quantized_model(base: Path, adapter: Path, capsys: pyte
     assert capsys.readouterr().out.count("max |logit difference|") == 1
     assert merge(w4, adapter, "--base", str(base), out="original") == 0
     printed = capsys.readouterr().out
-    assert printed.count("max |logit difference|") == 2 and "what the adapter was trained on" in printed
+    assert (
+        printed.count("max |logit difference|") == 2 and "which the adapter was trained on, with the adapter" in printed
+    )
     assert merge(w4, adapter, "--weights", "int4", out="rounded") == 0
     model = opened(resolve_source(str(base.parent / "rounded")))[0]
     assert {format.group for format in model.quantization.values()} == {16}, "as the model has it"

@@ -183,7 +183,7 @@ def test_bad_input(tmp_path: Path):
     update = adapter.weights["layers.0.attention.q"]
     large = {**adapter.weights, "layers.0.attention.q": LoraWeights(a=update.a * 1e4, b=update.b * 1e3)}
     big = Adapter(config=adapter.config, weights=large)
-    with pytest.raises(ConfigError, match="too large for float16; take bfloat16"):
+    with pytest.raises(ConfigError, match="too large for float16; use bfloat16"):
         merge_checkpoint(source, big, tmp_path / "out", dtype="float16")
     other = Adapter(config=adapter.config, weights={"layers.9.attention.q": update}, base_model="org/other")
     with pytest.raises(ConfigError, match="org/other"):

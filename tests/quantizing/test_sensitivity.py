@@ -53,7 +53,7 @@ def test_what_has_no_choice_counts_in_the_average():
     rest = FixedLayers(weights=1000, nbytes=1000)
     assert choose_bits(found, rest, target_bits=6.7, max_kl=None) == {"a": 4, "b": 8}
     assert choose_bits(found, rest, target_bits=6.6, max_kl=None) == {"a": 4, "b": 4}
-    with pytest.raises(ConfigError, match=r"take 5\.333 a weight already, 1,000 weights at 8 bits"):
+    with pytest.raises(ConfigError, match=r"take 5\.333 bits a weight already, including 1,000 weights at 8 bits"):
         choose_bits(found, rest, target_bits=5.0, max_kl=None)
 
 
