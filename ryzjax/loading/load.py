@@ -1,14 +1,15 @@
 """Loads a checkpoint's weights straight into their target dtype and sharding, several tensors at a time.
 
-`load_weights` loads a whole model. `check_checkpoint` and `read_weights` are its two halves, for callers that read a
-few weights at a time from an `OpenCheckpoint`.
+`load_weights` loads a whole model, and `weight_reader` one weight at a time. `check_checkpoint` and `read_weights` are
+their parts, for callers that need the `OpenCheckpoint` too.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import jax
@@ -27,7 +28,7 @@ from ryzjax.models.registry import AbstractModel, abstract_model
 from ryzjax.models.weight_spec import WeightSpec
 from ryzjax.sharding import Placement
 
-__all__ = ["check_checkpoint", "load_weights", "read_weights", "stored_model"]
+__all__ = ["check_checkpoint", "load_weights", "read_weights", "stored_model", "weight_reader"]
 
 _LISTED = 4
 """Tensor names that an error message lists before it gives the number of the others."""
@@ -62,6 +63,28 @@ def load_weights(
         total_bytes = sum(spec.nbytes for spec in model.weights.values())
         with byte_progress("Loading weights", total_bytes, show=show_progress) as advance:
             return read_weights(checkpoint, model, tuple(model.weights), advance)
+
+
+@contextmanager
+def weight_reader(source: CheckpointSource, model: AbstractModel) -> Iterator[Callable[[str], jax.Array]]:
+    """Opens a checkpoint to read one weight at a time. A converted model is read whole.
+
+    Args:
+      source: The checkpoint's files.
+      model: The abstract model that the weights belong to, as in `load_weights`.
+
+    Yields:
+      A function from our weight name to the array, with the model's shape, dtype and sharding.
+
+    Raises:
+      CheckpointError: A tensor is missing, unexpected, of another shape, or of a dtype that a cast cannot convert.
+    """
+    if source.weight_format == "orbax":
+        yield load_converted(source, model.weights).__getitem__
+        return
+    with OpenCheckpoint(source, model.config) as checkpoint:
+        check_checkpoint(checkpoint, model)
+        yield lambda name: read_weights(checkpoint, model, (name,))[name]
 
 
 def check_checkpoint(checkpoint: OpenCheckpoint, model: AbstractModel) -> None:

@@ -6,19 +6,16 @@ the option `--weights auto | bf16 | int8 | int4 | nf4` of every command that run
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Literal
 
 import jax
 import numpy as np
 
-from ryzjax.checkpoint.open_checkpoint import OpenCheckpoint
 from ryzjax.checkpoint.source import CheckpointSource
 from ryzjax.errors import ConfigError
 from ryzjax.loading.buffers import placed
-from ryzjax.loading.load import check_checkpoint, load_weights, read_weights, stored_model
+from ryzjax.loading.load import load_weights, stored_model, weight_reader
 from ryzjax.loading.progress import byte_progress
 from ryzjax.models.config import ModelConfig
 from ryzjax.models.registry import AbstractModel, abstract_model
@@ -77,8 +74,12 @@ class WeightPlan:
             return load_weights(self.source, self.model, show_progress=show_progress)
         weights: dict[str, jax.Array] = {}
         total = sum(spec.nbytes for spec in self.stored.weights.values())
-        with byte_progress("Quantizing weights", total, show=show_progress) as advance:
-            for name, array in self._read():
+        with (
+            weight_reader(self.source, self.stored) as read,
+            byte_progress("Quantizing weights", total, show=show_progress) as advance,
+        ):
+            for name in self.stored.weights:
+                array = read(name)
                 format = self.model.quantization.get(name.removesuffix(".weight"))
                 if format is None:
                     weights[name] = jax.device_put(array, self.model.weights[name].sharding)
@@ -88,17 +89,6 @@ class WeightPlan:
                         weights[f"{name}.{leaf}"] = placed(np.asarray(part), sharding)
                 advance(self.stored.weights[name].nbytes)
         return {name: weights[name] for name in self.model.weights}
-
-    def _read(self) -> Iterator[tuple[str, jax.Array]]:
-        """Yields each stored weight by name, one in memory at a time where the format allows it."""
-        if self.source.weight_format == "orbax":
-            yield from load_weights(self.source, self.stored).items()
-            return
-        with ExitStack() as stack:
-            checkpoint = stack.enter_context(OpenCheckpoint(self.source, self.stored.config))
-            check_checkpoint(checkpoint, self.stored)
-            for name in self.stored.weights:
-                yield name, read_weights(checkpoint, self.stored, (name,))[name]
 
 
 def plan_weights(

@@ -26,7 +26,7 @@ class ScaleSearch:
       plain_error: Squared output error without scales.
     """
 
-    def __init__(self, scales: Array, strength: float, error: float, plain_error: float):
+    def __init__(self, scales: Float[Array, " K"], strength: float, error: float, plain_error: float):
         self.scales = scales
         self.strength = strength
         self.error = error
@@ -34,7 +34,9 @@ class ScaleSearch:
 
 
 @jax.jit
-def output_error(w: Float[Array, "N K"], rounded: Float[Array, "N K"], hessian: Float[Array, "K K"]) -> Array:
+def output_error(
+    w: Float[Array, "N K"], rounded: Float[Array, "N K"], hessian: Float[Array, "K K"]
+) -> Float[Array, ""]:
     """Returns the mean squared error of a token's outputs, tr(D H D^T) with D = rounded - w.
 
     Args:

@@ -31,7 +31,7 @@ class _Grouped:
       low, high: The range of q.
     """
 
-    w: jax.Array
+    w: Float[Array, "N G g"]
     low: int
     high: int
 

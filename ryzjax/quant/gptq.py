@@ -13,7 +13,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from ryzjax.quant.grid import Grid
 
@@ -35,7 +35,7 @@ class Factor(NamedTuple):
     """
 
     upper: Float[Array, "K K"]
-    order: Array
+    order: Int[Array, " K"]
     dead: Bool[Array, " K"]
     damping: Float[Array, ""]
 

@@ -30,8 +30,8 @@ class Grid(NamedTuple):
       zero: Whole numbers, float32 [N, G]; 0 in a symmetric grid.
     """
 
-    scale: Array
-    zero: Array
+    scale: Float[Array, "N G"]
+    zero: Float[Array, "N G"]
 
 
 def nearest_levels(w: Float[Array, "N G g"], grid: Grid, low: int, high: int) -> Float[Array, "N G g"]:

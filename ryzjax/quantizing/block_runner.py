@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jaxtyping import Array, Float
 
 from ryzjax.batch import KVCache, TokenBatch
 from ryzjax.bits import storage_dtype
@@ -35,9 +36,9 @@ class InputSums(NamedTuple):
       drift: Sum of d d^T; None if it was not asked for.
     """
 
-    inputs: jax.Array
-    cross: jax.Array
-    drift: jax.Array | None
+    inputs: Float[Array, "K K"]
+    cross: Float[Array, "K K"]
+    drift: Float[Array, "K K"] | None
 
 
 class ObservedLinear(nnx.Module):
@@ -52,7 +53,7 @@ class ObservedLinear(nnx.Module):
         self.linear = linear
         self.seen = seen
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "T K"]) -> Float[Array, "T N"]:
         """Records `x` and applies the linear layer."""
         self.seen.inputs.append(x)
         return self.linear(x)
@@ -104,7 +105,9 @@ class BlockRunner:
         """Returns the names of one block's weights in `AbstractModel.weights`."""
         return self._blocks[layer].names
 
-    def advance(self, layer: int, weights: Mapping[str, jax.Array], hidden: jax.Array) -> jax.Array:
+    def advance(
+        self, layer: int, weights: Mapping[str, jax.Array], hidden: Float[Array, "sequences tokens E"]
+    ) -> Float[Array, "sequences tokens E"]:
         """Runs block `layer`, and returns its output [sequences, tokens, E].
 
         Args:
@@ -120,9 +123,9 @@ class BlockRunner:
         linear: str,
         *,
         weights: Mapping[str, jax.Array],
-        hidden: jax.Array,
+        hidden: Float[Array, "sequences tokens E"],
         plain_weights: Mapping[str, jax.Array],
-        plain_hidden: jax.Array,
+        plain_hidden: Float[Array, "sequences tokens E"],
         with_drift: bool,
     ) -> InputSums:
         """Observes the inputs of a linear layer in a partly quantized model and in the plain one.

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Literal
@@ -13,18 +12,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from ryzjax.checkpoint.hf.save import PLAIN_DTYPES, in_dtype, save_hf
-from ryzjax.checkpoint.open_checkpoint import OpenCheckpoint
 from ryzjax.checkpoint.source import CheckpointSource, resolve_source
 from ryzjax.data.tokenizer import Tokenizer
 from ryzjax.errors import ConfigError
-from ryzjax.loading.load import check_checkpoint, load_weights, read_weights
+from ryzjax.loading.load import weight_reader
 from ryzjax.loading.model_config import read_model_config
 from ryzjax.loading.progress import byte_progress
 from ryzjax.loading.text_files import copy_text_files
 from ryzjax.loading.weight_plan import plan_weights
 from ryzjax.lora.adapter import Adapter, BaseRounding, check_adapter
 from ryzjax.lora.merge import merged
-from ryzjax.models.registry import AbstractModel, abstract_model
+from ryzjax.models.registry import abstract_model
 from ryzjax.qarray import dequantize
 from ryzjax.quant.quantize_matrix import quantize_matrix
 from ryzjax.quant.recipe import Recipe
@@ -76,10 +74,10 @@ def merge_checkpoint(
     check_adapter(adapter, model.linears, name=adapter.base_model or "adapter")
     target = in_dtype(model, name)
     total = sum(spec.nbytes for spec in target.weights.values())
-    with _reader(source, model) as read, byte_progress("Merging", total, show=show_progress) as advance:
+    with weight_reader(source, model) as read, byte_progress("Merging", total, show=show_progress) as advance:
 
         def compute(weight: str) -> np.ndarray:
-            w, layer = read(weight), weight.removesuffix(".weight")
+            w, layer = jnp.asarray(read(weight), jnp.float32), weight.removesuffix(".weight")
             if weight.endswith(".weight") and layer in formats:
                 w = dequantize(quantize_matrix(weight, w, formats[layer]))
             if weight.endswith(".weight") and layer in adapter.weights:
@@ -131,18 +129,6 @@ def _rounded(name: str, w: np.ndarray, dtype: np.dtype) -> np.ndarray:
         what = "are not finite" if not np.isfinite(w).all() else f"are too large for {dtype.name}; use bfloat16"
         raise ConfigError(f"{name}: values of the merged weight {what}")
     return values
-
-
-@contextmanager
-def _reader(source: CheckpointSource, model: AbstractModel) -> Iterator[Callable[[str], jax.Array]]:
-    """Yields a function that reads a weight by our name, in float32."""
-    if source.weight_format == "orbax":
-        weights = load_weights(source, model)
-        yield weights.__getitem__
-        return
-    with OpenCheckpoint(source, model.config) as checkpoint:
-        check_checkpoint(checkpoint, model)
-        yield lambda name: jnp.asarray(read_weights(checkpoint, model, (name,))[name], jnp.float32)
 
 
 def _texts_of(source: CheckpointSource) -> Callable[[Path], None]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float
 
 from ryzjax.checkpoint.quantized.encoded_matrix import EncodedMatrix
 from ryzjax.quant.awq import ScaleSearch, scaled_hessian, search_scales
@@ -32,7 +33,7 @@ class Moments:
     calibration: InputSums
     held_out: InputSums
 
-    def judge(self, w: jax.Array) -> Judge:
+    def judge(self, w: Float[Array, "N K"]) -> Judge:
         """Returns the judge of candidates for the plain matrix `w`, float32 [N, K]."""
         sums = self.held_out
         assert sums.drift is not None
@@ -57,11 +58,18 @@ class Judge:
       energy: E |w (x + d)|^2, to make errors relative.
     """
 
-    def __init__(self, w: jax.Array, inputs: jax.Array, cross: jax.Array, drift: jax.Array, energy: jax.Array):
+    def __init__(
+        self,
+        w: Float[Array, "N K"],
+        inputs: Float[Array, "K K"],
+        cross: Float[Array, "N K"],
+        drift: Float[Array, ""],
+        energy: Float[Array, ""],
+    ):
         self._terms = w, inputs, cross, drift
         self.energy = float(energy)
 
-    def error(self, rounded: jax.Array) -> float:
+    def error(self, rounded: Float[Array, "N K"]) -> float:
         """Returns the mean squared distance of the outputs.
 
         Args:
@@ -117,7 +125,7 @@ class GroupResult:
     """
 
     members: Mapping[str, MemberResult]
-    scales: jax.Array | None
+    scales: Float[Array, " K"] | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,7 +139,7 @@ class _Attempt:
       notes: Every fallback, in words.
     """
 
-    scales: jax.Array | None
+    scales: Float[Array, " K"] | None
     members: Mapping[str, tuple[EncodedMatrix, MatrixMethod, float]]
     damping: float | None = None
     notes: tuple[str, ...] = field(default=())

@@ -1,4 +1,4 @@
-"""The safetensors reader: equal to the library on good files, a clear error on every damaged one."""
+"""SafetensorsFile: the library's values for valid files, and a clear error for every damaged one."""
 
 from __future__ import annotations
 

@@ -97,7 +97,7 @@ def test_fewer_bits(weights: str, base: Path, adapter: Path, capsys: pytest.Capt
 
 
 @pytest.mark.parametrize("weights", ["int8", "int4"])
-def test_a_merge_that_lost_the_adapter_is_refused_before_it_is_rounded(
+def test_a_merge_that_lost_the_adapter_is_refused_before_it_is_quantized(
     weights: str, base: Path, adapter: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr("ryzjax.quantizing.merge.merged", lambda w, update, scale: w)
@@ -134,10 +134,10 @@ def test_a_damaged_rounding_is_refused(
     assert left(base) == {"out.refused"}
 
 
-def test_an_adapter_of_a_base_that_was_rounded_as_it_was_loaded(
+def test_an_adapter_of_a_base_that_was_quantized_while_loading(
     base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
-    """It goes into those weights; with --base into the plain ones, and what that changes is printed and recorded."""
+    """It is merged into those weights, or with --base into the plain ones; the difference is printed and recorded."""
     model, weights = opened(resolve_source(str(base)))
     found = random_adapter(model, weights, LoraConfig(rank=3))
     found = replace(found, base_rounding=BaseRounding(weights="int4", group=16))

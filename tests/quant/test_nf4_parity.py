@@ -1,4 +1,4 @@
-"""NF4 against the quantizer of bitsandbytes on a CPU."""
+"""NF4 equals the quantizer of bitsandbytes on a CPU."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_codes_and_nested_scales(block: int, dtype: str):
     np.testing.assert_array_equal(unpack_nibbles(np.asarray(ours.values), block), codes)
     np.testing.assert_array_equal(NF4_VALUES, state.code.numpy())
 
-    # The scales: it computes its code in float32, and finds a scale's place in it by a table of coarser steps.
+    # Scales may differ by one code: bitsandbytes computes its code in float32 and searches it with a coarser table.
     np.testing.assert_allclose(dynamic_code(), state.state2.code.numpy(), rtol=0, atol=1e-7)
     np.testing.assert_allclose(ours.scale_offset, state.offset.numpy(), rtol=1e-6)
     np.testing.assert_allclose(ours.scale_blocks, state.state2.absmax.numpy(), rtol=1e-6)

@@ -23,7 +23,7 @@ def test_a_matrix_of_several_panels(format: QFormat):
     groups = np.asarray(w, np.float32).reshape(2100, -1, format.group or 1024)
     step = np.abs(groups).max(-1, keepdims=True) / (7 if format.pack else 127)
     error = np.abs(found.reshape(groups.shape) - groups)
-    # To nearest, within half a step of the whole range; 4 bits may clip for a smaller squared error.
+    # int8 is within half a step of the whole range. int4 may clip for a smaller squared error.
     if not format.pack:
         assert (error <= 0.51 * step).all()
     plain = np.clip(np.round(groups / step), -8, 7) * step - groups
