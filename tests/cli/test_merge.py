@@ -188,7 +188,7 @@ def test_both_bases_of_a_quantized_model(base: Path, adapter: Path, capsys: pyte
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (("--group-size", "32"), "--group-size is of --weights"),
+        (("--group-size", "32"), "--group-size needs --weights"),
         (("--tokens", "1"), "--tokens 1"),
         (("--text", "missing.txt"), "missing.txt"),
         (("--weights", "int4", "--group-size", "7"), "group=7"),
