@@ -6,6 +6,7 @@
     gguf/             GGUF files: metadata, tensors and llama.cpp's names
     peft/             LoRA adapters in PEFT's layout
     quantized/        GPTQ, AWQ, bitsandbytes, compressed-tensors: stored matrices
+    config_fields     typed, checked reads of a config's fields
     safetensors, tensor_file, stored_weight, mxfp4    reading tensors, and parts of them, as weights
     open_checkpoint   all of the above for one model: our weight name -> where it is stored
     kv_scales, certificate    what may lie beside the weights

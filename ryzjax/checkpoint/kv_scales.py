@@ -13,8 +13,8 @@ from contextlib import closing
 
 import numpy as np
 
+from ryzjax.checkpoint.config_fields import ConfigFields
 from ryzjax.checkpoint.families import HF_FAMILIES
-from ryzjax.checkpoint.hf.fields import ConfigFields
 from ryzjax.checkpoint.safetensors import SafetensorsFile
 from ryzjax.checkpoint.source import CheckpointSource
 from ryzjax.dims import Float32Array

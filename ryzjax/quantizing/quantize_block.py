@@ -24,7 +24,8 @@ from ryzjax.quant.scheme import Scheme
 from ryzjax.quantizing.block_runner import BlockRunner
 from ryzjax.quantizing.hidden_states import HiddenStates, HiddenStatesPair
 from ryzjax.quantizing.input_groups import InputGroup, input_groups, norm_offset
-from ryzjax.quantizing.quantize_group import GroupResult, MemberResult, Moments, quantize_group
+from ryzjax.quantizing.moments import Moments
+from ryzjax.quantizing.quantize_group import GroupResult, MemberResult, quantize_group
 
 __all__ = ["BlockQuantizer", "QuantizedBlock"]
 

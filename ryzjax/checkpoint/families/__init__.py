@@ -1,8 +1,8 @@
 """One file per model family: how Hugging Face spells its config and its weights.
 
 Each file defines `FAMILY`, an `HFFamily` with a function that reads the config and one that maps weight names. `base`
-has what most families share; `gemma`, `olmo`, `qwen` and `experts` have what a few share. Model code belongs to
-`models`, not here.
+has what most families share, and `rope` reads their rotary embeddings. `gemma`, `olmo`, `qwen` and `experts` have what
+a few families share. Model code belongs to `models`, not here.
 """
 
 from __future__ import annotations

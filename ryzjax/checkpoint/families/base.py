@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, TypedDict
 
-from ryzjax.checkpoint.hf.fields import ConfigFields
-from ryzjax.checkpoint.hf.rope import rope_from_hf, scaled_max_position
+from ryzjax.checkpoint.config_fields import ConfigFields
+from ryzjax.checkpoint.families.rope import rope_from_hf, scaled_max_position
 from ryzjax.checkpoint.stored_weight import StoredWeight, WholeTensors
 from ryzjax.errors import ConfigError
 from ryzjax.layers.rope import Rope

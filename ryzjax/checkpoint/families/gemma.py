@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from ryzjax.checkpoint.config_fields import ConfigFields
 from ryzjax.checkpoint.families.base import LAYER_MODULES, HFConfig, SharedFields, shared_fields
-from ryzjax.checkpoint.hf.fields import ConfigFields
 from ryzjax.layers.glu import Activation
 
 __all__ = ["GEMMA_MODULES", "gemma_shared_fields", "softcap"]

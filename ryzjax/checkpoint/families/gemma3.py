@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ryzjax.checkpoint.families.base import HFConfig, HFFamily, hf_modules, layer_windows
 from ryzjax.checkpoint.families.gemma import GEMMA_MODULES, gemma_shared_fields, softcap
-from ryzjax.checkpoint.hf.rope import layer_ropes_from_hf
+from ryzjax.checkpoint.families.rope import layer_ropes_from_hf
 from ryzjax.models.gemma3 import Gemma3Config
 
 __all__ = ["FAMILY"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ryzjax.checkpoint.config_fields import ConfigFields
 from ryzjax.checkpoint.families.base import (
     LAYER_MODULES,
     HFConfig,
@@ -11,7 +12,6 @@ from ryzjax.checkpoint.families.base import (
     shared_and_rope,
 )
 from ryzjax.checkpoint.families.experts import num_experts, split_experts, top_k
-from ryzjax.checkpoint.hf.fields import ConfigFields
 from ryzjax.checkpoint.mxfp4 import Mxfp4Rows
 from ryzjax.checkpoint.stored_weight import StoredWeight, TensorRows, WholeTensors
 from ryzjax.models.config import ModelConfig

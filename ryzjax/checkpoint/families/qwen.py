@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from ryzjax.checkpoint.config_fields import ConfigFields
 from ryzjax.checkpoint.families.base import layer_windows
-from ryzjax.checkpoint.hf.fields import ConfigFields
 
 __all__ = ["qwen_windows"]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ryzjax.checkpoint.config_fields import ConfigFields
 from ryzjax.checkpoint.families.base import (
     LAYER_MODULES,
     HFConfig,
@@ -12,7 +13,6 @@ from ryzjax.checkpoint.families.base import (
     shared_and_rope,
 )
 from ryzjax.checkpoint.families.experts import num_experts, split_experts, top_k
-from ryzjax.checkpoint.hf.fields import ConfigFields
 from ryzjax.checkpoint.stored_weight import StoredWeight
 from ryzjax.models.config import ModelConfig
 from ryzjax.models.qwen3_moe import Qwen3MoeConfig

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from ryzjax.checkpoint.config_fields import ConfigFields
 from ryzjax.checkpoint.families.base import HFConfig, HFFamily, hf_modules, layer_windows, shared_and_rope
-from ryzjax.checkpoint.hf.fields import ConfigFields
 from ryzjax.models.smollm3 import SmolLM3Config
 
 __all__ = ["FAMILY"]

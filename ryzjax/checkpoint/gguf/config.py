@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from ryzjax.checkpoint.config_fields import ConfigFields
 from ryzjax.checkpoint.gguf.file import GgufFile
-from ryzjax.checkpoint.hf.fields import ConfigFields
 from ryzjax.errors import UnsupportedModelError
 
 __all__ = ["gguf_config"]

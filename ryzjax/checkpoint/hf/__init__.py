@@ -1,5 +1,5 @@
 """Hugging Face's config.json and directories: `config` reads the former, `save` writes a whole model.
 
-`fields` and `keys` check the fields of a config, and `rope` reads its rotary embeddings. What only one family spells in
-its own way belongs to `families`.
+`keys` refuses fields that may change the maths and that nothing reads. What a family spells in its own way belongs to
+`families`.
 """

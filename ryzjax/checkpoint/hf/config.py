@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from ryzjax.checkpoint.config_fields import ConfigFields
 from ryzjax.checkpoint.families import HF_FAMILIES, HFConfig, HFFamily
 from ryzjax.checkpoint.families.base import DType
-from ryzjax.checkpoint.hf.fields import ConfigFields
 from ryzjax.checkpoint.hf.keys import check_keys
 from ryzjax.errors import ConfigError
 from ryzjax.models.config import ModelConfig

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from ryzjax.checkpoint.hf.fields import ConfigFields
+from ryzjax.checkpoint.config_fields import ConfigFields
 from ryzjax.errors import CheckpointError, ConfigError, UnsupportedModelError
 from ryzjax.lora.config import LoraConfig
 

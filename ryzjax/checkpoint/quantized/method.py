@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from ryzjax.checkpoint.hf.fields import ConfigFields
+from ryzjax.checkpoint.config_fields import ConfigFields
 from ryzjax.checkpoint.quantized.awq import AwqMatrix
 from ryzjax.checkpoint.quantized.bitsandbytes import Bnb4Matrix, Bnb8Matrix
 from ryzjax.checkpoint.quantized.compressed_tensors import IntMatrix, PackedMatrix

@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import cast
 
-from ryzjax.checkpoint.hf.fields import ConfigFields
+from ryzjax.checkpoint.config_fields import ConfigFields
 from ryzjax.layers.rope import DynamicRope, FactorRope, LinearRope, Llama3Rope, LongRope, Rope, YarnRope
 
 __all__ = ["layer_ropes_from_hf", "rope_from_hf", "scaled_max_position"]
