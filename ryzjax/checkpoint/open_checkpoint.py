@@ -65,6 +65,10 @@ class OpenCheckpoint:
       source: The checkpoint, safetensors or GGUF.
       config: The model's config. It determines how the family names and fuses its weights.
 
+    Attributes:
+      source: The checkpoint.
+      file_of: Tensor name -> the open file that holds it.
+
     Raises:
       CheckpointError: A file is damaged, two files hold the same tensor, or the index is wrong.
       UnsupportedModelError: The checkpoint's quantization is not supported.
