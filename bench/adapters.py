@@ -28,7 +28,7 @@ from rich.progress import track
 from shapes import SHAPES
 
 from ryzjax import LLM, SamplingParams
-from ryzjax.checkpoint.peft.adapter import write_adapter
+from ryzjax.checkpoint.peft.write import write_adapter
 from ryzjax.errors import RyzJAXError
 from ryzjax.lora import Adapter, LoraConfig, LoraWeights
 

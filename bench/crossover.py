@@ -19,12 +19,12 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from ryzjax.loading.on_load import round_matrix
 from ryzjax.native.library import isa
 from ryzjax.native.linear import native_project
 from ryzjax.ops.linear.quantized import project_quantized
 from ryzjax.ops.linear.reference import project_plain
 from ryzjax.qarray import QArray, QFormat
+from ryzjax.quant.quantize_matrix import quantize_matrix
 
 MATRICES = {"gate and up, 896 -> 9728": (896, 9728), "down, 4864 -> 896": (4864, 896), "qkv, 896 -> 1152": (896, 1152)}
 FORMATS = {
@@ -49,7 +49,7 @@ def main() -> None:
         k, n = MATRICES[matrix]
         dense = [jnp.asarray(rng.standard_normal((n, k), np.float32), jnp.bfloat16) for _ in range(COPIES)]
         format = FORMATS[weights]
-        copies = dense if format is None else [round_matrix(matrix, w, format) for w in dense]
+        copies = dense if format is None else [quantize_matrix(matrix, w, format) for w in dense]
         ratios = {}
         for rows in arguments.rows:
             x = jnp.asarray(rng.standard_normal((rows, k), np.float32), jnp.bfloat16)

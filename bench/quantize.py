@@ -49,7 +49,7 @@ def measure_gptq(size: int, repeats: int) -> dict[str, float]:
     import jax.numpy as jnp
 
     from ryzjax.quant.gptq import factorize, gptq
-    from ryzjax.quant.rounding import Grid, round_to_grid, search_grid
+    from ryzjax.quant.grid import Grid, round_to_grid, search_grid
 
     rng = np.random.default_rng(0)
     mixing = rng.standard_normal((size, size), np.float32) * (np.arange(1, size + 1)[:, None] ** -0.5)

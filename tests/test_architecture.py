@@ -48,6 +48,35 @@ INNER_ROWS = {
         ("model",),
         ("row_chunks", "config"),
     ),
+    "quantizing": (
+        ("merge",),
+        ("quantize", "report_table", "kv_scales", "sensitivity"),
+        ("quantize_block", "layer_report", "workspace", "kv_calibration"),
+        ("quantize_group", "hidden_states"),
+        ("moments",),
+        ("block_runner", "calibration", "input_groups", "shards"),
+    ),
+    "loading": (
+        ("open_model",),
+        ("weight_plan",),
+        ("load",),
+        ("orbax", "dummy", "model_config"),
+        ("buffers", "progress", "text_files"),
+    ),
+    "quant": (
+        ("quantize_matrix",),
+        ("encode_matrix", "recipe"),
+        ("awq", "gptq", "hqq"),
+        ("grid", "nf4", "scheme"),
+    ),
+    "checkpoint": (
+        ("open_checkpoint",),
+        ("hf", "kv_scales", "peft", "quantized"),
+        ("families", "source"),
+        ("gguf", "mxfp4", "weight_files"),
+        ("hub", "json_object", "safetensors", "safetensors_write", "stored_weight"),
+        ("certificate", "config_fields", "tensor_file"),
+    ),
 }
 HEIGHT = {name: -row for row, names in enumerate(ROWS) for name in names}
 # Errors are below the rest of their row; the package itself only re-exports, by name.

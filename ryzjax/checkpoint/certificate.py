@@ -1,4 +1,4 @@
-"""The certificate beside a quantized checkpoint: what was done to it, and what that cost."""
+"""Reads the certificate beside a quantized checkpoint: how it was quantized, and how much quality that cost."""
 
 from __future__ import annotations
 
@@ -16,17 +16,19 @@ _MAX_BYTES = 50_000_000
 
 
 def read_certificate(directory: Path) -> Mapping[str, object] | None:
-    """The parsed certificate of a model's directory; None where there is none.
+    """Reads the certificate in a model's directory; None if there is none.
 
     Raises:
-      CheckpointError: it is there, but no certificate.
+      CheckpointError: The file cannot be read, or is not a certificate of RyzJAX.
     """
     path = directory / CERTIFICATE_FILE
     if not path.is_file():
         return None
     try:
         if path.stat().st_size > _MAX_BYTES:
-            raise CheckpointError(f"{path}: {path.stat().st_size} bytes; a certificate is smaller. Remove it")
+            raise CheckpointError(
+                f"{path}: {path.stat().st_size} bytes; expected at most {_MAX_BYTES}. Remove it, or quantize again"
+            )
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path}: cannot be read as JSON ({error}); remove it, or quantize again") from error
@@ -36,7 +38,11 @@ def read_certificate(directory: Path) -> Mapping[str, object] | None:
 
 
 def certificate_summary(certificate: Mapping[str, object]) -> dict[str, object]:
-    """The figures a reader looks for first: bits, method, KL, agreement, perplexity, scores."""
+    """Returns the main figures: base model, method, bits, KL divergence, top-1 agreement, perplexity, task scores.
+
+    Args:
+      certificate: What `read_certificate` returned.
+    """
     recipe = cast("Mapping[str, object]", certificate.get("recipe") or {})
     measured = cast("Mapping[str, object]", certificate.get("measured") or {})
     layers = cast("list[Mapping[str, object]]", certificate["layers"])

@@ -1,8 +1,8 @@
-"""Calibrated scales of an fp8 KV cache, as compressed-tensors stores them beside the weights.
+"""Reads and names the calibrated scales of an fp8 KV cache, which compressed-tensors stores beside the weights.
 
-model.layers.N.self_attn.k_scale    float, one number or one a KV head: key = float8 * scale
-model.layers.N.self_attn.v_scale    the same of values
-config.json                         quantization_config.kv_cache_scheme says what they are of
+model.layers.N.self_attn.k_scale    float, one number or one per KV head: key = float8 * scale
+model.layers.N.self_attn.v_scale    the same for values
+config.json                         quantization_config.kv_cache_scheme describes their format
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from contextlib import closing
 
 import numpy as np
 
+from ryzjax.checkpoint.config_fields import ConfigFields
 from ryzjax.checkpoint.families import HF_FAMILIES
-from ryzjax.checkpoint.hf.fields import ConfigFields
 from ryzjax.checkpoint.safetensors import SafetensorsFile
 from ryzjax.checkpoint.source import CheckpointSource
 from ryzjax.dims import Float32Array
@@ -26,18 +26,19 @@ from ryzjax.models.registry import family_of
 __all__ = ["KV_SCALE_ENDINGS", "fp8_kv_scales", "kv_cache_scheme", "kv_scale_tensors", "read_kv_scales"]
 
 KV_SCALE_ENDINGS = (".self_attn.k_scale", ".self_attn.v_scale")
-"""Of the tensors that hold scales; no weight is made of them."""
+"""Name endings of the tensors that hold scales. They belong to no weight."""
 
 _TENSOR = re.compile(r"(?:.*\.)?layers\.(\d+)\.self_attn\.([kv])_scale")
 _DTYPES = ("F32", "BF16", "F16", "F64")
-_UNIT = "or take 1.0 for all of them on purpose with --kv-scale-unit (kv_scale_unit=True)"
+_UNIT = "or set all scales to 1.0 with --kv-scale-unit (kv_scale_unit=True)"
 
 
 def kv_scale_tensors(scales: KVScales, prefix: str = "model.") -> dict[str, Float32Array]:
-    """The tensors to store: one of [kv_heads] a layer for keys and one for values.
+    """Returns tensor name -> float32 [H], for the keys and for the values of each layer.
 
     Args:
-      prefix: what stands before "layers." in the checkpoint.
+      scales: The scales of the model, [L, H] each.
+      prefix: The text before "layers." in the checkpoint's tensor names.
     """
     return {
         f"{prefix}layers.{layer}.self_attn.{name}_scale": np.ascontiguousarray(of_layer, np.float32)
@@ -47,7 +48,7 @@ def kv_scale_tensors(scales: KVScales, prefix: str = "model.") -> dict[str, Floa
 
 
 def kv_cache_scheme() -> dict[str, object]:
-    """What `quantization_config.kv_cache_scheme` says of those tensors."""
+    """Returns the value of `quantization_config.kv_cache_scheme` for the tensors of `kv_scale_tensors`."""
     return {
         "num_bits": 8,
         "type": "float",
@@ -61,12 +62,12 @@ def kv_cache_scheme() -> dict[str, object]:
 
 
 def read_kv_scales(source: CheckpointSource, config: ModelConfig) -> KVScales | None:
-    """The scales in a checkpoint's safetensors files; None where there are none.
+    """Reads the scales in a checkpoint's safetensors files; None if there are none.
 
-    One number a layer is taken for all its KV heads.
+    A layer with a single number uses it for all its KV heads.
 
     Raises:
-      CheckpointError: a layer lacks one, a shape or dtype is neither of the two, or a value is not more than zero.
+      CheckpointError: A layer has no scale, a tensor has another shape or dtype, or a value is not above zero.
     """
     if source.weight_format != "safetensors":
         return None
@@ -91,14 +92,16 @@ def read_kv_scales(source: CheckpointSource, config: ModelConfig) -> KVScales | 
 
 
 def fp8_kv_scales(source: CheckpointSource, config: ModelConfig, *, unit: bool) -> KVScales:
-    """The scales to serve an fp8 cache with.
+    """Returns the scales for serving with an fp8 KV cache.
 
     Args:
-      unit: 1.0 everywhere, on purpose; what is stored is not looked at.
+      source: The checkpoint's files.
+      config: The model's config.
+      unit: Whether to use 1.0 for every head and to ignore what is stored.
 
     Raises:
-      ConfigError: there are none, all are 1.0, or they are of another kind of cache.
-      CheckpointError: as `read_kv_scales`.
+      ConfigError: The checkpoint has no scales, all of them are 1.0, or they belong to another kind of cache.
+      CheckpointError: A stored scale is missing or invalid; see `read_kv_scales`.
     """
     if unit:
         ones = np.ones((config.num_layers, config.num_kv_heads), np.float32)
@@ -108,38 +111,38 @@ def fp8_kv_scales(source: CheckpointSource, config: ModelConfig, *, unit: bool) 
     if scales is None:
         raise ConfigError(
             f"kv_dtype=fp8_e4m3, but {source.name} has no k_scale and v_scale tensors; serve safetensors that were "
-            f"calibrated for an fp8 KV cache, take kv_dtype=int8, which needs no calibration, {_UNIT}"
+            f"calibrated for an fp8 KV cache, use kv_dtype=int8, which needs no calibration, {_UNIT}"
         )
     if all(np.all(scale == 1.0) for scale in scales):
         raise ConfigError(
             f"kv_dtype=fp8_e4m3, but all k_scale and v_scale tensors of {source.name} are 1.0: a placeholder, which "
-            f"costs quality; calibrate the checkpoint, take kv_dtype=int8, {_UNIT}"
+            f"costs quality; calibrate the checkpoint, use kv_dtype=int8, {_UNIT}"
         )
     return scales
 
 
 def _read(file: SafetensorsFile, name: str, num_kv_heads: int) -> Float32Array:
-    """float32 [kv_heads] of a stored scale."""
+    """Reads one stored scale tensor as float32 [H]."""
     entry = file.entries[name]
     size = int(np.prod(entry.shape))
-    # One number, or one a head with axes of 1 around it: [], [1], [H], [H, 1, 1].
+    # One number, or one per head with further axes of size 1: [], [1], [H], [H, 1, 1].
     if max(entry.shape, default=1) != size or size not in (1, num_kv_heads) or entry.dtype_name not in _DTYPES:
         raise CheckpointError(
-            f"{file.path}: tensor {name!r} is {entry.dtype_name} {list(entry.shape)}; expected one float or "
-            f"[{num_kv_heads}] of them, one a KV head. Calibrate again."
+            f"{file.path}: tensor {name!r} is {entry.dtype_name} {list(entry.shape)}; expected one float, or "
+            f"[{num_kv_heads}] floats, one per KV head. Calibrate again."
         )
     values = np.empty(entry.shape, np.float32)
     file.read(name, (slice(None),) * len(entry.shape), values)
     if not np.all(np.isfinite(values) & (values > 0)):
         raise CheckpointError(
-            f"{file.path}: tensor {name!r} has {values.min()} and {values.max()} in it; expected scales that are "
-            "finite and more than zero. Calibrate again."
+            f"{file.path}: tensor {name!r} has values from {values.min()} to {values.max()}; expected finite scales "
+            "above zero. Calibrate again."
         )
     return np.broadcast_to(values.reshape(-1), (num_kv_heads,)).copy()
 
 
 def _check_scheme(source: CheckpointSource) -> None:
-    """Refuses scales that the config says are of another format."""
+    """Refuses scales that the config describes as another format than float8 e4m3."""
     outer = ConfigFields(raw=source.config, source=source.config_name)
     fields = outer.block("quantization_config") or outer.block("compression_config")
     scheme = fields.block("kv_cache_scheme") if fields is not None else None
@@ -148,4 +151,6 @@ def _check_scheme(source: CheckpointSource) -> None:
     wanted: Mapping[str, object] = {"type": "float", "num_bits": 8, "dynamic": False, "symmetric": True}
     for key, value in wanted.items():
         if scheme.value(key) not in (None, value):
-            raise scheme.fail(key, repr(value), remedy=f"The stored scales are not of an e4m3 cache; {_UNIT[3:]}.")
+            raise scheme.fail(
+                key, repr(value), remedy=f"The stored scales do not belong to an e4m3 cache; {_UNIT[3:]}."
+            )

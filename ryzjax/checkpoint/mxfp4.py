@@ -1,7 +1,7 @@
-"""MXFP4 (OCP Microscaling Formats 1.0): 32 four-bit floats that share a power of two.
+"""Reads MXFP4 weights (OCP Microscaling Formats 1.0): groups of 32 four-bit floats that share a power of two.
 
-In GPT-OSS's files a matrix [..., out, in] is `<name>_blocks`, uint8 [..., out, in / 32, 16] with two values a byte,
-the first in the low bits, and `<name>_scales`, uint8 [..., out, in / 32], exponents with a bias of 127.
+GPT-OSS's files store a matrix [..., out, in] as two tensors. `<name>_blocks`, uint8 [..., out, in / 32, 16], has two
+values per byte, the first in the low bits. `<name>_scales`, uint8 [..., out, in / 32], has exponents with bias 127.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ _EXPONENT_BIAS = 127
 _MAGNITUDES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 _VALUES = np.array([*_MAGNITUDES, *(-value for value in _MAGNITUDES)], np.float32)
 _PAIRS = np.stack([_VALUES[np.arange(256) & 15], _VALUES[np.arange(256) >> 4]], axis=1)
-"""Both values of each byte."""
+"""The two values of each byte, [256, 2]."""
 
 
 def dequantize_mxfp4(blocks: np.ndarray, scales: np.ndarray) -> np.ndarray:
-    """uint8 [..., in / 32, 16] and uint8 [..., in / 32] -> float32 [..., in]."""
+    """Dequantizes blocks, uint8 [..., in / 32, 16], with scales, uint8 [..., in / 32], to float32 [..., in]."""
     values = _PAIRS[blocks].reshape(*scales.shape, _GROUP)
     values = np.ldexp(values, scales.astype(np.int32)[..., None] - _EXPONENT_BIAS)
     return values.reshape(*scales.shape[:-1], scales.shape[-1] * _GROUP)
@@ -33,12 +33,12 @@ def dequantize_mxfp4(blocks: np.ndarray, scales: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Mxfp4Rows:
-    """A `StoredWeight` [experts, out, in], dequantized as it is read.
+    """A `StoredWeight` [experts, out, in] of some rows of MXFP4 tensors, dequantized when it is read.
 
     Attributes:
-      name: of the two tensors, without `_blocks` and `_scales`.
-      rows: which of the stored rows are the weight's, as a slice with positive step.
-      dtypes: see `StoredWeight`.
+      name: Name of the two tensors, without `_blocks` and `_scales`.
+      rows: The stored rows that belong to the weight, as a slice with positive step.
+      dtypes: Dtypes that the file may store the tensors in.
     """
 
     name: str
@@ -47,11 +47,11 @@ class Mxfp4Rows:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """See `StoredWeight`."""
+        """The names of the two tensors: blocks, then scales."""
         return (f"{self.name}_blocks", f"{self.name}_scales")
 
     def shape(self, entries: Mapping[str, TensorEntry]) -> tuple[int, ...]:
-        """See `StoredWeight`."""
+        """[experts, out, in] of the selected rows."""
         blocks, scales = (entries[name].shape for name in self.names)
         if blocks != (*scales, _GROUP // 2):
             raise CheckpointError(
@@ -62,7 +62,10 @@ class Mxfp4Rows:
         return (*outer, len(range(*self.rows.indices(rows))), groups * _GROUP)
 
     def read(self, files: Mapping[str, TensorFile], index: tuple[slice, ...], out: np.ndarray) -> None:
-        """See `StoredWeight`; one expert at a time, whole rows even where only a part of them is wanted."""
+        """Casts the dequantized `weight[index]` into `out`, whose shape is that of the slice.
+
+        It reads one expert at a time, and whole rows even if `index` asks for a part of them.
+        """
         blocks, scales = (files[name] for name in self.names)
         _, num_rows, groups = scales.entries[self.names[1]].shape
         rows = range(*self.rows.indices(num_rows))

@@ -1,7 +1,7 @@
-"""Streaming reader of the safetensors format: nothing is trusted, and nothing is read before it is asked for.
+"""SafetensorsFile: a streaming reader of safetensors files. It checks the whole header, and maps the tensors' bytes.
 
-The format: 8 bytes (little-endian header length), a JSON header `name -> {dtype, shape, data_offsets}`, then the
-tensors' bytes back to back. https://huggingface.co/docs/safetensors
+The format: 8 bytes with the little-endian length of the header, a JSON header `name -> {dtype, shape, data_offsets}`,
+then the bytes of the tensors without gaps (https://huggingface.co/docs/safetensors).
 """
 
 from __future__ import annotations
@@ -46,13 +46,18 @@ _DTYPES: Mapping[str, np.dtype] = {
 
 
 class SafetensorsFile:
-    """One open file: a checked header and a read-only map of the bytes.
+    """An open safetensors file: a checked header and a read-only memory map.
 
     Args:
-      path: the file.
+      path: Path of the file.
+
+    Attributes:
+      path: Path of the file.
+      entries: The tensors, by name.
+      metadata: The texts of the header's `__metadata__`.
 
     Raises:
-      CheckpointError: the file is missing, truncated, or its header does not describe its bytes.
+      CheckpointError: The file is missing or truncated, or its header does not describe its bytes.
     """
 
     def __init__(self, path: Path):
@@ -71,7 +76,9 @@ class SafetensorsFile:
                 self.entries, self.metadata = _read_header(path, header, size)
                 self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except OSError as error:
-            raise CheckpointError(f"{path}: cannot be read ({error.strerror}); check path and rights") from error
+            raise CheckpointError(
+                f"{path}: cannot be read ({error.strerror}); check the path and its permissions"
+            ) from error
 
     def __enter__(self) -> SafetensorsFile:
         return self
@@ -80,14 +87,14 @@ class SafetensorsFile:
         self.close()
 
     def close(self) -> None:
-        """Unmaps the file; arrays that were read stay valid."""
+        """Closes the file. Arrays that were read stay valid."""
         self._map.close()
 
     def read(self, name: str, index: tuple[slice, ...], out: np.ndarray) -> None:
-        """Casts `tensor[index]` into `out`, whose shape is the slice's.
+        """Casts `tensor[index]` into `out`, whose shape is that of the slice.
 
-        The rows are copied a few megabytes at a time, and the mapped pages are let go after each: resident memory
-        grows by `out`, not by the file.
+        It copies rows a few megabytes at a time and releases the mapped pages after each copy, so that resident memory
+        grows by `out` and not by the file.
         """
         entry = self.entries[name]
         if not entry.shape:
@@ -106,7 +113,7 @@ class SafetensorsFile:
             self._release(entry.begin + low * row_bytes, entry.begin + high * row_bytes)
 
     def _rows(self, entry: TensorEntry, low: int, high: int) -> np.ndarray:
-        """A view of rows [low, high): no bytes are touched yet."""
+        """Returns a view of rows [low, high). It reads no bytes yet."""
         inner = entry.shape[1:]
         count = (high - low) * math.prod(inner)
         offset = entry.begin + low * math.prod(inner) * entry.dtype.itemsize
@@ -115,16 +122,16 @@ class SafetensorsFile:
         return np.frombuffer(self._map, entry.dtype, count, offset).reshape(high - low, *inner)
 
     def _release(self, begin: int, end: int) -> None:
-        if end - begin < _RELEASE_BYTES:  # not worth a call that stops every thread of the process for a moment
+        if end - begin < _RELEASE_BYTES:  # not worth a call that briefly stops every thread of the process
             return
-        if not hasattr(mmap, "MADV_DONTNEED"):  # only Linux has it; elsewhere the system drops clean pages itself
+        if not hasattr(mmap, "MADV_DONTNEED"):  # elsewhere than on Linux, the system drops clean pages itself
             return
         begin -= begin % mmap.PAGESIZE
         self._map.madvise(mmap.MADV_DONTNEED, begin, end - begin)
 
 
 def _read_header(path: Path, data: bytes, file_size: int) -> tuple[dict[str, TensorEntry], dict[str, str]]:
-    """Entries by name, and the texts beside them."""
+    """Returns the entries by name, and the texts of `__metadata__`."""
     try:
         header = json.loads(data, object_pairs_hook=_unique_pairs)
     except (ValueError, RecursionError) as error:
@@ -177,11 +184,11 @@ def _are_sizes(value: object) -> TypeGuard[list[int]]:
 
 
 def _check_layout(path: Path, entries: Mapping[str, TensorEntry], base: int, file_size: int) -> None:
-    """The tensors must tile the bytes after the header: no hole, no overlap, nothing missing, nothing left."""
+    """Checks that the tensors cover the bytes after the header exactly, without a gap, an overlap or a rest."""
     position = base
     for entry in sorted(entries.values(), key=lambda entry: (entry.begin, entry.end)):
         if entry.begin != position:
-            kind = "overlaps the tensor before it" if entry.begin < position else "leaves a hole before it"
+            kind = "overlaps the tensor before it" if entry.begin < position else "leaves a gap before it"
             raise CheckpointError(
                 f"{path}: tensor {entry.name!r} starts at byte {entry.begin}, expected {position}: it {kind}. "
                 "The file is damaged; download it again."

@@ -1,4 +1,4 @@
-"""Writes safetensors files: any dtype, one tensor in memory at a time, complete or not there at all."""
+"""Writes safetensors files, with one tensor in memory at a time. A file appears only when it is complete."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ _NAMES = {
 
 @dataclass(frozen=True, kw_only=True)
 class TensorToWrite:
-    """A tensor and how to get it when its turn comes.
+    """A tensor to write, and a function that returns its values when they are needed.
 
     Attributes:
-      dtype, shape: of the array that `get` returns.
-      get: called once.
+      dtype, shape: Dtype and shape of the array that `get` returns.
+      get: Returns the values. It is called once.
     """
 
     dtype: np.dtype
@@ -37,25 +37,27 @@ class TensorToWrite:
 
     @property
     def nbytes(self) -> int:
-        """Bytes in the file."""
+        """Bytes of the tensor in the file."""
         return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
 
     @classmethod
     def of(cls, array: np.ndarray) -> TensorToWrite:
-        """An array that is there already."""
+        """Wraps an array that is in memory already."""
         return cls(dtype=array.dtype, shape=array.shape, get=lambda: array)
 
 
 def write_safetensors(
     path: Path, tensors: Mapping[str, TensorToWrite], *, metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Writes beside `path` first and renames at the end: a file of that name is always whole.
+    """Writes a safetensors file under a temporary name and renames it at the end, so that `path` is always complete.
 
     Args:
-      metadata: texts in the header, which no other reader takes notice of.
+      path: The file to write; an existing one is replaced.
+      tensors: Tensor name -> the tensor, in the order of the file.
+      metadata: Texts for the header. Other readers ignore them.
 
     Raises:
-      CheckpointError: it cannot be written.
+      CheckpointError: The file cannot be written.
     """
     header: dict[str, object] = {"__metadata__": {"format": "pt", **(metadata or {})}}
     at = 0
@@ -67,7 +69,7 @@ def write_safetensors(
         }
         at += tensor.nbytes
     raw = json.dumps(header, separators=(",", ":")).encode()
-    raw += b" " * (-len(raw) % 8)  # tensors begin on a multiple of 8
+    raw += b" " * (-len(raw) % 8)  # tensors start at a multiple of 8
     partial = path.with_name(path.name + ".partial")
     try:
         with partial.open("wb") as file:
@@ -82,4 +84,6 @@ def write_safetensors(
         partial.replace(path)
     except OSError as error:
         partial.unlink(missing_ok=True)
-        raise CheckpointError(f"{path}: cannot be written ({error.strerror}); check path, rights and space") from error
+        raise CheckpointError(
+            f"{path}: cannot be written ({error.strerror}); check the path, its permissions and the free space"
+        ) from error

@@ -1,4 +1,4 @@
-"""TensorFile: what the loader asks of a file of named tensors, whatever its format."""
+"""TensorFile: the interface of an open file of named tensors, safetensors or GGUF."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ class TensorEntry:
     """One tensor of a file.
 
     Attributes:
-      name: as the file spells it (a GGUF file's in Hugging Face's spelling).
-      dtype_name: as the file spells it, such as "BF16".
-      dtype: of the values that are read, as a numpy dtype.
-      shape: dimensions, outermost first.
-      begin, end: byte range in the file, half-open.
+      name: Name of the tensor in the file.
+      dtype_name: The stored dtype in safetensors' spelling, such as "BF16". A quantized GGUF tensor has "F32", the
+        dtype that it is dequantized to.
+      dtype: The numpy dtype of the values that `TensorFile.read` gives.
+      shape: Dimensions, outermost first.
+      begin, end: The byte range in the file, half-open.
     """
 
     name: str
@@ -33,22 +34,22 @@ class TensorEntry:
 
 
 class TensorFile(Protocol):
-    """An open file; safe to read from several threads."""
+    """An open file of named tensors. Several threads may read it at the same time."""
 
     @property
     def path(self) -> Path:
-        """The file."""
+        """Path of the file."""
         ...
 
     @property
     def entries(self) -> Mapping[str, TensorEntry]:
-        """Its tensors by name."""
+        """The file's tensors, by name."""
         ...
 
     def read(self, name: str, index: tuple[slice, ...], out: np.ndarray) -> None:
-        """Casts `tensor[index]` into `out`, whose shape is the slice's."""
+        """Casts `tensor[index]` into `out`, whose shape is that of the slice."""
         ...
 
     def close(self) -> None:
-        """Lets go of the file; what was read stays valid."""
+        """Closes the file. Arrays that were read stay valid."""
         ...

@@ -1,4 +1,4 @@
-"""ryzjax convert."""
+"""The command `ryzjax convert`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["Convert"]
 
 @dataclass(frozen=True, kw_only=True)
 class Convert:
-    """Write a model as a directory that loads without conversion: sharded, in its dtype, dequantized.
+    """Write a model as a directory that loads faster: dequantized, in the dtype it is served in, and sharded.
 
     Serve the directory like any other model.
     """
@@ -21,26 +21,26 @@ class Convert:
     model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")]
     """Local directory, GGUF file, or Hugging Face id."""
     out: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="OUT")]
-    """Folder to be made; must not exist, or be empty."""
+    """Folder to write; it must be empty or not exist."""
     model_revision: str | None = None
     """Branch, tag or commit of a Hugging Face id."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Of the weights; auto takes the checkpoint's (float16 becomes bfloat16)."""
+    """Dtype of the weights; auto takes the checkpoint's (float16 becomes bfloat16)."""
 
     def run(self) -> int:
-        """Converts; returns the exit status."""
+        """Converts the model. Returns the exit status."""
         import jax
 
-        from ryzjax.checkpoint.hf.config import model_config_from_hf
         from ryzjax.checkpoint.source import resolve_source
         from ryzjax.data.tokenizer import Tokenizer
         from ryzjax.loading.load import load_weights
+        from ryzjax.loading.model_config import read_model_config
         from ryzjax.loading.orbax import save_converted
         from ryzjax.models.registry import abstract_model
         from ryzjax.sharding import Layout, Placement
 
         source = resolve_source(self.model, revision=self.model_revision)
-        config = model_config_from_hf(source.config, source.generation, dtype=self.dtype, source=source.config_name)
+        config = read_model_config(source, dtype=self.dtype)
         out = Path(self.out).expanduser()
         model = abstract_model(config, Placement(Layout.load("single"), jax.devices()[:1]))
         weights = load_weights(source, model, show_progress=True)

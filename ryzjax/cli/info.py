@@ -60,15 +60,15 @@ class Info:
 
     def _model_table(self, name: str) -> tuple[Table, str]:
         """Returns the table of a model, and the model's dtype."""
-        from ryzjax.checkpoint.hf.config import model_config_from_hf
         from ryzjax.checkpoint.source import resolve_source
         from ryzjax.loading.load import stored_model
+        from ryzjax.loading.model_config import read_model_config
         from ryzjax.models.kv_cache import kv_page_bytes
         from ryzjax.models.registry import family_of
         from ryzjax.sharding import Layout, Placement
 
         source = resolve_source(name, load_format="dummy" if Path(name).is_file() else "auto")
-        config = model_config_from_hf(source.config, source.generation, dtype=self.dtype, source=source.config_name)
+        config = read_model_config(source, dtype=self.dtype)
         placement = Placement(Layout.load(self.layout))
         model = stored_model(source, config, placement)
         table = _table(f"model {name}", "", "")

@@ -1,4 +1,4 @@
-"""ryzjax merge."""
+"""The command `ryzjax merge`."""
 
 from __future__ import annotations
 
@@ -25,44 +25,45 @@ _GROUP = 128
 
 @dataclass(frozen=True, kw_only=True)
 class Merge:
-    """Write a model with an adapter in its weights, and check that its logits are those of the model with the adapter.
+    """Write a model with an adapter merged into its weights, and check its logits against the model with the adapter.
 
-    A quantized MODEL is dequantized; a plain one that was rounded for the training (finetune --weights) is rounded in
-    the same way first. The adapter has seen exactly those weights. --base adds it into the original weights instead,
-    which it has not seen. What is written is checked in float32 arithmetic before it gets its name: above the tolerance
-    it is kept as OUT.refused, and the exit status is 1. OUT/merge.json records base, adapter and figures.
+    A quantized MODEL is dequantized. A plain MODEL that was quantized while loading for the training (finetune
+    --weights) is quantized the same way first, since the adapter was trained on those weights. --base merges the
+    adapter into the original weights instead, on which it was not trained. The result is checked in float32 before it
+    gets its name. If it exceeds the tolerance, it is kept as OUT.refused, and the exit status is 1. OUT/merge.json
+    records the base, the adapter and the figures.
     """
 
     model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")]
     """Local directory, GGUF file or Hugging Face id of the model the adapter was trained on, plain or quantized."""
     adapter: str
-    """Directory of the adapter, as PEFT or ryzjax finetune wrote it."""
+    """Directory of the adapter, written by PEFT or ryzjax finetune."""
     out: str
-    """Folder to be made."""
+    """Folder to create."""
     base: str | None = None
-    """Add the adapter into this model's weights, not MODEL's: the 16-bit one that MODEL was quantized from."""
+    """Merge the adapter into this model's weights instead: the 16-bit model that MODEL was quantized from."""
     model_revision: str | None = None
-    """Branch, tag or commit of a Hugging Face id; of --base too."""
+    """Branch, tag or commit of a Hugging Face id; it applies to --base too."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Of the weights that are written; auto takes the model's. Rounding to 16 bits moves logits, float32 does not."""
+    """Dtype of the written weights; auto takes the model's. Rounding to 16 bits changes logits, float32 does not."""
     weights: Literal["plain", "int8", "int4"] = "plain"
-    """Round the merged weights to nearest, after --dtype, and write them as compressed-tensors."""
+    """Quantize the merged weights to nearest, after --dtype, and write them in the compressed-tensors format."""
     group_size: int | None = None
-    """In features that share a scale, with --weights; by default MODEL's own groups, or 128. 0 for a scale a row."""
+    """In features that share a scale, with --weights; by default MODEL's group size, or 128. 0 for one scale a row."""
     text: str | None = None
-    """Text file that is read for the check; by default a short passage of prose, code and JSON."""
+    """Text file for the check; by default a short passage of prose, code and JSON."""
     tokens: int = 512
-    """Of the text, at most."""
+    """Largest number of tokens of the text to check."""
     tolerance: float | None = None
-    """Largest |logit difference| of the plain weights; by default 1e-3 of float32, 0.15 of float16, 1 of bfloat16."""
+    """Largest |logit difference| of the plain weights; by default 1e-3 (float32), 0.15 (float16), 1 (bfloat16)."""
     max_kl: float | None = None
-    """Largest mean KL in nats a token; by default 1e-6, 1e-4 and 5e-3, and with --weights 1.5 times that of the merged
-    weights rounded as they are loaded, and 0.001."""
+    """Largest mean KL divergence in nats a token; by default 1e-6, 1e-4 and 5e-3 for the three dtypes. With --weights,
+    by default 1.5 times that of the merged weights quantized while loading, plus 0.001."""
     skip_check: bool = False
-    """Write without comparing logits: the check has the model in memory in float32."""
+    """Write without comparing logits. The check needs memory for the model in float32."""
 
     def run(self) -> int:
-        """Merges; returns the exit status."""
+        """Merges, checks and writes the model. Returns the exit status."""
         import shutil
 
         from ryzjax.evaluation.text import EvaluationText
@@ -73,9 +74,9 @@ class Merge:
             if folder.exists():
                 raise ConfigError(f"{folder} exists; name another --out, or remove it")
         if self.weights == "plain" and self.group_size is not None:
-            raise ConfigError("--group-size is of --weights int8 or int4; add one, or leave it out")
+            raise ConfigError("--group-size needs --weights int8 or int4; add one, or leave it out")
         if self.tokens < 2:
-            raise ConfigError(f"--tokens {self.tokens} is too few to compare models on; expected 2 or more")
+            raise ConfigError(f"--tokens {self.tokens} is too few to compare models; expected 2 or more")
         text = None if self.text is None else EvaluationText.read(self.text).text
         merging = _Merging.open(self)
         print(merging.base_message)
@@ -97,7 +98,7 @@ class Merge:
             result.replace(out)
         shutil.rmtree(plain, ignore_errors=True)
         if reason is not None:
-            print(f"{refused}: what was written, to be looked at or removed")
+            print(f"{refused}: the refused model, for inspection")
             return 1
         print(f"{out}: written; serve it with: ryzjax serve {out}")
         return 0
@@ -105,7 +106,7 @@ class Merge:
     def _write(
         self, merging: _Merging, written: Path, out: Path, text: str | None
     ) -> tuple[str | None, dict[str, Divergence]]:
-        """Merges, rounds and checks; why the result is refused, and what was measured."""
+        """Merges, quantizes and checks. Returns the reason for a refusal, and the figures."""
         from ryzjax.quantizing.merge import merge_checkpoint, quantize_merged
 
         merge_checkpoint(
@@ -134,13 +135,14 @@ class Merge:
 
 @dataclass(frozen=True, kw_only=True)
 class _Merging:
-    """An adapter, what it was trained on, and what it goes into.
+    """An adapter, the model that it was trained on, and the base that it is merged into.
 
     Attributes:
-      trained_on, base: opened in float32; the same where there is no --base.
-      adapter: as read.
-      rounding: of the weights of `base`, before the adapter is added.
-      base_message: which base that is and what it means, for people.
+      trained_on: The model that the adapter was trained on, opened in float32.
+      base: The model to merge into, opened in float32; the same without --base.
+      adapter: The adapter.
+      rounding: How the weights of `base` are quantized before the adapter is added; None to take them as stored.
+      base_message: A message for people that names the base and explains the choice.
     """
 
     trained_on: OpenModel
@@ -151,14 +153,14 @@ class _Merging:
 
     @property
     def trained_on_name(self) -> str:
-        """The model that the adapter was trained on, with its rounding."""
+        """Name of the model that the adapter was trained on, with its quantization while loading."""
         rounding = self.adapter.base_rounding
-        return self.trained_on.source.name + ("" if rounding is None else f" rounded to {rounding}")
+        return self.trained_on.source.name + ("" if rounding is None else f" quantized to {rounding}")
 
     @classmethod
     def open(cls, options: Merge) -> _Merging:
-        """Reads the adapter; weights are read later."""
-        from ryzjax.checkpoint.peft.adapter import read_adapter
+        """Opens the models and reads the adapter. Weights are read later."""
+        from ryzjax.checkpoint.peft.read import read_adapter
         from ryzjax.loading.open_model import open_model
 
         revision = options.model_revision
@@ -167,32 +169,36 @@ class _Merging:
         rounding, name = adapter.base_rounding, trained_on.source.name
         if rounding is not None and trained_on.model.quantization:
             raise ConfigError(
-                f"the adapter was trained beside a plain model rounded to {rounding} as it was loaded, and {name} is "
-                "quantized already; name the plain model"
+                f"the adapter was trained on a plain model quantized to {rounding} while loading, and {name} "
+                "is quantized already; name the plain model"
             )
         if rounding is not None:
             weights, group = rounding.weights, rounding.group
             trained_on = open_model(
                 options.model, revision=revision, dtype="float32", weights=weights, weights_group=group
             )
-        kind = f"rounded to {rounding}" if rounding else "quantized" if trained_on.model.quantization else "as stored"
+        kind = f"quantized to {rounding}" if rounding else "quantized" if trained_on.model.quantization else "as stored"
         if options.base is None:
             added = "as stored" if kind == "as stored" else f"{kind} and dequantized"
-            message = f"base: {name}, {added}: the weights that the adapter was trained beside"
+            message = f"base: {name}, {added}: the weights that the adapter was trained on"
             return cls(trained_on=trained_on, base=trained_on, adapter=adapter, rounding=rounding, base_message=message)
         base = open_model(options.base, revision=revision, dtype="float32", weights="bf16")
-        message = f"base: {base.source.name}, its plain weights (--base); the adapter was trained beside {name}, {kind}"
+        message = f"base: {base.source.name}, its plain weights (--base); the adapter was trained on {name}, {kind}"
         if kind != "as stored":
-            message += ". It has not seen these weights and answers differently with them: both figures are printed"
+            message += ". It was not trained on the plain weights, so answers differ: both figures are printed"
         return cls(trained_on=trained_on, base=base, adapter=adapter, rounding=None, base_message=message)
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Check:
-    """The check of one merge: the live adapter's answers, and what was found of merged models.
+    """The check of one merge.
 
     Attributes:
-      found: what was compared with the live adapter over the base, or over what it was trained on -> how far it is.
+      options: The command's options.
+      merging: The models and the adapter.
+      tokens: Token ids of the text to compare on.
+      live: Final states of the base with the live adapter, which merged models are compared with.
+      found: Name of a comparison -> its result.
     """
 
     options: Merge
@@ -203,7 +209,7 @@ class _Check:
 
     @classmethod
     def begin(cls, options: Merge, merging: _Merging, text: str | None) -> _Check:
-        """Runs the base with the live adapter."""
+        """Runs the base with the live adapter over the text."""
         from ryzjax.evaluation.merge_check import adapter_states, check_tokens
 
         tokens = check_tokens(merging.trained_on, text, options.tokens)
@@ -211,7 +217,7 @@ class _Check:
         return cls(options=options, merging=merging, tokens=tokens, live=live, found={})
 
     def plain(self, folder: Path) -> str | None:
-        """Compares the plain merged weights; why they are refused."""
+        """Compares the plain merged weights. Returns the reason for a refusal."""
         from ryzjax.evaluation.merge_check import TOLERANCES, Tolerance, adapter_states, merge_divergence
         from ryzjax.loading.open_model import open_model
         from ryzjax.quantizing.merge import merged_dtype
@@ -232,15 +238,18 @@ class _Check:
         if merging.base is not merging.trained_on:
             trained_on = adapter_states(merging.trained_on, merging.adapter, self.tokens, name=options.adapter)
             other = self.found["merged, against what the adapter was trained on"] = merge_divergence(trained_on, merged)
-            print(f"against what the adapter was trained on, {merging.trained_on_name}, with it:")
+            print(f"against {merging.trained_on_name}, which the adapter was trained on, with the adapter:")
             print(_figures(other))
         reason = tolerance.excess(found)
         if reason is None:
             return None
-        return f"{reason}. Was the adapter trained on this model? --dtype float32 rounds nothing."
+        return f"{reason}. Check that the adapter was trained on this model; --dtype float32 rounds nothing."
 
     def rounded(self, plain: Path, written: Path) -> str | None:
-        """Compares what was written in few bits, and the same weights rounded as they are loaded; why it is refused."""
+        """Compares the written low-bit weights, and the same weights quantized while loading.
+
+        Returns the reason for a refusal.
+        """
         from ryzjax.evaluation.merge_check import merge_divergence, rounded_on_load, rounding_limit
         from ryzjax.loading.open_model import open_model
 
@@ -251,18 +260,18 @@ class _Check:
         limit = rounding_limit(expected) if self.options.max_kl is None else self.options.max_kl
         print(f"merged ({self.options.weights}) against the same:")
         print(_figures(found), f"(tolerance {limit:.2e} nats)")
-        print(f"merged, and rounded to {self.options.weights} as it is loaded, against the same:")
+        print(f"merged, and quantized to {self.options.weights} while loading, against the same:")
         print(_figures(expected))
         if found.mean_kl <= limit:
             return None
         return (
-            f"the mean KL is {found.mean_kl:.3g} nats a token, above {limit:.3g}: rounding cost more than it does when "
-            "the same weights are rounded as they are loaded. Is the disk sound? --max-kl sets another tolerance"
+            f"the mean KL is {found.mean_kl:.3g} nats a token, above {limit:.3g}: quantizing cost more than it does "
+            "when the same weights are quantized while loading. Check the disk, or set another tolerance with --max-kl"
         )
 
 
 def _record(folder: Path, merging: _Merging, options: Merge, checks: dict[str, Divergence]) -> None:
-    """Writes merge.json: which base, which adapter, and what was measured."""
+    """Writes merge.json with the base, the adapter and the figures."""
     from ryzjax.errors import CheckpointError
 
     figures = ("tokens", "mean_kl", "max_logit_difference", "top1_agreement")
@@ -280,7 +289,9 @@ def _record(folder: Path, merging: _Merging, options: Merge, checks: dict[str, D
     try:
         path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     except OSError as error:
-        raise CheckpointError(f"{path}: cannot be written ({error.strerror}); check path, rights and space") from error
+        raise CheckpointError(
+            f"{path}: cannot be written ({error.strerror}); check the path, its permissions and the free space"
+        ) from error
 
 
 def _beside(out: Path, ending: str) -> Path:

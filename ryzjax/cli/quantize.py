@@ -1,4 +1,4 @@
-"""ryzjax quantize."""
+"""The command `ryzjax quantize`."""
 
 from __future__ import annotations
 
@@ -17,70 +17,70 @@ __all__ = ["Quantize"]
 class Quantize:
     """Write a model in 4 or 8 bits, in the compressed-tensors format that RyzJAX and vLLM load.
 
-    Without calibration text weights are rounded to nearest with searched scales. With text, each layer takes
-    whichever method loses least on text that was held out. A run that is killed goes on where it was when it is
-    started again.
+    Without calibration text, weights are rounded to nearest with searched scales. With calibration text, each group
+    of layers takes the method with the least error on held-out text. A run that was killed resumes when it is started
+    again with the same options.
     """
 
     model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")]
-    """Local directory, or Hugging Face id, of a plain model."""
+    """Local directory or Hugging Face id of a plain model."""
     config: str | None = None
-    """TOML file with any of these flags, or the name of one in configs/quantize (w4, w4_small, w8a8, mixed); a flag
-    wins over it."""
+    """TOML file with any of these options, or the name of one in configs/quantize (w4, w4_small, w8a8, mixed). Flags
+    take precedence over it."""
     out: str | None = None
-    """Folder to be made; by default MODEL's name with -w4 or -w8 after it, here."""
+    """Folder to create; by default MODEL's name followed by -w4 or -w8, in the current directory."""
     model_revision: str | None = None
     """Branch, tag or commit of a Hugging Face id."""
     method: Literal["rtn", "hqq", "gptq", "awq", "auto"] | None = None
-    """How to round; auto with calibration text, else rtn."""
+    """Method of quantizing; by default auto with calibration text, else rtn (round to nearest)."""
     bits: Literal[4, 8] = 4
-    """Bits a weight of the linear layers."""
+    """Bits of a weight of the linear layers."""
     group_size: int = 128
-    """In features that share a scale; 0 for a scale a row."""
+    """In features that share a scale; 0 for one scale a row."""
     asymmetric: bool = False
     """Give groups a zero point."""
     int8_activations: bool = False
-    """With --bits 8: W8A8, a scale a row, activations rounded by token as the model runs."""
+    """W8A8, with --bits 8: one scale a row, and activations quantized to int8 per token at run time."""
     overrides: dict[str, int] = field(default_factory=dict)
-    """Regular expressions over layer names (layers.0.mlp.down) and their bits; 16 leaves a layer as it is."""
+    """Regular expressions over layer names (layers.0.mlp.down), and the bits of the layers they match: 4, 8 or 16."""
     target_bits: float | None = None
-    """Average bits a weight, scales included: a mix of 4 and 8 bits, by what each layer does to the model's output."""
+    """Mix 4 and 8 bits up to this average of bits a weight, scales included. The most sensitive layers get 8 bits."""
     max_kl: float | None = None
-    """Instead: a mix that stays under this sum of divergences."""
+    """Mix 4 and 8 bits so that the sum of the layers' KL divergences stays below this, in nats a token."""
     lm_head_bits: Literal[8, 16] = 16
-    """Bits of the head."""
+    """Bits of the output head."""
     calibration: str | None = None
     """Text, JSON or JSONL file, or Hugging Face dataset id (org/name:split), to calibrate on."""
     kv_scales: bool = False
-    """Calibrate scales of an fp8 KV cache (--kv-dtype fp8_e4m3 of serve) on the calibration text, too."""
+    """Also calibrate the scales of an fp8 KV cache (serve --kv-dtype fp8_e4m3) on the calibration text."""
     samples: int = 128
-    """Sequences of it."""
+    """Sequences to take from the calibration text."""
     sequence_tokens: int = 512
-    """Tokens of each."""
+    """Tokens of each sequence."""
     seed: int = 0
-    """Of the choice of sequences."""
+    """Random seed of the choice of sequences."""
     eval_text: str | None = None
-    """Text file the result is measured on against MODEL: KL, top-1 agreement, perplexity. Not the calibration text."""
+    """Text file on which the result is compared with MODEL: KL divergence, top-1 agreement, perplexity. Use other text
+    than for calibration."""
     tasks: tuple[str, ...] = ()
-    """Benchmarks that both are measured on: hellaswag, mmlu, lambada, gsm8k."""
+    """Benchmarks on which both models are evaluated: hellaswag, mmlu, lambada, gsm8k."""
     data: str = "hub"
-    """Folder with the benchmarks' files, or hub for Hugging Face data sets."""
+    """Folder with the benchmarks' files, or hub for Hugging Face datasets."""
     limit: int | None = None
-    """Items of each benchmark."""
+    """Items to take of each benchmark; by default all."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """That the model is computed in; auto takes the checkpoint's (float16 becomes bfloat16)."""
+    """Dtype that the model computes in; auto takes the checkpoint's (float16 becomes bfloat16)."""
     layout: str = "single"
-    """Sharding of the blocks: a shipped layout's name or a TOML file."""
+    """Sharding of the blocks: the name of a shipped layout, or a TOML file."""
 
     def run(self) -> int:
-        """Quantizes; returns the exit status."""
+        """Quantizes the model, measures it and prints the certificate. Returns the exit status."""
         import logging
         import sys
 
         from rich.console import Console
 
         from ryzjax.checkpoint.certificate import read_certificate
-        from ryzjax.checkpoint.hf.config import model_config_from_hf
         from ryzjax.checkpoint.source import resolve_source
         from ryzjax.data.tokenizer import Tokenizer
         from ryzjax.evaluation.certificate import Measurement, certify
@@ -88,17 +88,18 @@ class Quantize:
         from ryzjax.evaluation.report import certificate_table
         from ryzjax.evaluation.tasks import TaskOptions, open_data
         from ryzjax.evaluation.text import EvaluationText
+        from ryzjax.loading.model_config import read_model_config
         from ryzjax.models.registry import abstract_model
         from ryzjax.quant.recipe import Recipe
         from ryzjax.quantizing.calibration import calibration_from_text
         from ryzjax.quantizing.kv_scales import add_kv_scales
         from ryzjax.quantizing.quantize import quantize
+        from ryzjax.quantizing.report_table import report_table
         from ryzjax.quantizing.sensitivity import mix_of_bits
-        from ryzjax.quantizing.table import report_table
         from ryzjax.sharding import Layout, Placement
 
         if self.kv_scales and self.calibration is None:
-            raise ConfigError("--kv-scales needs --calibration: scales of keys and values come from text")
+            raise ConfigError("--kv-scales needs --calibration: the scales of keys and values are measured on text")
         logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
         recipe = Recipe(
             method=self.method or ("auto" if self.calibration else "rtn"),
@@ -111,14 +112,14 @@ class Quantize:
             max_kl=self.max_kl,
             lm_head_bits=self.lm_head_bits,
         )
-        # What is measured at the end is looked at before hours of work.
+        # The inputs of the final evaluation are checked now, before hours of work.
         if self.tasks:
             check_tasks(self.tasks)
             open_data(self.data)
         if self.eval_text is not None:
             EvaluationText.read(self.eval_text)
         source = resolve_source(self.model, revision=self.model_revision)
-        config = model_config_from_hf(source.config, source.generation, dtype=self.dtype, source=source.config_name)
+        config = read_model_config(source, dtype=self.dtype)
         placement = Placement(Layout.load(self.layout))
         out = Path(self.out or f"{Path(source.name).name}-w{self.bits}").expanduser()
         calibration = None

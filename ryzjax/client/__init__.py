@@ -1,1 +1,1 @@
-"""Clients of a running server."""
+"""Clients of a running server. They talk HTTP and import nothing that needs JAX."""

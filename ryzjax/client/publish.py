@@ -1,4 +1,4 @@
-"""publish_adapter: hands an adapter's folder to a running server, which serves it from then on."""
+"""publish_adapter: loads an adapter from a local folder into a running server."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _FILES = ("adapter_config.json", "adapter_model.safetensors")
 
 
 class PublishError(RyzJAXError):
-    """The server could not be reached, or did not take the adapter; the folder is as it was."""
+    """The server could not be reached or refused the adapter. The adapter's folder is unchanged."""
 
 
 def publish_adapter(
@@ -30,28 +30,28 @@ def publish_adapter(
     by_path: bool = False,
     timeout_s: float = 120.0,
 ) -> str:
-    """Loads an adapter into a running server.
+    """Loads an adapter into a running server, which serves it from then on.
 
     Args:
-      url: of the server, with or without /v1; it must run with --allow-lora-updating.
-      name: what requests will call the adapter.
-      folder: as PEFT saves it.
-      api_key: the server's, where it has one.
-      replace: whether the name may be taken.
-      by_path: name the folder to the server, which must see it under the same path, instead of sending its files.
-      timeout_s: for the server's answer.
+      url: URL of the server, with or without /v1. The server must run with --allow-lora-updating.
+      name: The model name by which requests select the adapter.
+      folder: The adapter's directory, in PEFT's layout.
+      api_key: The server's API key, if it has one.
+      replace: Whether to replace a loaded adapter of the same name.
+      by_path: Whether to send the folder's path instead of its files. The server must see the folder at that path.
+      timeout_s: Seconds to wait for the server's answer.
 
     Returns:
-      What the server says.
+      The server's answer.
 
     Raises:
-      CheckpointError: a file is missing or cannot be read.
-      ConfigError: the URL is none.
-      PublishError: the server cannot be reached, or refuses; with its reason.
+      CheckpointError: A file is missing, cannot be read, or is not valid JSON.
+      ConfigError: The URL is not an HTTP URL.
+      PublishError: The server cannot be reached, or refuses the adapter. The message has its reason.
     """
     base = url.rstrip("/").removesuffix("/v1")
     if not base.startswith(("http://", "https://")):
-        raise ConfigError(f"publish URL {url!r} is not understood; expected one such as http://127.0.0.1:8000")
+        raise ConfigError(f"publish URL {url!r} is not supported; expected one such as http://127.0.0.1:8000")
     headers = {} if api_key is None else {"authorization": f"Bearer {api_key}"}
     config, weights = (_read(folder / file) for file in _FILES)
     if by_path:
@@ -70,7 +70,7 @@ def publish_adapter(
     if answer.is_success:
         return answer.text
     raise PublishError(
-        f"{base} did not take adapter {name!r} ({answer.status_code}): {_reason(answer)}; the adapter is in {folder}"
+        f"{base} refused adapter {name!r} ({answer.status_code}): {_reason(answer)}; the adapter is in {folder}"
     )
 
 
@@ -78,18 +78,20 @@ def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
+        raise CheckpointError(
+            f"{path}: cannot be read ({error.strerror or error}); check the path and its permissions"
+        ) from error
 
 
 def _json(content: bytes, folder: Path) -> object:
     try:
         return json.loads(content)
     except ValueError as error:
-        raise CheckpointError(f"{folder / _FILES[0]} is not valid JSON: {error}") from error
+        raise CheckpointError(f"{folder / _FILES[0]}: not valid JSON ({error}); save the adapter again") from error
 
 
 def _reason(answer: httpx.Response) -> str:
-    """The message of an OpenAI-shaped error, or the start of whatever came."""
+    """Returns the message of an error in OpenAI's format, or the start of the answer if it has another format."""
     try:
         return str(answer.json()["error"]["message"])
     except (ValueError, KeyError, TypeError):

@@ -1,4 +1,7 @@
-"""The buffers weights are read into."""
+"""Allocates the host buffers that weights are read into, and places host arrays on devices.
+
+The buffers are aligned so that JAX on a CPU takes them over instead of copying them.
+"""
 
 from __future__ import annotations
 
@@ -17,10 +20,11 @@ _HUGE_PAGE_BYTES = 2 << 20
 
 
 def aligned_empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """An uninitialised array on a 64-byte boundary: the CPU backend takes such a buffer over instead of copying it.
+    """Returns an uninitialised array on a 64-byte boundary. The CPU backend takes such a buffer over without a copy.
 
-    Larger ones begin on a huge page and are in huge pages where the system has them: a decode step reads every weight
-    once and otherwise needs a translation for every 4 KiB of them, and filling them faults less (docs/log.md).
+    An array of 2 MiB or more starts on a huge page, and the system is asked for huge pages. A decode step reads every
+    weight once, and would otherwise need an address translation for every 4 KiB. Filling the array also causes fewer
+    page faults (docs/log.md).
     """
     nbytes = math.prod(shape) * dtype.itemsize
     raw = _huge(nbytes) if nbytes >= _HUGE_PAGE_BYTES and hasattr(mmap, "MADV_HUGEPAGE") else _aligned(nbytes)
@@ -28,7 +32,10 @@ def aligned_empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
 
 
 def placed(values: np.ndarray, sharding: Sharding) -> jax.Array:
-    """`values` of any shape and dtype on the devices of `sharding`, each part in a buffer of `aligned_empty`."""
+    """Returns host `values` of any shape as an array on the devices of `sharding`.
+
+    Each device's shard is copied into a buffer of `aligned_empty` first.
+    """
 
     def part(index: tuple[slice, ...] | None) -> np.ndarray:
         there = values[index or ()]
@@ -46,10 +53,10 @@ def _aligned(nbytes: int) -> np.ndarray:
 
 
 def _huge(nbytes: int) -> np.ndarray:
-    """Whole huge pages, and small ones for the rest: no memory is taken that is not used."""
+    """Returns uint8 [nbytes] in whole huge pages, with small pages for the remainder, so that no memory is wasted."""
     region = mmap.mmap(-1, nbytes + _HUGE_PAGE_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    raw = np.frombuffer(region, np.uint8)  # keeps the region
+    raw = np.frombuffer(region, np.uint8)  # keeps the mapping alive
     start = -raw.ctypes.data % _HUGE_PAGE_BYTES
-    with suppress(OSError):  # advice only: a kernel may be built without them
+    with suppress(OSError):  # only advice: a kernel may be built without huge pages
         region.madvise(mmap.MADV_HUGEPAGE, start, nbytes // _HUGE_PAGE_BYTES * _HUGE_PAGE_BYTES)
     return raw[start : start + nbytes]

@@ -1,4 +1,4 @@
-"""Random weights of a model's shape, for benchmarks and tests of anything but quality."""
+"""Random weights of a model's shape, for benchmarks and for tests that do not measure quality."""
 
 from __future__ import annotations
 
@@ -19,26 +19,26 @@ __all__ = ["dummy_weights"]
 
 _SCALE = 0.02
 _UNIFORM_DEVIATION = 4.6
-"""Standard deviation of the integers -8 to 7."""
+"""The standard deviation of uniform integers from -8 to 7."""
 _NO_NAN = 0xF7
-"""Clears a bit of random bytes so that no byte is a float8 NaN, 0x7F or 0xFF."""
+"""A mask for random bytes. It clears one bit, so that no byte is a float8 NaN (0x7F or 0xFF)."""
 _BLOCK_ELEMENTS = 2**20
 
 
 def dummy_weights(wanted: Mapping[str, WeightSpec], seed: int) -> dict[str, jax.Array]:
-    """Normal weights with standard deviation 0.02 (norms are 1), the same for a seed whatever the sharding.
+    """Draws normal weights with standard deviation 0.02. Norm weights are 1.
 
-    Quantized ones are uniform in their bits, with scales that make them about as large.
+    Quantized weights have uniformly random bits, and scales that give them about the same standard deviation.
 
-    A tensor is drawn whole, in blocks that have a generator each, so neither threads nor shards change a value;
-    the host holds one tensor beside the model.
+    Values depend on the seed alone, not on threads or sharding: each tensor is drawn whole, in blocks that have their
+    own generator. The host holds one tensor at a time beside the model.
 
     Args:
-      wanted: our weight name -> what the model wants.
-      seed: not negative.
+      wanted: Our weight name -> its shape, dtype and sharding.
+      seed: The random seed, 0 or more.
 
     Raises:
-      ConfigError: seed is negative.
+      ConfigError: The seed is negative.
     """
     if seed < 0:
         raise ConfigError(f"seed={seed} is negative; expected 0 or more for random weights")
@@ -63,20 +63,20 @@ def _draw(name: str, spec: WeightSpec, seed: int, pool: ThreadPoolExecutor) -> n
     def fill(block: int) -> None:
         part = flat[block * _BLOCK_ELEMENTS : (block + 1) * _BLOCK_ELEMENTS]
         generator = np.random.Generator(np.random.SFC64([seed, key, block]))
-        if part.dtype == np.uint8:  # two nibbles, the bits of a float8 (but NaN), or the code of a scale
+        if part.dtype == np.uint8:  # two nibbles, the bits of a float8 other than NaN, or the 8-bit code of a scale
             part[:] = generator.integers(0, 256, part.size, np.uint8) & _NO_NAN
         elif part.dtype == np.int8:
             part[:] = generator.integers(-8, 8, part.size, np.int8)
         else:
             part[:] = generator.standard_normal(part.size, dtype=np.float32) * _SCALE
 
-    # list() raises what a block raised.
+    # list() raises the exception of any block.
     list(pool.map(fill, range(math.ceil(flat.size / _BLOCK_ELEMENTS))))
     return values
 
 
 def _constant(name: str, spec: WeightSpec) -> np.ndarray | float | None:
-    """What a weight is filled with that is not drawn."""
+    """Returns the values of a weight that is not random; None for random weights."""
     if name.endswith("norm.weight"):
         return 1
     _, found, leaf = name.rpartition(".weight.")

@@ -1,18 +1,23 @@
-"""Loads a checkpoint's weights straight into their target dtype and sharding, several tensors at a time."""
+"""Loads a checkpoint's weights straight into their target dtype and sharding, several tensors at a time.
+
+`load_weights` loads a whole model, and `weight_reader` one weight at a time. `check_checkpoint` and `read_weights` are
+their parts, for callers that need the `OpenCheckpoint` too.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import jax
 import numpy as np
 
-from ryzjax.checkpoint.opened import OpenCheckpoint
+from ryzjax.checkpoint.open_checkpoint import OpenCheckpoint
 from ryzjax.checkpoint.source import CheckpointSource
-from ryzjax.checkpoint.stored import StoredWeight
+from ryzjax.checkpoint.stored_weight import StoredWeight
 from ryzjax.checkpoint.tensor_file import TensorEntry, TensorFile
 from ryzjax.errors import CheckpointError
 from ryzjax.loading.buffers import aligned_empty
@@ -23,12 +28,12 @@ from ryzjax.models.registry import AbstractModel, abstract_model
 from ryzjax.models.weight_spec import WeightSpec
 from ryzjax.sharding import Placement
 
-__all__ = ["check_checkpoint", "load_weights", "read_weights", "stored_model"]
+__all__ = ["check_checkpoint", "load_weights", "read_weights", "stored_model", "weight_reader"]
 
 _LISTED = 4
-"""How many names a message lists before it says how many more there are."""
+"""Tensor names that an error message lists before it gives the number of the others."""
 _MAX_THREADS = 8
-"""Tensors read at once: enough to keep a disk's queue full, few enough for the host's memory."""
+"""Tensors read at the same time: enough to keep a disk's queue full, few enough for the host's memory."""
 
 
 def load_weights(
@@ -36,20 +41,20 @@ def load_weights(
 ) -> dict[str, jax.Array]:
     """Reads every weight of a model.
 
-    Each device's part is copied (and cast) from the mapped file into a buffer of its own, so memory holds the model
-    once, plus a tensor a thread at most where the device's memory is not the host's.
+    Each device's shard is copied and cast from the mapped file into its own buffer. Memory therefore holds the model
+    once, and on an accelerator also one tensor per thread on the host.
 
     Args:
-      source: where the files are.
-      model: says what is wanted: layers that are quantized in the checkpoint are dequantized where the model has
-        plain ones. Tied models do not want `lm_head.weight`.
-      show_progress: a bar on stderr.
+      source: The checkpoint's files.
+      model: The abstract model to fill. A layer that is quantized in the checkpoint and plain in the model is
+        dequantized. A model with tied embeddings has no `lm_head.weight`.
+      show_progress: Whether to show a progress bar on stderr.
 
     Returns:
-      Our weight name -> array with the wanted shape, dtype and sharding, in the order of `model.weights`.
+      Our weight name -> array with the model's shape, dtype and sharding, in the order of `model.weights`.
 
     Raises:
-      CheckpointError: a tensor is missing, unexpected, of another shape or of a dtype that needs more than a cast.
+      CheckpointError: A tensor is missing, unexpected, of another shape, or of a dtype that a cast cannot convert.
     """
     if source.weight_format == "orbax":
         return load_converted(source, model.weights)
@@ -60,15 +65,37 @@ def load_weights(
             return read_weights(checkpoint, model, tuple(model.weights), advance)
 
 
-def check_checkpoint(checkpoint: OpenCheckpoint, model: AbstractModel) -> None:
-    """Whether the files hold what the model wants, and nothing else.
+@contextmanager
+def weight_reader(source: CheckpointSource, model: AbstractModel) -> Iterator[Callable[[str], jax.Array]]:
+    """Opens a checkpoint to read one weight at a time. A converted model is read whole.
+
+    Args:
+      source: The checkpoint's files.
+      model: The abstract model that the weights belong to, as in `load_weights`.
+
+    Yields:
+      A function from our weight name to the array, with the model's shape, dtype and sharding.
 
     Raises:
-      CheckpointError: a tensor is missing, unexpected, of another shape or of a dtype that needs more than a cast.
+      CheckpointError: A tensor is missing, unexpected, of another shape, or of a dtype that a cast cannot convert.
+    """
+    if source.weight_format == "orbax":
+        yield load_converted(source, model.weights).__getitem__
+        return
+    with OpenCheckpoint(source, model.config) as checkpoint:
+        check_checkpoint(checkpoint, model)
+        yield lambda name: read_weights(checkpoint, model, (name,))[name]
+
+
+def check_checkpoint(checkpoint: OpenCheckpoint, model: AbstractModel) -> None:
+    """Checks that the files hold every tensor of the model, and no other.
+
+    Raises:
+      CheckpointError: A tensor is missing, unexpected, of another shape, or of a dtype that a cast cannot convert.
     """
     stored = _plan(checkpoint, model)
     for name, spec in model.weights.items():
-        _check_weight(stored[name], spec, checkpoint.home)
+        _check_weight(stored[name], spec, checkpoint.file_of)
 
 
 def read_weights(
@@ -77,18 +104,24 @@ def read_weights(
     names: Sequence[str],
     advance: Callable[[int], None] = lambda done_bytes: None,
 ) -> dict[str, jax.Array]:
-    """Some weights of a checkpoint that was checked, in the order of `names`.
+    """Reads some weights of a checkpoint that `check_checkpoint` accepted.
 
     Args:
-      advance: is told the bytes of each weight that is done.
+      checkpoint: The open files.
+      model: The abstract model that the weights belong to.
+      names: Our weight names.
+      advance: Called with the bytes of each weight once it is loaded.
+
+    Returns:
+      Weight name -> array, in the order of `names`.
     """
-    home = checkpoint.home
+    file_of = checkpoint.file_of
     stored = {name: checkpoint.stored(name, model) for name in names}
-    # In file order, so that a cold disk reads forward.
-    order = sorted(names, key=lambda name: _place(stored[name], home))
+    # In file order, so that a cold disk reads sequentially.
+    order = sorted(names, key=lambda name: _place(stored[name], file_of))
     weights: dict[str, jax.Array] = {}
     with ThreadPoolExecutor(min(_MAX_THREADS, os.cpu_count() or 1), thread_name_prefix="load") as pool:
-        loaded = pool.map(lambda name: _load_one(stored[name], home, model.weights[name]), order)
+        loaded = pool.map(lambda name: _load_one(stored[name], file_of, model.weights[name]), order)
         for name, array in zip(order, loaded, strict=True):
             weights[name] = array
             advance(model.weights[name].nbytes)
@@ -96,12 +129,12 @@ def read_weights(
 
 
 def stored_model(source: CheckpointSource, config: ModelConfig, placement: Placement) -> AbstractModel:
-    """The abstract model of a checkpoint, with the linear layers quantized that are quantized in it.
+    """Builds the abstract model of a checkpoint. Linear layers that are quantized in the files stay quantized.
 
     Raises:
-      CheckpointError: a damaged file.
-      UnsupportedModelError: a quantization that cannot be read.
-      LayoutError: the layout does not fit the model, or splits a quantized group.
+      CheckpointError: A file is damaged.
+      UnsupportedModelError: The checkpoint's quantization is not supported.
+      LayoutError: The layout does not fit the model, or splits a quantized group.
     """
     model = abstract_model(config, placement)
     if source.weight_format == "orbax" or not source.weight_files:
@@ -111,35 +144,35 @@ def stored_model(source: CheckpointSource, config: ModelConfig, placement: Place
     return abstract_model(config, placement, quantization) if quantization else model
 
 
-def _load_one(stored: StoredWeight, home: Mapping[str, TensorFile], spec: WeightSpec) -> jax.Array:
+def _load_one(stored: StoredWeight, file_of: Mapping[str, TensorFile], spec: WeightSpec) -> jax.Array:
     dtype = np.dtype(spec.dtype)
 
     def read(index: tuple[slice, ...] | None) -> np.ndarray:
         index = index or ()
         shape = tuple(len(range(*part.indices(size))) for part, size in zip(index, spec.shape, strict=True))
         out = aligned_empty(shape, dtype)
-        stored.read(home, index, out)
+        stored.read(file_of, index, out)
         return out.view(spec.stored_dtype)
 
     array = jax.make_array_from_callback(spec.shape, spec.sharding, read)
-    # Transfers are asynchronous: without this the host buffers of many tensors would pile up.
+    # Transfers are asynchronous. Without waiting, the host buffers of many tensors would pile up.
     return array.block_until_ready()
 
 
 def _plan(checkpoint: OpenCheckpoint, model: AbstractModel) -> dict[str, StoredWeight]:
-    """Our weight name -> where it is stored; every tensor of the files is used, or known to be of no use."""
-    source, home = checkpoint.source, checkpoint.home
+    """Maps our weight names to where they are stored. Refuses files with tensors that are not used or ignorable."""
+    source, file_of = checkpoint.source, checkpoint.file_of
     stored = {name: checkpoint.stored(name, model) for name in model.weights}
     used = {tensor for weight in stored.values() for tensor in weight.names}
-    missing = [tensor for weight in stored.values() for tensor in weight.names if tensor not in home]
+    missing = [tensor for weight in stored.values() for tensor in weight.names if tensor not in file_of]
     if missing:
-        remedy = "the checkpoint is incomplete or config.json is of another model"
+        remedy = "the checkpoint is incomplete, or config.json belongs to another model"
         if missing == ["lm_head.weight"]:
             remedy = "config.json may lack tie_word_embeddings: true"
         raise CheckpointError(f"{_files(source)}: {_listing(dict.fromkeys(missing))} missing; {remedy}")
-    unexpected = [tensor for tensor in home if tensor not in used and not checkpoint.is_ignorable(tensor)]
+    unexpected = [tensor for tensor in file_of if tensor not in used and not checkpoint.is_ignorable(tensor)]
     if unexpected:
-        path = home[unexpected[0]].path
+        path = file_of[unexpected[0]].path
         raise CheckpointError(
             f"{path}: {_listing(unexpected)} not part of the model that config.json describes; "
             "fix config.json (biases, number of layers, quantization) or serve a plain checkpoint"
@@ -147,31 +180,31 @@ def _plan(checkpoint: OpenCheckpoint, model: AbstractModel) -> dict[str, StoredW
     return stored
 
 
-def _check_weight(stored: StoredWeight, spec: WeightSpec, home: Mapping[str, TensorFile]) -> None:
-    entries: dict[str, TensorEntry] = {name: home[name].entries[name] for name in stored.names}
+def _check_weight(stored: StoredWeight, spec: WeightSpec, file_of: Mapping[str, TensorFile]) -> None:
+    entries: dict[str, TensorEntry] = {name: file_of[name].entries[name] for name in stored.names}
     first = stored.names[0]
     try:
         shape = stored.shape(entries)
     except CheckpointError as error:
-        raise CheckpointError(f"{home[first].path}: {error}") from None
+        raise CheckpointError(f"{file_of[first].path}: {error}") from None
     if shape != tuple(spec.shape):
         raise CheckpointError(
-            f"{home[first].path}: tensor {first!r} has shape {list(entries[first].shape)}"
+            f"{file_of[first].path}: tensor {first!r} has shape {list(entries[first].shape)}"
             f"{'' if shape == entries[first].shape else f', which gives {list(shape)}'}; expected {list(spec.shape)} "
-            "by config.json. The weights and the config are of different models."
+            "by config.json. The weights and the config belong to different models."
         )
     for name, entry in entries.items():
         if entry.dtype_name not in stored.dtypes:
             raise CheckpointError(
-                f"{home[name].path}: tensor {name!r} is stored as {entry.dtype_name}; expected one of "
+                f"{file_of[name].path}: tensor {name!r} is stored as {entry.dtype_name}; expected one of "
                 f"{', '.join(stored.dtypes)}. It is quantized, but config.json has no quantization_config that "
-                "says how; take the whole checkpoint, or the unquantized model."
+                "describes how; download the whole checkpoint, or use the unquantized model."
             )
 
 
-def _place(stored: StoredWeight, home: Mapping[str, TensorFile]) -> tuple[Path, int]:
+def _place(stored: StoredWeight, file_of: Mapping[str, TensorFile]) -> tuple[Path, int]:
     first = stored.names[0]
-    return home[first].path, home[first].entries[first].begin
+    return file_of[first].path, file_of[first].entries[first].begin
 
 
 def _files(source: CheckpointSource) -> str:

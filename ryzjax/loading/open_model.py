@@ -1,4 +1,4 @@
-"""open_model: a model's files, config and tokenizer, to be run without an engine: evaluated, trained, merged."""
+"""open_model: opens a model to be evaluated, trained or merged, without an engine."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import Literal
 
 import jax
 
-from ryzjax.checkpoint.hf.config import model_config_from_hf
 from ryzjax.checkpoint.source import CheckpointSource, LoadFormat, resolve_source
 from ryzjax.data.tokenizer import Tokenizer
 from ryzjax.errors import ConfigError
-from ryzjax.loading.on_load import WeightPlan, Weights, plan_weights
+from ryzjax.loading.model_config import read_model_config
+from ryzjax.loading.weight_plan import WeightChoice, WeightPlan, plan_weights
 from ryzjax.models.registry import AbstractModel
 from ryzjax.sharding import Layout, Placement
 
@@ -20,12 +20,12 @@ __all__ = ["OpenModel", "open_model"]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class OpenModel:
-    """A model whose config and tokenizer are read, and whose weights are not.
+    """A model whose config and tokenizer have been read. `load` reads its weights.
 
     Attributes:
-      source: its files.
-      plan: what its weights are to be.
-      tokenizer: of its directory.
+      source: The model's files.
+      plan: The format of each weight in memory.
+      tokenizer: The tokenizer in the model's directory or GGUF file.
     """
 
     source: CheckpointSource
@@ -34,14 +34,15 @@ class OpenModel:
 
     @property
     def model(self) -> AbstractModel:
-        """Its structure and placement."""
+        """The model's structure and placement, without weights."""
         return self.plan.model
 
     def load(self, *, show_progress: bool = False) -> tuple[jax.Array, ...]:
-        """Reads the weights: the leaves, in the order of `model.weights`.
+        """Reads the weights. Returns the model's leaves, in the order of `model.weights`.
 
         Raises:
-          CheckpointError: a weight is missing or of another shape.
+          CheckpointError: A tensor is missing, unexpected, or of another shape or dtype.
+          ConfigError: A matrix to be quantized has NaN or infinite weights.
         """
         weights = self.plan.load(show_progress=show_progress)
         return tuple(weights[name] for name in self.model.weights)
@@ -54,18 +55,31 @@ def open_model(
     dtype: Literal["auto", "float32", "bfloat16"] = "auto",
     load_format: LoadFormat = "auto",
     layout: str = "single",
-    weights: Weights = "auto",
+    weights: WeightChoice = "auto",
     weights_group: int = 64,
 ) -> OpenModel:
-    """Opens a model to be run without an engine; the arguments are those of `EngineConfig`.
+    """Opens a model without an engine.
+
+    Args:
+      path: A local directory, a GGUF file, or a Hugging Face id.
+      revision: Branch, tag or commit of a Hugging Face id.
+      dtype: The dtype of plain weights in memory; "auto" takes the stored dtype, with bfloat16 in place of float16.
+      load_format: The format of the weight files; "auto" finds out.
+      layout: The name of a shipped sharding layout, or a TOML file.
+      weights: Whether to keep, dequantize or quantize the weights while loading; see `WeightChoice`.
+      weights_group: Group size in in features, where weights are quantized while loading.
 
     Raises:
-      ConfigError, UnsupportedModelError, LayoutError, CheckpointError: as when it is served; random weights
-        (`load_format="dummy"`) are refused.
+      ConfigError: An option is invalid, or `load_format` is "dummy": random weights cannot be evaluated.
+      UnsupportedModelError: The architecture or the quantization is not supported.
+      LayoutError: The layout does not fit the model or the devices.
+      CheckpointError: A file is missing or damaged.
     """
     if load_format == "dummy":
-        raise ConfigError("load_format='dummy' gives random weights, which mean nothing here; name a checkpoint")
+        raise ConfigError(
+            "load_format='dummy' gives random weights, and this command needs trained ones; name a checkpoint"
+        )
     source = resolve_source(path, revision=revision, load_format=load_format)
-    config = model_config_from_hf(source.config, source.generation, dtype=dtype, source=source.config_name)
+    config = read_model_config(source, dtype=dtype)
     plan = plan_weights(source, config, Placement(Layout.load(layout)), weights=weights, group=weights_group)
     return OpenModel(source=source, plan=plan, tokenizer=Tokenizer.load(source.path))

@@ -1,9 +1,9 @@
-"""Converted models: a directory that loads sharded, without name maps, casts or dequantization.
+"""Writes and reads converted models: directories that load without name maps, casts or dequantization.
 
-    config.json  generation_config.json  tokenizer files    as Hugging Face has them, whatever was converted
-    orbax/                                                  every weight under our name, values as they are in memory
+    config.json  generation_config.json  tokenizer files    in Hugging Face's layout, whatever was converted
+    orbax/                                                  every weight under our name, with the values in memory
 
-Orbax writes and reads each device's part on its own (https://orbax.readthedocs.io).
+Orbax writes and reads each device's shard separately (https://orbax.readthedocs.io).
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ def save_converted(
     """Writes a loaded model as a directory that `resolve_source` finds and `load_converted` reads.
 
     Args:
-      folder: must not exist, or be empty.
-      source: what was loaded; its config and tokenizer files are copied.
-      config: of the model, in the dtype of the weights.
-      weights: our weight name -> array.
+      folder: The directory to write. It must be empty or not exist.
+      source: The checkpoint that was loaded. Its config and tokenizer files are copied.
+      config: The model's config. Its dtype is the dtype of the weights.
+      weights: Our weight name -> array.
 
     Raises:
-      ConfigError: something is in the folder already.
-      CheckpointError: it cannot be written.
+      ConfigError: The folder is not empty.
+      CheckpointError: The folder cannot be written.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError(f"{folder} is not empty; name a folder that does not exist yet")
@@ -55,19 +55,23 @@ def save_converted(
             (folder / "generation_config.json").write_text(json.dumps(source.generation, indent=1), encoding="utf-8")
         raw = {key: value for key, value in source.config.items() if key not in ("dtype", "torch_dtype")}
         raw.pop("quantization_config", None)
-        # Last: a directory without it is not taken for a model, should anything stop us before.
+        # config.json comes last: without it, the directory of an interrupted run is not mistaken for a model.
         (folder / "config.json").write_text(json.dumps({**raw, "dtype": config.dtype}, indent=1), encoding="utf-8")
     except OSError as error:
         raise CheckpointError(
-            f"{folder}: cannot be written ({error.strerror}); check path, rights and space"
+            f"{folder}: cannot be written ({error.strerror}); check the path, its permissions and the free space"
         ) from error
 
 
 def load_converted(source: CheckpointSource, wanted: Mapping[str, WeightSpec]) -> dict[str, jax.Array]:
-    """Reads a converted model's weights, each device its part.
+    """Reads a converted model's weights. Each device reads only its own shard.
+
+    Args:
+      source: A checkpoint whose weight format is "orbax".
+      wanted: Our weight name -> its shape, dtype and sharding.
 
     Raises:
-      CheckpointError: it is damaged, or of another model than config.json describes.
+      CheckpointError: The files are damaged, or belong to another model than config.json describes.
     """
     import orbax.checkpoint as ocp
 
@@ -77,7 +81,7 @@ def load_converted(source: CheckpointSource, wanted: Mapping[str, WeightSpec]) -
         try:
             _check_shapes(path, checkpointer.metadata(path), wanted)
             weights = cast("dict[str, jax.Array]", checkpointer.restore(path, target))
-        # Orbax and tensorstore raise ValueError, KeyError, FileNotFoundError and more for damaged files.
+        # Orbax and tensorstore raise all of these for damaged or missing files.
         except (ValueError, KeyError, OSError, TypeError, AttributeError) as error:
             raise CheckpointError(f"{path}: cannot be read ({error}); convert the model again") from error
     return {name: _stored(weights.pop(name), spec) for name, spec in wanted.items()}
@@ -95,7 +99,8 @@ def _check_shapes(path: Path, metadata: object, wanted: Mapping[str, WeightSpec]
     if saved.keys() != wanted.keys():
         missing, extra = sorted(wanted.keys() - saved.keys()), sorted(saved.keys() - wanted.keys())
         raise CheckpointError(
-            f"{path}: lacks {missing[:4]} and has {extra[:4]} beside what config.json says; convert the model again"
+            f"{path}: lacks {missing[:4]} and has {extra[:4]}, which config.json does not describe; convert the model "
+            "again"
         )
     for name, spec in wanted.items():
         if saved[name] != tuple(spec.shape):

@@ -1,4 +1,4 @@
-"""A progress bar with bytes and time left, on stderr, or nothing at all."""
+"""A progress bar on stderr that counts bytes."""
 
 from __future__ import annotations
 
@@ -10,11 +10,17 @@ __all__ = ["byte_progress"]
 
 @contextmanager
 def byte_progress(description: str, total_bytes: int, *, show: bool) -> Iterator[Callable[[int], None]]:
-    """Yields a function that takes the bytes done since the last call."""
+    """Shows a bar with bytes, speed and time left. Yields a function to call with the bytes done since its last call.
+
+    Args:
+      description: The text before the bar.
+      total_bytes: Bytes at the end.
+      show: False shows nothing.
+    """
     if not show:
         yield lambda done_bytes: None
         return
-    # Imported here: a quiet start does not pay for it.
+    # Imported here so that a start without a bar does not pay for the import.
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 

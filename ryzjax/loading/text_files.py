@@ -1,4 +1,4 @@
-"""The files of a model that are not weights: tokenizer, chat templates, generation settings and licence."""
+"""Copies the files of a model that are not weights: tokenizer, chat templates, generation settings and licence."""
 
 from __future__ import annotations
 
@@ -12,7 +12,12 @@ _MORE_PATTERNS = ("merges.txt", "chat_template*", "LICENSE*", "additional_chat_t
 
 
 def copy_text_files(origin: Path, folder: Path) -> None:
-    """Copies a model's tokenizer, templates, generation settings and licence."""
+    """Copies a model's tokenizer, chat templates, generation settings and licence.
+
+    Args:
+      origin: The model's directory.
+      folder: The directory to copy to; it must exist.
+    """
     for pattern in (*_TEXT_PATTERNS, *_MORE_PATTERNS):
         for file in origin.glob(pattern):
             if file.is_file():

@@ -1,6 +1,6 @@
-"""AWQ (Lin et al., arXiv 2306.00978): scale up the weights of in features that matter, and the inputs down by as much.
+"""AWQ (Lin et al., arXiv 2306.00978): scales up the weights of important in features, and their inputs down by as much.
 
-The scales of the inputs go into whatever made them: a norm's weight, or the rows of the layer before.
+The inverse scales of the inputs are folded into the layer before: a norm's weight, or the rows of a linear layer.
 """
 
 from __future__ import annotations
@@ -17,15 +17,16 @@ _GRID_POINTS = 20
 
 
 class ScaleSearch:
-    """What a search found.
+    """The result of `search_scales`.
 
     Attributes:
-      scales: float32 [K], the weights' factors; ones where scaling does not pay.
-      strength: the exponent of the activations' magnitudes, 0 to 1.
-      error, plain_error: squared output error with and without.
+      scales: The factors of the weights' columns, float32 [K]; ones if scaling does not lower the error.
+      strength: The exponent of the activations' magnitudes, from 0 to 1; 0 if scaling does not lower the error.
+      error: Squared output error with the scales.
+      plain_error: Squared output error without scales.
     """
 
-    def __init__(self, scales: Array, strength: float, error: float, plain_error: float):
+    def __init__(self, scales: Float[Array, " K"], strength: float, error: float, plain_error: float):
         self.scales = scales
         self.strength = strength
         self.error = error
@@ -33,27 +34,35 @@ class ScaleSearch:
 
 
 @jax.jit
-def output_error(w: Float[Array, "N K"], rounded: Float[Array, "N K"], hessian: Float[Array, "K K"]) -> Array:
-    """Mean squared error of the outputs over a token, for inputs with mean x x^T `hessian`: tr(D H D^T)."""
+def output_error(
+    w: Float[Array, "N K"], rounded: Float[Array, "N K"], hessian: Float[Array, "K K"]
+) -> Float[Array, ""]:
+    """Returns the mean squared error of a token's outputs, tr(D H D^T) with D = rounded - w.
+
+    Args:
+      w: The plain weights.
+      rounded: The quantized weights, dequantized.
+      hessian: H, the mean of x x^T over the inputs x.
+    """
     delta = rounded - w
     return jnp.sum((delta @ hessian) * delta)
 
 
 @jax.jit
 def scaled_hessian(hessian: Float[Array, "K K"], scales: Float[Array, " K"]) -> Float[Array, "K K"]:
-    """Of inputs divided by `scales`."""
+    """Returns the Hessian of inputs that are divided by `scales`."""
     return hessian / (scales[:, None] * scales[None, :])
 
 
 def search_scales(
     weights: Sequence[Float[Array, "N K"]], hessian: Float[Array, "K K"], round_weight: Callable[[Array], Array]
 ) -> ScaleSearch:
-    """The scales, over a grid of strengths, with the least output error of all layers that share the inputs.
+    """Searches a grid of strengths for the scales with the least total output error of layers that share their inputs.
 
     Args:
-      weights: of those layers, float32.
-      hessian: mean x x^T of the inputs.
-      round_weight: float32 [N, K] -> the same, rounded as it would be stored.
+      weights: The weights of those layers, float32.
+      hessian: The mean of x x^T over the inputs x.
+      round_weight: Quantizes a weight, float32 [N, K], and returns its dequantized values.
     """
     magnitude = jnp.sqrt(jnp.maximum(jnp.diagonal(hessian), 1e-12))
 

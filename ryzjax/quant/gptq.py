@@ -1,8 +1,8 @@
-"""GPTQ (Frantar et al., arXiv 2210.17323): round one in feature after the other, and let those that are still to come
-make up for the error, as far as the inputs correlate.
+"""GPTQ (Frantar et al., arXiv 2210.17323): quantizes in features sequentially and corrects the remaining ones.
 
-Scales are fixed before (static groups), so that features may be taken in the order of their importance (act-order)
-and go back to their places afterwards: nothing is left of the order at run time.
+After each feature is rounded, the features that are not rounded yet change to compensate for its error, as far as the
+inputs correlate. Scales are fixed beforehand (static groups). Features can therefore be processed in the order of
+their importance (act-order) and put back in their places, so that the order costs nothing at run time.
 """
 
 from __future__ import annotations
@@ -13,39 +13,44 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
-from ryzjax.quant.rounding import Grid
+from ryzjax.quant.grid import Grid
 
 __all__ = ["Factor", "compensated", "factorize", "gptq"]
 
 _BLOCK = 128
-"""Features whose errors are gathered before the rest of the matrix hears of them: matmuls instead of rank-1 updates."""
+"""Features whose errors are gathered before the rest of the matrix is corrected: matmuls instead of rank-1 updates."""
 _DAMPINGS = (0.01, 0.03, 0.1, 0.3)
 
 
 class Factor(NamedTuple):
-    """What GPTQ needs of a Hessian, shared by the layers with the same inputs.
+    """A factorized Hessian, shared by the layers with the same inputs.
 
     Attributes:
-      upper: U [K, K], upper triangular, with U^T U the inverse of the damped Hessian; features in `order`.
-      order: the features, the most important first.
-      dead: features that were never anything but zero.
-      damping: what was added to the diagonal, over its mean; NaN where none was enough.
+      upper: U [K, K], upper triangular, where U^T U is the inverse of the damped Hessian. Features are in `order`.
+      order: Indices of the features, the most important first, int32 [K].
+      dead: Whether a feature was zero in all inputs.
+      damping: What was added to the diagonal, relative to its mean; NaN if no damping was enough.
     """
 
     upper: Float[Array, "K K"]
-    order: Array
+    order: Int[Array, " K"]
     dead: Bool[Array, " K"]
     damping: Float[Array, ""]
 
 
 @jax.jit
 def factorize(hessian: Float[Array, "K K"]) -> Factor:
-    """Factorizes a Hessian (a mean of x x^T), damped as little as needed: XLA's Cholesky gives NaN, not an error.
+    """Factorizes a Hessian with the least damping that works.
 
-    With J reversing the order, J H J = L L^T gives H^-1 = (J L^-1 J)^T (J L^-1 J): one factorization and one
-    triangular inverse, where the usual way takes two factorizations and a full inverse.
+    XLA's Cholesky gives NaN instead of an error, so each damping is tried until the factor is finite.
+
+    Let J reverse the order of the features. Then J H J = L L^T gives H^-1 = (J L^-1 J)^T (J L^-1 J). This needs one
+    factorization and one triangular inverse, where the usual way takes two factorizations and a full inverse.
+
+    Args:
+      hessian: The mean of x x^T over the inputs x.
     """
     diagonal = jnp.diagonal(hessian)
     dead = diagonal <= 0
@@ -74,13 +79,15 @@ def factorize(hessian: Float[Array, "K K"]) -> Factor:
 
 @jax.jit
 def compensated(w: Float[Array, "N K"], factor: Factor, cross: Float[Array, "K K"]) -> Float[Array, "N K"]:
-    """Weights that give, for inputs that have drifted, what `w` gives for those of the plain model, in least squares.
+    """Returns weights whose outputs on drifted inputs are nearest to those of `w` on the plain model's inputs.
 
-    Layers before have been quantized: inputs are x where the plain model has x + d. `w + w C H^-1` with C = E[d x^T]
-    makes up for the part of d that x tells (the idea of GPTAQ, arXiv 2504.02692, and Qronos, arXiv 2505.11695).
+    Earlier layers have been quantized, so that the inputs are x where the plain model has x + d. The least-squares
+    solution is `w + w C H^-1` with C = E[d x^T]. It corrects the part of d that x determines (the idea of GPTAQ,
+    arXiv 2504.02692, and Qronos, arXiv 2505.11695).
 
     Args:
-      factor: of H = E[x x^T].
+      w: The plain weights, float32.
+      factor: The factorized H = E[x x^T].
       cross: C.
     """
     delta = (w @ cross)[:, factor.order] @ factor.upper.T @ factor.upper
@@ -89,17 +96,18 @@ def compensated(w: Float[Array, "N K"], factor: Factor, cross: Float[Array, "K K
 
 @partial(jax.jit, static_argnames=("low", "high"))
 def gptq(w: Float[Array, "N K"], factor: Factor, grid: Grid, *, low: int, high: int) -> Float[Array, "N K"]:
-    """The q of each weight, as float32 whole numbers from `low` to `high`.
+    """Returns the q of each weight, as float32 whole numbers from `low` to `high`.
 
     Args:
-      w: the weights, float32.
-      factor: of the inputs' Hessian.
-      grid: of the groups, which are K / G consecutive features each.
+      w: The weights, float32.
+      factor: The factorized Hessian of the inputs.
+      grid: The grid of each group. The G groups are K / G consecutive features each.
+      low, high: The range of q.
     """
     n, k = w.shape
     group = k // grid.scale.shape[1]
     padding = -k % _BLOCK
-    # One feature is a row here: updates are contiguous.
+    # Features are rows here, so that updates are contiguous.
     rows = jnp.pad(jnp.where(factor.dead, 0, w)[:, factor.order].T, ((0, padding), (0, 0)))
     upper = jnp.pad(factor.upper, ((0, padding), (0, padding))) + jnp.diag(
         jnp.pad(jnp.zeros(k), (0, padding), constant_values=1)
@@ -123,7 +131,7 @@ def gptq(w: Float[Array, "N K"], factor: Factor, grid: Grid, *, low: int, high: 
             return here - square[i][:, None] * error, q.at[i].set(chosen), errors.at[i].set(error)
 
         _, q, errors = lax.fori_loop(0, _BLOCK, feature, (here, jnp.zeros_like(here), jnp.zeros_like(here)))
-        # Columns before the block are zero in `strip`; those inside it are done.
+        # Columns before the block are zero in `strip`, and those inside it are done.
         rows = rows - jnp.matmul(strip.T, errors, preferred_element_type=jnp.float32)
         return rows, lax.dynamic_update_slice_in_dim(out, q, first, 0)
 

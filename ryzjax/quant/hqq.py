@@ -1,9 +1,8 @@
-"""HQQ's objective (Badri and Shaji, https://mobiusml.github.io/hqq_blog/): weights without data, few large errors
-rather than many small ones forgiven.
+"""HQQ's objective (Badri and Shaji, https://mobiusml.github.io/hqq_blog/): rounds without data and tolerates outliers.
 
-HQQ minimises the l_p norm of the error, p = 0.7, over the zeros of the groups, by half-quadratic splitting. Formats
-that others read store whole numbers for zeros, so there are few to choose from: scales and zeros are searched together
-here, for the same norm.
+HQQ minimises the l_p norm of the weights' error with p = 0.7, which penalizes a few large errors less than the squared
+error does. The original optimizes the zeros of the groups by half-quadratic splitting. Common formats store whole
+numbers as zeros, which leaves few to choose from, so scales and zeros are searched together here for the same norm.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from ryzjax.quant.rounding import Grid, round_to_grid
+from ryzjax.quant.grid import Grid, round_to_grid
 
 __all__ = ["improve_grid"]
 
@@ -27,12 +26,13 @@ _SHIFTS = (-1.0, 0.0, 1.0)
 
 @partial(jax.jit, static_argnames=("low", "high", "scale_dtype"))
 def improve_grid(w: Float[Array, "N G g"], grid: Grid, *, low: int, high: int, scale_dtype: str) -> Grid:
-    """The grid, near an asymmetric one, whose rounding has the least l_p norm.
+    """Searches near an asymmetric grid for the grid whose rounding error has the least l_p norm.
 
     Args:
-      w: the weights.
-      grid: to begin with.
-      scale_dtype: scales are rounded to it first, as they will be stored.
+      w: The weights, float32, G groups of g in features.
+      grid: The grid to start from.
+      low, high: The range of q.
+      scale_dtype: The dtype that scales are stored in. Candidates are rounded to it first.
     """
     shrinks = jnp.linspace(_LARGEST_SHRINK, _SMALLEST_SHRINK, _SHRINKS)
 

@@ -1,8 +1,8 @@
-"""NormalFloat4 with double quantization (QLoRA, arXiv:2305.14314), number for number as bitsandbytes stores it.
+"""NormalFloat4 with double quantization (QLoRA, arXiv:2305.14314). The values equal those of bitsandbytes.
 
-A block of columns is divided by its largest magnitude and rounded to the nearest of sixteen values, which are as likely
-as each other for normally distributed weights. The magnitudes of a matrix are quantized themselves: less their mean,
-in runs of 256 with a float32 scale each, to the 8-bit dynamic code (arXiv:2110.02861).
+Each block of columns is divided by its largest magnitude and rounded to the nearest of sixteen values, which are
+equally likely for normally distributed weights. The magnitudes are quantized too: their mean is subtracted, and runs of
+256 with one float32 scale each are rounded to the 8-bit dynamic code (arXiv:2110.02861).
 """
 
 from __future__ import annotations
@@ -39,22 +39,30 @@ NF4_VALUES = np.array(
     ],
     np.float32,
 )
-"""What the sixteen codes stand for, over the block's largest magnitude (appendix E of the paper)."""
+"""The value of each of the sixteen codes, relative to the block's largest magnitude (appendix E of the paper)."""
 
 _BOUNDS = (NF4_VALUES[:-1] + NF4_VALUES[1:]) / 2
 _TINY = np.finfo(np.float32).tiny
-"""Blocks of smaller numbers are zeros: they have no reciprocal."""
+"""Blocks with smaller magnitudes become zeros, since they have no finite reciprocal."""
 _NESTED_RUN = 256
 
 
 def nf4_format(block: int) -> QFormat:
-    """Of a matrix in blocks of so many columns."""
+    """Returns the NF4 format with blocks of `block` columns."""
     return QFormat(kind="float4", group=block, pack=block, scale_dtype="nested")
 
 
 @partial(jax.jit, static_argnames="block")
 def nearest_nf4(w: Float[Array, "N K"], block: int) -> tuple[UInt8[Array, "N K"], Float[Array, "N B"]]:
-    """(codes, largest magnitude of each of the B blocks); of two values as near as each other, the lower one."""
+    """Rounds each weight to the nearest NF4 value. Ties go to the lower value.
+
+    Args:
+      w: The weights.
+      block: Columns in a block; they must divide K.
+
+    Returns:
+      The codes, and the largest magnitude of each of the B blocks of a row.
+    """
     blocks = w.astype(jnp.float32).reshape(w.shape[0], -1, block)
     magnitudes = jnp.max(jnp.abs(blocks), axis=-1)
     relative = blocks * jnp.where(magnitudes < _TINY, 0, 1 / magnitudes)[..., None]
@@ -63,7 +71,12 @@ def nearest_nf4(w: Float[Array, "N K"], block: int) -> tuple[UInt8[Array, "N K"]
 
 
 def nf4_array(codes: np.ndarray, magnitudes: np.ndarray) -> QArray:
-    """Codes [N, K] and float32 magnitudes [N, blocks] of `nearest_nf4` as they are multiplied with."""
+    """Builds the QArray of a matrix, and quantizes the magnitudes.
+
+    Args:
+      codes: The codes of `nearest_nf4`, uint8 [N, K].
+      magnitudes: The blocks' largest magnitudes, float32 [N, blocks].
+    """
     format = nf4_format(codes.shape[1] // magnitudes.shape[1])
     offset = magnitudes.mean(dtype=np.float64).astype(np.float32)
     rest = magnitudes.reshape(-1) - offset
@@ -86,7 +99,10 @@ def nf4_array(codes: np.ndarray, magnitudes: np.ndarray) -> QArray:
 
 @cache
 def dynamic_code() -> np.ndarray:
-    """The 256 values of the signed dynamic code in rising order, float32: 2^d steps in the decade up to 10^(d - 6)."""
+    """Returns the 256 values of the signed dynamic code, float32 in rising order.
+
+    The decade up to 10^(d - 6) has 2^d steps.
+    """
     positive = [10.0 ** (decade - 6) * (0.1 + 0.9 * (np.arange(2**decade) + 0.5) / 2**decade) for decade in range(7)]
     steps = np.concatenate(positive)
     return np.concatenate([-steps[::-1], [0.0], steps, [1.0]]).astype(np.float32)

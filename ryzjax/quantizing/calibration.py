@@ -1,4 +1,4 @@
-"""Calibration text: files and conversations become sequences of one length, a part of which is held out."""
+"""Calibration text: turns texts and conversations into sequences of one length, and holds some of them out."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from ryzjax.errors import ConfigError, MissingExtraError
 __all__ = ["Calibration", "calibration_from_text", "read_texts"]
 
 _HELD_OUT = 8
-"""One sequence of this many is held out, to choose between methods."""
+"""One sequence is held out for this many calibration sequences. Held-out text decides between methods."""
 _TEXT_KEYS = ("text", "content", "prompt", "instruction", "question")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Calibration:
-    """Sequences to calibrate on.
+    """Token sequences to calibrate on.
 
     Attributes:
-      tokens: int32 [sequences, tokens].
-      held_out: int32 [sequences, tokens], never calibrated on.
-      source: what they were made of.
-      sha256: of the tokens.
+      tokens: Token ids to calibrate on, int32 [sequences, tokens].
+      held_out: Held-out token ids, which only judge the result, int32 [held-out sequences, tokens].
+      source: The file or dataset that they come from.
+      sha256: A hash of all token ids.
     """
 
     tokens: np.ndarray
@@ -37,7 +37,7 @@ class Calibration:
     sha256: str
 
     def describe(self) -> dict[str, object]:
-        """For a certificate."""
+        """Returns the entry for a certificate."""
         return {
             "source": self.source,
             "sha256": self.sha256,
@@ -52,20 +52,24 @@ def calibration_from_text(
 ) -> Calibration:
     """Takes sequences from a text, JSON or JSONL file, or a Hugging Face dataset.
 
-    Texts and conversations (rendered with the model's chat template) are shuffled and laid end to end, each begun as
-    the tokenizer begins a prompt, so that no token is padding.
+    Conversations are rendered with the model's chat template. Texts are shuffled and concatenated, so that no token is
+    padding. Each text starts with the tokens that the tokenizer puts at the start of a prompt.
 
     Args:
-      source: path, or id of a dataset ("org/name" or "org/name:split").
-      sequences: to calibrate on; an eighth as many more are held out.
-      sequence_tokens: of each.
-      seed: of the shuffle.
+      source: Path of a file, or id of a dataset ("org/name" or "org/name:split").
+      tokenizer: The model's tokenizer.
+      sequences: Number of sequences to calibrate on. An eighth as many are held out in addition.
+      sequence_tokens: Tokens of each sequence.
+      seed: Seed of the shuffle.
 
     Raises:
-      ConfigError: the source is missing, empty, or has fewer tokens than asked for.
+      ConfigError: The source is missing or empty, or has fewer tokens than needed.
+      MissingExtraError: The source is a dataset, and the package that reads datasets is not installed.
     """
     if sequences < 1 or sequence_tokens < 2:
-        raise ConfigError(f"{sequences} sequences of {sequence_tokens} tokens; expected at least 1 of at least 2")
+        raise ConfigError(
+            f"{sequences} sequences of {sequence_tokens} tokens; expected at least 1 sequence of at least 2 tokens"
+        )
     held_out = max(1, sequences // _HELD_OUT)
     needed = (sequences + held_out) * sequence_tokens
     texts = list(read_texts(source, tokenizer))
@@ -81,7 +85,7 @@ def calibration_from_text(
             f"calibration={source!r} has {len(ids):,} tokens; {sequences} sequences of {sequence_tokens} tokens and "
             f"{held_out} held out need {needed:,}. Give more text, or ask for fewer or shorter sequences"
         )
-    # One long text: sequences from all over it, in a fixed random order.
+    # One long text gives sequences from all over it, chosen by the seed.
     windows = np.asarray(ids[: len(ids) // sequence_tokens * sequence_tokens], np.int32).reshape(-1, sequence_tokens)
     chosen = windows[np.sort(np.random.default_rng(seed).permutation(len(windows))[: sequences + held_out])]
     last = np.arange(len(chosen)) % ((sequences + held_out) // held_out) == 0
@@ -95,16 +99,16 @@ def calibration_from_text(
 
 
 def read_texts(source: str, tokenizer: Tokenizer) -> Iterator[tuple[str, bool]]:
-    """Each text of a file or dataset, and whether it is a rendered conversation.
+    """Yields (text, whether it is a rendered conversation) for each text of a file or dataset.
 
     Raises:
-      ConfigError: the source is missing or empty, or a row has neither text nor messages.
-      MissingExtraError: a dataset, without the package that reads them.
+      ConfigError: The source is missing or empty, or a row has neither text nor messages.
+      MissingExtraError: The source is a dataset, and the package that reads datasets is not installed.
     """
     path = Path(source).expanduser()
     if not path.exists():
         if path.suffix or source.count("/") > 1:
-            raise ConfigError(f"calibration={source!r}: no such file")
+            raise ConfigError(f"calibration={source!r}: no such file; name a text, JSON or JSONL file")
         rows = enumerate(_dataset(source))
     elif path.suffix == ".jsonl" or path.suffix == ".json":
         rows = _json_rows(path)
@@ -128,7 +132,7 @@ def _json_rows(path: Path) -> Iterator[tuple[int, object]]:
         try:
             rows = json.loads(text)
         except ValueError as error:
-            raise ConfigError(f"{path}: not valid JSON ({error})") from error
+            raise ConfigError(f"{path}: not valid JSON ({error}); fix the file") from error
         if not isinstance(rows, list):
             raise ConfigError(f"{path}: holds a {type(rows).__name__}; expected a list of rows")
         yield from enumerate(rows)
@@ -139,7 +143,7 @@ def _json_rows(path: Path) -> Iterator[tuple[int, object]]:
         try:
             yield number, json.loads(line)
         except ValueError as error:
-            raise ConfigError(f"{path}, line {number + 1}: not valid JSON ({error})") from error
+            raise ConfigError(f"{path}, line {number + 1}: not valid JSON ({error}); fix the line") from error
 
 
 def _text_of(row: object, where: str, tokenizer: Tokenizer) -> tuple[str, bool]:
@@ -165,6 +169,6 @@ def _dataset(source: str) -> Iterator[object]:
         import datasets  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise MissingExtraError(
-            f"calibration={source!r} is no file, and reading datasets needs the datasets package; pip install datasets"
+            f"calibration={source!r} is no file, and reading a dataset needs the datasets package; pip install datasets"
         ) from error
     yield from datasets.load_dataset(name, split=split or "train", streaming=True)

@@ -1,4 +1,4 @@
-"""Scales of an fp8 KV cache: a model runs over text, and the largest key and value of each head set its scale."""
+"""Calibrates the scales of an fp8 KV cache: the largest key and value of each head, over some text, set its scale."""
 
 from __future__ import annotations
 
@@ -22,14 +22,15 @@ __all__ = ["KVMaxima", "calibrate_kv_scales", "observe_kv_maxima"]
 
 _PAGE_TOKENS = 64
 _CHUNK_TOKENS = 512
-"""Tokens of a sequence that run at a time: the cache holds a sequence, activations a chunk."""
+"""Tokens of a sequence that run at a time. The cache holds a whole sequence, activations only a chunk."""
 
 
 class KVMaxima(NamedTuple):
-    """The largest absolute values seen.
+    """The largest absolute values observed.
 
     Attributes:
-      k, v: float32 [layers, kv_heads], of keys (rotated) and of values.
+      k: Of keys, after RoPE, float32 [L, H].
+      v: Of values, float32 [L, H].
     """
 
     k: Float32Array
@@ -37,19 +38,19 @@ class KVMaxima(NamedTuple):
 
 
 def calibrate_kv_scales(maxima: KVMaxima) -> KVScales:
-    """The scale of each head, so that the largest number seen is the largest float8 e4m3; larger ones are clipped.
+    """Returns the scale of each head that maps its largest observed value to the largest float8 e4m3.
 
-    A head that gave only zeros gets 1.0.
+    Serving clips larger values. A head with only zeros gets the scale 1.0.
 
     Raises:
-      ConfigError: a maximum is not finite.
+      ConfigError: A maximum is not finite.
     """
     for name, peaks in maxima._asdict().items():
         if not np.all(np.isfinite(peaks)):
             layer, head = np.argwhere(~np.isfinite(peaks))[0]
             raise ConfigError(
                 f"the largest {name} of layer {layer}, KV head {head} is {peaks[layer, head]}; the model's weights or "
-                "dtype give numbers that are not finite, so there is nothing to calibrate"
+                "dtype give numbers that are not finite; use another copy of the model, or --dtype float32"
             )
     return KVScales(*(np.where(peaks > 0, peaks / E4M3_MAX, 1.0).astype(np.float32) for peaks in maxima))
 
@@ -61,16 +62,17 @@ def observe_kv_maxima(
     *,
     on_done: Callable[[], None] = lambda: None,
 ) -> KVMaxima:
-    """Runs a model over token sequences, each on its own from position 0, and reads its cache.
+    """Runs a model over token sequences, each alone from position 0, and reads the largest values from its cache.
 
     Args:
-      model: any; its cache is kept in the model's dtype.
-      leaves: the weights, in the order of `model.weights`.
-      sequences: token ids; more text finds larger numbers, so take a hundred sequences or so of what will be served.
-      on_done: called after each sequence.
+      model: The abstract model. Its cache is kept in the model's dtype.
+      leaves: The weights, in the order of `model.weights`.
+      sequences: Token ids of each sequence. More text finds larger values; about a hundred sequences of the text that
+        will be served are enough.
+      on_done: Called after each sequence.
 
     Raises:
-      ConfigError: no sequence, an empty one, one longer than the model was made for, or a token it does not have.
+      ConfigError: There is no sequence, one is empty or longer than the model's context, or a token id is out of range.
     """
     config = model.config
     _check(sequences, max_tokens=config.max_position, vocab_size=config.vocab_size)
@@ -95,7 +97,7 @@ def observe_kv_maxima(
         for start in range(0, len(tokens), chunk):
             batch = _chunk(tokens[start : start + chunk], start, size=chunk, pages=pages, length=len(tokens))
             cache = step(tuple(leaves), cache, batch)
-        # What an earlier, longer sequence left in the last pages was seen already.
+        # The last pages may hold values of an earlier, longer sequence. Those were observed already.
         totals = [np.maximum(total, peak) for total, peak in zip(totals, _peaks(cache), strict=True)]
         on_done()
     return KVMaxima(*totals)
@@ -103,7 +105,7 @@ def observe_kv_maxima(
 
 @jax.jit
 def _peaks(cache: KVCache) -> tuple[jax.Array, jax.Array]:
-    """float32 [layers, kv_heads] of keys and of values, without page 0, where padding goes."""
+    """Returns the largest keys and values, float32 [L, H] each. Page 0 is left out, since padding is written there."""
 
     def peak(stored: jax.Array) -> jax.Array:
         return jnp.abs(from_bits(stored[:, 1:]).astype(jnp.float32)).max(axis=(1, 3, 4))
@@ -112,11 +114,14 @@ def _peaks(cache: KVCache) -> tuple[jax.Array, jax.Array]:
 
 
 def _chunk(tokens: Sequence[int], start: int, *, size: int, pages: int, length: int) -> TokenBatch:
-    """A step of `size` tokens, padding included, that feeds `tokens` at positions from `start` on of one row.
+    """Returns the batch of a step that prefills `tokens` of one row.
 
     Args:
-      pages: the row's, from page 1 on.
-      length: of the whole sequence.
+      tokens: The token ids of the chunk.
+      start: Position of the first token.
+      size: Tokens of the step, padding included.
+      pages: Number of the row's pages, which are numbered from 1.
+      length: Tokens of the whole sequence.
     """
     count = len(tokens)
     real = np.arange(size) < count
@@ -144,8 +149,8 @@ def _check(sequences: Sequence[Sequence[int]], *, max_tokens: int, vocab_size: i
     for i, tokens in enumerate(sequences):
         if not 0 < len(tokens) <= max_tokens:
             raise ConfigError(
-                f"calibration sequence {i} has {len(tokens)} tokens; expected 1 to {max_tokens}, the positions the "
-                "model was made for"
+                f"calibration sequence {i} has {len(tokens)} tokens; expected 1 to {max_tokens}, the model's "
+                "longest context"
             )
         if min(tokens) < 0 or max(tokens) >= vocab_size:
             raise ConfigError(

@@ -1,4 +1,4 @@
-"""Scales of an fp8 KV cache, calibrated on a quantized model and stored beside its weights."""
+"""add_kv_scales: calibrates the scales of an fp8 KV cache on a quantized checkpoint, and adds them to its files."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ryzjax.checkpoint.families import HF_FAMILIES
-from ryzjax.checkpoint.hf.config import model_config_from_hf
 from ryzjax.checkpoint.kv_scales import kv_cache_scheme, kv_scale_tensors
 from ryzjax.checkpoint.safetensors_write import TensorToWrite, write_safetensors
 from ryzjax.checkpoint.source import resolve_source
 from ryzjax.loading.load import load_weights, stored_model
+from ryzjax.loading.model_config import read_model_config
 from ryzjax.models.kv_cache import KVScales
 from ryzjax.models.registry import family_of
 from ryzjax.quantizing.kv_calibration import calibrate_kv_scales, observe_kv_maxima
@@ -38,17 +38,20 @@ def add_kv_scales(
     """Runs a written checkpoint over text and adds the scales of its keys and values to it.
 
     Args:
-      folder: with config, index and shards, as `quantize` leaves it.
-      placement: where the model runs, whole.
-      sequences: int32 token ids; the first 128 are taken.
-      dtype: the model is computed in; "auto" takes the checkpoint's.
-      show_progress: a bar on stderr.
+      folder: The checkpoint, with config, index and shards, as `quantize` writes it.
+      placement: The devices that hold the whole model, and the layout over them.
+      sequences: Token ids, int32 [tokens] each. Only the first 128 sequences are used.
+      dtype: The dtype that the model computes in; "auto" takes the checkpoint's.
+      show_progress: Whether to show a progress bar on stderr.
+
+    Returns:
+      The scales.
 
     Raises:
-      ConfigError: keys or values that are not finite.
+      ConfigError: Keys or values are not finite.
     """
     source = resolve_source(str(folder))
-    config = model_config_from_hf(source.config, source.generation, dtype=dtype, source=source.config_name)
+    config = read_model_config(source, dtype=dtype)
     model = stored_model(source, config, placement)
     weights = load_weights(source, model)
     sequences = sequences[:_MOST_SEQUENCES]

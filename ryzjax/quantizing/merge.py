@@ -1,9 +1,8 @@
-"""An adapter added into the weights of a checkpoint, plain or quantized, and written: plain, or rounded to few bits."""
+"""Merges an adapter into the weights of a checkpoint, and writes the result as a plain or a quantized checkpoint."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Literal
@@ -12,20 +11,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ryzjax.checkpoint.hf.config import model_config_from_hf
 from ryzjax.checkpoint.hf.save import PLAIN_DTYPES, in_dtype, save_hf
-from ryzjax.checkpoint.opened import OpenCheckpoint
 from ryzjax.checkpoint.source import CheckpointSource, resolve_source
 from ryzjax.data.tokenizer import Tokenizer
 from ryzjax.errors import ConfigError
-from ryzjax.loading.load import check_checkpoint, load_weights, read_weights
-from ryzjax.loading.on_load import plan_weights, round_matrix
+from ryzjax.loading.load import weight_reader
+from ryzjax.loading.model_config import read_model_config
 from ryzjax.loading.progress import byte_progress
 from ryzjax.loading.text_files import copy_text_files
+from ryzjax.loading.weight_plan import plan_weights
 from ryzjax.lora.adapter import Adapter, BaseRounding, check_adapter
 from ryzjax.lora.merge import merged
-from ryzjax.models.registry import AbstractModel, abstract_model
+from ryzjax.models.registry import abstract_model
 from ryzjax.qarray import dequantize
+from ryzjax.quant.quantize_matrix import quantize_matrix
 from ryzjax.quant.recipe import Recipe
 from ryzjax.quantizing.quantize import QuantizedModel, quantize
 from ryzjax.sharding import Layout, Placement
@@ -33,7 +32,7 @@ from ryzjax.sharding import Layout, Placement
 __all__ = ["MergedDtype", "merge_checkpoint", "merged_dtype", "quantize_merged"]
 
 MergedDtype = Literal["auto", "float32", "bfloat16", "float16"]
-"""Of the weights that are written; auto: the checkpoint's own, and of a quantized one what it is computed in."""
+"""The dtype of the written weights. "auto" takes the checkpoint's own, or what a quantized one computes in."""
 
 
 def merge_checkpoint(
@@ -45,25 +44,27 @@ def merge_checkpoint(
     dtype: MergedDtype = "auto",
     show_progress: bool = False,
 ) -> None:
-    """Writes `source` with an adapter in its weights: config, tokenizer, and safetensors of plain weights.
+    """Writes a model with an adapter merged into its weights: config, tokenizer and plain safetensors.
 
-    Each adapted matrix is read as float32 (dequantized, where it is quantized), added to in float32, and rounded once.
-    One tensor is in memory at a time. Of a multimodal model the text model is written.
+    Each adapted matrix is read as float32 (and dequantized if it is quantized), updated in float32, and rounded to
+    `dtype` once. One tensor is in memory at a time. Of a multimodal model the text model is written.
 
     Args:
-      source: the base; whatever format it has.
-      folder: to be made.
-      rounding: of a plain base: the adapter is added to what its weights are once they are rounded so and dequantized,
-        which is what it was trained beside. None adds it to the weights as they are.
-      dtype: of all weights written.
+      source: The base model, in any format.
+      adapter: The adapter.
+      folder: The folder to write; it is created if it does not exist.
+      rounding: How a plain base was quantized while loading, when the adapter was trained. The weights are quantized
+        the same way and dequantized before the adapter is added. None adds it to the weights as stored.
+      dtype: The dtype of all written weights.
+      show_progress: Whether to show a progress bar on stderr.
 
     Raises:
-      ConfigError: the adapter does not fit the model; a weight that the dtype cannot hold; a family that cannot be
-        written as Hugging Face has it; rounding of a base that is quantized already.
-      CheckpointError: damaged files, or a disk that is full.
+      ConfigError: The adapter does not fit the model, a merged weight is too large for the dtype, the family cannot be
+        written in Hugging Face's layout, or `rounding` was given for a base that is quantized already.
+      CheckpointError: A file is damaged, or the disk is full.
     """
     name = merged_dtype(source, dtype)
-    config = model_config_from_hf(source.config, source.generation, dtype="float32", source=source.config_name)
+    config = read_model_config(source, dtype="float32")
     placement = Placement(Layout.load("single"), jax.devices()[:1])
     model = abstract_model(config, placement)
     formats = {}
@@ -73,19 +74,19 @@ def merge_checkpoint(
     check_adapter(adapter, model.linears, name=adapter.base_model or "adapter")
     target = in_dtype(model, name)
     total = sum(spec.nbytes for spec in target.weights.values())
-    with _reader(source, model) as read, byte_progress("Merging", total, show=show_progress) as advance:
+    with weight_reader(source, model) as read, byte_progress("Merging", total, show=show_progress) as advance:
 
         def compute(weight: str) -> np.ndarray:
-            w, layer = read(weight), weight.removesuffix(".weight")
+            w, layer = jnp.asarray(read(weight), jnp.float32), weight.removesuffix(".weight")
             if weight.endswith(".weight") and layer in formats:
-                w = dequantize(round_matrix(weight, w, formats[layer]))
+                w = dequantize(quantize_matrix(weight, w, formats[layer]))
             if weight.endswith(".weight") and layer in adapter.weights:
                 w = merged(w, adapter.weights[layer], adapter.config.scale_of(layer))
             values = _rounded(weight, np.asarray(w, np.float32), PLAIN_DTYPES[name])
             advance(values.nbytes)
             return values
 
-        stack = lru_cache(maxsize=3)(compute)  # gate, up and down of a layer's experts, asked for expert by expert
+        stack = lru_cache(maxsize=3)(compute)  # gate, up and down of a layer, requested expert by expert
 
         def get(weight: str) -> np.ndarray:
             return stack(weight) if len(model.weights[weight].shape) == 3 else compute(weight)
@@ -94,49 +95,40 @@ def merge_checkpoint(
 
 
 def quantize_merged(merged: Path, out: Path, recipe: Recipe, *, show_progress: bool = False) -> QuantizedModel:
-    """Quantizes what `merge_checkpoint` wrote, by a recipe without data.
+    """Quantizes a checkpoint that `merge_checkpoint` wrote, by a recipe that needs no data.
 
     Args:
-      merged: the folder with the plain weights.
-      out: of `quantize`: the result is in a folder of another name until it is finished.
+      merged: The folder with the plain weights.
+      out: The folder to create. Until `QuantizedModel.finish` it is called `<out>.partial`.
+      recipe: The recipe.
+      show_progress: Whether to show a progress bar on stderr.
 
     Raises:
-      ConfigError, CheckpointError: as of `quantize`.
+      ConfigError: The folder exists, or a weight is NaN or infinite; see `quantize`.
+      CheckpointError: A file is damaged, or the disk is full.
     """
     source = resolve_source(str(merged))
-    config = model_config_from_hf(source.config, source.generation, source=source.config_name)
+    config = read_model_config(source)
     placement = Placement(Layout.load("single"), jax.devices()[:1])
     return quantize(source, config, placement, recipe, out, show_progress=show_progress)
 
 
 def merged_dtype(source: CheckpointSource, dtype: MergedDtype) -> str:
-    """What "auto" is for a checkpoint; any other dtype as it is."""
+    """Returns the dtype that "auto" stands for with this checkpoint. Any other dtype is returned unchanged."""
     if dtype != "auto":
         return dtype
     if "float16" in (source.config.get("dtype"), source.config.get("torch_dtype")):
         return "float16"
-    return model_config_from_hf(source.config, source.generation, source=source.config_name).dtype
+    return read_model_config(source).dtype
 
 
 def _rounded(name: str, w: np.ndarray, dtype: np.dtype) -> np.ndarray:
     with np.errstate(over="ignore"):
         values = w.astype(dtype)
     if not np.isfinite(values).all():
-        what = "are not finite" if not np.isfinite(w).all() else f"are too large for {dtype.name}; take bfloat16"
+        what = "are not finite" if not np.isfinite(w).all() else f"are too large for {dtype.name}; use bfloat16"
         raise ConfigError(f"{name}: values of the merged weight {what}")
     return values
-
-
-@contextmanager
-def _reader(source: CheckpointSource, model: AbstractModel) -> Iterator[Callable[[str], jax.Array]]:
-    """What gives a weight by our name, in float32."""
-    if source.weight_format == "orbax":
-        weights = load_weights(source, model)
-        yield weights.__getitem__
-        return
-    with OpenCheckpoint(source, model.config) as checkpoint:
-        check_checkpoint(checkpoint, model)
-        yield lambda name: jnp.asarray(read_weights(checkpoint, model, (name,))[name], jnp.float32)
 
 
 def _texts_of(source: CheckpointSource) -> Callable[[Path], None]:

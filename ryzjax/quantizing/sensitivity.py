@@ -1,8 +1,8 @@
-"""Which layers need more bits: what rounding one group of layers alone does to the model's output distribution.
+"""mix_of_bits: chooses which layers get 8 bits, by how much quantizing them changes the model's output.
 
-Every block's input is kept for a few sequences. A group is rounded to 4 bits, the sequences go on from its block, and
-the KL divergence of the logits from the model's own is its sensitivity. A mix gives 8 bits to the groups that lower
-the sum of divergences most for their bytes.
+The inputs of every block are kept for a few sequences. For each input group, its layers alone are quantized to 4 bits,
+and the sequences run on from its block. The KL divergence of the logits from the plain model's is the group's
+sensitivity. A mix gives 8 bits to the groups that lower the sum of divergences most for their bytes.
 """
 
 from __future__ import annotations
@@ -18,36 +18,36 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from ryzjax.checkpoint.opened import OpenCheckpoint
+from ryzjax.checkpoint.open_checkpoint import OpenCheckpoint
 from ryzjax.checkpoint.source import CheckpointSource
 from ryzjax.errors import ConfigError
 from ryzjax.loading.load import check_checkpoint, read_weights
 from ryzjax.models.registry import AbstractModel
-from ryzjax.quant.matrix import rounded
+from ryzjax.quant.encode_matrix import round_to_nearest
 from ryzjax.quant.recipe import Recipe
 from ryzjax.quant.scheme import Scheme
-from ryzjax.quantizing.blocks import BlockRunner
+from ryzjax.quantizing.block_runner import BlockRunner
 from ryzjax.quantizing.calibration import Calibration
-from ryzjax.quantizing.inputs import input_groups
-from ryzjax.quantizing.streams import Stream, embed_sequences
+from ryzjax.quantizing.hidden_states import HiddenStates, embed_sequences
+from ryzjax.quantizing.input_groups import input_groups
 
-__all__ = ["Rest", "Sensitivity", "choose_bits", "mix_of_bits", "sensitivities"]
+__all__ = ["FixedLayers", "Sensitivity", "choose_bits", "mix_of_bits", "sensitivities"]
 
 _log = logging.getLogger(__name__)
 
 _SAMPLE_TOKENS = 2048
-"""Tokens the divergences are over: layers differ by factors, not by percents."""
+"""Tokens over which a divergence is measured. Few are enough: layers differ by factors, not by percents."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sensitivity:
-    """A group of layers.
+    """The sensitivity of a group of layers.
 
     Attributes:
-      layers: their names.
-      kl: divergence of the model's output with these layers at 4 bits and all others as they are, nats a token.
-      weights: of the layers together.
-      bytes_4, bytes_8: at either width, scales included.
+      layers: Names of the layers.
+      kl: KL divergence of the model's output with these layers in 4 bits and all others plain, in nats a token.
+      weights: Number of weights of the layers.
+      bytes_4, bytes_8: Bytes of the layers at either width, scales included.
     """
 
     layers: tuple[str, ...]
@@ -57,8 +57,13 @@ class Sensitivity:
     bytes_8: int
 
 
-class Rest(NamedTuple):
-    """Quantized layers that have no choice: asked to have 8 bits, or groups do not divide them."""
+class FixedLayers(NamedTuple):
+    """Quantized layers with a fixed width, because the recipe says 8 bits or the groups do not divide them.
+
+    Attributes:
+      weights: Number of their weights.
+      nbytes: Their bytes, scales included.
+    """
 
     weights: int
     nbytes: int
@@ -72,10 +77,20 @@ def mix_of_bits(
     *,
     show_progress: bool = True,
 ) -> dict[str, int]:
-    """Linear layer -> 4 or 8 bits, for a recipe with a target.
+    """Chooses the bits of each linear layer for a recipe with a target.
+
+    Args:
+      source: The plain checkpoint.
+      model: Its abstract model. All weights are loaded.
+      recipe: A recipe with `target_bits` or `max_kl`.
+      calibration: Calibration text.
+      show_progress: Whether to show a progress bar on stderr.
+
+    Returns:
+      Layer name -> 4 or 8.
 
     Raises:
-      ConfigError: the target cannot be met.
+      ConfigError: The target cannot be met.
     """
     with OpenCheckpoint(source, model.config) as checkpoint:
         check_checkpoint(checkpoint, model)
@@ -85,31 +100,34 @@ def mix_of_bits(
     return choose_bits(found, rest, target_bits=recipe.target_bits, max_kl=recipe.max_kl)
 
 
-def _rest(model: AbstractModel, recipe: Recipe, chosen: set[str]) -> Rest:
+def _rest(model: AbstractModel, recipe: Recipe, chosen: set[str]) -> FixedLayers:
     weights = nbytes = 0
     for name, shape in model.linears.items():
         bits = recipe.bits_of(name)
-        # What stays in 16 bits is not quantized: experts, routers, and what the recipe leaves alone.
+        # Experts, routers and layers that the recipe leaves in 16 bits are not quantized.
         if name in chosen or bits == 16 or len(shape) != 2 or name.endswith(".router"):
             continue
         weights += shape[0] * shape[1]
         nbytes += recipe.scheme(bits).fitted(shape[1]).nbytes((shape[0], shape[1]))
-    return Rest(weights, nbytes)
+    return FixedLayers(weights, nbytes)
 
 
 def choose_bits(
-    found: list[Sensitivity], rest: Rest, *, target_bits: float | None, max_kl: float | None
+    found: list[Sensitivity], rest: FixedLayers, *, target_bits: float | None, max_kl: float | None
 ) -> dict[str, int]:
-    """Linear layer -> 4 or 8 bits: groups go to 8 in the order of divergence saved for a byte.
+    """Gives 8 bits to groups in the order of the divergence that a byte saves, until the target is met.
 
     Args:
-      found: every group.
-      rest: what is quantized besides; it counts in the average.
-      target_bits: average bits a weight, scales included, that may be spent.
-      max_kl: or the sum of divergences to get under.
+      found: The sensitivity of every group.
+      rest: Quantized layers with a fixed width. They count in the average.
+      target_bits: The highest average of bits per weight, scales included; None for `max_kl`.
+      max_kl: The sum of divergences to stay below, in nats a token.
+
+    Returns:
+      Layer name -> 4 or 8.
 
     Raises:
-      ConfigError: 4 bits for all are above `target_bits` already.
+      ConfigError: 4 bits for all groups already exceed `target_bits`.
     """
     bits = {layer: 4 for group in found for layer in group.layers}
     weights = rest.weights + sum(group.weights for group in found)
@@ -117,9 +135,9 @@ def choose_bits(
     left = sum(group.kl for group in found)
     if target_bits is not None and 8 * spent > target_bits * weights:
         raise ConfigError(
-            f"target_bits={target_bits}: 4 bits with their scales take {8 * spent / weights:.3f} a weight already"
-            + (f", {rest.weights:,} weights at 8 bits that have no choice included" if rest.weights else "")
-            + "; ask for more, or take larger groups"
+            f"target_bits={target_bits}: 4 bits with their scales take {8 * spent / weights:.3f} bits a weight already"
+            + (f", including {rest.weights:,} weights at 8 bits that cannot have 4" if rest.weights else "")
+            + "; raise target_bits, or use larger groups"
         )
     for group in sorted(found, key=lambda g: g.kl / max(1, g.bytes_8 - g.bytes_4), reverse=True):
         more = group.bytes_8 - group.bytes_4
@@ -144,10 +162,17 @@ def sensitivities(
     *,
     show_progress: bool = True,
 ) -> list[Sensitivity]:
-    """Every group's, each rounded alone.
+    """Measures the sensitivity of every group, by quantizing it alone.
 
     Args:
-      weights: of the whole model.
+      model: The abstract model.
+      weights: Weight name -> array, of the whole model.
+      recipe: The recipe, which says which layers can have 4 bits.
+      calibration: Calibration text, of which 2048 tokens are used.
+      show_progress: Whether to show a progress bar on stderr.
+
+    Raises:
+      ConfigError: No layer can have 4 bits.
     """
     sequence_tokens = calibration.tokens.shape[1]
     tokens = calibration.tokens[: max(1, _SAMPLE_TOKENS // sequence_tokens)]
@@ -155,7 +180,7 @@ def sensitivities(
     layers = model.config.num_layers
     inputs = [embed_sequences(model, weights, tokens).hidden]
     for layer in range(layers):
-        stream = Stream(hidden=inputs[-1].copy())
+        stream = HiddenStates(hidden=inputs[-1].copy())
         stream.advance(runner, layer, weights)
         inputs.append(stream.hidden)
     compare = _Comparison(model, weights, inputs[-1])
@@ -163,7 +188,7 @@ def sensitivities(
     found: list[Sensitivity] = []
     columns = TextColumn("Sensitivity of layers"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     with Progress(*columns, console=Console(stderr=True), disable=not show_progress) as bar:
-        # A group of an early block runs through all later ones: time goes by blocks, not by groups.
+        # A group of an early block runs through all later blocks, so progress counts blocks, not groups.
         task = bar.add_task("sensitivity", total=sum(layers - layer for layer, _ in work))
         for layer, group in work:
             names = [f"layers.{layer}.{member}" for member in group.members]
@@ -174,7 +199,7 @@ def sensitivities(
                 found.append(_sensitivity(model, recipe, tuple(schemes), kl))
             bar.update(task, advance=layers - layer)
     if not found:
-        raise ConfigError(f"no layer can be quantized to 4 bits in groups of {recipe.group_size}; take smaller groups")
+        raise ConfigError(f"no layer can be quantized to 4 bits in groups of {recipe.group_size}; use smaller groups")
     return found
 
 
@@ -190,9 +215,9 @@ def _divergence(
     for name, scheme in schemes.items():
         w = weights[f"{name}.weight"]
         dtype = "bfloat16" if w.dtype == jnp.bfloat16 else "float32"
-        value = rounded(w.astype(jnp.float32), scheme, jnp.ones(w.shape[1]), dtype)
+        value = round_to_nearest(w.astype(jnp.float32), scheme, jnp.ones(w.shape[1]), dtype)
         changed[f"{name}.weight"] = value.astype(w.dtype)
-    stream = Stream(hidden=hidden.copy())
+    stream = HiddenStates(hidden=hidden.copy())
     for at in range(layer, runner.model.config.num_layers):
         stream.advance(runner, at, changed)
     return compare(stream.hidden)
@@ -210,7 +235,13 @@ def _sensitivity(model: AbstractModel, recipe: Recipe, names: tuple[str, ...], k
 
 
 class _Comparison:
-    """Mean KL of a model's logits from its own at full precision, given final hidden states."""
+    """Computes the mean KL divergence of logits from the plain model's, given final hidden states.
+
+    Args:
+      model: The abstract model.
+      weights: Weight name -> array, at least for the weights outside the blocks.
+      reference: Final hidden states of the plain model, [sequences, tokens, E].
+    """
 
     def __init__(self, model: AbstractModel, weights: Mapping[str, jax.Array], reference: np.ndarray):
         self._reference = reference

@@ -6,10 +6,10 @@ import sys
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from ryzjax.checkpoint.hf.config import model_config_from_hf
 from ryzjax.data.training import DataConfig, open_data
 from ryzjax.data.training.rows import Rows
 from ryzjax.errors import ConfigError
+from ryzjax.loading.model_config import read_model_config
 from ryzjax.loading.open_model import OpenModel, open_model
 from ryzjax.lora.adapter import Adapter, BaseRounding
 from ryzjax.lora.config import LoraConfig
@@ -146,7 +146,7 @@ def settings_of(**parts: object) -> dict[str, Json]:
 def stored_dtype(opened: OpenModel, base: BaseConfig) -> str:
     """What all weights are written in: what was asked for, or the checkpoint's own, whatever they were computed in."""
     source = opened.source
-    return model_config_from_hf(source.config, source.generation, dtype=base.dtype, source=source.config_name).dtype
+    return read_model_config(source, dtype=base.dtype).dtype
 
 
 def _check(opened: OpenModel, data: DataConfig, lora: LoraConfig | None, adapter: str | None) -> None:

@@ -10,9 +10,9 @@ import jax
 import numpy as np
 from rich.table import Table
 
-from ryzjax.checkpoint.hf.config import model_config_from_hf
 from ryzjax.checkpoint.source import resolve_source
-from ryzjax.loading.on_load import plan_weights
+from ryzjax.loading.model_config import read_model_config
+from ryzjax.loading.weight_plan import plan_weights
 from ryzjax.lora.config import LoraConfig
 from ryzjax.models.stacked import StackedModel
 from ryzjax.sharding import Layout, Placement
@@ -76,7 +76,7 @@ def plan_training(
     """
     source = resolve_source(base.model, revision=base.model_revision, load_format=base.load_format)
     choice = choose_dtype(base.dtype)
-    config = model_config_from_hf(source.config, source.generation, dtype=choice.dtype, source=source.config_name)
+    config = read_model_config(source, dtype=choice.dtype)
     placement = Placement(Layout.load(base.layout))
     abstract = plan_weights(source, config, placement, weights=base.weights, group=base.weights_group).model
     if train.offload == "frozen" and lora is not None:

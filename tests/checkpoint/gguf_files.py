@@ -26,13 +26,13 @@ ARCHITECTURES = {
 
 
 def permute(weight: np.ndarray, heads: int) -> np.ndarray:
-    """llama.cpp's convert_hf_to_gguf: rows of each head from halves to interleaved pairs."""
+    """Permutes the rows of each head from halves to interleaved pairs, as llama.cpp's convert_hf_to_gguf does."""
     shape = weight.shape
     return weight.reshape(heads, 2, shape[0] // heads // 2, *shape[1:]).swapaxes(1, 2).reshape(shape)
 
 
 def llama3_factors(scaling: dict, head_dim: int) -> np.ndarray:
-    """llama.cpp's rope_freqs: what each frequency of a Llama 3 is divided by."""
+    """llama.cpp's rope_freqs: the divisor of each frequency of a Llama 3."""
     factors = []
     for i in range(0, head_dim, 2):
         wavelength = 2 * math.pi * scaling["rope_theta"] ** (i / head_dim)
@@ -51,7 +51,7 @@ def llama3_factors(scaling: dict, head_dim: int) -> np.ndarray:
 
 
 def stacked(weights: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """HF's tensors with one of all experts instead of one an expert, under the names `gguf` maps."""
+    """Hugging Face's tensors with one tensor for all experts instead of one per expert, under the names `gguf` maps."""
     out: dict[str, np.ndarray] = {}
     experts: dict[str, list[np.ndarray]] = {}
     for name, value in weights.items():
@@ -76,7 +76,7 @@ def stacked(weights: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def write_gguf(path: Path, family: str, config: dict, weights: dict[str, np.ndarray], kind: str = "F32") -> None:
-    """One file; matrices are quantized to `kind`, vectors are F32."""
+    """Writes one file. Matrices are quantized to `kind`, vectors are F32."""
     architecture = ARCHITECTURES[family]
     writer = gguf.GGUFWriter(path, gguf.MODEL_ARCH_NAMES[architecture])
     add_config(writer, family, config)

@@ -1,4 +1,4 @@
-"""Quantized checkpoints of a tiny model in every format, packed value by value as the formats are described."""
+"""Writes quantized checkpoints of a tiny model in every format, packed value by value as the formats are described."""
 
 from __future__ import annotations
 
@@ -190,7 +190,7 @@ def int8_rows(rng: np.random.Generator, n: int, k: int) -> Packed:
 def float8(
     *, scale_shape: Callable[[int, int], tuple[int, ...]], scale: str = "weight_scale", block: int = 0
 ) -> Callable[[np.random.Generator, int, int], Packed]:
-    """FP8 with a scale a tensor, a row, or a block of `block` x `block`."""
+    """FP8 with one scale for the tensor, for each row, or for each block of `block` x `block`."""
 
     def pack(rng: np.random.Generator, n: int, k: int) -> Packed:
         q = (rng.standard_normal((n, k)) * 8).astype(ml_dtypes.float8_e4m3fn)
@@ -226,7 +226,7 @@ FORMATS: dict[str, Format] = {
         config={"quant_method": "gptq", "checkpoint_format": "gptq_v2", "bits": 4, "group_size": 32, "sym": False},
         pack=gptq(symmetric=False, stores_minus_one=False),
     ),
-    # Says version 1 and stores 8, as version 2 does.
+    # The label says version 1, but the zeros are 8, as in version 2.
     "gptq_lying": Format(
         config={"quant_method": "gptq", "bits": 4, "group_size": 32, "sym": True}, pack=gptq(stores_minus_one=False)
     ),
@@ -239,7 +239,7 @@ FORMATS: dict[str, Format] = {
         config={"quant_method": "gptq", "bits": 8, "group_size": 32, "sym": False}, pack=gptq(bits=8, symmetric=False)
     ),
     "gptq_rows": Format(config={"quant_method": "gptq", "bits": 4, "group_size": -1}, pack=gptq(group=-1)),
-    # The config speaks of groups of 128; an override made them 32.
+    # The config has groups of 128; an override makes them 32.
     "gptq_dynamic": Format(
         config={"quant_method": "gptq", "bits": 4, "group_size": 128, "dynamic": {r"+:.*\.layers\..*": {"sym": False}}},
         pack=gptq(symmetric=False),
@@ -271,7 +271,7 @@ FORMATS: dict[str, Format] = {
         config={"quant_method": "fp8", "weight_block_size": [16, 16], "activation_scheme": "dynamic"},
         pack=float8(scale_shape=lambda n, k: (n // 16, k // 16), block=16, scale="weight_scale_inv"),
     ),
-    # Blocks that overhang.
+    # The last blocks are incomplete.
     "hf_fp8_48": Format(
         config={"quant_method": "fp8", "weight_block_size": [48, 48]},
         pack=float8(scale_shape=lambda n, k: (-(-n // 48), -(-k // 48)), block=48, scale="weight_scale_inv"),

@@ -24,7 +24,7 @@ from tests.models.test_families import ENTRIES, GOLDENS, TOLERANCE, write_checkp
 
 gguf = pytest.importorskip("gguf")
 
-# What llama.cpp's files say: no dense layer in a mixture, no unscaled weights of experts, head dimensions of its own.
+# GGUF files cannot express dense layers in a mixture of experts or unscaled expert weights, and give head dims.
 FILES = [
     "llama",
     "llama biases, head_dim",
@@ -72,7 +72,7 @@ def test_logits_are_those_of_transformers(name: str, tmp_path: Path):
     assert np.abs(logits - expected[:PROMPT_TOKENS]).max() < TOLERANCE
 
 
-# llama.cpp knows these by heart, so files do not say: the query scale by the model's size, the clamps of SwiGLU.
+# llama.cpp hard-codes the query scale by the model's size and the clamps of SwiGLU, so files do not have them.
 UNSAID = {
     "gemma2": ("query_scale",),
     "gemma3": ("query_scale", "ropes", "windows"),
@@ -104,7 +104,7 @@ WIDE = {
 
 
 def random_blocks(shape: tuple[int, int], kind: str) -> np.ndarray:
-    """Random bytes of a quantized matrix: for types that the package can only read. Scales are kept finite."""
+    """Random bytes of a quantized matrix, for types that the package can only read. Scales stay finite."""
     qtype = gguf.GGMLQuantizationType[kind]
     block, size = gguf.GGML_QUANT_SIZES[qtype]
     rng = np.random.default_rng(0)
@@ -156,7 +156,7 @@ def test_quantized_values_are_those_of_the_reference(
     np.testing.assert_array_equal(weights["layers.1.mlp.down.weight"], reference("blk.1.ffn_down.weight"))
     np.testing.assert_array_equal(weights["embed.weight"], reference("token_embd.weight"))
     np.testing.assert_array_equal(weights["layers.0.attention.v.weight"], reference("blk.0.attn_v.weight"))
-    # q and k: which row went where, by permuting the row numbers.
+    # q and k: the row numbers, permuted as the rows were.
     for ours, theirs, heads in (("q", "attn_q", 4), ("k", "attn_k", 2)):
         stored = reference(f"blk.1.{theirs}.weight")
         order = permute(np.arange(len(stored))[:, None], heads)[:, 0]
@@ -166,7 +166,7 @@ def test_quantized_values_are_those_of_the_reference(
 
 
 def check_kept_blocks(path: Path, kind: str, plain: AbstractModel, weights: dict[str, jax.Array]) -> None:
-    """Q8_0 and Q4_0 stay quantized, with the values that the dequantized weights have."""
+    """Q8_0 and Q4_0 stay quantized, with the same values as the dequantized weights."""
     source = resolve_source(str(path))
     try:
         model = stored_model(source, plain.config, plain.placement)
@@ -185,7 +185,7 @@ def check_kept_blocks(path: Path, kind: str, plain: AbstractModel, weights: dict
 
 
 def write_raw(path: Path, config: dict, weights: dict[str, np.ndarray], raw: dict[str, np.ndarray], qtype) -> None:
-    """As `write_gguf`, with matrices that are quantized already."""
+    """Like `write_gguf`, with matrices that are quantized already."""
     from tests.checkpoint.gguf_files import add_config
 
     writer = gguf.GGUFWriter(path, "llama")

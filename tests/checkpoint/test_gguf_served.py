@@ -1,4 +1,4 @@
-"""The real stories260K as a GGUF file: served, converted and served again, it says what the safetensors say."""
+"""stories260K as a GGUF file generates the same text as the safetensors, also after converting it."""
 
 from __future__ import annotations
 

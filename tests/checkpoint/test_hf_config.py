@@ -1,4 +1,4 @@
-"""ModelConfig from HF configs: the real files, both spellings of RoPE, and everything that must be refused."""
+"""model_config_from_hf: real files, both spellings of RoPE, and everything that must be refused."""
 
 from __future__ import annotations
 
@@ -237,7 +237,7 @@ def test_dtype(stored: str | None, wanted: str, expected: str):
     assert model_config_from_hf({**without("torch_dtype"), "dtype": stored}, dtype=wanted).dtype == expected
 
 
-def test_scalings_that_lengthen_the_context():
+def test_scalings_that_extend_the_context():
     dynamic = model_config_from_hf(with_(rope_scaling={"type": "dynamic", "factor": 2.0}))
     yarn = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 512}
     assert (dynamic.max_position, model_config_from_hf(with_(rope_scaling=yarn)).max_position) == (1024, 2048)
@@ -248,7 +248,7 @@ def test_unknown_dtype_option():
         model_config_from_hf(RAW, dtype="float16")
 
 
-def test_generation_config_wins():
+def test_generation_config_takes_precedence():
     config = model_config_from_hf(RAW, {"eos_token_id": [5, 6, 5], "bos_token_id": 3})
     assert (config.eos_token_ids, config.bos_token_id) == ((5, 6), 3)
     assert model_config_from_hf(RAW, {"temperature": 0.6}).eos_token_ids == (2,)

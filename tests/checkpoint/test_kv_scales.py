@@ -1,4 +1,4 @@
-"""Stored scales of an fp8 KV cache: what is read, what is refused, and that the weights load beside them."""
+"""Stored scales of an fp8 KV cache: reading, refusals, and that the weights load beside them."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def plain(tmp_path: Path) -> Path:
 def source_with(
     folder: Path, tensors: dict[str, np.ndarray], scheme: object = None
 ) -> tuple[CheckpointSource, ModelConfig]:
-    """The checkpoint with more tensors in it, and a kv_cache_scheme in its config."""
+    """The checkpoint with further tensors, and a kv_cache_scheme in its config."""
     save_file(load_file(folder / "model.safetensors") | tensors, folder / "model.safetensors")
     raw = json.loads((folder / "config.json").read_text())
     if scheme is not None:
@@ -48,7 +48,7 @@ def source_with(
     return source, model_config_from_hf(source.config, source.generation)
 
 
-def test_what_is_written_is_read_and_the_weights_load_beside_it(plain: Path):
+def test_written_scales_read_back_and_the_weights_still_load(plain: Path):
     before, config = source_with(plain, {})
     model = abstract_model(config, Placement(Layout.load("single"), jax.devices()[:1]))
     weights = load_weights(before, model)
@@ -76,7 +76,7 @@ def test_one_number_a_layer_or_one_a_head_in_any_float(plain: Path):
 
 
 def changed(**values: np.ndarray | None) -> dict[str, np.ndarray]:
-    """All tensors of SCALES, but those of layer 1 as given; None leaves one out."""
+    """All tensors of SCALES, with those of layer 1 replaced; None leaves one out."""
     tensors = dict(kv_scale_tensors(SCALES))
     for name, value in values.items():
         del tensors[f"model.layers.1.self_attn.{name}"]
@@ -95,11 +95,14 @@ def changed(**values: np.ndarray | None) -> dict[str, np.ndarray]:
             "layer 7 has a k_scale; expected one",
         ),
         (changed(k_scale=np.ones(3, np.float32)), r"'model.layers.1.self_attn.k_scale' is F32 \[3\]; expected one"),
-        (changed(k_scale=np.ones((2, 2), np.float32)), r"is F32 \[2, 2\]; expected one float or \[4\] of them"),
+        (changed(k_scale=np.ones((2, 2), np.float32)), r"is F32 \[2, 2\]; expected one float, or \[4\] floats"),
         (changed(k_scale=np.ones(4, np.int8)), r"is I8 \[4\]"),
-        (changed(k_scale=np.array([1, 2, 0, 1], np.float32)), "has 0.0 and 2.0 in it; expected scales that are finite"),
-        (changed(v_scale=np.array(np.nan, np.float32)), "has nan and nan in it"),
-        (changed(v_scale=np.array(-1, np.float32)), "has -1.0 and -1.0 in it"),
+        (
+            changed(k_scale=np.array([1, 2, 0, 1], np.float32)),
+            "has values from 0.0 to 2.0; expected finite scales above zero",
+        ),
+        (changed(v_scale=np.array(np.nan, np.float32)), "has values from nan to nan"),
+        (changed(v_scale=np.array(-1, np.float32)), "has values from -1.0 to -1.0"),
     ],
 )
 def test_damaged_scales(plain: Path, tensors: dict[str, np.ndarray], message: str):
@@ -107,7 +110,7 @@ def test_damaged_scales(plain: Path, tensors: dict[str, np.ndarray], message: st
         read_kv_scales(*source_with(plain, tensors))
 
 
-def test_no_scales_are_refused_unless_one_is_meant(plain: Path):
+def test_missing_scales_are_refused_without_the_unit_option(plain: Path):
     source, config = source_with(plain, {})
     with pytest.raises(ConfigError, match=r"no k_scale and v_scale tensors; serve .*kv_dtype=int8.*--kv-scale-unit"):
         fp8_kv_scales(source, config, unit=False)
@@ -116,7 +119,7 @@ def test_no_scales_are_refused_unless_one_is_meant(plain: Path):
     np.testing.assert_array_equal(unit.v, np.ones((LAYERS, KV_HEADS)))
 
 
-def test_placeholders_of_one_are_refused_unless_one_is_meant(plain: Path):
+def test_placeholder_scales_are_refused_without_the_unit_option(plain: Path):
     ones = np.ones((LAYERS, KV_HEADS), np.float32)
     source, config = source_with(plain, dict(kv_scale_tensors(KVScales(k=ones, v=ones))))
     with pytest.raises(ConfigError, match=r"are 1\.0: a placeholder, which costs quality; .*--kv-scale-unit"):
@@ -139,7 +142,7 @@ def test_the_scheme_is_one_that_compressed_tensors_reads():
     assert (scheme.num_bits, scheme.type, scheme.dynamic) == (8, "float", False)
 
 
-def test_other_formats_store_none(plain: Path, tmp_path: Path):
+def test_converted_models_have_no_scales(plain: Path, tmp_path: Path):
     from ryzjax.loading.orbax import save_converted
 
     source, config = source_with(plain, dict(kv_scale_tensors(SCALES)))

@@ -1,4 +1,4 @@
-"""MXFP4 experts: hand-worked numbers, transformers' own dequantization, and a whole GPT-OSS checkpoint."""
+"""MXFP4 experts: hand-worked numbers, transformers' dequantization, and a whole GPT-OSS checkpoint."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""PEFT directories without the peft package: what is written comes back, and whatever is wrong is told of."""
+"""PEFT directories, without the peft package: adapters are written and read back, and every error is reported."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from ryzjax.checkpoint.peft.adapter import WEIGHTS_FILE, read_adapter, write_adapter
 from ryzjax.checkpoint.peft.config import CONFIG_FILE
+from ryzjax.checkpoint.peft.read import read_adapter
+from ryzjax.checkpoint.peft.tensor_names import WEIGHTS_FILE
+from ryzjax.checkpoint.peft.write import write_adapter
 from ryzjax.errors import CheckpointError, ConfigError, RyzJAXError, UnsupportedModelError
 from ryzjax.lora import Adapter, LoraConfig, LoraWeights, delta
 from ryzjax.lora.adapter import BaseRounding
@@ -75,7 +77,7 @@ CONFIGS_OF_ADAPTERS = {
 
 @pytest.mark.parametrize("family", ["llama", "phi3", "gemma3"])
 @pytest.mark.parametrize("name", CONFIGS_OF_ADAPTERS)
-def test_what_is_written_comes_back(family: str, name: str, tmp_path: Path):
+def test_a_written_adapter_reads_back_the_same(family: str, name: str, tmp_path: Path):
     model = model_of(family)
     adapter = random_adapter(model, CONFIGS_OF_ADAPTERS[name])
     write_adapter(tmp_path / "a", adapter, model, base_model="org/base")
@@ -124,7 +126,7 @@ def test_dtypes(dtype: str, step: float, tmp_path: Path):
 
 
 @pytest.mark.parametrize("init", ["pissa", "loftq"])
-def test_an_adapter_of_a_changed_base_is_not_written_as_one_of_the_base(init: str, tmp_path: Path):
+def test_an_adapter_of_a_changed_base_is_not_written(init: str, tmp_path: Path):
     model = model_of("llama")
     adapter = random_adapter(model, LoraConfig(rank=3))
     with pytest.raises(ConfigError, match="changed base"):
@@ -133,7 +135,7 @@ def test_an_adapter_of_a_changed_base_is_not_written_as_one_of_the_base(init: st
         )  # fmt: skip
 
 
-def test_how_the_base_was_rounded_stands_where_peft_does_not_look(tmp_path: Path):
+def test_the_base_quantization_is_in_the_safetensors_header(tmp_path: Path):
     model = model_of("llama")
     found = random_adapter(model, CONFIGS_OF_ADAPTERS["plain"])
     write_adapter(tmp_path / "plain", found, model, base_model="org/base")
@@ -147,11 +149,13 @@ def test_how_the_base_was_rounded_stands_where_peft_does_not_look(tmp_path: Path
     save_file(
         tensors, tmp_path / "nf4" / WEIGHTS_FILE, {"ryzjax.base_weights": "int3", "ryzjax.base_weights_group": "64"}
     )
-    with pytest.raises(CheckpointError, match="its base was rounded to 'int3' in groups of '64'; expected one of int8"):
+    with pytest.raises(
+        CheckpointError, match="its base was quantized to 'int3' in groups of '64'; expected one of int8"
+    ):
         read_adapter(tmp_path / "nf4", model)
 
 
-def test_a_write_that_fails_keeps_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_failed_write_keeps_the_old_adapter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     model = model_of("llama")
     before = random_adapter(model, LoraConfig(rank=3))
     write_adapter(tmp_path, before, model, base_model="base")
@@ -248,7 +252,7 @@ BAD: dict[str, tuple[Callable[[Path], object], type[RyzJAXError], str]] = {
     "not finite": (
         with_tensors(lambda t: t[f"{HEAD}.lora_A.weight"].__setitem__((0, 0), np.nan)),
         CheckpointError,
-        "not finite",
+        "NaN or infinite",
     ),
     "empty": (with_tensors(lambda t: t.clear()), CheckpointError, "empty"),
     "a deeper base": (with_tensors(of_other_layers), CheckpointError, "no such linear layer.*org/base"),
@@ -291,7 +295,7 @@ def test_both_spellings_of_the_magnitude_and_keys_without_maths(tmp_path: Path):
     assert_same_function(adapter, read_adapter(tmp_path, model))
 
 
-def test_a_tied_head_is_no_layer_of_its_own(tmp_path: Path):
+def test_a_tied_head_cannot_be_adapted(tmp_path: Path):
     untied = model_of("llama")
     tied = abstract_model(replace(CONFIGS["llama"], tie_embeddings=True), untied.placement)
     write_adapter(tmp_path, random_adapter(untied, LoraConfig(targets=("lm_head",))), untied, base_model="base")

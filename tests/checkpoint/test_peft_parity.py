@@ -1,4 +1,4 @@
-"""Adapters both ways against the peft package: its directories read here, ours loaded there, the same logits."""
+"""Adapters against the peft package: each reads what the other wrote, and the logits are the same."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import jax
 import numpy as np
 import pytest
 
-from ryzjax.checkpoint.peft.adapter import read_adapter, write_adapter
+from ryzjax.checkpoint.peft.read import read_adapter
+from ryzjax.checkpoint.peft.write import write_adapter
 from ryzjax.errors import UnsupportedModelError
 from ryzjax.evaluation.forward import Forward, Head
 from ryzjax.lora import Adapter, adapted
@@ -90,7 +91,7 @@ def test_peft_to_us_and_back(name: str, tmp_path: Path):
 
 @pytest.mark.parametrize("use_rslora", [False, True])
 def test_a_pissa_that_peft_converted(use_rslora: bool, tmp_path: Path):
-    """PEFT takes the beginning out of what was trained; one that it did not convert belongs to another base."""
+    """PEFT's conversion subtracts the initial update. An adapter without it belongs to another base and is refused."""
     base, initial, ours = tmp_path / "base", tmp_path / "initial", tmp_path / "converted"
     base.mkdir()
     torch_model, _ = build("llama", base, seed=1)

@@ -1,4 +1,4 @@
-"""Configs with the keys that published models have, transformers 4 spellings and leftovers included."""
+"""Configs with the keys of published models, including transformers 4 spellings and leftovers."""
 
 from __future__ import annotations
 
@@ -212,7 +212,7 @@ def test_the_text_part_of_a_multimodal_gemma3(prefix: str, tmp_path: Path):
     for name, array in found.items():
         np.testing.assert_array_equal(array, expected[name])
 
-    # What is saved of it is the text model, as transformers reads it.
+    # Only the text model is saved, and transformers reads it.
     source = resolve_source(str(tmp_path))
     model = abstract_model(model_config_from_hf(source.config), Placement(Layout.load("single")))
     saved = tmp_path / "saved"

@@ -1,4 +1,4 @@
-"""Quantized checkpoints: bit for bit the values they stand for, whatever the format and the layout."""
+"""Quantized checkpoints: bit-exact values in every format and layout."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_values_are_bit_exact(name: str, placement: Placement, tmp_path: Path):
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_a_plain_model_takes_them_dequantized(name: str, tmp_path: Path):
+def test_a_plain_model_gets_dequantized_weights(name: str, tmp_path: Path):
     values = write(tmp_path, FORMATS[name])
     source = resolve_source(str(tmp_path))
     model = abstract_model(model_config_from_hf(source.config), ONE)
@@ -82,7 +82,7 @@ def test_logits_are_those_of_the_dequantized_model(name: str, tmp_path: Path):
         np.testing.assert_allclose(logits(*opened(tmp_path, placement)), wanted, atol=3e-4 * np.abs(wanted).max())
 
 
-def test_fused_projections_are_taken_apart(tmp_path: Path):
+def test_fused_projections_are_split(tmp_path: Path):
     """Phi 3 stores q, k and v as one matrix, and gate and up as another."""
     rng = np.random.default_rng(1)
     pack = packed(symmetric=False)
@@ -110,7 +110,7 @@ def test_fused_projections_are_taken_apart(tmp_path: Path):
         np.testing.assert_array_equal(got, wanted, err_msg=linear)
 
 
-def test_what_the_config_leaves_out_stays_plain(tmp_path: Path):
+def test_modules_that_the_config_ignores_stay_plain(tmp_path: Path):
     def unquantize(tensors: Tensors) -> None:
         for ending in ("qweight", "qzeros", "scales", "g_idx"):
             del tensors[f"{DOWN}.{ending}"]
@@ -122,7 +122,7 @@ def test_what_the_config_leaves_out_stays_plain(tmp_path: Path):
     assert weights["layers.0.mlp.down.weight"].dtype == jnp.float32
 
 
-def test_the_config_may_stand_in_a_file_of_its_own(tmp_path: Path):
+def test_the_config_may_be_in_quantize_config_json(tmp_path: Path):
     values = write(tmp_path, FORMATS["gptq"])
     raw = json.loads((tmp_path / "config.json").read_text())
     settings = raw.pop("quantization_config")
@@ -132,7 +132,7 @@ def test_the_config_may_stand_in_a_file_of_its_own(tmp_path: Path):
     assert set(opened(tmp_path)[0].quantization) == set(values)
 
 
-def test_it_says_what_it_keeps(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+def test_the_log_says_which_layers_stay_quantized(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     write(tmp_path, FORMATS["awq"])
     with caplog.at_level(logging.INFO, "ryzjax"):
         opened(tmp_path)
@@ -203,7 +203,7 @@ def test_int8_without_a_config_is_refused(tmp_path: Path):
 
 @pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("axis", [0, 1])
-def test_words_come_back(bits: int, axis: int):
+def test_packed_words_unpack_to_the_same_values(bits: int, axis: int):
     q = np.random.default_rng(0).integers(0, 2**bits, (24, 40)).astype(np.uint8)
     stored = pack_words(q, bits, axis)
     np.testing.assert_array_equal(stored, words(q, bits) if axis == 1 else words(q.T, bits).T)

@@ -100,7 +100,7 @@ def test_bitsandbytes(kind: str, nested: bool, tmp_path: Path):
 
 
 def test_bitsandbytes_blocks_that_cross_rows(tmp_path: Path):
-    """Blocks of 256 over rows of 64 and 128: such layers are dequantized, to the same values."""
+    """Layers with blocks of 256 over rows of 64 and 128 are dequantized to the same values."""
     torch = pytest.importorskip("torch")
     functional = pytest.importorskip("bitsandbytes.functional")
 
@@ -108,7 +108,7 @@ def test_bitsandbytes_blocks_that_cross_rows(tmp_path: Path):
         weight = torch.from_numpy(rng.standard_normal((n, k)).astype(np.float32))
         quantized, state = functional.quantize_4bit(weight, blocksize=256, compress_statistics=True, quant_type="nf4")
         tensors = {f"weight.{name}": tensor.numpy() for name, tensor in state.as_dict(packed=True).items()}
-        # Its own dequantize_4bit on CPU gets blocks that are longer than a row wrong; this is its definition.
+        # dequantize_4bit on a CPU is wrong for blocks longer than a row, so this follows its definition.
         absmax = tensors["weight.nested_quant_map"][tensors["weight.absmax"]] * tensors["weight.nested_absmax"][0]
         bytes_ = quantized.numpy()[:, 0]
         codes = tensors["weight.quant_map"][np.stack([bytes_ >> 4, bytes_ & 15], axis=1)].reshape(-1, 256)
@@ -135,7 +135,7 @@ def test_bitsandbytes_int8(tmp_path: Path):
         return Packed(tensors=tensors, values=values)
 
     config = {"quant_method": "bitsandbytes", "load_in_8bit": True}
-    # It multiplies by the row and by 1/127 one after the other: the last bit differs.
+    # bitsandbytes multiplies by the row's scale and by 1/127 in two steps, so the last bit differs.
     check(Format(config=config, pack=pack), tmp_path, atol=5e-7)
 
 

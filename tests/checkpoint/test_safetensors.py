@@ -1,4 +1,4 @@
-"""The safetensors reader: equal to the library on good files, a clear error on every damaged one."""
+"""SafetensorsFile: the library's values for valid files, and a clear error for every damaged one."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_large_tensor_is_read_in_chunks(tmp_path: Path):
         ({"a": entry(0, 8)}, bytes(4), "truncated"),
         ({"a": entry(0, 8)}, bytes(12), "longer than its header"),
         ({"a": entry(0, 8), "b": entry(4, 12)}, bytes(12), "'b'.*overlaps"),
-        ({"a": entry(0, 8), "b": entry(12, 16)}, bytes(16), "'b'.*hole"),
+        ({"a": entry(0, 8), "b": entry(12, 16)}, bytes(16), "'b'.*gap"),
         (b'{"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}, "a": 0}', bytes(4), "twice"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Finding a model's files, and saying clearly why they cannot be found."""
+"""resolve_source: finds a model's files, or says clearly why it cannot."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_single_file(model: Path):
     assert source.directory == model
 
 
-def test_any_one_safetensors_file_will_do(model: Path):
+def test_a_single_safetensors_file_of_any_name(model: Path):
     (model / "weights.safetensors").touch()
     assert resolve_source(str(model)).weight_files == (model / "weights.safetensors",)
 
@@ -60,7 +60,7 @@ def test_missing_shard_is_named(model: Path):
 
 
 @pytest.mark.parametrize("name", ["../a.safetensors", "/etc/passwd", "sub/a.safetensors", "a.bin", 3])
-def test_index_leads_nowhere_else(model: Path, name: object):
+def test_an_index_cannot_name_files_elsewhere(model: Path, name: object):
     write_index(model, {"x": name})
     with pytest.raises(CheckpointError, match="beside the index"):
         resolve_source(str(model))
@@ -118,7 +118,7 @@ def test_no_config(tmp_path: Path):
 
 
 @pytest.mark.parametrize("name", ["./nowhere", "/no/such/dir", "a/b/c", "-x/y", "a b"])
-def test_what_cannot_be_a_hub_id_is_not_looked_for_there(name: str, monkeypatch: pytest.MonkeyPatch):
+def test_a_name_that_is_no_hub_id_is_not_looked_up(name: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *a, **k: pytest.fail("looked on the Hub"))
     with pytest.raises(CheckpointError, match="no such directory"):
         resolve_source(name)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from ryzjax.checkpoint import model_config_from_hf, resolve_source
-from ryzjax.checkpoint.peft.adapter import write_adapter
+from ryzjax.checkpoint.peft.write import write_adapter
 from ryzjax.cli.main import main
 from ryzjax.data.byte_tokenizer import write_byte_tokenizer
 from ryzjax.models.registry import abstract_model

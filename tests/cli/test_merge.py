@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from ryzjax.checkpoint.hf.config import model_config_from_hf
-from ryzjax.checkpoint.peft.adapter import write_adapter
+from ryzjax.checkpoint.peft.write import write_adapter
 from ryzjax.checkpoint.source import resolve_source
 from ryzjax.cli.main import main
 from ryzjax.data.byte_tokenizer import write_byte_tokenizer
@@ -66,7 +66,7 @@ def test_a_merge(base: Path, adapter: Path, capsys: pytest.CaptureFixture[str]):
     assert left(base) == {"out"}
     files = {path.name for path in (base.parent / "out").iterdir()}
     assert files == {"config.json", "merge.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
-    assert f"base: {base}, as stored: the weights that the adapter was trained beside" in printed
+    assert f"base: {base}, as stored: the weights that the adapter was trained on" in printed
     record = json.loads((base.parent / "out/merge.json").read_text())
     assert (record["base"], record["base_rounding"], record["weights"]) == (str(base), None, "plain")
     assert record["against_the_live_adapter"]["merged"]["top1_agreement"] == 1.0
@@ -88,7 +88,7 @@ def test_fewer_bits(weights: str, base: Path, adapter: Path, capsys: pytest.Capt
     """Within the tolerance that is taken where none is named."""
     assert merge(base, adapter, "--weights", weights, "--group-size", "16") == 0
     printed = capsys.readouterr().out
-    assert f"merged ({weights})" in printed and f"merged, and rounded to {weights} as it is loaded" in printed
+    assert f"merged ({weights})" in printed and f"merged, and quantized to {weights} while loading" in printed
     assert left(base) == {"out"}
     figures = json.loads((base.parent / "out/merge.json").read_text())["against_the_live_adapter"]
     assert 0 < figures["written"]["mean_kl"] <= 1.5 * figures["rounded as it is loaded"]["mean_kl"] + 1e-3
@@ -97,7 +97,7 @@ def test_fewer_bits(weights: str, base: Path, adapter: Path, capsys: pytest.Capt
 
 
 @pytest.mark.parametrize("weights", ["int8", "int4"])
-def test_a_merge_that_lost_the_adapter_is_refused_before_it_is_rounded(
+def test_a_merge_that_lost_the_adapter_is_refused_before_it_is_quantized(
     weights: str, base: Path, adapter: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr("ryzjax.quantizing.merge.merged", lambda w, update, scale: w)
@@ -130,28 +130,28 @@ def test_a_damaged_rounding_is_refused(
     assert merge(base, adapter, "--weights", weights, "--group-size", "16") == 1
     printed = capsys.readouterr().out
     assert len(damaged) == 1
-    assert "refused: the mean KL is" in printed and "rounding cost more than it does" in printed
+    assert "refused: the mean KL is" in printed and "quantizing cost more than it does" in printed
     assert left(base) == {"out.refused"}
 
 
-def test_an_adapter_of_a_base_that_was_rounded_as_it_was_loaded(
+def test_an_adapter_of_a_base_that_was_quantized_while_loading(
     base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
-    """It goes into those weights; with --base into the plain ones, and what that changes is printed and recorded."""
+    """It is merged into those weights, or with --base into the plain ones; the difference is printed and recorded."""
     model, weights = opened(resolve_source(str(base)))
     found = random_adapter(model, weights, LoraConfig(rank=3))
     found = replace(found, base_rounding=BaseRounding(weights="int4", group=16))
     write_adapter(tmp_path / "adapter", found, model, base_model=str(base))
     assert merge(base, tmp_path / "adapter") == 0
     printed = capsys.readouterr().out
-    assert f"base: {base}, rounded to int4 in groups of 16 and dequantized: the weights that the" in printed
+    assert f"base: {base}, quantized to int4 in groups of 16 and dequantized: the weights that the" in printed
     record = json.loads((base.parent / "out/merge.json").read_text())
     assert record["base_rounding"] == record["trained_on_rounding"] == "int4 in groups of 16"
     assert record["against_the_live_adapter"]["merged"]["mean_kl"] < 1e-6
     assert merge(base, tmp_path / "adapter", "--base", str(base), out="original") == 0
     printed = capsys.readouterr().out
-    assert f"its plain weights (--base); the adapter was trained beside {base}, rounded to int4" in printed
-    assert "It has not seen these weights and answers differently with them" in printed
+    assert f"its plain weights (--base); the adapter was trained on {base}, quantized to int4" in printed
+    assert "It was not trained on the plain weights, so answers differ" in printed
     record = json.loads((base.parent / "original/merge.json").read_text())
     assert (record["base_rounding"], record["trained_on_rounding"]) == (None, "int4 in groups of 16")
     changed = record["against_the_live_adapter"]["merged, against what the adapter was trained on"]
@@ -177,7 +177,9 @@ def test_both_bases_of_a_quantized_model(base: Path, adapter: Path, capsys: pyte
     assert capsys.readouterr().out.count("max |logit difference|") == 1
     assert merge(w4, adapter, "--base", str(base), out="original") == 0
     printed = capsys.readouterr().out
-    assert printed.count("max |logit difference|") == 2 and "what the adapter was trained on" in printed
+    assert (
+        printed.count("max |logit difference|") == 2 and "which the adapter was trained on, with the adapter" in printed
+    )
     assert merge(w4, adapter, "--weights", "int4", out="rounded") == 0
     model = opened(resolve_source(str(base.parent / "rounded")))[0]
     assert {format.group for format in model.quantization.values()} == {16}, "as the model has it"
@@ -186,7 +188,7 @@ def test_both_bases_of_a_quantized_model(base: Path, adapter: Path, capsys: pyte
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (("--group-size", "32"), "--group-size is of --weights"),
+        (("--group-size", "32"), "--group-size needs --weights"),
         (("--tokens", "1"), "--tokens 1"),
         (("--text", "missing.txt"), "missing.txt"),
         (("--weights", "int4", "--group-size", "7"), "group=7"),

@@ -1,4 +1,4 @@
-"""Buffers of weights: taken over by the CPU backend, in huge pages where they are large."""
+"""Weight buffers: the CPU backend takes them over without a copy, and large ones use huge pages."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SMAPS = Path("/proc/self/smaps")
 
 
 def advice_at(address: int) -> str:
-    """The kernel's flags of the mapping that holds `address`; empty where none does."""
+    """The kernel's flags of the mapping that holds `address`; empty if there is none."""
     for mapping in re.split(r"\n(?=[0-9a-f]+-[0-9a-f]+ )", SMAPS.read_text()):
         first, last = (int(end, 16) for end in mapping.split(" ", 1)[0].split("-"))
         if first <= address < last:
@@ -30,7 +30,7 @@ def advice_at(address: int) -> str:
 
 @pytest.mark.parametrize("shape", [(0,), (3, 5), (1024, 1025), (1500, 1024)])
 @pytest.mark.parametrize("dtype", [np.int8, ml_dtypes.bfloat16])
-def test_a_buffer_has_its_shape_and_place(shape: tuple[int, ...], dtype: type):
+def test_a_buffer_has_its_shape_and_alignment(shape: tuple[int, ...], dtype: type):
     buffer = aligned_empty(shape, np.dtype(dtype))
     assert buffer.shape == shape and buffer.dtype == dtype and buffer.flags.writeable
     assert buffer.size == 0 or buffer.ctypes.data % 64 == 0
@@ -39,7 +39,7 @@ def test_a_buffer_has_its_shape_and_place(shape: tuple[int, ...], dtype: type):
 
 
 @pytest.mark.skipif(not SMAPS.is_file() or not hasattr(mmap, "MADV_HUGEPAGE"), reason="needs Linux")
-def test_large_buffers_ask_for_huge_pages_and_give_them_back():
+def test_large_buffers_use_huge_pages_and_release_them():
     buffer = aligned_empty((3 * HUGE + 100,), np.dtype(np.int8))
     address = buffer.ctypes.data
     assert address % HUGE == 0
@@ -51,14 +51,14 @@ def test_large_buffers_ask_for_huge_pages_and_give_them_back():
     assert " hg" not in advice_at(address + HUGE)
 
 
-def test_what_is_placed_is_not_copied_again():
+def test_placed_arrays_are_not_copied_again():
     values = np.random.default_rng(0).standard_normal((700, 1024), np.float32)
     array = placed(values, jax.sharding.SingleDeviceSharding(jax.devices()[0]))
     np.testing.assert_array_equal(array, values)
     assert array.unsafe_buffer_pointer() % (HUGE if hasattr(mmap, "MADV_HUGEPAGE") else 64) == 0
 
 
-def test_each_device_has_its_part():
+def test_each_device_has_its_shard():
     placement = Placement(Layout.load("tp"))
     values = np.arange(64 * 16, dtype=np.int8).reshape(64, 16)
     array = placed(values, placement.sharding(("ffn", None), values.shape))

@@ -1,4 +1,4 @@
-"""Random weights of a shape that is nothing but a config.json."""
+"""Random weights for a model of which only config.json exists."""
 
 from __future__ import annotations
 

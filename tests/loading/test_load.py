@@ -1,4 +1,4 @@
-"""Weights into arrays: values, sharding, memory, and what does not fit the model."""
+"""load_weights: values, sharding, memory, and checkpoints that do not fit the model."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def checkpoint(path: Path, content: dict[str, np.ndarray]) -> Path:
 
 
 def wanting(config: ModelConfig, want: dict[str, WeightSpec]) -> AbstractModel:
-    """A model that has just these weights."""
+    """A model with exactly these weights."""
     model = abstract_model(config, Placement(Layout.load("single"), jax.devices()[:1]))
     return dataclasses.replace(model, weights=want)
 
@@ -112,7 +112,7 @@ def test_sharded_files(tmp_path: Path):
 
 
 def test_every_layout_of_the_mesh(tmp_path: Path):
-    """Runs over however many devices the test session has (8 fake ones in CI)."""
+    """Uses all devices of the test session (8 fake ones in CI)."""
     devices = jax.devices()
     size = 8 if len(devices) >= 8 else 1
     mesh = jax.make_mesh((size,), ("tp",), axis_types=(jax.sharding.AxisType.Auto,), devices=devices[:size])
@@ -226,7 +226,7 @@ print((high_water() - before) / sum(w.nbytes for w in weights.values()))
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from Linux' /proc")
 def test_peak_memory_is_one_copy_of_the_model(tmp_path: Path):
-    """400 MB of float32, read as float32 and as bfloat16, each in a process of its own."""
+    """Reads 400 MB of float32 as float32 and as bfloat16, each in its own process."""
     rng = np.random.default_rng(0)
     block = rng.standard_normal((4096, 2560), dtype=np.float32)
     checkpoint(tmp_path, {f"model.layers.{i}.mlp.up_proj.weight": block for i in range(10)})

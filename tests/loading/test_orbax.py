@@ -1,4 +1,4 @@
-"""Converted models: the same weights again, sharded, in both dtypes; and what is refused."""
+"""Converted models: the same weights after loading, sharded, in both dtypes; and refusals."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def convert(name: str, folder: Path, dtype: str) -> tuple[Path, dict[str, jax.Ar
 
 
 @pytest.mark.parametrize(("name", "dtype"), [("llama", "float32"), ("mixtral", "bfloat16"), ("gpt-oss", "float32")])
-def test_the_same_weights_come_back_whatever_the_layout(name: str, dtype: str, tmp_path: Path):
+def test_converted_weights_are_the_same_in_every_layout(name: str, dtype: str, tmp_path: Path):
     folder, weights = convert(name, tmp_path, dtype)
     shutil.rmtree(tmp_path / "origin")
     for layout in ("single", "ep", "fsdp_tp"):
@@ -63,14 +63,14 @@ def test_another_dtype_is_cast(tmp_path: Path):
     np.testing.assert_array_equal(np.asarray(again[name]), expected)
 
 
-def test_nothing_is_overwritten(tmp_path: Path):
+def test_a_folder_that_is_not_empty_is_refused(tmp_path: Path):
     folder, weights = convert("llama", tmp_path, "float32")
     source, config, _, _ = load(tmp_path / "origin", "float32")
     with pytest.raises(ConfigError, match="converted is not empty"):
         save_converted(folder, source, config, weights)
 
 
-def test_another_config_is_named(tmp_path: Path):
+def test_a_config_of_another_model_is_refused(tmp_path: Path):
     folder, _ = convert("llama", tmp_path, "float32")
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 3}))
@@ -94,14 +94,14 @@ def test_damaged_files_are_named(tmp_path: Path):
     for file in (folder / "orbax").rglob("*"):
         if file.is_file() and file.stat().st_size > 200 and "d" in file.parts[-2:]:
             file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-    # A process of its own: reads that Orbax has begun end after it has given up, and complain to whoever is there.
+    # This runs in its own process: reads that Orbax has started finish after it raises, and log errors later.
     command = [sys.executable, "-c", LOAD, str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120, check=False)
     assert done.returncode == 1
     assert "CheckpointError" in done.stderr and "orbax: cannot be read" in done.stderr
 
 
-def test_no_folder_where_one_is_asked_for(tmp_path: Path):
+def test_a_missing_orbax_folder_is_refused(tmp_path: Path):
     write_checkpoint("llama", tmp_path)
     with pytest.raises(CheckpointError, match="no folder 'orbax'; make one with ryzjax convert"):
         resolve_source(str(tmp_path), load_format="orbax")

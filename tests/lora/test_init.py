@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from ryzjax.errors import ConfigError
-from ryzjax.loading.on_load import round_matrix
 from ryzjax.lora import Adapter, LoraConfig, LoraWeights, delta, difference, initial_weights, merged
 from ryzjax.lora.config import LoraInit
 from ryzjax.lora.init import largest_factors
 from ryzjax.qarray import QArray, dequantize
+from ryzjax.quant.quantize_matrix import quantize_matrix
 from ryzjax.quant.scheme import Scheme
 
 N, K = 48, 64
@@ -31,7 +31,7 @@ def a_weight(n: int = N, k: int = K, seed: int = 0) -> jax.Array:
 
 
 def int4(w: jax.Array) -> QArray:
-    return round_matrix("w", w, FORMAT)
+    return quantize_matrix("w", w, FORMAT)
 
 
 def float_of(base: jax.Array | QArray) -> jax.Array:

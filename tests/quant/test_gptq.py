@@ -1,4 +1,4 @@
-"""GPTQ against the algorithm as the paper has it, in float64 numpy, and against rounding to nearest."""
+"""GPTQ against the paper's algorithm in float64 numpy, and against rounding to nearest."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 
 from ryzjax.quant.awq import output_error, scaled_hessian, search_scales
+from ryzjax.quant.encode_matrix import encode_matrix, round_to_nearest
 from ryzjax.quant.gptq import factorize, gptq
-from ryzjax.quant.matrix import encode_matrix, rounded
-from ryzjax.quant.rounding import Grid, round_to_grid, search_grid
+from ryzjax.quant.grid import Grid, round_to_grid, search_grid
 from ryzjax.quant.scheme import Scheme
 
 
 def problem(n: int, k: int, group: int, *, dead: int = 0, seed: int = 0) -> tuple[np.ndarray, np.ndarray, Grid]:
-    """(weights, mean x x^T of correlated inputs, grid)."""
+    """Returns (weights, mean x x^T of correlated inputs, grid)."""
     rng = np.random.default_rng(seed)
     mixing = rng.standard_normal((k, k)) * np.arange(1, k + 1)[:, None] ** -0.5
     x = rng.standard_normal((4 * k, k)) @ mixing
@@ -26,7 +26,7 @@ def problem(n: int, k: int, group: int, *, dead: int = 0, seed: int = 0) -> tupl
 
 
 def reference(w: np.ndarray, hessian: np.ndarray, grid: Grid, group: int) -> np.ndarray:
-    """One feature after the other, the most important first; the inverse Hessian updated by elimination."""
+    """Quantizes features sequentially, the most important first, and updates the inverse Hessian by elimination."""
     w, hessian = w.astype(np.float64), hessian.astype(np.float64)
     scale = np.asarray(grid.scale, np.float64)
     diagonal = np.diagonal(hessian).copy()
@@ -48,19 +48,19 @@ def reference(w: np.ndarray, hessian: np.ndarray, grid: Grid, group: int) -> np.
 @pytest.mark.parametrize(
     ("n", "k", "group", "dead"), [(8, 96, 32, 0), (16, 128, 64, 0), (5, 320, 160, 0), (8, 96, 32, 7)]
 )
-def test_it_is_the_paper(n: int, k: int, group: int, dead: int):
+def test_it_equals_the_paper(n: int, k: int, group: int, dead: int):
     w, hessian, grid = problem(n, k, group, dead=dead)
     factor = factorize(jnp.asarray(hessian))
     assert float(factor.damping) == pytest.approx(0.01) and int(factor.dead.sum()) == dead
     q = np.asarray(gptq(jnp.asarray(w), factor, grid, low=-8, high=7))
     wanted = reference(w, hessian, grid, group)
-    # float32 may round a weight that lies between two values the other way, and all after it make up for that.
+    # float32 may round a weight halfway between two values the other way, and later features compensate for it.
     assert (q == wanted).mean() > 0.98
     assert np.abs(q - wanted).max() <= 1
 
 
 @pytest.mark.parametrize("k", [512, 640])
-def test_correlated_inputs_lose_at_most_half_of_rounding_to_nearest(k: int):
+def test_correlated_inputs_have_at_most_half_the_error_of_rounding_to_nearest(k: int):
     w, hessian, grid = problem(256, k, 128)
     plain = search_grid(
         jnp.asarray(w.reshape(256, -1, 128)),
@@ -79,14 +79,14 @@ def test_correlated_inputs_lose_at_most_half_of_rounding_to_nearest(k: int):
 
 
 def test_independent_inputs_are_rounded_to_nearest():
-    """Nothing correlates: nothing can make up for an error."""
+    """Without correlation no other feature can compensate for an error."""
     w, _, grid = problem(16, 128, 32)
     q = gptq(jnp.asarray(w), factorize(jnp.eye(128)), grid, low=-8, high=7)
     nearest = np.clip(np.round(w.reshape(16, 4, 32) / np.asarray(grid.scale)[..., None]), -8, 7).reshape(16, 128)
     np.testing.assert_array_equal(q, nearest)
 
 
-def test_a_hessian_that_is_not_positive_is_damped_more_or_given_up():
+def test_a_hessian_that_is_not_positive_definite_is_damped_or_given_up():
     rng = np.random.default_rng(0)
     x = rng.standard_normal((4, 64)).astype(np.float32)
     singular = factorize(jnp.asarray(x.T @ x / 4))
@@ -106,7 +106,7 @@ def test_output_error_is_that_of_the_outputs():
     assert float(output_error(jnp.asarray(w), jnp.asarray(rounded_w), hessian)) == pytest.approx(outputs, rel=1e-4)
 
 
-def test_awq_scales_up_what_matters():
+def test_awq_scales_up_important_features():
     rng = np.random.default_rng(0)
     x = rng.standard_normal((512, 128)).astype(np.float32)
     x[:, 5] *= 30
@@ -116,7 +116,7 @@ def test_awq_scales_up_what_matters():
     scheme = Scheme(bits=4, group=32)
 
     def round_weight(value: jnp.ndarray) -> jnp.ndarray:
-        return rounded(value, scheme, jnp.ones(128), "float32")
+        return round_to_nearest(value, scheme, jnp.ones(128), "float32")
 
     found = search_scales([w], hessian, round_weight)
     assert 0 < found.strength <= 1 and found.error < 0.6 * found.plain_error
@@ -144,7 +144,7 @@ def test_awq_scales_up_what_matters():
     ],
 )
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_encoded_matrices_are_near_and_say_what_they_are(scheme: Scheme, method: str, dtype: str):
+def test_encoded_matrices_are_near_the_original_in_their_format(scheme: Scheme, method: str, dtype: str):
     w, hessian, _ = problem(48, 96, 32)
     factor = factorize(jnp.asarray(hessian)) if method == "gptq" else None
     encoded = encode_matrix(jnp.asarray(w), scheme, method, model_dtype=dtype, factor=factor)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""NormalFloat4 with double quantization, against its definition in numpy and float64."""
+"""NormalFloat4 with double quantization, against its definition in float64 numpy."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ryzjax.loading.on_load import round_matrix
 from ryzjax.qarray import QArray, dequantize, unpack_nibbles
 from ryzjax.quant.nf4 import NF4_VALUES, dynamic_code, nearest_nf4, nf4_format
+from ryzjax.quant.quantize_matrix import quantize_matrix
 
 
 def matrix(rows: int, columns: int) -> np.ndarray:
@@ -16,7 +16,7 @@ def matrix(rows: int, columns: int) -> np.ndarray:
 
 
 def rounded(w: np.ndarray, block: int) -> QArray:
-    return round_matrix("w", jnp.asarray(w), nf4_format(block))
+    return quantize_matrix("w", jnp.asarray(w), nf4_format(block))
 
 
 @pytest.mark.parametrize("block", [32, 64, 128])
@@ -41,7 +41,7 @@ def test_values_between_two_codes_a_block_of_zeros_and_both_ends():
 
 
 def test_scales_are_within_half_a_step_of_their_code():
-    """In runs of 256 that cross rows, the last one short."""
+    """Runs of 256 scales cross rows, and the last run is short."""
     w = matrix(50, 512)
     array = rounded(w, 64)
     assert array.scale_offset is not None and array.scale_blocks is not None
@@ -53,7 +53,7 @@ def test_scales_are_within_half_a_step_of_their_code():
     widest = np.diff(dynamic_code()).max() / 2
     error = np.abs(np.asarray(array.row_scales(), np.float64).reshape(-1) - wanted)
     assert (error <= 1.001 * widest * np.repeat(np.abs(runs).max(axis=1), 256)[:400]).all()
-    # A code nearer than the one chosen there is none.
+    # No code is nearer than the chosen one.
     relative = ((wanted - offset) / np.repeat(np.abs(runs).max(axis=1), 256)[:400])[:, None]
     distances = np.abs(relative - dynamic_code())
     chosen = distances[np.arange(400), np.asarray(array.scales).reshape(-1)]
@@ -68,7 +68,7 @@ def test_the_dynamic_code():
 
 
 def test_error_and_bytes():
-    """Of normal weights the squared error of NF4 in blocks of 64 is near 0.8% of theirs; nested scales add little."""
+    """The relative squared error of NF4 with blocks of 64 on normal weights is near 0.8%; nested scales add little."""
     w = matrix(2048, 1024)  # two panels
     array = rounded(w, 64)
     error = np.mean((np.asarray(dequantize(array)) - w) ** 2) / np.mean(w**2)

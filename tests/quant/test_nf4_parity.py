@@ -1,4 +1,4 @@
-"""NF4 against the quantizer of bitsandbytes on a CPU."""
+"""NF4 equals the quantizer of bitsandbytes on a CPU."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ryzjax.loading.on_load import round_matrix
 from ryzjax.qarray import dequantize, unpack_nibbles
 from ryzjax.quant.nf4 import NF4_VALUES, dynamic_code, nf4_format
+from ryzjax.quant.quantize_matrix import quantize_matrix
 
 pytestmark = pytest.mark.parity
 
@@ -23,14 +23,14 @@ def test_codes_and_nested_scales(block: int, dtype: str):
     weight = torch.from_numpy(w).to(getattr(torch, dtype))
     packed, state = functional.quantize_4bit(weight, blocksize=block, compress_statistics=True, quant_type="nf4")
 
-    ours = round_matrix("w", jnp.asarray(w, dtype), nf4_format(block))
+    ours = quantize_matrix("w", jnp.asarray(w, dtype), nf4_format(block))
     assert ours.scale_offset is not None and ours.scale_blocks is not None
     bytes_ = packed.numpy()[:, 0]
     codes = np.stack([bytes_ >> 4, bytes_ & 15], axis=1).reshape(w.shape)
     np.testing.assert_array_equal(unpack_nibbles(np.asarray(ours.values), block), codes)
     np.testing.assert_array_equal(NF4_VALUES, state.code.numpy())
 
-    # The scales: it computes its code in float32, and finds a scale's place in it by a table of coarser steps.
+    # Scales may differ by one code: bitsandbytes computes its code in float32 and searches it with a coarser table.
     np.testing.assert_allclose(dynamic_code(), state.state2.code.numpy(), rtol=0, atol=1e-7)
     np.testing.assert_allclose(ours.scale_offset, state.offset.numpy(), rtol=1e-6)
     np.testing.assert_allclose(ours.scale_blocks, state.state2.absmax.numpy(), rtol=1e-6)

@@ -1,4 +1,4 @@
-"""Calibration text: what becomes of files, and what is refused."""
+"""Calibration text: sequences from files, and refusals."""
 
 from __future__ import annotations
 
@@ -75,6 +75,6 @@ def test_what_is_refused(name: str, text: str, message: str, tmp_path: Path, tok
         take(tmp_path / name, tokenizer)
 
 
-def test_a_file_that_is_not_there(tmp_path: Path, tokenizer: Tokenizer):
+def test_a_missing_file(tmp_path: Path, tokenizer: Tokenizer):
     with pytest.raises(ConfigError, match="no such file"):
         take(tmp_path / "none.txt", tokenizer)

@@ -1,4 +1,4 @@
-"""Calibration of fp8 KV scales: the maxima a model's cache really has, and the scales they give."""
+"""Calibration of fp8 KV scales: the maxima in a model's cache, and the scales that they give."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.models.configs import CONFIGS
 from tests.models.paged import empty_cache, one_row
 
 ONE = Placement(Layout.load("single"), jax.devices()[:1])
-# The longest last: what it writes must not count for the others, nor what they write be lost.
+# The longest comes last: its values must not count for the others, and theirs must not be lost.
 SEQUENCES = [[(7 * i + j) % 64 for i in range(length)] for j, length in enumerate((5, 100, 1, 66, 120))]
 
 
@@ -31,7 +31,7 @@ def small_model(placement: Placement, **changes: object) -> tuple[AbstractModel,
 
 
 def maxima_by_hand(model: AbstractModel, leaves: tuple[jax.Array, ...]) -> KVMaxima:
-    """Each sequence in one chunk, with a cache of its own that it fills from page 1 on."""
+    """Runs each sequence in one chunk, with its own cache that it fills from page 1 on."""
     peaks = []
     for tokens in SEQUENCES:
         pages = -(-len(tokens) // 8)
@@ -79,7 +79,7 @@ def test_the_largest_number_becomes_the_largest_float8():
     assert scales.k.dtype == scales.v.dtype == np.float32
 
 
-def test_numbers_that_are_not_finite_give_no_scales():
+def test_maxima_that_are_not_finite_are_refused():
     bad = np.float32([[1, 2], [np.nan, 3]])
     with pytest.raises(ConfigError, match="the largest v of layer 1, KV head 0 is nan"):
         calibrate_kv_scales(KVMaxima(k=np.ones_like(bad), v=bad))
@@ -95,6 +95,6 @@ def test_numbers_that_are_not_finite_give_no_scales():
         ([[-1]], "has tokens -1 to -1"),
     ],
 )
-def test_sequences_that_cannot_be_run(sequences: list[list[int]], message: str):
+def test_invalid_sequences_are_refused(sequences: list[list[int]], message: str):
     with pytest.raises(ConfigError, match=message):
         observe_kv_maxima(*small_model(ONE), sequences)

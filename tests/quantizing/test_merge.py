@@ -1,4 +1,4 @@
-"""Adapters merged into whole checkpoints: every tensor that is written, and the logits."""
+"""Adapters merged into whole checkpoints: every written tensor, and the logits."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ryzjax.checkpoint.hf.config import model_config_from_hf
 from ryzjax.checkpoint.source import CheckpointSource, resolve_source
 from ryzjax.errors import CheckpointError, ConfigError
 from ryzjax.loading.load import load_weights, stored_model
-from ryzjax.loading.on_load import plan_weights
+from ryzjax.loading.weight_plan import plan_weights
 from ryzjax.lora import Adapter, LoraConfig, LoraWeights, adapted, row_norms
 from ryzjax.lora.adapter import BaseRounding, OnLoadWeights
 from ryzjax.lora.model import weight_of
@@ -34,7 +34,7 @@ TOKENS = [(7 * i) % 48 for i in range(40)]
 
 
 def opened(source: CheckpointSource) -> tuple[AbstractModel, dict[str, jax.Array]]:
-    """As it is stored, computed in float32."""
+    """Opens a checkpoint as stored, computed in float32."""
     config = model_config_from_hf(source.config, source.generation, dtype="float32")
     model = stored_model(source, config, ONE)
     return model, load_weights(source, model)
@@ -62,7 +62,7 @@ def logits(model: AbstractModel, leaves: tuple[jax.Array, ...]) -> np.ndarray:
 
 
 def beside(model: AbstractModel, weights: Mapping[str, jax.Array], adapter: Adapter) -> np.ndarray:
-    """Logits of a base with its adapter."""
+    """Returns the logits of a base with its adapter."""
     return logits(*adapted(model, tuple(weights.values()), adapter, name="test"))
 
 
@@ -78,7 +78,7 @@ FAMILIES = ["llama biases, head_dim", "phi3", "gemma2", "qwen3 moe"]
 
 @pytest.mark.parametrize("config", [LORA, DORA], ids=["lora", "dora"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_merged_model_is_the_base_with_its_adapter(family: str, config: LoraConfig, tmp_path: Path):
+def test_a_merged_model_equals_the_base_with_its_adapter(family: str, config: LoraConfig, tmp_path: Path):
     (tmp_path / "base").mkdir()
     source = resolve_source(str(write_checkpoint(family, tmp_path / "base")))
     model, weights = opened(source)
@@ -97,7 +97,7 @@ def test_the_merged_model_is_the_base_with_its_adapter(family: str, config: Lora
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "auto"])
 def test_sums_are_rounded_once(dtype: MergedDtype, tmp_path: Path):
-    """Against float64: what is stored is the nearest value there is, whatever float32 lost on the way."""
+    """Compares with float64: each stored value is the nearest of its dtype, despite float32 arithmetic."""
     (tmp_path / "base").mkdir()
     source = resolve_source(str(write_checkpoint("llama", tmp_path / "base")))
     model, weights = opened(source)
@@ -115,7 +115,7 @@ def test_sums_are_rounded_once(dtype: MergedDtype, tmp_path: Path):
     assert np.all(np.abs(values - exact) <= half_step * 1.001 + 1e-6)
 
 
-def test_a_quantized_base_is_merged_as_it_was_trained_beside(tmp_path: Path):
+def test_a_quantized_base_is_dequantized_for_the_merge(tmp_path: Path):
     (tmp_path / "plain").mkdir()
     plain = resolve_source(str(write_checkpoint("llama", tmp_path / "plain")))
     recipe = Recipe(method="rtn", bits=4, group_size=16)
@@ -129,14 +129,14 @@ def test_a_quantized_base_is_merged_as_it_was_trained_beside(tmp_path: Path):
     merge_checkpoint(source, adapter, tmp_path / "merged")
     assert not opened(resolve_source(str(tmp_path / "merged")))[0].quantization
     assert np.abs(of_folder(tmp_path / "merged") - wanted).max() < 1e-4
-    # Into the original weights it is another model.
+    # Merging into the original weights gives another model.
     merge_checkpoint(plain, adapter, tmp_path / "original")
     assert np.abs(of_folder(tmp_path / "original") - wanted).max() > 0.05
 
 
 @pytest.mark.parametrize("weights", ["int8", "int4", "nf4"])
-def test_a_base_that_was_rounded_as_it_was_loaded(weights: OnLoadWeights, tmp_path: Path):
-    """The adapter goes into exactly the weights it was trained beside, its head and table of 8 bits included."""
+def test_a_base_that_was_quantized_while_loading(weights: OnLoadWeights, tmp_path: Path):
+    """The adapter is added to exactly the weights it was trained on, including the int8 head and table."""
     (tmp_path / "base").mkdir()
     source = resolve_source(str(write_checkpoint("llama", tmp_path / "base")))
     config = model_config_from_hf(source.config, source.generation, dtype="float32")
@@ -149,7 +149,7 @@ def test_a_base_that_was_rounded_as_it_was_loaded(weights: OnLoadWeights, tmp_pa
     assert np.abs(of_folder(tmp_path / "original") - wanted).max() > 1e-3
 
 
-def test_merged_and_rounded(tmp_path: Path):
+def test_merged_and_quantized(tmp_path: Path):
     (tmp_path / "base").mkdir()
     source = resolve_source(str(write_checkpoint("llama", tmp_path / "base")))
     model, weights = opened(source)
@@ -165,7 +165,7 @@ def test_merged_and_rounded(tmp_path: Path):
     assert 1e-4 < np.abs(of_folder(tmp_path / "out") - wanted).mean() < 0.02 * wanted.std()
 
 
-def test_what_auto_is(tmp_path: Path):
+def test_the_auto_dtype(tmp_path: Path):
     folder = write_checkpoint("llama", tmp_path)
     raw = json.loads((folder / "config.json").read_text())
     for stored, wanted in (("float16", "float16"), ("bfloat16", "bfloat16"), ("float32", "float32")):
@@ -183,7 +183,7 @@ def test_bad_input(tmp_path: Path):
     update = adapter.weights["layers.0.attention.q"]
     large = {**adapter.weights, "layers.0.attention.q": LoraWeights(a=update.a * 1e4, b=update.b * 1e3)}
     big = Adapter(config=adapter.config, weights=large)
-    with pytest.raises(ConfigError, match="too large for float16; take bfloat16"):
+    with pytest.raises(ConfigError, match="too large for float16; use bfloat16"):
         merge_checkpoint(source, big, tmp_path / "out", dtype="float16")
     other = Adapter(config=adapter.config, weights={"layers.9.attention.q": update}, base_model="org/other")
     with pytest.raises(ConfigError, match="org/other"):

@@ -1,4 +1,4 @@
-"""What quantizing costs a trained model (stories260K), on text of its own that it was not calibrated on."""
+"""The quality that quantizing costs a trained model (stories260K), on held-out text that it generated."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ TOKENS = 256
 
 @pytest.fixture(scope="module")
 def sequences(stories: Path, compile_cache: str) -> np.ndarray:
-    """int32 [104, 256]: tokens of stories that the model tells, end to end."""
+    """Token ids of stories that the model generated, concatenated, int32 [104, 256]."""
     with LLM(str(stories), dtype="float32", max_sequences=32, compile_cache=compile_cache) as llm:
         settings = [SamplingParams(temperature=1.0, max_tokens=400, seed=i) for i in range(96)]
         outputs = llm.generate(["Once upon a time"] * len(settings), settings, use_tqdm=False)

@@ -1,4 +1,4 @@
-"""Whole models through the quantizer: what is written loads, is near, survives a kill, and says what it cost."""
+"""quantize on whole models: results load and are near the original, killed runs resume, and reports are complete."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ CASES = [
 
 
 @pytest.mark.parametrize(("family", "method"), CASES)
-def test_what_is_written_is_near_what_was_read(family: str, method: str, tmp_path: Path):
+def test_a_written_model_is_near_the_original(family: str, method: str, tmp_path: Path):
     (tmp_path / "plain").mkdir()
     plain = write_checkpoint(family, tmp_path / "plain")
     recipe = Recipe(method=method, group_size=16)  # type: ignore[arg-type]
@@ -84,7 +84,7 @@ def test_what_is_written_is_near_what_was_read(family: str, method: str, tmp_pat
 
 
 def test_awq_folds_into_norms_and_layers(tmp_path: Path):
-    """With inputs of very different sizes, scaling pays: norms and the layer before change, the function does not."""
+    """Inputs of very different sizes make scaling pay. Norms and layers before change; the function does not."""
     (tmp_path / "plain").mkdir()
     plain = write_checkpoint("gemma2", tmp_path / "plain")
     tensors = dict(load_file(plain / "model.safetensors"))
@@ -107,7 +107,7 @@ def test_awq_folds_into_norms_and_layers(tmp_path: Path):
     norm = "layers.0.attention_norm.weight"
     assert np.abs(np.asarray(before[norm]) - np.asarray(after[norm])).max() > 0.1
     reference = logits(plain)
-    # A factor that went to one side only would give another model.
+    # A scale on one side only would give another model.
     assert divergence(reference, logits(tmp_path / "awq")) < 2 * divergence(reference, logits(tmp_path / "rtn"))
 
 
@@ -119,14 +119,14 @@ def test_fused_matrices_are_written_as_one(tmp_path: Path):
     assert "model.layers.0.self_attn.qkv_proj.weight" not in index
 
 
-def test_experts_and_routers_stay_and_it_is_said(tmp_path: Path):
+def test_experts_and_routers_stay_plain_with_a_note(tmp_path: Path):
     (tmp_path / "plain").mkdir()
     result = run(write_checkpoint("mixtral", tmp_path / "plain"), tmp_path / "out", Recipe(method="rtn", group_size=16))
     notes = {report.name: report.notes for report in result.reports if report.method == "none"}
     assert "experts" in notes["layers.0.mlp.experts.gate"][0] and "16 bits" in notes["layers.0.mlp.router"][0]
 
 
-def test_a_killed_run_goes_on_and_ends_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_killed_run_resumes_to_the_same_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "plain").mkdir()
     plain = write_checkpoint("llama", tmp_path / "plain")
     recipe, calibration = Recipe(method="auto", group_size=16), random_calibration()
@@ -161,7 +161,7 @@ def test_a_killed_run_goes_on_and_ends_the_same(tmp_path: Path, monkeypatch: pyt
     )
 
 
-def test_another_recipe_begins_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_another_recipe_starts_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "plain").mkdir()
     plain = write_checkpoint("llama", tmp_path / "plain")
     original = Shards.write
@@ -259,11 +259,11 @@ def test_a_quantized_model_is_not_quantized_again(tmp_path: Path):
         ({"target_bits": 5.0, "max_kl": 0.1}, "one of them"),
         ({"target_bits": 3.0}, "target_bits=3.0"),
         ({"max_kl": -1.0}, "max_kl=-1.0"),
-        ({"bits": 8, "max_kl": 1.0}, "begins at 4 bits"),
+        ({"bits": 8, "max_kl": 1.0}, "starts at 4 bits"),
         ({"lm_head_bits": 4}, "lm_head_bits=4"),
         ({"bits": 8, "method": "awq"}, "awq is for 4 bits"),
     ],
 )
-def test_recipes_that_make_no_sense(fields: dict, message: str):
+def test_invalid_recipes(fields: dict, message: str):
     with pytest.raises(ConfigError, match=message):
         Recipe(**fields)

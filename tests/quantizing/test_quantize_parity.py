@@ -1,4 +1,4 @@
-"""Checkpoints we write, read by the compressed-tensors package and by transformers: the same weights and logits."""
+"""Checkpoints that we write give the same weights and logits in compressed-tensors and transformers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ RECIPES = {
     "int4 with zeros": Recipe(method="gptq", group_size=16, symmetric=False),
     "int8": Recipe(method="rtn", group_size=16, bits=8),
     "w8a8": Recipe(method="rtn", bits=8, int8_activations=True),
-    # Several groups: transformers dequantizes them all by the first (5.23), compressed-tensors by their own.
+    # Several config groups: transformers 5.23 dequantizes all of them by the first, compressed-tensors each by its own.
     "mixed": Recipe(method="rtn", group_size=16, overrides={"mlp": 8, r"layers\.1\.attention": 16}),
     "int4, a scale a row, 8 bits where that does not fit": Recipe(method="rtn", group_size=0),
 }

@@ -1,4 +1,4 @@
-"""Mixed precision: bits go where they pay."""
+"""Mixed precision: the most sensitive layers get 8 bits."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from ryzjax.errors import ConfigError
 from ryzjax.loading.load import load_weights
 from ryzjax.models.registry import abstract_model
 from ryzjax.quant.recipe import Recipe
-from ryzjax.quantizing.sensitivity import Rest, Sensitivity, choose_bits, mix_of_bits, sensitivities
+from ryzjax.quantizing.sensitivity import FixedLayers, Sensitivity, choose_bits, mix_of_bits, sensitivities
 from tests.models.test_families import write_checkpoint
 from tests.quantizing.test_quantize import ONE, divergence, logits, random_calibration, run
 
-NO_REST = Rest(weights=0, nbytes=0)
+NO_REST = FixedLayers(weights=0, nbytes=0)
 
 
 def group(name: str, kl: float, weights: int = 1000) -> Sensitivity:
     return Sensitivity(layers=(name,), kl=kl, weights=weights, bytes_4=weights // 2, bytes_8=weights)
 
 
-def test_the_worst_for_its_bytes_goes_first():
+def test_the_group_with_the_most_divergence_per_byte_goes_first():
     found = [group("a", 0.1), group("b", 0.5, 10000), group("c", 0.3), group("d", 0.01)]
     assert choose_bits(found, NO_REST, target_bits=4.7, max_kl=None) == {"a": 8, "b": 4, "c": 8, "d": 4}
     assert choose_bits(found, NO_REST, target_bits=8.0, max_kl=None) == dict.fromkeys("abcd", 8)
     assert choose_bits(found, NO_REST, target_bits=4.0, max_kl=None) == dict.fromkeys("abcd", 4)
 
 
-def test_as_many_as_it_takes():
+def test_groups_get_8_bits_until_the_divergence_is_low_enough():
     found = [group("a", 0.1), group("c", 0.3), group("d", 0.01)]
     assert choose_bits(found, NO_REST, target_bits=None, max_kl=1.0) == dict.fromkeys("acd", 4)
     assert choose_bits(found, NO_REST, target_bits=None, max_kl=0.2) == {"a": 4, "c": 8, "d": 4}
@@ -48,17 +48,17 @@ def test_a_budget_below_four_bits_is_refused():
         )
 
 
-def test_what_has_no_choice_counts_in_the_average():
+def test_fixed_layers_count_in_the_average():
     found = [group("a", 0.1), group("b", 0.5)]
-    rest = Rest(weights=1000, nbytes=1000)
+    rest = FixedLayers(weights=1000, nbytes=1000)
     assert choose_bits(found, rest, target_bits=6.7, max_kl=None) == {"a": 4, "b": 8}
     assert choose_bits(found, rest, target_bits=6.6, max_kl=None) == {"a": 4, "b": 4}
-    with pytest.raises(ConfigError, match=r"take 5\.333 a weight already, 1,000 weights at 8 bits"):
+    with pytest.raises(ConfigError, match=r"take 5\.333 bits a weight already, including 1,000 weights at 8 bits"):
         choose_bits(found, rest, target_bits=5.0, max_kl=None)
 
 
-def test_layers_that_groups_do_not_divide_are_in_the_budget(tmp_path: Path):
-    """The reports' average is what was asked for, although mlp.down (K = 48) has 8 bits whatever is asked."""
+def test_layers_that_groups_do_not_divide_count_in_the_budget(tmp_path: Path):
+    """The average of the reports meets the target, although mlp.down (K = 48) always has 8 bits."""
     plain = write_checkpoint("llama", tmp_path)
     source = resolve_source(str(plain))
     model = abstract_model(model_config_from_hf(source.config), ONE)
@@ -72,7 +72,7 @@ def test_layers_that_groups_do_not_divide_are_in_the_budget(tmp_path: Path):
 
 
 def test_sensitivities_are_divergences_of_the_model(tmp_path: Path):
-    """Each is the KL of the served model with that group alone at 4 bits; a mix lies between 4 and 8 bits."""
+    """Each sensitivity is the KL of the model with that group alone at 4 bits. A mix lies between 4 and 8 bits."""
     plain = write_checkpoint("llama", tmp_path)
     source = resolve_source(str(plain))
     config = model_config_from_hf(source.config)

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from ryzjax import LLM, SamplingParams
-from ryzjax.checkpoint.peft.adapter import write_adapter
+from ryzjax.checkpoint.peft.write import write_adapter
 from ryzjax.errors import CheckpointError, ConfigError, RequestError
 from ryzjax.lora import Adapter, LoraConfig, LoraWeights, attach
 from ryzjax.native.library import native_refusal

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from ryzjax import BaseConfig, DataConfig, LoraConfig, OptimizerConfig, TrainConfig, finetune
-from ryzjax.checkpoint.peft.adapter import read_adapter
+from ryzjax.checkpoint.peft.read import read_adapter
 from ryzjax.errors import CheckpointError, ConfigError, DataError, TrainingError
 from ryzjax.evaluation.forward import Forward
 from ryzjax.loading.open_model import open_model

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ryzjax.checkpoint.peft.adapter import read_adapter
+from ryzjax.checkpoint.peft.read import read_adapter
 from ryzjax.lora import LoraWeights, row_norms
 from ryzjax.models.stacked import StackedModel
 from ryzjax.training.model import Frozen, LoraModel

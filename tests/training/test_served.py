@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ryzjax import LLM, BaseConfig, DataConfig, LoraConfig, OptimizerConfig, SamplingParams, TrainConfig, finetune
-from ryzjax.loading.on_load import Weights
+from ryzjax.loading.weight_plan import WeightChoice
 from tests.training.trained import trainers_log_probs
 
 TOKENS = [5, 9, 30, 31, 40, 7, 22, 120, 80, 81]
@@ -16,7 +16,7 @@ TOKENS = [5, 9, 30, 31, 40, 7, 22, 120, 80, 81]
 
 @pytest.mark.parametrize("weights", ["auto", "int4"])
 def test_served_log_probs_are_the_trainers(
-    weights: Weights, tiny_model: Path, rows_file: Path, tmp_path: Path, compile_cache: str
+    weights: WeightChoice, tiny_model: Path, rows_file: Path, tmp_path: Path, compile_cache: str
 ) -> None:
     result = finetune(
         BaseConfig(model=str(tiny_model), dtype="float32", weights=weights, weights_group=32),

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from ryzjax.batch import SegmentBatch
-from ryzjax.loading.on_load import Weights
 from ryzjax.loading.open_model import open_model
+from ryzjax.loading.weight_plan import WeightChoice
 from ryzjax.lora import Adapter
 from ryzjax.models.stacked import StackedModel
 from ryzjax.training.model import Frozen, LoraModel
@@ -20,7 +20,7 @@ __all__ = ["trainers_log_probs"]
 
 
 def trainers_log_probs(
-    model: str, adapter: Adapter, *, weights: Weights, weights_group: int
+    model: str, adapter: Adapter, *, weights: WeightChoice, weights_group: int
 ) -> Callable[[Sequence[int], bool], np.ndarray]:
     """(tokens, with the adapter or without) -> float32 log-probability of each token but the first, in float32."""
     opened = open_model(model, dtype="float32", weights=weights, weights_group=weights_group)

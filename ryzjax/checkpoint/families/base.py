@@ -1,4 +1,4 @@
-"""HFFamily: how Hugging Face spells a family's config and weights; and what most families share of it."""
+"""HFFamily: how Hugging Face spells the config and the weights of a family. It also has what most families share."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, TypedDict
 
-from ryzjax.checkpoint.hf.fields import ConfigFields
-from ryzjax.checkpoint.hf.rope import rope_from_hf, scaled_max_position
-from ryzjax.checkpoint.stored import Stored, StoredWeight
+from ryzjax.checkpoint.config_fields import ConfigFields
+from ryzjax.checkpoint.families.rope import rope_from_hf, scaled_max_position
+from ryzjax.checkpoint.stored_weight import StoredWeight, WholeTensors
 from ryzjax.errors import ConfigError
 from ryzjax.layers.rope import Rope
 from ryzjax.models.config import ModelConfig
@@ -44,7 +44,7 @@ LAYER_MODULES: Mapping[str, str] = {
     "mlp.up": "mlp.up_proj",
     "mlp.down": "mlp.down_proj",
 }
-"""Our module of a layer -> HF's, as Llama has them and most families after it."""
+"""Our name of a module in a layer -> Hugging Face's name in Llama, and in most families after it."""
 
 _OUTER_MODULES = {"embed": "{prefix}embed_tokens", "final_norm": "{prefix}norm", "lm_head": "lm_head"}
 _LAYER = re.compile(r"layers\.(\d+)\.(.+)")
@@ -52,12 +52,12 @@ _LAYER = re.compile(r"layers\.(\d+)\.(.+)")
 
 @dataclass(frozen=True, kw_only=True)
 class HFConfig:
-    """A config to be read, and how.
+    """A config to read.
 
     Attributes:
-      fields: of `config.json`, or of its text part.
-      generation: `generation_config.json`, empty where there is none; its token ids win.
-      dtype: what weights are to be in memory.
+      fields: The fields of `config.json`, or of its text part.
+      generation: The parsed `generation_config.json`; empty if there is none. Its token ids take precedence.
+      dtype: The dtype of weights in memory.
     """
 
     fields: ConfigFields
@@ -67,17 +67,17 @@ class HFConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class HFFamily:
-    """One family's spelling.
+    """How Hugging Face spells a family.
 
     Attributes:
-      name: key of `models.registry.FAMILIES`.
-      architectures: HF architecture -> its `model_type`.
-      read: the family's config from HF's.
-      weight: (our weight name, config, prefix of the text model, names in the files) -> where it is stored.
-      defaults: what transformers takes for keys that the file does not have.
-      text_config: key of the text model's own config in multimodal architectures; elsewhere ignored.
-      prefixes: what may stand before `layers.0` in the files.
-      ignored: prefixes of tensors that belong to other parts of a multimodal model.
+      name: The family's key in `models.registry.FAMILIES`.
+      architectures: Hugging Face architecture -> its `model_type`.
+      read: Builds the family's config from Hugging Face's.
+      weight: (our weight name, config, prefix of the text model, names in the files) -> where the weight is stored.
+      defaults: The values that transformers takes for keys that the config does not have.
+      text_config: The key of the text model's block in multimodal architectures; None without such architectures.
+      prefixes: The texts that may precede "layers.0" in tensor names. The first is the usual one.
+      ignored: Prefixes of tensors that belong to other parts of a multimodal model.
     """
 
     name: str
@@ -93,19 +93,19 @@ class HFFamily:
 def hf_modules(
     modules: Mapping[str, str] = LAYER_MODULES,
 ) -> Callable[[str, ModelConfig, str, frozenset[str]], StoredWeight]:
-    """`HFFamily.weight` of a family whose weights are stored one to one.
+    """Returns `HFFamily.weight` for a family that stores each of our weights as one tensor.
 
     Args:
-      modules: our module of a layer -> HF's.
+      modules: Our name of a module in a layer -> Hugging Face's name.
     """
 
     def weight(name: str, config: ModelConfig, prefix: str, available: frozenset[str]) -> StoredWeight:
         module, _, leaf = name.rpartition(".")
         if module in _OUTER_MODULES:
-            return Stored((f"{_OUTER_MODULES[module].format(prefix=prefix)}.{leaf}",))
+            return WholeTensors((f"{_OUTER_MODULES[module].format(prefix=prefix)}.{leaf}",))
         match = _LAYER.fullmatch(module)
         if match is not None and match[2] in modules:
-            return Stored((f"{prefix}layers.{match[1]}.{modules[match[2]]}.{leaf}",))
+            return WholeTensors((f"{prefix}layers.{match[1]}.{modules[match[2]]}.{leaf}",))
         raise ConfigError(
             f"weight {name!r} of {type(config).__name__} has no checkpoint name; add it to the family's map in "
             "ryzjax/checkpoint/families"
@@ -114,13 +114,18 @@ def hf_modules(
     return weight
 
 
-def expert_stack(template: str, num_experts: int) -> Stored:
-    """A weight of all experts from one tensor an expert; `template` has `{expert}` in it."""
-    return Stored(tuple(template.format(expert=expert) for expert in range(num_experts)), is_stack=True)
+def expert_stack(template: str, num_experts: int) -> WholeTensors:
+    """Returns a weight of all experts that is stored as one tensor per expert.
+
+    Args:
+      template: The tensor's name, with "{expert}" for the index of the expert.
+      num_experts: Number of experts.
+    """
+    return WholeTensors(tuple(template.format(expert=expert) for expert in range(num_experts)), is_stack=True)
 
 
 class SharedFields(TypedDict):
-    """The fields of ModelConfig, as keyword arguments of a family's config."""
+    """The fields that all families share, as keyword arguments of a family's config."""
 
     dtype: DType
     vocab_size: int
@@ -142,10 +147,11 @@ def shared_fields(
     *,
     tie_embeddings: bool = False,
 ) -> SharedFields:
-    """Reads what all families have.
+    """Reads the fields that all families share.
 
     Args:
-      tie_embeddings: where the file is silent.
+      hf: The config to read.
+      tie_embeddings: Whether the head is tied to the embedding if the config does not say.
     """
     fields = hf.fields
     vocab_size = fields.integer("vocab_size", high=2**24)
@@ -175,7 +181,7 @@ def shared_fields(
 
 
 def check_silu(fields: ConfigFields) -> None:
-    """Refuses a config whose `hidden_act` is not SiLU, the default."""
+    """Refuses a config whose `hidden_act` is not SiLU. A missing one means SiLU."""
     if fields.value("hidden_act") not in (None, "silu", "swish"):
         raise fields.fail("hidden_act", "'silu'", remedy="Other activations are not supported for this family.")
 
@@ -183,10 +189,13 @@ def check_silu(fields: ConfigFields) -> None:
 def shared_and_rope(
     hf: HFConfig, *, theta: float, tie_embeddings: bool = False, yarn_is_longrope: bool = False
 ) -> tuple[SharedFields, Rope]:
-    """`shared_fields`, and the one rope of a SiLU family; its scaling may lengthen `max_position`.
+    """Reads `shared_fields` and the rope of a family with SiLU and one rope. RoPE scaling may raise `max_position`.
 
     Args:
-      theta: RoPE's base where the file is silent.
+      hf: The config to read.
+      theta: RoPE's base if the config does not give one.
+      tie_embeddings: Whether the head is tied to the embedding if the config does not say.
+      yarn_is_longrope: Whether "yarn" means LongRoPE, as in old Phi-3 configs.
     """
     check_silu(hf.fields)
     shared = shared_fields(hf, tie_embeddings=tie_embeddings)
@@ -201,10 +210,15 @@ def shared_and_rope(
 def layer_windows(
     fields: ConfigFields, num_layers: int, *, is_sliding: Callable[[int], bool]
 ) -> tuple[tuple[int | None, ...], tuple[str, ...]]:
-    """(window of each layer, type of each layer) from `layer_types` and `sliding_window`.
+    """Reads the attention window of each layer from `layer_types` and `sliding_window`.
 
     Args:
-      is_sliding: whether layer i is a sliding one, where the file has no `layer_types`.
+      fields: The config's fields.
+      num_layers: Number of layers.
+      is_sliding: Whether layer i has a sliding window, if the config has no `layer_types`.
+
+    Returns:
+      (windows, types): for each layer its window in tokens or None, and "sliding_attention" or "full_attention".
     """
     kinds = ("sliding_attention", "full_attention")
     types = fields.value("layer_types")
@@ -224,7 +238,7 @@ def layer_windows(
 
 
 def optional_window(fields: ConfigFields) -> int | None:
-    """`sliding_window` of all layers; None where it is absent or null."""
+    """Reads the `sliding_window` of all layers in tokens; None if it is absent or null."""
     return fields.integer("sliding_window") if fields.has("sliding_window") else None
 
 
@@ -232,7 +246,7 @@ def _head_dim(fields: ConfigFields, hidden_size: int, num_heads: int) -> int:
     if not fields.has("head_dim") and hidden_size % num_heads:
         raise fields.fail(
             "hidden_size",
-            f"a multiple of num_attention_heads={num_heads} where head_dim is not given",
+            f"a multiple of num_attention_heads={num_heads}, since head_dim is not given",
             remedy="Add head_dim to the config.",
         )
     head_dim = fields.integer("head_dim", default=hidden_size // num_heads, high=2**12)
@@ -242,7 +256,7 @@ def _head_dim(fields: ConfigFields, hidden_size: int, num_heads: int) -> int:
 
 
 def _special_ids(hf: HFConfig, vocab_size: int) -> tuple[tuple[int, ...], int | None]:
-    """(eos ids, bos id): generation_config's where it has them, else config's."""
+    """Returns (eos ids, bos id), each from generation_config.json if it has them, else from config.json."""
     from_generation = ConfigFields(raw=hf.generation, source="generation_config.json")
 
     def first(key: str) -> tuple[int, ...]:

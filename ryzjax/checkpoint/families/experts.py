@@ -1,11 +1,11 @@
-"""What configs and names of mixtures of experts share."""
+"""Config fields and weight names that mixture-of-experts families share."""
 
 from __future__ import annotations
 
 import re
 from typing import NamedTuple
 
-from ryzjax.checkpoint.hf.fields import ConfigFields
+from ryzjax.checkpoint.config_fields import ConfigFields
 
 __all__ = ["ExpertWeight", "num_experts", "split_experts", "top_k"]
 
@@ -13,7 +13,13 @@ _EXPERTS = re.compile(r"layers\.(\d+)\.mlp\.experts\.(gate|up|down)\.(weight|bia
 
 
 class ExpertWeight(NamedTuple):
-    """Our name of a weight of all experts of a layer, taken apart."""
+    """The parts of our name of a weight that holds all experts of a layer.
+
+    Attributes:
+      layer: Index of the layer.
+      part: "gate", "up" or "down".
+      leaf: "weight" or "bias".
+    """
 
     layer: int
     part: str
@@ -21,13 +27,13 @@ class ExpertWeight(NamedTuple):
 
 
 def split_experts(name: str) -> ExpertWeight | None:
-    """The parts of such a name; None for any other weight."""
+    """Splits our name of a weight of all experts; None for any other weight."""
     match = _EXPERTS.fullmatch(name)
     return None if match is None else ExpertWeight(int(match[1]), match[2], match[3])
 
 
 def num_experts(fields: ConfigFields) -> int:
-    """`num_local_experts` or `num_experts`, which may not disagree."""
+    """Reads `num_local_experts` or `num_experts`. If both are present, they must agree."""
     names = ("num_local_experts", "num_experts")
     found = {name: fields.integer(name, high=2**14) for name in names if fields.has(name)}
     if not found:
@@ -38,5 +44,5 @@ def num_experts(fields: ConfigFields) -> int:
 
 
 def top_k(fields: ConfigFields, experts: int) -> int:
-    """`num_experts_per_tok`, no more than there are experts."""
+    """Reads `num_experts_per_tok`, which may not exceed the number of experts."""
     return fields.integer("num_experts_per_tok", high=experts)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ryzjax.checkpoint.families.base import HFConfig, HFFamily, hf_modules, layer_windows
 from ryzjax.checkpoint.families.gemma import GEMMA_MODULES, gemma_shared_fields, softcap
-from ryzjax.checkpoint.hf.rope import rope_from_hf, scaled_max_position
+from ryzjax.checkpoint.families.rope import rope_from_hf, scaled_max_position
 from ryzjax.models.gemma2 import Gemma2Config
 
 __all__ = ["FAMILY"]

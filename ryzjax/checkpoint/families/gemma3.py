@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ryzjax.checkpoint.families.base import HFConfig, HFFamily, hf_modules, layer_windows
 from ryzjax.checkpoint.families.gemma import GEMMA_MODULES, gemma_shared_fields, softcap
-from ryzjax.checkpoint.hf.rope import layer_ropes_from_hf
+from ryzjax.checkpoint.families.rope import layer_ropes_from_hf
 from ryzjax.models.gemma3 import Gemma3Config
 
 __all__ = ["FAMILY"]
@@ -42,7 +42,7 @@ FAMILY = HFFamily(
     architectures={"Gemma3ForCausalLM": "gemma3_text", "Gemma3ForConditionalGeneration": "gemma3"},
     read=_read,
     weight=hf_modules(GEMMA_MODULES),
-    # Files of the multimodal models keep only what differs from these.
+    # Configs of the multimodal models list only the values that differ from these.
     defaults={
         "vocab_size": 262208,
         "num_attention_heads": 8,

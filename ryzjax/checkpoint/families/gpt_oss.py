@@ -1,7 +1,8 @@
-"""GPT-OSS 20B and 120B: experts in MXFP4, as they are published, or plain."""
+"""GPT-OSS 20B and 120B, with experts in MXFP4, as published, or plain."""
 
 from __future__ import annotations
 
+from ryzjax.checkpoint.config_fields import ConfigFields
 from ryzjax.checkpoint.families.base import (
     LAYER_MODULES,
     HFConfig,
@@ -11,9 +12,8 @@ from ryzjax.checkpoint.families.base import (
     shared_and_rope,
 )
 from ryzjax.checkpoint.families.experts import num_experts, split_experts, top_k
-from ryzjax.checkpoint.hf.fields import ConfigFields
 from ryzjax.checkpoint.mxfp4 import Mxfp4Rows
-from ryzjax.checkpoint.stored import Stored, StoredWeight, Strided
+from ryzjax.checkpoint.stored_weight import StoredWeight, TensorRows, WholeTensors
 from ryzjax.models.config import ModelConfig
 from ryzjax.models.gpt_oss import GptOssConfig
 
@@ -34,7 +34,7 @@ def _read(hf: HFConfig) -> GptOssConfig:
     if fields.integer("experts_per_token", default=chosen) != chosen:
         raise fields.fail("experts_per_token", f"{chosen}, as num_experts_per_tok says", remedy="Keep one of the two.")
     _check_quantization(fields)
-    fields.ignore("initial_context_length")  # the original context again, which rope_scaling has
+    fields.ignore("initial_context_length")  # repeats the original context of rope_scaling
     return GptOssConfig(
         rope=rope,
         windows=windows,
@@ -51,17 +51,17 @@ def _check_quantization(fields: ConfigFields) -> None:
     block = fields.block("quantization_config")
     if block is not None and block.value("quant_method") != "mxfp4":
         raise block.fail(
-            "quant_method", "'mxfp4' or no quantization", remedy="Take the original or a plain checkpoint."
+            "quant_method", "'mxfp4' or no quantization", remedy="Use the original checkpoint or a plain one."
         )
 
 
 def _weight(name: str, config: ModelConfig, prefix: str, available: frozenset[str]) -> StoredWeight:
     if name.endswith(".attention.sinks"):
-        return Stored((f"{prefix}{name.removesuffix('attention.sinks')}self_attn.sinks",))
+        return WholeTensors((f"{prefix}{name.removesuffix('attention.sinks')}self_attn.sinks",))
     expert = split_experts(name)
     if expert is None:
         return _PLAIN(name, config, prefix, available)
-    # Gate and up take turns: even and odd rows of one matrix.
+    # Gate and up are interleaved: the even and the odd rows of one matrix.
     rows, part = {
         "gate": (slice(0, None, 2), "gate_up_proj"),
         "up": (slice(1, None, 2), "gate_up_proj"),
@@ -69,10 +69,10 @@ def _weight(name: str, config: ModelConfig, prefix: str, available: frozenset[st
     }[expert.part]
     stored = f"{prefix}layers.{expert.layer}.mlp.experts.{part}"
     if expert.leaf == "bias":
-        return Strided(f"{stored}_bias", rows, axis=-1)
+        return TensorRows(f"{stored}_bias", rows, axis=-1)
     if f"{stored}_blocks" in available:
         return Mxfp4Rows(stored, rows)
-    return Strided(stored, rows, axis=-2, is_transposed=True)
+    return TensorRows(stored, rows, axis=-2, is_transposed=True)
 
 
 FAMILY = HFFamily(

@@ -18,6 +18,6 @@ FAMILY = HFFamily(
     architectures={"MistralForCausalLM": "mistral"},
     read=_read,
     weight=hf_modules(),
-    # Null means none; only where the key is missing does transformers take this.
+    # Null means no window. transformers takes this default only if the key is missing.
     defaults={"sliding_window": 4096},
 )

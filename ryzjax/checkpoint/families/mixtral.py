@@ -12,7 +12,7 @@ from ryzjax.checkpoint.families.base import (
     shared_and_rope,
 )
 from ryzjax.checkpoint.families.experts import num_experts, split_experts, top_k
-from ryzjax.checkpoint.stored import StoredWeight
+from ryzjax.checkpoint.stored_weight import StoredWeight
 from ryzjax.models.config import ModelConfig
 from ryzjax.models.mixtral import MixtralConfig
 

@@ -1,4 +1,4 @@
-"""What the OLMo names share: norms after attention and MLP, none before."""
+"""Weight names that the OLMo families share. Their norms come after attention and MLP, not before."""
 
 from __future__ import annotations
 
@@ -13,4 +13,4 @@ OLMO_MODULES: Mapping[str, str] = {
     "attention_post_norm": "post_attention_layernorm",
     "mlp_post_norm": "post_feedforward_layernorm",
 }
-"""Our module of a layer -> HF's."""
+"""Our name of a module in a layer -> Hugging Face's name."""

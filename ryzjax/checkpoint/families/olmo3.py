@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ryzjax.checkpoint.families.base import HFConfig, HFFamily, check_silu, hf_modules, layer_windows, shared_fields
 from ryzjax.checkpoint.families.olmo import OLMO_MODULES
-from ryzjax.checkpoint.hf.rope import layer_ropes_from_hf, scaled_max_position
+from ryzjax.checkpoint.families.rope import layer_ropes_from_hf, scaled_max_position
 from ryzjax.models.olmo3 import Olmo3Config
 
 __all__ = ["FAMILY"]

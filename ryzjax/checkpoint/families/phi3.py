@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from ryzjax.checkpoint.families.base import HFConfig, HFFamily, hf_modules, optional_window, shared_and_rope
-from ryzjax.checkpoint.stored import StoredWeight, Strided
+from ryzjax.checkpoint.stored_weight import StoredWeight, TensorRows
 from ryzjax.errors import UnsupportedModelError
 from ryzjax.models.config import ModelConfig
 from ryzjax.models.phi3 import Phi3Config
@@ -19,7 +19,7 @@ _FUSED = re.compile(r"layers\.(\d+)\.(attention\.[qkv]|mlp\.gate|mlp\.up)\.weigh
 
 def _read(hf: HFConfig) -> Phi3Config:
     fields = hf.fields
-    # The repositories carry code of their own; transformers has the model built in, and so have we.
+    # The repositories carry their own modelling code. It is not needed: the model is built into transformers and here.
     fields.ignore("auto_map", "original_max_position_embeddings")
     if fields.boolean("attention_bias", default=False):
         raise fields.fail("attention_bias", "false or absent", remedy="Phi 3 has no biases.")
@@ -43,7 +43,7 @@ def _weight(name: str, config: ModelConfig, prefix: str, available: frozenset[st
     }[match[2]]
     fused = "mlp.gate_up_proj" if match[2].startswith("mlp") else "self_attn.qkv_proj"
     total = 2 * inner if match[2].startswith("mlp") else q + 2 * kv
-    return Strided(f"{prefix}layers.{match[1]}.{fused}.weight", rows, axis=-2, total=total)
+    return TensorRows(f"{prefix}layers.{match[1]}.{fused}.weight", rows, axis=-2, total=total)
 
 
 FAMILY = HFFamily(

@@ -1,15 +1,18 @@
-"""What the Qwen configs share: sliding windows that are there but switched off."""
+"""Config fields that the Qwen families share: sliding windows, which most configs list but switch off."""
 
 from __future__ import annotations
 
+from ryzjax.checkpoint.config_fields import ConfigFields
 from ryzjax.checkpoint.families.base import layer_windows
-from ryzjax.checkpoint.hf.fields import ConfigFields
 
 __all__ = ["qwen_windows"]
 
 
 def qwen_windows(fields: ConfigFields, num_layers: int) -> tuple[int | None, ...]:
-    """Window of each layer: None unless `use_sliding_window`; then from layer `max_window_layers` on."""
+    """Reads the window of each layer in tokens.
+
+    It is None unless `use_sliding_window` is set. Then layers from `max_window_layers` on have a window.
+    """
     if not fields.boolean("use_sliding_window", default=False):
         fields.ignore("sliding_window", "max_window_layers", "layer_types")
         return (None,) * num_layers

@@ -1,7 +1,8 @@
-"""Qwen 3 with a mixture of experts: 30B-A3B, 235B-A22B, Coder."""
+"""Qwen 3 mixture of experts: 30B-A3B, 235B-A22B, Coder."""
 
 from __future__ import annotations
 
+from ryzjax.checkpoint.config_fields import ConfigFields
 from ryzjax.checkpoint.families.base import (
     LAYER_MODULES,
     HFConfig,
@@ -12,8 +13,7 @@ from ryzjax.checkpoint.families.base import (
     shared_and_rope,
 )
 from ryzjax.checkpoint.families.experts import num_experts, split_experts, top_k
-from ryzjax.checkpoint.hf.fields import ConfigFields
-from ryzjax.checkpoint.stored import StoredWeight
+from ryzjax.checkpoint.stored_weight import StoredWeight
 from ryzjax.models.config import ModelConfig
 from ryzjax.models.qwen3_moe import Qwen3MoeConfig
 

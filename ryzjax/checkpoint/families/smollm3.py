@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from ryzjax.checkpoint.config_fields import ConfigFields
 from ryzjax.checkpoint.families.base import HFConfig, HFFamily, hf_modules, layer_windows, shared_and_rope
-from ryzjax.checkpoint.hf.fields import ConfigFields
 from ryzjax.models.smollm3 import SmolLM3Config
 
 __all__ = ["FAMILY"]
@@ -30,7 +30,7 @@ def _read(hf: HFConfig) -> SmolLM3Config:
 
 
 def _rope_layers(fields: ConfigFields, num_layers: int) -> tuple[bool, ...]:
-    """`no_rope_layers` has a 1 for a layer with positions and a 0 for one without, despite its name."""
+    """Returns whether each layer has RoPE. Despite its name, `no_rope_layers` has a 1 for a layer with RoPE."""
     interval = fields.integer("no_rope_layer_interval", default=4)
     marks = fields.value("no_rope_layers")
     if marks is None:

@@ -1,12 +1,15 @@
-"""A GGUF file's metadata as an HF config, so that everything a config can be wrong about is checked in one place."""
+"""gguf_config: converts a GGUF file's metadata to a Hugging Face config.
+
+`model_config_from_hf` then reads that config, so that every check of a config exists once.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from ryzjax.checkpoint.config_fields import ConfigFields
 from ryzjax.checkpoint.gguf.file import GgufFile
-from ryzjax.checkpoint.hf.fields import ConfigFields
 from ryzjax.errors import UnsupportedModelError
 
 __all__ = ["gguf_config"]
@@ -23,14 +26,14 @@ _IGNORED = frozenset(
         "tensor_data_layout",
     }
 )
-"""Keys of an architecture that are said again elsewhere, or say nothing about the maths."""
+"""Keys of an architecture that repeat other keys or do not affect the maths."""
 
 
 def gguf_config(file: GgufFile) -> dict[str, object]:
-    """What `config.json` would say of the model in a GGUF file.
+    """Returns the equivalent of `config.json` for the model in a GGUF file.
 
     Raises:
-      UnsupportedModelError: an unknown architecture, or a key of it that may change the maths.
+      UnsupportedModelError: The architecture is unknown, or the file has a key that may change the maths.
     """
     metadata = file.metadata()
     name = metadata.get("general.architecture")
@@ -47,21 +50,27 @@ def gguf_config(file: GgufFile) -> dict[str, object]:
     raw = _shared(gguf) | _ARCHITECTURES[name](gguf)
     for key in own.keys() - fields.asked:
         raise fields.fail(
-            key, "a key that is known for this architecture", remedy="It may change the maths, so it is refused."
+            key, "only keys that are known for this architecture", remedy="It may change the maths, so it is refused."
         )
     return raw
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Gguf:
-    """A file, all its metadata, and the architecture's own part of it."""
+    """A GGUF file whose config is read.
+
+    Attributes:
+      file: The open file.
+      metadata: All metadata.
+      fields: The metadata of the architecture, without its prefix.
+    """
 
     file: GgufFile
     metadata: Mapping[str, object]
     fields: ConfigFields
 
     def values(self, tensor: str) -> list[float] | None:
-        """A small tensor's values; None where there is no such tensor."""
+        """Returns the values of a small tensor; None if there is no such tensor."""
         import numpy as np
 
         entry = self.file.entries.get(tensor)
@@ -102,7 +111,7 @@ def _shared(gguf: _Gguf) -> dict[str, object]:
 
 
 def _uniform(fields: ConfigFields, key: str, default: int | None = None) -> int:
-    """A number that newer files give once a layer; it must be the same in all."""
+    """Reads a number that newer files give for each layer. It must be the same in all layers."""
     value = fields.value(key)
     if isinstance(value, list):
         if len(set(value)) != 1:
@@ -159,7 +168,7 @@ def _experts(gguf: _Gguf) -> dict[str, object]:
 
 
 def _llama(gguf: _Gguf) -> dict[str, object]:
-    """Llama's name stands for Mistral and Mixtral too."""
+    """The architecture "llama" also stands for Mistral and Mixtral."""
     window = gguf.fields.value("attention.sliding_window")
     if gguf.fields.integer("expert_count", default=0, low=0):
         experts = _experts(gguf)
@@ -189,12 +198,12 @@ def _qwen3(gguf: _Gguf) -> dict[str, object]:
 
 
 def _qwen3moe(gguf: _Gguf) -> dict[str, object]:
-    # llama.cpp always scales the chosen experts' weights to sum to one, and the file does not say.
+    # The file does not say so, but llama.cpp always scales the chosen experts' weights to sum to one.
     return {"architectures": ["Qwen3MoeForCausalLM"], "norm_topk_prob": True, **_experts(gguf)}
 
 
 def _query_scalar(gguf: _Gguf, largest_layers: int) -> float:
-    """Gemma's query_pre_attn_scalar, which the file does not have: the head dimension but for the largest model."""
+    """Returns Gemma's query_pre_attn_scalar, which files lack: the head dim, except in the largest model."""
     fields = gguf.fields
     hidden, heads = fields.integer("embedding_length"), _uniform(fields, "attention.head_count")
     if fields.integer("block_count") == largest_layers:
@@ -242,7 +251,7 @@ def _smollm3(gguf: _Gguf) -> dict[str, object]:
 
 
 def _olmo2(gguf: _Gguf) -> dict[str, object]:
-    """OLMo 3's files have this name too, and a sliding window."""
+    """OLMo 3's files have the same architecture, and a sliding window."""
     window = gguf.fields.value("attention.sliding_window")
     if window is None:
         return {"architectures": ["Olmo2ForCausalLM"]}
@@ -258,7 +267,7 @@ def _gpt_oss(gguf: _Gguf) -> dict[str, object]:
     inner = experts.pop("moe_intermediate_size")
     scaling = _scaling(gguf)
     if scaling is not None:
-        scaling["truncate"] = False  # llama.cpp's YaRN, as GPT-OSS's own, does not round the ramp's ends
+        scaling["truncate"] = False  # like GPT-OSS's own code, llama.cpp does not round the ends of YaRN's ramp
     return {
         "architectures": ["GptOssForCausalLM"],
         "intermediate_size": inner,
@@ -281,4 +290,4 @@ _ARCHITECTURES: Mapping[str, Callable[[_Gguf], dict[str, object]]] = {
     "olmo2": _olmo2,
     "gpt-oss": _gpt_oss,
 }
-"""`general.architecture` -> what its config has beside the shared part."""
+"""`general.architecture` -> a function that returns its config's fields beside the shared ones."""

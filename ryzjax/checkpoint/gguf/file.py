@@ -1,4 +1,4 @@
-"""GgufFile: tensors and metadata of a GGUF file, read and dequantized by the `gguf` package.
+"""GgufFile: reads the tensors and metadata of a GGUF file. The `gguf` package parses and dequantizes.
 
 The format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["GgufFile", "RowTransform"]
 
 _CHUNK_BYTES = 4 * 2**20
-"""float32 bytes dequantized at a time: small enough for the cache, large enough for numpy."""
+"""Bytes of float32 values dequantized at a time: small enough for the CPU's cache, large enough for numpy."""
 _PLAIN = {"F16": np.float16, "F32": np.float32, "F64": np.float64}
 _READ_ERRORS = (
     ValueError,
@@ -34,17 +34,17 @@ _READ_ERRORS = (
     struct.error,
     MemoryError,
 )
-"""What the package's reader raises on damaged files."""
+"""The exceptions that the package's reader raises on damaged files."""
 
 
 @dataclass(frozen=True)
 class RowTransform:
-    """What llama.cpp's converter did to a tensor, to be undone.
+    """A change that llama.cpp's converter made to a tensor. `GgufFile.read` undoes it.
 
     Attributes:
-      interleaved_head_dim: rows of each head of this size are in the order of interleaved RoPE (0, d/2, 1, ...);
-        0 where they are as they were.
-      shift: was added to every value (1 for Gemma's norms).
+      interleaved_head_dim: The head dim d, if the rows of each head were permuted for interleaved RoPE
+        (0, d/2, 1, ...); 0 if they were not.
+      shift: The number that was added to every value (1 for Gemma's norms).
     """
 
     interleaved_head_dim: int = 0
@@ -52,24 +52,28 @@ class RowTransform:
 
 
 class GgufFile:
-    """One open file; safe to read from several threads.
+    """An open GGUF file. Several threads may read it at the same time.
 
     Args:
-      path: the file.
+      path: Path of the file.
+
+    Attributes:
+      path: Path of the file.
+      entries: The tensors, by name.
+      block_kinds: Tensor name -> the kind of its quantized blocks, such as "Q4_0", for tensors that have them.
+      transforms: Tensor name -> the converter's change to undo; set by `OpenCheckpoint`, which knows the family.
 
     Raises:
-      CheckpointError: it is missing, truncated or not GGUF, or has a tensor type that cannot be dequantized.
-      MissingExtraError: the `gguf` package is not installed.
+      CheckpointError: The file is missing, truncated or not GGUF, or a tensor's type cannot be dequantized.
+      MissingExtraError: The `gguf` package is not installed.
     """
 
     def __init__(self, path: Path):
         self.path = path
         self.transforms: Mapping[str, RowTransform] = {}
-        """By tensor name; set by who knows the architecture (`gguf_model`)."""
         self._reader = _open(path)
         self.entries: dict[str, TensorEntry] = {}
         self.block_kinds: dict[str, str] = {}
-        """Tensors stored as blocks of a quantized kind, such as "Q4_0"."""
         self._tensors = {tensor.name: tensor for tensor in self._reader.tensors}
         size = path.stat().st_size
         for tensor in self._reader.tensors:
@@ -78,10 +82,10 @@ class GgufFile:
                 self.block_kinds[tensor.name] = tensor.tensor_type.name
 
     def metadata(self) -> dict[str, object]:
-        """Every key and its value: numbers, strings, booleans, and lists of them.
+        """Returns all metadata: key -> number, string, boolean, or a list of them.
 
         Raises:
-          CheckpointError: a value cannot be read.
+          CheckpointError: A value cannot be read.
         """
         try:
             return {name: field.contents() for name, field in self._reader.fields.items()}
@@ -89,17 +93,17 @@ class GgufFile:
             raise CheckpointError(f"{self.path}: its metadata cannot be read ({error}); download it again") from error
 
     def close(self) -> None:
-        """Lets go of the file; what was read stays valid."""
+        """Closes the file. Arrays that were read stay valid."""
         self._tensors.clear()
         del self._reader
 
     def read(self, name: str, index: tuple[slice, ...], out: np.ndarray) -> None:
-        """Dequantizes `tensor[index]` into `out`, whose shape is the slice's, a few megabytes at a time."""
+        """Dequantizes `tensor[index]` into `out`, whose shape is that of the slice, a few megabytes at a time."""
         from gguf import quants
 
         tensor, transform = self._tensors[name], self.transforms.get(name, RowTransform())
         shape = self.entries[name].shape
-        # All dimensions but the last are rows of one matrix; `out` is filled in the same order.
+        # The package has all dimensions but the last as rows of one matrix, in the same order as `out`.
         if len(shape) == 3:
             for i, outer in enumerate(range(*index[0].indices(shape[0]))):
                 self._read_rows(tensor.data[outer], tensor, transform, index[1:], out[i], quants)
@@ -107,7 +111,7 @@ class GgufFile:
             self._read_rows(tensor.data, tensor, transform, index, out, quants)
 
     def raw_rows(self, name: str, rows: slice) -> np.ndarray:
-        """uint8 [rows, bytes]: rows of a matrix as they are stored, in the order of `read`."""
+        """Returns rows of a matrix as stored, uint8 [rows, bytes], in the order of `read`."""
         data = self._tensors[name].data
         return data[_rows(self.transforms.get(name, RowTransform()), *rows.indices(data.shape[0]))]
 
@@ -126,7 +130,7 @@ class GgufFile:
 
 
 def _rows(transform: RowTransform, start: int, stop: int, step: int) -> np.ndarray:
-    """The file's rows that hold rows start:stop:step."""
+    """Returns the indices of the file's rows that hold rows start:stop:step of the tensor."""
     rows = np.arange(start, stop, step)
     dim = transform.interleaved_head_dim
     if not dim:
@@ -146,7 +150,9 @@ def _open(path: Path) -> gguf.GGUFReader:
     try:
         return GGUFReader(path)
     except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror}); check path and rights") from error
+        raise CheckpointError(
+            f"{path}: cannot be read ({error.strerror}); check the path and its permissions"
+        ) from error
     except _READ_ERRORS as error:
         raise CheckpointError(
             f"{path}: truncated, damaged or not a GGUF file ({type(error).__name__}: {error}); download it again"
@@ -167,7 +173,7 @@ def _entry(path: Path, tensor: gguf.ReaderTensor, size: int) -> TensorEntry:
             quants.dequantize(np.zeros((1, GGML_QUANT_SIZES[kind][1]), np.uint8), kind)
         except NotImplementedError as error:
             raise CheckpointError(
-                f"{path}: tensor {tensor.name!r} has type {kind.name}, which cannot be dequantized; take another "
+                f"{path}: tensor {tensor.name!r} has type {kind.name}, which cannot be dequantized; use another "
                 "quantization of the model"
             ) from error
     return TensorEntry(

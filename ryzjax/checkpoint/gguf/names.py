@@ -1,4 +1,4 @@
-"""Where a GGUF file stores our weights: llama.cpp's names are one set for all architectures, as ours are."""
+"""Maps our weight names to llama.cpp's tensor names. Both use one set of names for almost all architectures."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping
 
 from ryzjax.checkpoint.gguf.file import RowTransform
-from ryzjax.checkpoint.stored import Stored, StoredWeight, Strided
+from ryzjax.checkpoint.stored_weight import StoredWeight, TensorRows, WholeTensors
 from ryzjax.errors import ConfigError
 from ryzjax.models.config import ModelConfig
 
@@ -36,24 +36,30 @@ _LAYER = {
 _OTHER_NAMES = {"gpt_oss": {"mlp_norm": "post_attention_norm"}}
 _NAME = re.compile(r"layers\.(\d+)\.(.+)\.(weight|bias)")
 _INTERLEAVED = ("llama", "mistral", "mixtral", "smollm3")
-"""Families whose q and k rows llama.cpp's converter puts in the order of interleaved RoPE."""
+"""Families for which llama.cpp's converter permutes the rows of q and k for interleaved RoPE."""
 _SHIFTED_NORMS = ("gemma2", "gemma3")
-"""Families whose norms it stores as one plus the weight."""
+"""Families whose norms the converter stores as one plus the weight."""
 _QK = re.compile(r"blk\.\d+\.attn_[qk]\.(weight|bias)")
 _DERIVED = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
 
 
 def gguf_weight(name: str, family: str, config: ModelConfig, available: frozenset[str]) -> StoredWeight:
-    """Where the file stores our weight `name`.
+    """Returns where a GGUF file stores a weight.
+
+    Args:
+      name: Our weight name.
+      family: The model's family.
+      config: The model's config.
+      available: The names of all tensors in the files.
 
     Raises:
-      ConfigError: llama.cpp has no name for it.
+      ConfigError: llama.cpp has no name for the weight.
     """
     module, _, leaf = name.rpartition(".")
     if module in _OUTER:
-        return Stored((f"{_OUTER[module]}.{leaf}",))
+        return WholeTensors((f"{_OUTER[module]}.{leaf}",))
     if name.endswith(".attention.sinks"):
-        return Stored((f"blk.{name.split('.')[1]}.attn_sinks.weight",))
+        return WholeTensors((f"blk.{name.split('.')[1]}.attn_sinks.weight",))
     match = _NAME.fullmatch(name)
     names = {**_LAYER, **_OTHER_NAMES.get(family, {})}
     if match is None or match[2] not in names:
@@ -65,16 +71,16 @@ def gguf_weight(name: str, family: str, config: ModelConfig, available: frozense
         and f"{block}{fused[0]}.{leaf}" in available
         and f"{block}{names[module]}.{leaf}" not in available
     ):
-        return Strided(f"{block}{fused[0]}.{leaf}", fused[1], axis=-2 if leaf == "weight" else -1, total=fused[2])
+        return TensorRows(f"{block}{fused[0]}.{leaf}", fused[1], axis=-2 if leaf == "weight" else -1, total=fused[2])
     if family == "phi3" and module in ("mlp.gate", "mlp.up"):
         inner = config.intermediate_size
         rows = slice(0, inner) if module == "mlp.gate" else slice(inner, 2 * inner)
-        return Strided(f"{block}ffn_up.{leaf}", rows, axis=-2, total=2 * inner)
-    return Stored((f"{block}{names[module]}.{leaf}",))
+        return TensorRows(f"{block}ffn_up.{leaf}", rows, axis=-2, total=2 * inner)
+    return WholeTensors((f"{block}{names[module]}.{leaf}",))
 
 
 def row_transforms(family: str, tensors: Iterable[str], config: ModelConfig) -> Mapping[str, RowTransform]:
-    """What the converter did to tensors of this family."""
+    """Returns tensor name -> the change that llama.cpp's converter made, for the tensors that it changed."""
     transforms = {}
     for tensor in tensors:
         if family in _INTERLEAVED and _QK.fullmatch(tensor):
@@ -85,12 +91,12 @@ def row_transforms(family: str, tensors: Iterable[str], config: ModelConfig) -> 
 
 
 def is_ignorable_gguf(tensor: str) -> bool:
-    """Whether a tensor no one asked for may be left unread: RoPE factors, which the config has already."""
+    """Whether a tensor that belongs to no weight may be ignored: RoPE factors, which the config has already."""
     return tensor in _DERIVED
 
 
 def _fused(module: str, config: ModelConfig) -> tuple[str, slice, int] | None:
-    """(tensor, rows, rows in all) of q, k and v where a file has them as one."""
+    """Returns (tensor, its rows, its rows in total) of q, k or v in a file that fuses the three; None for others."""
     q, kv = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
     starts = {"attention.q": (0, q), "attention.k": (q, q + kv), "attention.v": (q + kv, q + 2 * kv)}
     return ("attn_qkv", slice(*starts[module]), q + 2 * kv) if module in starts else None

@@ -1,12 +1,15 @@
-"""ModelConfig from HF's `config.json` and `generation_config.json`: every quirk of the vendors' spelling ends here."""
+"""model_config_from_hf: builds a ModelConfig from Hugging Face's `config.json` and `generation_config.json`.
+
+Vendors spell the same fields differently. All of their spellings are handled here and in `checkpoint.families`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
+from ryzjax.checkpoint.config_fields import ConfigFields
 from ryzjax.checkpoint.families import HF_FAMILIES, HFConfig, HFFamily
 from ryzjax.checkpoint.families.base import DType
-from ryzjax.checkpoint.hf.fields import ConfigFields
 from ryzjax.checkpoint.hf.keys import check_keys
 from ryzjax.errors import ConfigError
 from ryzjax.models.config import ModelConfig
@@ -14,16 +17,16 @@ from ryzjax.models.config import ModelConfig
 __all__ = ["SUPPORTED_ARCHITECTURES", "model_config_from_hf", "text_model_config"]
 
 _STORED_DTYPES: Mapping[str, DType] = {"float32": "float32", "bfloat16": "bfloat16", "float16": "bfloat16"}
-"""What `--dtype auto` makes of the dtype a checkpoint was stored in. float16 becomes bfloat16: same size, and the
-range that float32 accumulation expects."""
+"""The dtype in memory under `--dtype auto`, by the stored dtype. float16 becomes bfloat16, which has the same size and
+the range of float32."""
 
 SUPPORTED_ARCHITECTURES: Mapping[str, HFFamily] = {
     architecture: family for family in HF_FAMILIES.values() for architecture in family.architectures
 }
-"""HF's architecture name -> the family that reads it."""
+"""Hugging Face's architecture name -> the family that reads it."""
 
 _OUTER_KEYS = ("eos_token_id", "bos_token_id", "dtype", "torch_dtype", "tie_word_embeddings")
-"""Of a multimodal config: what stands beside the text part and is meant for it too."""
+"""Keys of a multimodal config that are outside the text model's block and also apply to it."""
 
 
 def model_config_from_hf(
@@ -33,17 +36,18 @@ def model_config_from_hf(
     dtype: str = "auto",
     source: str = "config.json",
 ) -> ModelConfig:
-    """Reads a model's shape and maths from the parsed `config.json`.
+    """Reads a model's shape, maths and special token ids.
 
     Args:
-      raw: the parsed `config.json`.
-      generation: the parsed `generation_config.json`, if there is one; its eos and bos ids win.
-      dtype: "auto" (as stored; float16 becomes bfloat16, a silent file float32), "float32" or "bfloat16".
-      source: name of the file, for messages.
+      raw: The parsed `config.json`.
+      generation: The parsed `generation_config.json`, if there is one. Its eos and bos ids take precedence.
+      dtype: The dtype of weights in memory: "auto", "float32" or "bfloat16". "auto" takes the stored dtype, with
+        bfloat16 in place of float16, and float32 if the config names none.
+      source: Name of the config file, for error messages.
 
     Raises:
-      UnsupportedModelError: an unknown architecture, a missing or out-of-range field, or a field that changes
-        (or, being unknown, may change) the maths in a way that is not supported.
+      UnsupportedModelError: The architecture is unknown, a field is missing or out of range, or a field changes the
+        maths in a way that is not supported. An unknown field is refused too, since it may change the maths.
       ConfigError: `dtype` is none of the three.
     """
     outer = ConfigFields(raw=raw, source=source)
@@ -51,7 +55,7 @@ def model_config_from_hf(
     family = SUPPORTED_ARCHITECTURES[architecture]
     fields = _text_fields(outer, family)
     fields = ConfigFields(raw={**family.defaults, **fields.raw}, source=fields.source)
-    # What the weights say of it is read with them (`checkpoint.quantized`).
+    # `checkpoint.quantized` reads these together with the weights.
     fields.ignore("quantization_config", "compression_config")
     fields.ignore("architectures", "model_type", "dtype", "torch_dtype", "bos_token_id", "eos_token_id")
     config = family.read(HFConfig(fields=fields, generation=generation or {}, dtype=_dtype(fields, dtype)))
@@ -60,7 +64,11 @@ def model_config_from_hf(
 
 
 def text_model_config(raw: Mapping[str, object]) -> dict[str, object]:
-    """config.json of the text model alone, from one that `model_config_from_hf` reads: the same where it is one."""
+    """Returns the config.json of the text model alone. The config of a model without other parts is returned unchanged.
+
+    Args:
+      raw: A parsed config.json that `model_config_from_hf` accepts.
+    """
     outer = ConfigFields(raw=raw, source="config.json")
     architecture = _architecture(outer)
     family = SUPPORTED_ARCHITECTURES[architecture]
@@ -72,7 +80,7 @@ def text_model_config(raw: Mapping[str, object]) -> dict[str, object]:
 
 
 def _text_fields(outer: ConfigFields, family: HFFamily) -> ConfigFields:
-    """The text model's own config where the architecture has other parts too."""
+    """Returns the text model's own fields if the architecture has other parts too, else all fields."""
     block = outer.block(family.text_config) if family.text_config else None
     if block is None:
         return outer
@@ -110,6 +118,6 @@ def _dtype(fields: ConfigFields, wanted: str) -> DType:
         return "float32"
     if not isinstance(stored, str) or stored.removeprefix("torch.") not in _STORED_DTYPES:
         raise fields.fail(
-            name, f"one of {', '.join(_STORED_DTYPES)}", remedy="Choose with --dtype float32 or --dtype bfloat16."
+            name, f"one of {', '.join(_STORED_DTYPES)}", remedy="Set --dtype float32 or --dtype bfloat16."
         )
     return _STORED_DTYPES[stored.removeprefix("torch.")]

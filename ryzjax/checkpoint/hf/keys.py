@@ -1,14 +1,15 @@
-"""Which keys of an HF config do not change the maths, and which must have one value unless a family reads them.
+"""check_keys: refuses a Hugging Face config with a key that may change the maths and that no family reads.
 
-Anything else that no one asked for is refused: a key nobody here has heard of may well change the maths (logit
-soft-capping, multipliers, another norm), and a model that is silently a little wrong is worse than one refused.
+Some keys never change the maths, and some do not change it at one value. Every other key that was not read is refused.
+It may stand for logit soft-capping, a multiplier or another norm, and a model that is silently a little wrong is worse
+than one that is refused.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ryzjax.checkpoint.hf.fields import ConfigFields
+from ryzjax.checkpoint.config_fields import ConfigFields
 
 __all__ = ["check_keys"]
 
@@ -42,11 +43,11 @@ _FIXED_KEYS: Mapping[str, tuple[object, ...]] = {
     "use_mrope": (False, None),
     "pruned_heads": ({}, None),
 }
-"""Keys that would change the maths, with the only values that do not."""
+"""Keys that change the maths unless a family reads them, with the values that do not."""
 
 _HARMLESS_KEYS = frozenset(
     {
-        # About the file, or the library that wrote it.
+        # The file, or the library that wrote it.
         "_name_or_path", "name_or_path", "transformers_version", "transformers.js_config", "_commit_hash",
         "is_llama_config",
         "unsloth_version", "unsloth_fixed", "tokenizer_class", "tokenizer_name", "use_cache",
@@ -54,19 +55,19 @@ _HARMLESS_KEYS = frozenset(
         "_attn_implementation_autoset", "_flash_attn_2_enabled", "_experts_implementation", "torchscript",
         "use_bfloat16",
         "tf_legacy_loss", "gradient_checkpointing", "pretraining_tp",
-        # About training only.
+        # Training only.
         "router_aux_loss_coef", "output_router_logits", "router_jitter_noise",
         "attention_dropout", "hidden_dropout", "resid_pdrop", "embd_pdrop", "attn_pdrop", "initializer_range",
         "neftune_noise_alpha",
         "mlp_dropout",
-        # About other heads and tasks than the language model's.
+        # Heads and tasks other than the language model's.
         "finetuning_task", "id2label", "label2id", "num_labels", "problem_type", "task_specific_params",
         "return_dict", "output_attentions",
         "output_hidden_states", "chunk_size_feed_forward", "tie_encoder_decoder", "classifier_dropout",
         # Token ids that generation reads elsewhere, or not at all.
         "pad_token_id", "sep_token_id", "unk_token_id", "decoder_start_token_id", "forced_bos_token_id",
         "forced_eos_token_id", "prefix",
-        # Generation defaults that old configs carried; requests bring their own.
+        # Generation defaults of old configs. Requests bring their own.
         "max_length", "min_length", "do_sample", "early_stopping", "num_beams", "num_beam_groups",
         "diversity_penalty", "temperature", "top_k",
         "top_p", "typical_p", "repetition_penalty", "length_penalty", "no_repeat_ngram_size",
@@ -77,16 +78,16 @@ _HARMLESS_KEYS = frozenset(
         "model_max_length",
     }
 )  # fmt: skip
-"""Keys that do not change the forward pass, whatever their value."""
+"""Keys that do not change the forward pass, at any value."""
 
 
 def check_keys(fields: ConfigFields) -> None:
-    """Refuses a config with a key that was not read, is not known to be harmless, and is not at a harmless value.
+    """Refuses a config with a key that was not read, unless it is known not to change the maths.
 
-    Call it when everything else was read.
+    Call it after everything else was read.
 
     Raises:
-      UnsupportedModelError: names the key.
+      UnsupportedModelError: Such a key is present; the message names it.
     """
     for key, value in fields.raw.items():
         if key in fields.asked or key in _HARMLESS_KEYS:
@@ -94,8 +95,8 @@ def check_keys(fields: ConfigFields) -> None:
         if key not in _FIXED_KEYS:
             raise fields.fail(
                 key,
-                "a key that is known for this architecture",
-                remedy="It may change the maths, so the model is refused; remove the key if you know it does not.",
+                "only keys that are known for this architecture",
+                remedy="It may change the maths, so the model is refused; remove the key if you know that it does not.",
             )
         if not any(type(value) is type(allowed) and value == allowed for allowed in _FIXED_KEYS[key]):
             allowed = " or ".join(repr(v) for v in _FIXED_KEYS[key])

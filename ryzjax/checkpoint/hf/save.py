@@ -1,4 +1,4 @@
-"""save_hf: a trained model as a Hugging Face directory: config.json, safetensors, tokenizer; any stack loads it."""
+"""save_hf: writes a plain model as a Hugging Face directory, with config.json, safetensors and tokenizer."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import numpy as np
 from ryzjax.checkpoint.families import HF_FAMILIES
 from ryzjax.checkpoint.hf.config import text_model_config
 from ryzjax.checkpoint.safetensors_write import TensorToWrite, write_safetensors
-from ryzjax.checkpoint.stored import Stored, Strided
+from ryzjax.checkpoint.stored_weight import TensorRows, WholeTensors
 from ryzjax.errors import CheckpointError, ConfigError
 from ryzjax.models.registry import AbstractModel, family_of
 
@@ -26,17 +26,17 @@ PLAIN_DTYPES: Mapping[str, np.dtype] = {
     "bfloat16": np.dtype(ml_dtypes.bfloat16),
     "float16": np.dtype(np.float16),
 }
-"""What plain weights are written in, by name."""
+"""The dtypes in which plain weights can be written, by name."""
 
 _SHARD_BYTES = 4 * 2**30
 
 Get = Callable[[str], np.ndarray]
-"""Our weight name -> its values on the host."""
+"""A function from our weight name to its values on the host."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Part:
-    """One of our weights in a tensor of a file: all of it, or rows from `first` on."""
+    """A weight that makes up a tensor of a file, or its rows from `first` on."""
 
     name: str
     first: int
@@ -51,21 +51,24 @@ def save_hf(
     generation: Mapping[str, object] | None = None,
     copy_texts: Callable[[Path], None],
 ) -> None:
-    """Writes a plain model, in shards of at most 4 GiB where a tensor allows it.
+    """Writes a plain model in shards of at most 4 GiB. A larger tensor gets its own shard.
 
     Args:
-      folder: made if it is not there; a model in it is replaced.
-      get: gives a weight when its turn comes, so that one tensor is on the host at a time; in the model's dtype.
-      config: of config.json, as Hugging Face has it. Of a multimodal one the text model's part is written.
-      generation: of generation_config.json.
-      copy_texts: writes the tokenizer's files into the folder.
+      folder: The folder to write; it is created if it does not exist. A model in it is replaced.
+      model: The abstract model that is written.
+      get: Returns the values of a weight in the model's dtype. It is called when a tensor is written, so that one
+        tensor is on the host at a time.
+      config: The content of config.json in Hugging Face's spelling. Of a multimodal config, the text model's part is
+        written.
+      generation: The content of generation_config.json; None writes no such file.
+      copy_texts: Writes the tokenizer's files into the given folder.
 
     Raises:
-      ConfigError: a quantized model, or a family whose files hold weights in a way that is only read.
-      CheckpointError: it cannot be written.
+      ConfigError: The model is quantized, or its family stores weights in a way that RyzJAX can only read.
+      CheckpointError: The files cannot be written.
     """
     if model.quantization:
-        raise ConfigError("a quantized model cannot be saved as a plain one; train or merge into a plain model")
+        raise ConfigError("a quantized model cannot be saved as a plain one; use a plain model instead")
     tensors = _tensors(model, get)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -84,42 +87,47 @@ def save_hf(
             (folder / "generation_config.json").write_text(json.dumps(generation, indent=1), encoding="utf-8")
         raw = {key: value for key, value in text_model_config(config).items() if key not in ("dtype", "torch_dtype")}
         raw.pop("quantization_config", None)
-        # Last: a directory without it is not taken for a model, should anything stop us before.
+        # config.json comes last: without it, the directory of an interrupted run is not mistaken for a model.
         text = json.dumps({**raw, "dtype": model.config.dtype}, indent=1)
         (folder / "config.json").write_text(text, encoding="utf-8")
     except OSError as error:
         raise CheckpointError(
-            f"{folder}: cannot be written ({error.strerror}); check path, rights and space"
+            f"{folder}: cannot be written ({error.strerror}); check the path, its permissions and the free space"
         ) from error
 
 
 def in_dtype(model: AbstractModel, dtype: str) -> AbstractModel:
-    """A plain model as it is written: the same weights, in another dtype (float16 too, which no model is run in)."""
+    """Returns a plain model with its weights in another dtype, for writing. float16 is allowed; no model runs in it.
+
+    Args:
+      model: The plain model.
+      dtype: A key of `PLAIN_DTYPES`.
+    """
     config = replace(model.config, dtype=cast("Literal['float32']", dtype))
     specs = {name: replace(spec, dtype=PLAIN_DTYPES[dtype]) for name, spec in model.weights.items()}
     return replace(model, config=config, weights=specs)
 
 
 def _tensors(model: AbstractModel, get: Get) -> dict[str, TensorToWrite]:
-    """Name in the files -> tensor, of all weights."""
+    """Returns tensor name in the files -> the tensor, for all weights."""
     family = HF_FAMILIES[family_of(model.config)]
     parts: dict[str, list[_Part]] = {}
     tensors: dict[str, TensorToWrite] = {}
     for name, spec in model.weights.items():
         stored = family.weight(name, model.config, family.prefixes[0], frozenset())
         dtype = np.dtype(spec.dtype)
-        if isinstance(stored, Stored) and not stored.is_stack:
+        if isinstance(stored, WholeTensors) and not stored.is_stack:
             parts.setdefault(stored.names[0], []).append(_Part(name=name, first=0))
-        elif isinstance(stored, Stored):
+        elif isinstance(stored, WholeTensors):
             for index, tensor in enumerate(stored.names):
                 one = partial(_expert, get, name, index)
                 tensors[tensor] = TensorToWrite(dtype=dtype, shape=spec.shape[1:], get=one)
-        elif isinstance(stored, Strided) and _is_a_run_of_rows(stored) and len(spec.shape) < 3:
+        elif isinstance(stored, TensorRows) and _is_a_run_of_rows(stored) and len(spec.shape) < 3:
             parts.setdefault(stored.name, []).append(_Part(name=name, first=stored.rows.start or 0))
         else:
             raise ConfigError(
-                f"{name} of {type(model.config).__name__} is stored in a way that is only read; this family's weights "
-                "cannot be saved as Hugging Face has them"
+                f"{name} of {type(model.config).__name__} is stored in a layout that RyzJAX reads but does not write; "
+                "weights of this family cannot be saved in Hugging Face's layout"
             )
     for tensor, found in parts.items():
         found.sort(key=lambda part: part.first)
@@ -131,7 +139,7 @@ def _tensors(model: AbstractModel, get: Get) -> dict[str, TensorToWrite]:
     return dict(sorted(tensors.items()))
 
 
-def _is_a_run_of_rows(stored: Strided) -> bool:
+def _is_a_run_of_rows(stored: TensorRows) -> bool:
     return not stored.is_transposed and stored.rows.step in (None, 1)
 
 

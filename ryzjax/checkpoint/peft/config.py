@@ -1,4 +1,7 @@
-"""adapter_config.json, as PEFT writes it: ranks, scales and targets; what we cannot apply is refused."""
+"""Reads and writes PEFT's `adapter_config.json`: ranks, scales and targets of a LoRA.
+
+A field that may change what the adapter computes, and that RyzJAX does not apply, is refused.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from ryzjax.checkpoint.hf.fields import ConfigFields
+from ryzjax.checkpoint.config_fields import ConfigFields
 from ryzjax.errors import CheckpointError, ConfigError, UnsupportedModelError
 from ryzjax.lora.config import LoraConfig
 
@@ -25,24 +28,24 @@ _NO_MATHS = frozenset(
         "velora_config", "qalora_group_size", "ensure_weight_tying", "layers_to_transform", "layers_pattern",
     }
 )  # fmt: skip
-"""What says how the adapter came to be, how it was trained, or (layers_*) what its tensors say too."""
+"""Keys about the adapter's origin or training, and keys (layers_*) that repeat what its tensors say."""
 
 _BASE_KEPT = ("gaussian", "eva", "orthogonal", "mica")
-"""Values of init_lora_weights beside true and false that leave the base as it was."""
+"""Values of init_lora_weights, beside true and false, that do not change the base."""
 _BASE_CHANGED = ("pissa", "olora", "corda", "lora_ga", "loftq")
-"""Those that take the first update out of the base's weights: such an adapter belongs to a base of its own."""
+"""Values that subtract the initial update from the base's weights. Such an adapter belongs to its own, changed base."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PeftConfig:
-    """An adapter's config, whose patterns and targets are of PEFT's module paths ("model.layers.0.self_attn.q_proj").
+    """The config of an adapter. Patterns and targets refer to PEFT's module paths ("model.layers.0.self_attn.q_proj").
 
     Attributes:
-      lora: ranks, scales and kind; its `targets` say nothing.
-      targets: endings of module paths on a dot; a regular expression for all of a path; or "all-linear".
-      exclude: the same, without "all-linear"; () for none.
-      is_partial: whether layers_to_transform leaves out some of the modules that are targeted.
-      base_model: what it was trained on, None where it does not say.
+      lora: Ranks, scales and kind of the adapter. Its `targets` are not set.
+      targets: Module paths, or their endings after a dot; a regular expression for whole paths; or "all-linear".
+      exclude: The same, without "all-linear"; () for none.
+      is_partial: Whether `layers_to_transform` leaves out some of the targeted modules.
+      base_model: The model that the adapter was trained on; None if the config does not name it.
     """
 
     lora: LoraConfig
@@ -52,7 +55,7 @@ class PeftConfig:
     base_model: str | None
 
     def is_target(self, path: str) -> bool:
-        """Whether PEFT would adapt a linear layer of this path, layers_to_transform aside."""
+        """Whether PEFT would adapt the linear layer at a module path; `layers_to_transform` is not considered."""
         if self.exclude and _names(self.exclude, path):
             return False
         if isinstance(self.targets, str) and self.targets.lower() == _ALL_LINEAR:
@@ -61,11 +64,11 @@ class PeftConfig:
 
 
 def read_peft_config(folder: Path) -> PeftConfig:
-    """Reads and checks the config of an adapter.
+    """Reads and checks the config in an adapter's directory.
 
     Raises:
-      CheckpointError: there is none, or it is not JSON.
-      UnsupportedModelError: a kind of adapter, or a field, that is not supported.
+      CheckpointError: The file is missing, or is not valid JSON.
+      UnsupportedModelError: The kind of adapter, or one of its fields, is not supported.
     """
     path = folder / CONFIG_FILE
     fields = ConfigFields(raw=_read_object(path), source=str(path))
@@ -95,12 +98,12 @@ def read_peft_config(folder: Path) -> PeftConfig:
 
 
 def peft_config_json(lora: LoraConfig, targets: tuple[str, ...], base_model: str) -> str:
-    """The text of an adapter_config.json.
+    """Returns the text of an adapter_config.json.
 
     Args:
-      lora: its patterns are of PEFT's module paths.
-      targets: endings of module paths.
-      base_model: a path or a Hub id, for PEFT to load it.
+      lora: Ranks, scales and kind. Its patterns refer to PEFT's module paths.
+      targets: Endings of the module paths that are adapted.
+      base_model: Directory or Hub id of the base, for PEFT to load it.
     """
     fields = {
         "peft_type": "LORA",
@@ -136,13 +139,13 @@ def _read_object(path: Path) -> Mapping[str, object]:
             f"{path}: cannot be read ({error.strerror}); expected the directory of a PEFT adapter, with {CONFIG_FILE}"
         ) from error
     if len(data) > _MAX_JSON_BYTES:
-        raise CheckpointError(f"{path}: over {_MAX_JSON_BYTES} bytes; expected the config of an adapter")
+        raise CheckpointError(f"{path}: more than {_MAX_JSON_BYTES} bytes; expected the config of an adapter")
     try:
         found = json.loads(data)
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: not valid JSON ({error}); save the adapter again") from error
     if not isinstance(found, dict):
-        raise CheckpointError(f"{path}: a {type(found).__name__}; expected an object; save the adapter again")
+        raise CheckpointError(f"{path}: holds a {type(found).__name__}; expected an object. Save the adapter again")
     return found
 
 
@@ -154,12 +157,12 @@ def _check_init(fields: ConfigFields) -> None:
     if isinstance(init, str) and init.startswith(_BASE_CHANGED):
         raise fields.fail(
             "init_lora_weights",
-            "an adapter of the unchanged base: this one starts with a part of the base's own weights",
+            "an adapter of the unchanged base; this one was initialized with a part of the base's own weights",
             remedy="Save it with PEFT's save_pretrained(..., path_initial_model_for_weight_conversion=...); or save "
             "its changed base as a model, and set init_lora_weights to true.",
         )
     known = ", ".join(map(repr, (True, False, *_BASE_KEPT)))
-    raise fields.fail("init_lora_weights", f"one of {known}", remedy="What it does to the base is not known.")
+    raise fields.fail("init_lora_weights", f"one of {known}", remedy="Its effect on the base is not known.")
 
 
 def _lora_config(fields: ConfigFields) -> LoraConfig:

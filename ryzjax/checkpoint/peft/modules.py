@@ -1,4 +1,4 @@
-"""PEFT's modules and our linear layers: which are which; fused projections taken apart and joined."""
+"""Maps PEFT's modules to our linear layers, and splits and joins the adapters of fused projections."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ryzjax.checkpoint.families import HF_FAMILIES
-from ryzjax.checkpoint.stored import Stored, Strided
+from ryzjax.checkpoint.stored_weight import TensorRows, WholeTensors
 from ryzjax.errors import CheckpointError
 from ryzjax.models.registry import AbstractModel, family_of
 
@@ -19,13 +19,13 @@ Array = np.ndarray
 
 @dataclass(frozen=True, kw_only=True)
 class ModuleWeights:
-    """The matrices of one module, in float32, and their scale.
+    """The matrices of one module in float32, and their scale. The update of the weight is scale * B A.
 
     Attributes:
-      a: [r, K].
-      b: [N, r].
-      magnitude: [N], of DoRA.
-      scale: of B A.
+      a: A, [r, K].
+      b: B, [N, r].
+      magnitude: DoRA's magnitudes, [N]; None for other adapters.
+      scale: The factor of B A.
     """
 
     a: Array
@@ -36,12 +36,12 @@ class ModuleWeights:
 
 @dataclass(frozen=True, kw_only=True)
 class PeftModule:
-    """A linear layer of the HF model.
+    """A linear layer of the Hugging Face model.
 
     Attributes:
-      path: "model.layers.0.self_attn.qkv_proj".
+      path: The module path, such as "model.layers.0.self_attn.qkv_proj".
       shape: [N, K].
-      parts: our layer -> which of the module's rows it is; one layer has all of them, but where they are fused.
+      parts: Our layer name -> its rows in the module. A module that is not fused has one layer with all rows.
     """
 
     path: str
@@ -51,11 +51,11 @@ class PeftModule:
 
 @dataclass(frozen=True, kw_only=True)
 class PeftModules:
-    """All linear layers of a model.
+    """All linear layers of a Hugging Face model.
 
     Attributes:
-      modules: path -> what can be adapted.
-      others: paths of stacked experts, which cannot.
+      modules: Module path -> the module, for modules that can be adapted.
+      others: Module paths of experts, which cannot be adapted.
     """
 
     modules: Mapping[str, PeftModule]
@@ -63,15 +63,16 @@ class PeftModules:
 
     @property
     def paths(self) -> tuple[str, ...]:
-        """Of all."""
+        """The paths of all modules."""
         return (*self.modules, *sorted(self.others))
 
 
 def peft_modules(model: AbstractModel, prefix: str) -> PeftModules:
-    """The linear layers of a model as HF names and fuses them.
+    """Returns the linear layers of a model under Hugging Face's names, fused as there.
 
     Args:
-      prefix: of the text model, one of `HFFamily.prefixes`.
+      model: The abstract model.
+      prefix: Prefix of the text model's names, one of `HFFamily.prefixes`.
     """
     family = HF_FAMILIES[family_of(model.config)]
     parts: dict[str, dict[str, range]] = {}
@@ -80,9 +81,11 @@ def peft_modules(model: AbstractModel, prefix: str) -> PeftModules:
     for layer, shape in model.linears.items():
         stored = family.weight(f"{layer}.weight", model.config, prefix, frozenset())
         paths = [name.removesuffix(".weight") for name in stored.names]
-        if isinstance(stored, Stored) and not stored.is_stack:
+        if isinstance(stored, WholeTensors) and not stored.is_stack:
             rows = range(shape[-2])
-        elif isinstance(stored, Strided) and not stored.is_transposed and stored.total is not None and len(shape) == 2:
+        elif (
+            isinstance(stored, TensorRows) and not stored.is_transposed and stored.total is not None and len(shape) == 2
+        ):
             rows = range(*stored.rows.indices(stored.total))
             assert rows.step == 1, f"rows of {layer} are interleaved"
         else:
@@ -95,7 +98,7 @@ def peft_modules(model: AbstractModel, prefix: str) -> PeftModules:
 
 
 def split(module: PeftModule, weights: ModuleWeights) -> dict[str, ModuleWeights]:
-    """Our layers' matrices: A is shared, rows of B and the magnitude are divided."""
+    """Splits a module's matrices into those of our layers, which share A. Each gets its rows of B and magnitude."""
     return {
         layer: ModuleWeights(
             a=weights.a,
@@ -108,13 +111,18 @@ def split(module: PeftModule, weights: ModuleWeights) -> dict[str, ModuleWeights
 
 
 def join(module: PeftModule, parts: Mapping[str, ModuleWeights]) -> ModuleWeights:
-    """The module's matrices from those of our layers, exactly.
+    """Joins the matrices of our layers into those of their module, without loss.
 
-    Parts with one A keep it. Others get one A below the other, and B in blocks: the rank is their sum. A part that is
-    not adapted has rows of zeros.
+    If all layers are adapted and share A, the module has the same A. Otherwise the layers' A are stacked and B becomes
+    block-diagonal, so that the rank is the sum of their ranks. A layer that is not adapted has rows of zeros in B.
+
+    Args:
+      module: The module.
+      parts: Our layer name -> its matrices, for the layers that are adapted.
 
     Raises:
-      CheckpointError: DoRA of some parts alone: the magnitudes of the others are those of the base, not known here.
+      CheckpointError: DoRA adapts only some of the layers. PEFT would need the magnitudes of the others too, and those
+        are norms of the base's weights, which are not known here.
     """
     if set(parts) == set(module.parts) and _is_shared(parts.values()):
         first, *_ = parts.values()

@@ -1,8 +1,8 @@
-"""AWQ's GEMM layout (AutoAWQ): values packed along the out features, in an order of their own.
+"""AWQ's GEMM layout (AutoAWQ): int4 values packed along the out features, interleaved within each word.
 
     qweight  int32 [K, N / 8]     qzeros  int32 [K / group, N / 8]     scales  float [K / group, N]
 
-The channel scales of the method are in the previous layer already.
+The per-channel scales of the AWQ method are already folded into the layer before, so a reader does not see them.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from ryzjax.checkpoint.quantized.matrix import StoredMatrix
 from ryzjax.checkpoint.quantized.scales import SCALE_DTYPES, scale_dtype
+from ryzjax.checkpoint.quantized.stored_matrix import StoredMatrix
 from ryzjax.checkpoint.quantized.words import unpack_words
 from ryzjax.checkpoint.tensor_file import TensorFile
 from ryzjax.qarray import QFormat, pack_run
@@ -20,18 +20,18 @@ from ryzjax.qarray import QFormat, pack_run
 __all__ = ["AwqMatrix"]
 
 _ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
-"""Nibble i of a word is column `_ORDER[i]` of its eight."""
+"""Nibble i of a word holds column `_ORDER[i]` of the word's eight columns."""
 
 
 class AwqMatrix(StoredMatrix):
-    """See the module's docstring.
+    """An AWQ matrix: int4 in groups, with zeros.
 
     Raises:
-      CheckpointError: tensors that do not fit each other.
+      CheckpointError: The shapes or dtypes of the tensors do not match.
     """
 
-    def __init__(self, home: Mapping[str, TensorFile], base: str, names: tuple[str, ...], shape: tuple[int, int]):
-        super().__init__(home, base, names, shape)
+    def __init__(self, file_of: Mapping[str, TensorFile], base: str, names: tuple[str, ...], shape: tuple[int, int]):
+        super().__init__(file_of, base, names, shape)
         n, k = shape
         self.expect("qweight", [(k, n // 8)], ["I32"])
         groups = self.rows_of("scales")
@@ -49,7 +49,6 @@ class AwqMatrix(StoredMatrix):
         )
 
     def integers(self, rows: slice, columns: slice) -> np.ndarray:
-        """See `StoredMatrix`."""
         low, high, _ = rows.indices(self.shape[0])
         first = low // 8
         words = self.read("qweight", columns, slice(first, -(-high // 8)))
@@ -57,7 +56,6 @@ class AwqMatrix(StoredMatrix):
         return np.ascontiguousarray(q.T)
 
     def leaf(self, name: str) -> np.ndarray:
-        """See `StoredMatrix`."""
         if name == "scales":
             return np.ascontiguousarray(self.read("scales").T)
         assert name == "zeros", name

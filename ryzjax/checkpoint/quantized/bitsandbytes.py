@@ -1,12 +1,14 @@
-"""bitsandbytes: NF4 and FP4 in blocks of the flattened matrix, with scales that may be quantized themselves; and int8.
+"""bitsandbytes: NF4 and FP4 in blocks of the flattened matrix, optionally with quantized scales, and LLM.int8().
 
-weight                     uint8 [N * K / 2, 1], row after row, the even element of two in the high nibble
-weight.absmax              float32 [N * K / block], or uint8 codes where nested
-weight.quant_map           float32 [16]
-weight.nested_absmax       float32 [blocks / 256]         weight.nested_quant_map  float32 [256]
-weight.quant_state.bitsandbytes__nf4                      JSON as bytes: blocksize, shape, nested_offset, ...
+NF4 and FP4:
+    weight                     uint8 [N * K / 2, 1], row after row; of two elements, the even one is in the high nibble
+    weight.absmax              float32 [N * K / block], or uint8 codes where scales are nested
+    weight.quant_map           float32 [16]
+    weight.nested_absmax       float32 [blocks / 256]         weight.nested_quant_map  float32 [256]
+    weight.quant_state.bitsandbytes__nf4                      JSON as bytes: blocksize, shape, nested_offset, ...
 
-weight int8 [N, K], SCB float32 [N]: the largest magnitude of each row
+LLM.int8():
+    weight  int8 [N, K]        SCB  float32 [N], the largest magnitude of each row
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from ryzjax.checkpoint.quantized.matrix import StoredMatrix
+from ryzjax.checkpoint.quantized.stored_matrix import StoredMatrix
 from ryzjax.checkpoint.tensor_file import TensorFile
 from ryzjax.qarray import QFormat
 
@@ -27,43 +29,44 @@ _NESTED_BLOCK = 256
 
 
 class Bnb4Matrix(StoredMatrix):
-    """NF4 or FP4. A matrix whose rows are no whole blocks cannot stay quantized.
+    """An NF4 or FP4 matrix. It can stay quantized only if each row is a whole number of blocks.
 
     Raises:
-      CheckpointError: tensors that do not fit each other.
+      CheckpointError: The shapes or dtypes of the tensors do not match, or the quantization state is damaged.
     """
 
-    def __init__(self, home: Mapping[str, TensorFile], base: str, names: tuple[str, ...], shape: tuple[int, int]):
-        super().__init__(home, base, names, shape)
+    def __init__(self, file_of: Mapping[str, TensorFile], base: str, names: tuple[str, ...], shape: tuple[int, int]):
+        super().__init__(file_of, base, names, shape)
         n, k = shape
         state = self._state()
         block = state.get("blocksize")
         if not isinstance(block, int) or block < 2 or block & (block - 1):
-            raise self.error("weight", f"has blocks of {block!r}; expected a power of two")
+            raise self.error("weight", f"has a blocksize of {block!r}; expected a power of two")
         if tuple(state.get("shape", ())) != shape:  # pyright: ignore
             raise self.error("weight", f"is a matrix of {state.get('shape')}; expected {list(shape)} by config.json")
         self.expect("weight", [(-(-n * k // 2), 1)], ["U8"])
         blocks = -(-n * k // block)
         self.expect("weight.quant_map", [(16,)], ["F32"])
-        self.is_nested = f"{base}.weight.nested_absmax" in home
+        self.is_nested = f"{base}.weight.nested_absmax" in file_of
         self.expect("weight.absmax", [(blocks,)], ["U8"] if self.is_nested else ["F32"])
         self.offset = np.float32(0)
         if self.is_nested:
             if state.get("nested_blocksize") != _NESTED_BLOCK:
-                raise self.error("weight.nested_absmax", f"has blocks of {state.get('nested_blocksize')}; expected 256")
+                raise self.error(
+                    "weight.nested_absmax", f"has a blocksize of {state.get('nested_blocksize')}; expected 256"
+                )
             self.expect("weight.nested_absmax", [(-(-blocks // _NESTED_BLOCK),)], ["F32"])
             self.expect("weight.nested_quant_map", [(256,)], ["F32"])
             self.offset = np.float32(state.get("nested_offset", 0.0))  # pyright: ignore
         self.block = block
         if k % block:
-            self.float_format = f"its rows of {k} are no whole blocks of {block}"
+            self.float_reason = f"its rows of {k} are not whole blocks of {block}"
             block = k
         self.format = QFormat(
             kind="float4", group=block, pack=block, scale_dtype="nested" if self.is_nested else "float32"
         )
 
     def integers(self, rows: slice, columns: slice) -> np.ndarray:
-        """See `StoredMatrix`."""
         first, last, _ = rows.indices(self.shape[0])
         k = self.shape[1]
         low = first * k // 2
@@ -73,7 +76,6 @@ class Bnb4Matrix(StoredMatrix):
         return q.reshape(last - first, k)[:, columns]
 
     def leaf(self, name: str) -> np.ndarray:
-        """See `StoredMatrix`."""
         if name == "scale_offset":
             return np.asarray(self.offset)
         if name == "scales":
@@ -82,8 +84,8 @@ class Bnb4Matrix(StoredMatrix):
         return self.read(f"weight.{tensors[name]}")
 
     def dequantized(self, rows: slice) -> np.ndarray:
-        """See `StoredMatrix`; also where blocks cross rows."""
-        if not self.float_format:
+        """Dequantizes some rows, also where blocks cross rows."""
+        if not self.float_reason:
             return super().dequantized(rows)
         absmax = self.read("weight.absmax")
         if self.is_nested:
@@ -96,7 +98,7 @@ class Bnb4Matrix(StoredMatrix):
     def _state(self) -> Mapping[str, object]:
         name = next((name for name in self.names if name.startswith(f"{self.base}.{_STATE}")), None)
         if name is None:
-            raise self.error("weight", "has no quant_state beside it; export the checkpoint again, with it")
+            raise self.error("weight", "has no quant_state beside it; export the checkpoint again with its quant_state")
         suffix = name.removeprefix(f"{self.base}.")
         try:
             state = json.loads(self.read(suffix).astype(np.uint8).tobytes())
@@ -108,24 +110,24 @@ class Bnb4Matrix(StoredMatrix):
 
 
 class Bnb8Matrix(StoredMatrix):
-    """LLM.int8(): rows of int8. Activations stay as they are: the outlier columns that bitsandbytes multiplies in 16
-    bits are not told from the others.
+    """An LLM.int8() matrix: int8 with one scale a row.
+
+    Activations are not quantized. bitsandbytes multiplies outlier columns in 16 bits; this reader does not distinguish
+    them from the others.
 
     Raises:
-      CheckpointError: tensors that do not fit each other.
+      CheckpointError: The shapes or dtypes of the tensors do not match.
     """
 
-    def __init__(self, home: Mapping[str, TensorFile], base: str, names: tuple[str, ...], shape: tuple[int, int]):
-        super().__init__(home, base, names, shape)
+    def __init__(self, file_of: Mapping[str, TensorFile], base: str, names: tuple[str, ...], shape: tuple[int, int]):
+        super().__init__(file_of, base, names, shape)
         self.expect("weight", [shape], ["I8"])
         self.expect("SCB", [shape[:1]], ["F32"])
         self.format = QFormat(kind="int8")
 
     def integers(self, rows: slice, columns: slice) -> np.ndarray:
-        """See `StoredMatrix`."""
         return self.read("weight", rows, columns)
 
     def leaf(self, name: str) -> np.ndarray:
-        """See `StoredMatrix`."""
         assert name == "scales", name
         return (self.read("SCB") * np.float32(1 / 127))[:, None]

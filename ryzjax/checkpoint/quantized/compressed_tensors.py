@@ -1,6 +1,6 @@
-"""compressed-tensors (llm-compressor, vLLM; and what we write).
+"""compressed-tensors: the format of llm-compressor and vLLM, and the one that RyzJAX writes.
 
-pack-quantized   weight_packed int32 [N, K * bits / 32], values plus half the range
+pack-quantized   weight_packed int32 [N, K * bits / 32], each value stored as q + 2^(bits - 1)
                  weight_scale [N, groups], weight_zero_point int32 [N * bits / 32, groups], weight_g_idx [K]
 int-quantized    weight int8 [N, K], weight_scale [N, groups or 1], weight_zero_point int8
 float-quantized  weight float8 [N, K], weight_scale per tensor, row, group, or 128 x 128 block
@@ -13,8 +13,8 @@ from collections.abc import Mapping
 import numpy as np
 
 from ryzjax.checkpoint.quantized.gptq import group_order
-from ryzjax.checkpoint.quantized.matrix import StoredMatrix
 from ryzjax.checkpoint.quantized.scales import SCALE_DTYPES, scale_dtype
+from ryzjax.checkpoint.quantized.stored_matrix import StoredMatrix
 from ryzjax.checkpoint.quantized.words import unpack_words
 from ryzjax.checkpoint.tensor_file import TensorFile
 from ryzjax.qarray import QFormat, pack_run
@@ -23,14 +23,14 @@ __all__ = ["IntMatrix", "PackedMatrix"]
 
 
 class PackedMatrix(StoredMatrix):
-    """pack-quantized, 4 or 8 bits.
+    """A pack-quantized matrix of 4 or 8 bits.
 
     Raises:
-      CheckpointError: tensors that do not fit each other, or other bits.
+      CheckpointError: The shapes or dtypes of the tensors do not match, or the matrix has other bits than 4 or 8.
     """
 
-    def __init__(self, home: Mapping[str, TensorFile], base: str, names: tuple[str, ...], shape: tuple[int, int]):
-        super().__init__(home, base, names, shape)
+    def __init__(self, file_of: Mapping[str, TensorFile], base: str, names: tuple[str, ...], shape: tuple[int, int]):
+        super().__init__(file_of, base, names, shape)
         n, k = shape
         stored = self.entry("weight_packed").shape
         self.bits = next((bits for bits in (4, 8) if stored == (n, -(-k * bits // 32))), 0)
@@ -38,17 +38,17 @@ class PackedMatrix(StoredMatrix):
             raise self.error(
                 "weight_packed",
                 f"has shape {list(stored)}; expected {[n, -(-k // 8)]} for 4 bits or {[n, -(-k // 4)]} for 8. Other "
-                "bits are not supported; take the model in 4 or 8 bits.",
+                "bits are not supported; use the model in 4 or 8 bits.",
             )
         self.expect("weight_packed", [stored], ["I32"])
         group = _group(self, k)
         self.order = None
-        if f"{base}.weight_g_idx" in home:
+        if f"{base}.weight_g_idx" in file_of:
             self.expect("weight_g_idx", [(k,)], ["I32", "I64"])
             self.order, problem = group_order(self.read("weight_g_idx"), group or k)
             if problem:
                 raise self.error("weight_g_idx", problem)
-        has_zeros = f"{base}.weight_zero_point" in home
+        has_zeros = f"{base}.weight_zero_point" in file_of
         if has_zeros:
             groups = self.entry("weight_scale").shape[1]
             self.expect("weight_zero_point", [(-(-n * self.bits // 32), groups)], ["I32"])
@@ -62,7 +62,6 @@ class PackedMatrix(StoredMatrix):
         )
 
     def integers(self, rows: slice, columns: slice) -> np.ndarray:
-        """See `StoredMatrix`."""
         per_word = 32 // self.bits
         low, high, _ = columns.indices(self.shape[1])
         if self.order is None:
@@ -74,7 +73,6 @@ class PackedMatrix(StoredMatrix):
         return self._signed(q)
 
     def leaf(self, name: str) -> np.ndarray:
-        """See `StoredMatrix`."""
         if name == "order":
             assert self.order is not None
             return self.order
@@ -88,21 +86,22 @@ class PackedMatrix(StoredMatrix):
 
 
 class IntMatrix(StoredMatrix):
-    """int-quantized and float-quantized: one value an element.
+    """An int-quantized or float-quantized matrix: one int8 or float8 per element, without packing.
 
     Args:
-      scale: suffix of the scales' name: "weight_scale", or "weight_scale_inv" of Hugging Face's own fp8, which is
-        multiplied with all the same.
-      block: (rows, columns) that share a scale in 128 x 128 blocks, where the config says so.
-      int8_activations: whether the config has activations rounded to int8 by token.
+      file_of, base, names, shape: As for `StoredMatrix`.
+      scale: The end of the name of the scales: "weight_scale", or "weight_scale_inv" in Hugging Face's own fp8 format.
+        Despite its name, the latter is multiplied as well.
+      block: The rows and columns that share a scale, where the config has blocks such as (128, 128).
+      int8_activations: Whether the config quantizes activations to int8 per token.
 
     Raises:
-      CheckpointError: tensors that do not fit each other.
+      CheckpointError: The shapes or dtypes of the tensors do not match.
     """
 
     def __init__(
         self,
-        home: Mapping[str, TensorFile],
+        file_of: Mapping[str, TensorFile],
         base: str,
         names: tuple[str, ...],
         shape: tuple[int, int],
@@ -111,12 +110,12 @@ class IntMatrix(StoredMatrix):
         block: tuple[int, int] | None = None,
         int8_activations: bool = False,
     ):
-        super().__init__(home, base, names, shape)
+        super().__init__(file_of, base, names, shape)
         n, k = shape
         self.scale = scale
         is_float = self.expect("weight", [shape], ["I8", "F8_E4M3"]).dtype_name == "F8_E4M3"
         blocks = (-(-n // block[0]), -(-k // block[1])) if block else None
-        stored = self.entry(scale).shape if f"{base}.{scale}" in home else ()
+        stored = self.entry(scale).shape if f"{base}.{scale}" in file_of else ()
         rows: int | None = 1
         group: int | None = None
         if blocks is not None and stored == blocks:
@@ -127,10 +126,10 @@ class IntMatrix(StoredMatrix):
         else:
             group = _group(self, k, scale, ([blocks] if blocks else []))
         self.expect(scale, [stored], SCALE_DTYPES)
-        self.has_zeros = f"{base}.weight_zero_point" in home and not is_float
+        self.has_zeros = f"{base}.weight_zero_point" in file_of and not is_float
         if self.has_zeros:
             self.expect("weight_zero_point", [stored], ["I8"])
-        # The format multiplies in int8 with one scale a row only; elsewhere activations stay as they are.
+        # A QArray multiplies in int8 only with one scale a row. Otherwise activations are not quantized.
         self.ignores_activations = int8_activations and (is_float or group is not None or rows != 1 or self.has_zeros)
         self.format = QFormat(
             kind="float8" if is_float else "int8",
@@ -142,12 +141,10 @@ class IntMatrix(StoredMatrix):
         )
 
     def integers(self, rows: slice, columns: slice) -> np.ndarray:
-        """See `StoredMatrix`."""
         q = self.read("weight", rows, columns)
         return q.view(np.uint8) if self.format.kind == "float8" else q
 
     def leaf(self, name: str) -> np.ndarray:
-        """See `StoredMatrix`."""
         stored = self.read(self.scale if name == "scales" else "weight_zero_point")
         return stored.reshape(self.format.scale_shape(self.shape))
 
@@ -155,9 +152,16 @@ class IntMatrix(StoredMatrix):
 def _group(
     matrix: StoredMatrix, k: int, scale: str = "weight_scale", also: list[tuple[int, ...]] | None = None
 ) -> int | None:
-    """Columns a scale covers, from the shape of the scales [N, groups]; None for all."""
+    """Returns the columns that share a scale, from the shape [N, groups] of the scales; None for all columns.
+
+    Args:
+      matrix: The matrix; its scales are checked.
+      k: In features of the matrix.
+      scale: The end of the name of the scales.
+      also: Further shapes that the scales may have.
+    """
     n = matrix.shape[0]
-    stored = matrix.entry(scale).shape if f"{matrix.base}.{scale}" in matrix.home else ()
+    stored = matrix.entry(scale).shape if f"{matrix.base}.{scale}" in matrix.file_of else ()
     groups = stored[1] if len(stored) == 2 else 1
     fits = [(n, groups)] if groups and k % groups == 0 else [(n, 1)]
     matrix.expect(scale, [*fits, (n,)] if groups == 1 else [*fits, *(also or [])], SCALE_DTYPES)

@@ -1,4 +1,4 @@
-"""The quantization_config of a compressed-tensors checkpoint."""
+"""Writes the `quantization_config` of a compressed-tensors checkpoint."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ __all__ = ["compressed_tensors_config"]
 
 
 def compressed_tensors_config(formats: Mapping[str, QFormat], plain: Iterable[str]) -> dict[str, object]:
-    """For `config.json`.
+    """Returns the `quantization_config` for `config.json`.
 
     Args:
-      formats: module's name in the files -> its format, int4 or int8 without a permutation.
-      plain: linear modules that are not quantized.
+      formats: Module name in the files -> its format: int4 or int8, without a permutation.
+      plain: Names of the linear modules that are not quantized.
     """
     by_format: dict[QFormat, list[str]] = {}
     for module, format in formats.items():

@@ -1,6 +1,6 @@
-"""Q8_0 and Q4_0 blocks of GGUF files, which have a QArray's layout: 32 columns with a float16 scale each.
+"""Q8_0 and Q4_0 tensors of GGUF files. Both map directly to a QArray: 32 columns share one float16 scale.
 
-Other kinds (Q4_K, Q6_K, ...) have scales of scales, or bits that straddle bytes: they are dequantized.
+Other kinds (Q4_K, Q6_K, ...) have quantized scales, or values that straddle bytes. They are dequantized while loading.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from ryzjax.checkpoint.gguf.file import GgufFile
-from ryzjax.checkpoint.quantized.matrix import StoredMatrix
+from ryzjax.checkpoint.quantized.stored_matrix import StoredMatrix
 from ryzjax.qarray import QFormat, unpack_nibbles
 
 __all__ = ["GgufMatrix"]
@@ -21,7 +21,13 @@ _FORMATS = {
 
 
 class GgufMatrix(StoredMatrix):
-    """A tensor of one of the two kinds; `file.block_kind` says which tensors are."""
+    """A Q8_0 or Q4_0 tensor. `GgufFile.block_kinds` says which tensors are of these kinds.
+
+    Args:
+      file: The open file.
+      name: Name of the tensor.
+      shape: (N, K) of the model's layer.
+    """
 
     def __init__(self, file: GgufFile, name: str, shape: tuple[int, int]):
         super().__init__({name: file}, name, (name,), shape)
@@ -29,14 +35,12 @@ class GgufMatrix(StoredMatrix):
         self.format = _FORMATS[file.block_kinds[name]]
 
     def integers(self, rows: slice, columns: slice) -> np.ndarray:
-        """See `StoredMatrix`."""
         blocks = self._blocks(rows)
         values = blocks[:, :, 2:].reshape(len(blocks), -1)
         q = values.view(np.int8) if self.format.kind == "int8" else unpack_nibbles(values, _GROUP)
         return q[:, columns]
 
     def leaf(self, name: str) -> np.ndarray:
-        """See `StoredMatrix`."""
         assert name == "scales", name
         return np.ascontiguousarray(self._blocks(slice(None))[:, :, :2]).view(np.float16)[:, :, 0]
 

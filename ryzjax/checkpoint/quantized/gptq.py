@@ -1,7 +1,7 @@
-"""GPTQ (AutoGPTQ, GPTQModel): values packed along the in features, one transposed matrix of words.
+"""GPTQ (AutoGPTQ, GPTQModel): a transposed matrix of words, with values packed along the in features.
 
 qweight  int32 [K * bits / 32, N]      scales  float [groups, N]
-qzeros   int32 [groups, N * bits / 32], packed along N; version 1 stores zero - 1
+qzeros   int32 [groups, N * bits / 32], packed along N; version 1 stores zero - 1, version 2 the zero itself
 g_idx    int32 [K], the group of each in feature
 """
 
@@ -11,8 +11,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from ryzjax.checkpoint.quantized.matrix import StoredMatrix
 from ryzjax.checkpoint.quantized.scales import SCALE_DTYPES, scale_dtype
+from ryzjax.checkpoint.quantized.stored_matrix import StoredMatrix
 from ryzjax.checkpoint.quantized.words import unpack_words
 from ryzjax.checkpoint.tensor_file import TensorFile
 from ryzjax.qarray import QFormat, pack_run
@@ -21,20 +21,21 @@ __all__ = ["GptqMatrix", "group_order"]
 
 
 class GptqMatrix(StoredMatrix):
-    """See the module's docstring.
+    """A GPTQ matrix of 4 or 8 bits.
 
     Args:
-      is_v2: whether the config says that zeros are stored as they are. For symmetric weights the values decide: 8 in
-        every nibble is version 2 whatever the label says, 7 is version 1.
-      is_symmetric: what the config says.
+      file_of, base, names, shape: As for `StoredMatrix`.
+      is_v2: Whether the config says version 2, which stores zeros without the offset. Labels can be wrong, so for
+        symmetric weights the stored values decide: in 4 bits, all nibbles 8 mean version 2, all 7 mean version 1.
+      is_symmetric: Whether the config says that the weights are symmetric.
 
     Raises:
-      CheckpointError: tensors that do not fit each other, or bits other than 4 and 8.
+      CheckpointError: The shapes or dtypes of the tensors do not match, or the matrix has other bits than 4 or 8.
     """
 
     def __init__(
         self,
-        home: Mapping[str, TensorFile],
+        file_of: Mapping[str, TensorFile],
         base: str,
         names: tuple[str, ...],
         shape: tuple[int, int],
@@ -42,7 +43,7 @@ class GptqMatrix(StoredMatrix):
         is_v2: bool,
         is_symmetric: bool,
     ):
-        super().__init__(home, base, names, shape)
+        super().__init__(file_of, base, names, shape)
         n, k = shape
         stored = self.entry("qweight").shape
         self.bits = next((bits for bits in (4, 8) if stored == (k * bits // 32, n)), 0)
@@ -50,7 +51,7 @@ class GptqMatrix(StoredMatrix):
             raise self.error(
                 "qweight",
                 f"has shape {list(stored)}; expected {[k // 8, n]} for 4 bits or {[k // 4, n]} for 8. Other bits and "
-                "planar packing are not supported; take the model in 4 or 8 bits.",
+                "planar packing are not supported; use the model in 4 or 8 bits.",
             )
         self.expect("qweight", [stored], ["I32"])
         groups = self.rows_of("scales")
@@ -71,7 +72,6 @@ class GptqMatrix(StoredMatrix):
         )
 
     def integers(self, rows: slice, columns: slice) -> np.ndarray:
-        """See `StoredMatrix`."""
         per_word = 32 // self.bits
         if self.order is None:
             low, high, _ = columns.indices(self.shape[1])
@@ -83,7 +83,6 @@ class GptqMatrix(StoredMatrix):
         return self._signed(np.ascontiguousarray(q.T))
 
     def leaf(self, name: str) -> np.ndarray:
-        """See `StoredMatrix`."""
         if name == "order":
             assert self.order is not None
             return self.order
@@ -93,15 +92,15 @@ class GptqMatrix(StoredMatrix):
         return self._signed(np.ascontiguousarray(self._stored_zeros(self.offset).T))
 
     def _signed(self, q: np.ndarray) -> np.ndarray:
-        """8-bit values are stored from 0 to 255, with the zero point among them."""
+        """Converts 8-bit values, which are stored from 0 to 255, to int8."""
         return q if self.bits == 4 else (q ^ 0x80).view(np.int8)
 
     def _stored_zeros(self, offset: int) -> np.ndarray:
-        # A zero of 0 is stored as -1 in version 1: it wraps around.
+        # Version 1 stores a zero of 0 as -1, which wraps around.
         return (unpack_words(self.read("qzeros"), self.bits, 1) + np.uint8(offset)) & np.uint8(2**self.bits - 1)
 
     def _zeros(self, is_v2: bool, is_symmetric: bool) -> tuple[int, bool]:
-        """(what to add to stored zeros, whether they differ from the middle of the range)."""
+        """Returns (the offset to add to stored zeros, whether the QArray needs zeros)."""
         middle = 2 ** (self.bits - 1)
         stored = self._stored_zeros(0)
         if is_symmetric and np.all(stored == middle):
@@ -111,7 +110,7 @@ class GptqMatrix(StoredMatrix):
         return (0 if is_v2 else 1), True
 
     def _order(self, k: int, group: int) -> np.ndarray | None:
-        if f"{self.base}.g_idx" not in self.home:
+        if f"{self.base}.g_idx" not in self.file_of:
             return None
         self.expect("g_idx", [(k,)], ["I32", "I64"])
         order, problem = group_order(self.read("g_idx"), group)
@@ -121,11 +120,15 @@ class GptqMatrix(StoredMatrix):
 
 
 def group_order(group_of: np.ndarray, group: int) -> tuple[np.ndarray | None, str | None]:
-    """(permutation that puts the columns of a group side by side, or None where they are; or what is wrong).
+    """Finds the permutation that puts the columns of each group side by side (act-order).
 
     Args:
-      group_of: int [K], the group of each column.
-      group: columns of each.
+      group_of: The group of each column, int [K].
+      group: Columns in each group.
+
+    Returns:
+      (permutation, problem). The permutation is int32 [K], or None if the columns are in order already. The problem
+      completes an error message, and is None if there is none.
     """
     plain = np.arange(len(group_of)) // group
     if np.array_equal(group_of, plain):

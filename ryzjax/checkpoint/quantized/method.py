@@ -1,4 +1,4 @@
-"""QuantMethod: which tensors of a checkpoint make up a quantized matrix, by its config."""
+"""quant_method: reads how a checkpoint is quantized from its config, and which tensors make up a quantized matrix."""
 
 from __future__ import annotations
 
@@ -7,44 +7,46 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from ryzjax.checkpoint.hf.fields import ConfigFields
+from ryzjax.checkpoint.config_fields import ConfigFields
 from ryzjax.checkpoint.quantized.awq import AwqMatrix
 from ryzjax.checkpoint.quantized.bitsandbytes import Bnb4Matrix, Bnb8Matrix
 from ryzjax.checkpoint.quantized.compressed_tensors import IntMatrix, PackedMatrix
 from ryzjax.checkpoint.quantized.gptq import GptqMatrix
-from ryzjax.checkpoint.quantized.matrix import StoredMatrix
+from ryzjax.checkpoint.quantized.stored_matrix import StoredMatrix
 from ryzjax.checkpoint.source import CheckpointSource
 from ryzjax.checkpoint.tensor_file import TensorFile
 from ryzjax.errors import CheckpointError
 
 __all__ = ["QuantMethod", "quant_method"]
 
-Home = Mapping[str, TensorFile]
-_REMEDY = "Take the model in another format, or unquantized."
+FileOf = Mapping[str, TensorFile]
+_REMEDY = "Use the model in another format, or unquantized."
 
 
 @dataclass(frozen=True, kw_only=True)
 class QuantMethod:
-    """A way to quantize a checkpoint.
+    """How a checkpoint is quantized.
 
     Attributes:
-      name: as the config has it.
-      matrix: (files, module's name in the files, names of its tensors, (N, K)) -> the matrix; None where the module
-        is not quantized.
-      ignored: endings of tensors that say nothing a reader needs.
+      name: Name of the method in the config.
+      matrix: Function of (tensor name -> file, module name in the files, names of the module's tensors, (N, K)) that
+        returns the quantized matrix, or None if the module is not quantized.
+      ignored: Name endings of tensors that a reader does not need.
     """
 
     name: str
-    matrix: Callable[[Home, str, tuple[str, ...], tuple[int, int]], StoredMatrix | None]
+    matrix: Callable[[FileOf, str, tuple[str, ...], tuple[int, int]], StoredMatrix | None]
     ignored: tuple[str, ...] = ()
 
 
 def quant_method(source: CheckpointSource) -> QuantMethod | None:
-    """What the checkpoint's config says of its quantization; None where it says nothing.
+    """Reads how a checkpoint is quantized from its config; None if it is not quantized.
+
+    The config is `quantization_config` in config.json, or AutoGPTQ's quantize_config.json.
 
     Raises:
-      UnsupportedModelError: a method, or a variant, that cannot be read.
-      CheckpointError: a quantize_config.json that is not JSON.
+      UnsupportedModelError: The method, or a variant of it, is not supported.
+      CheckpointError: quantize_config.json is not a JSON object.
     """
     outer = ConfigFields(raw=source.config, source=source.config_name)
     fields = outer.block("quantization_config") or outer.block("compression_config")
@@ -58,7 +60,7 @@ def quant_method(source: CheckpointSource) -> QuantMethod | None:
     if name is None and fields.has("bits"):  # quantize_config.json of AutoGPTQ
         name = "gptq"
     if name == "mxfp4":
-        return None  # the experts of GPT-OSS, which its family reads
+        return None  # the experts of GPT-OSS, which `families.gpt_oss` reads
     readers: Mapping[object, Callable[[ConfigFields], QuantMethod]] = {
         "gptq": _gptq,
         "awq": _awq,
@@ -86,7 +88,10 @@ def _gptq_file(source: CheckpointSource) -> ConfigFields | None:
 
 
 def _gptq(fields: ConfigFields) -> QuantMethod:
-    """`dynamic` overrides need no reading: bits and groups follow from the shapes, and what is plain has a weight."""
+    """Of the overrides in `dynamic`, only `sym` is read.
+
+    Bits and groups follow from the shapes, and a module that is not quantized has a plain weight.
+    """
     label = fields.value("checkpoint_format") or fields.value("format") or "gptq"
     if label not in ("gptq", "gptq_v2"):
         raise fields.fail("checkpoint_format", "'gptq' or 'gptq_v2'", remedy=_REMEDY)
@@ -99,23 +104,26 @@ def _gptq(fields: ConfigFields) -> QuantMethod:
     overrides = fields.block("dynamic")
     symmetric_of = _overrides(overrides, "sym", is_symmetric)
 
-    def matrix(home: Home, base: str, names: tuple[str, ...], shape: tuple[int, int]) -> StoredMatrix | None:
-        if f"{base}.qweight" not in home:
+    def matrix(file_of: FileOf, base: str, names: tuple[str, ...], shape: tuple[int, int]) -> StoredMatrix | None:
+        if f"{base}.qweight" not in file_of:
             return None
-        return GptqMatrix(home, base, names, shape, is_v2=label == "gptq_v2", is_symmetric=symmetric_of(base))
+        return GptqMatrix(file_of, base, names, shape, is_v2=label == "gptq_v2", is_symmetric=symmetric_of(base))
 
     return QuantMethod(name="gptq", matrix=matrix)
 
 
 def _overrides(block: ConfigFields | None, key: str, default: bool) -> Callable[[str], bool]:
-    """A setting that `dynamic` (regular expression -> settings) overrides by module; the first match counts."""
+    """Returns module name -> a setting that `dynamic` (regular expression -> settings) may override.
+
+    The first expression that matches a module counts.
+    """
     rules: list[tuple[re.Pattern[str], object]] = []
     for pattern, settings in (block.raw if block is not None else {}).items():
         try:
             compiled = re.compile(pattern.removeprefix("+:").removeprefix("-:"))
         except re.error as error:
             assert block is not None
-            raise block.fail(pattern, "a regular expression", remedy=f"It is none ({error}).") from error
+            raise block.fail(pattern, "a regular expression", remedy=f"It is not valid ({error}).") from error
         rules.append((compiled, settings.get(key, default) if isinstance(settings, dict) else default))
 
     def setting(module: str) -> bool:
@@ -131,8 +139,8 @@ def _awq(fields: ConfigFields) -> QuantMethod:
     if not isinstance(version, str | None) or (version or "gemm").lower() != "gemm":
         raise fields.fail("version", "'gemm'", remedy=_REMEDY)
 
-    def matrix(home: Home, base: str, names: tuple[str, ...], shape: tuple[int, int]) -> StoredMatrix | None:
-        return AwqMatrix(home, base, names, shape) if f"{base}.qweight" in home else None
+    def matrix(file_of: FileOf, base: str, names: tuple[str, ...], shape: tuple[int, int]) -> StoredMatrix | None:
+        return AwqMatrix(file_of, base, names, shape) if f"{base}.qweight" in file_of else None
 
     return QuantMethod(name="awq", matrix=matrix)
 
@@ -159,10 +167,10 @@ def _compressed_tensors(fields: ConfigFields) -> QuantMethod:
             raise group.fail("format", f"one of {', '.join(sorted(formats))}", remedy=_REMEDY)
         settings.append(group)
 
-    def matrix(home: Home, base: str, names: tuple[str, ...], shape: tuple[int, int]) -> StoredMatrix | None:
-        if f"{base}.weight_packed" in home:
-            return PackedMatrix(home, base, names, shape)
-        weight = home.get(f"{base}.weight")
+    def matrix(file_of: FileOf, base: str, names: tuple[str, ...], shape: tuple[int, int]) -> StoredMatrix | None:
+        if f"{base}.weight_packed" in file_of:
+            return PackedMatrix(file_of, base, names, shape)
+        weight = file_of.get(f"{base}.weight")
         if weight is None or weight.entries[f"{base}.weight"].dtype_name not in ("I8", "F8_E4M3"):
             return None
         group = _group_of(base, settings)
@@ -171,7 +179,7 @@ def _compressed_tensors(fields: ConfigFields) -> QuantMethod:
         block = weights.value("block_structure") if weights is not None else None
         is_int8 = activations is not None and activations.value("type") == "int" and activations.value("num_bits") == 8
         return IntMatrix(
-            home,
+            file_of,
             base,
             names,
             shape,
@@ -183,7 +191,7 @@ def _compressed_tensors(fields: ConfigFields) -> QuantMethod:
 
 
 def _group_of(module: str, groups: list[ConfigFields]) -> ConfigFields | None:
-    """The group that targets a module: by name or regular expression before by class."""
+    """Returns the group that targets a module. A name or regular expression takes precedence over a class."""
     by_class = None
     for group in groups:
         targets = group.value("targets")
@@ -198,23 +206,23 @@ def _group_of(module: str, groups: list[ConfigFields]) -> ConfigFields | None:
 
 
 def _fp8(fields: ConfigFields) -> QuantMethod:
-    """Hugging Face's own, in blocks; and FBGEMM's, a scale a row."""
+    """Hugging Face's own fp8 format, with blocks, and FBGEMM's, with one scale a row."""
     size = fields.value("weight_block_size")
     block = (size[0], size[1]) if isinstance(size, list) and len(size) == 2 else None
 
-    def matrix(home: Home, base: str, names: tuple[str, ...], shape: tuple[int, int]) -> StoredMatrix | None:
+    def matrix(file_of: FileOf, base: str, names: tuple[str, ...], shape: tuple[int, int]) -> StoredMatrix | None:
         for scale in ("weight_scale_inv", "weight_scale"):
-            if f"{base}.{scale}" in home:
-                return IntMatrix(home, base, names, shape, scale=scale, block=block)
+            if f"{base}.{scale}" in file_of:
+                return IntMatrix(file_of, base, names, shape, scale=scale, block=block)
         return None
 
     return QuantMethod(name="fp8", matrix=matrix, ignored=(".input_scale", ".input_scale_ub", ".activation_scale"))
 
 
 def _bitsandbytes(fields: ConfigFields) -> QuantMethod:
-    def matrix(home: Home, base: str, names: tuple[str, ...], shape: tuple[int, int]) -> StoredMatrix | None:
-        if f"{base}.weight.absmax" in home:
-            return Bnb4Matrix(home, base, names, shape)
-        return Bnb8Matrix(home, base, names, shape) if f"{base}.SCB" in home else None
+    def matrix(file_of: FileOf, base: str, names: tuple[str, ...], shape: tuple[int, int]) -> StoredMatrix | None:
+        if f"{base}.weight.absmax" in file_of:
+            return Bnb4Matrix(file_of, base, names, shape)
+        return Bnb8Matrix(file_of, base, names, shape) if f"{base}.SCB" in file_of else None
 
     return QuantMethod(name="bitsandbytes", matrix=matrix, ignored=(".weight_format",))

@@ -1,4 +1,4 @@
-"""Small integers packed in 32-bit words."""
+"""Packs 4- and 8-bit integers into 32-bit words, and unpacks them."""
 
 from __future__ import annotations
 
@@ -8,11 +8,14 @@ __all__ = ["pack_words", "unpack_words"]
 
 
 def unpack_words(words: np.ndarray, bits: int, axis: int, order: tuple[int, ...] | None = None) -> np.ndarray:
-    """int32 words -> uint8 values, 32 / bits of them along `axis` for each word.
+    """Unpacks int32 words into uint8 values. The axis grows by a factor of 32 / bits.
 
     Args:
-      bits: 4 or 8.
-      order: value i of a word is `order[i]`th along the axis; by default they are in order, low bits first.
+      words: Packed values, int32 of any shape.
+      bits: Bits of a value, 4 or 8.
+      axis: The axis that is packed.
+      order: Position along the axis, within a word, of each of the word's values; low bits come first. By default
+        values are in order.
     """
     per_word = 32 // bits
     axis %= words.ndim
@@ -27,7 +30,13 @@ def unpack_words(words: np.ndarray, bits: int, axis: int, order: tuple[int, ...]
 
 
 def pack_words(values: np.ndarray, bits: int, axis: int) -> np.ndarray:
-    """uint8 values -> int32 words along `axis`, low bits first, the last word filled up with zeros."""
+    """Packs uint8 values into int32 words along an axis, low bits first. The last word is padded with zeros.
+
+    Args:
+      values: Values below 2^bits, uint8 of any shape.
+      bits: Bits of a value, 4 or 8.
+      axis: The axis to pack.
+    """
     per_word = 32 // bits
     values = np.moveaxis(values, axis, -1)
     missing = -values.shape[-1] % per_word

@@ -8,7 +8,7 @@ import threading
 import time
 from pathlib import Path
 
-from ryzjax.checkpoint.peft.adapter import read_adapter
+from ryzjax.checkpoint.peft.read import read_adapter
 from ryzjax.errors import ConfigError
 from ryzjax.lora import Adapter
 from ryzjax.lora.slot_plan import SlotPlan

@@ -15,15 +15,15 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ryzjax.checkpoint.certificate import certificate_summary, read_certificate
-from ryzjax.checkpoint.hf.config import model_config_from_hf
 from ryzjax.checkpoint.kv_scales import fp8_kv_scales
-from ryzjax.checkpoint.peft.adapter import read_adapter
+from ryzjax.checkpoint.peft.read import read_adapter
 from ryzjax.checkpoint.source import CheckpointSource, resolve_source
 from ryzjax.data.byte_tokenizer import write_byte_tokenizer
 from ryzjax.data.tokenizer import Tokenizer
 from ryzjax.errors import ConfigError
 from ryzjax.loading.dummy import dummy_weights
-from ryzjax.loading.on_load import WeightPlan, plan_weights
+from ryzjax.loading.model_config import read_model_config
+from ryzjax.loading.weight_plan import WeightPlan, plan_weights
 from ryzjax.lora import Adapter
 from ryzjax.lora.slot_plan import SlotPlan
 from ryzjax.models.config import ModelConfig
@@ -70,9 +70,7 @@ def launch_engine(config: EngineConfig, *, model_name: str | None = None, show_p
         _log.warning("%s", demo_notice())
     with _phase("config"):
         source = resolve_source(config.model, revision=config.model_revision, load_format=config.load_format)
-        model_config = model_config_from_hf(
-            source.config, source.generation, dtype=config.dtype, source=source.config_name
-        )
+        model_config = read_model_config(source, dtype=config.dtype)
         _check_context(config, model_config)
         sampling = _sampling_defaults(config, source)
         kv_format = _kv_format(source, config, model_config)

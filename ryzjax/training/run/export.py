@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from ryzjax.checkpoint.hf.save import in_dtype, save_hf
-from ryzjax.checkpoint.peft.adapter import write_adapter
+from ryzjax.checkpoint.peft.write import write_adapter
 from ryzjax.loading.open_model import OpenModel
 from ryzjax.loading.text_files import copy_text_files
 from ryzjax.lora.adapter import Adapter, BaseRounding

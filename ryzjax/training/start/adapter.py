@@ -10,7 +10,7 @@ import numpy as np
 
 from ryzjax.errors import ConfigError
 from ryzjax.loading.buffers import placed
-from ryzjax.loading.on_load import WeightPlan, round_matrix
+from ryzjax.loading.weight_plan import WeightPlan
 from ryzjax.lora.adapter import Adapter, LoraWeights, check_adapter
 from ryzjax.lora.config import LoraConfig
 from ryzjax.lora.init import Quantize, initial_weights
@@ -18,6 +18,7 @@ from ryzjax.lora.model import weight_of
 from ryzjax.lora.norms import row_norms
 from ryzjax.models.registry import AbstractModel
 from ryzjax.qarray import LEAVES, QArray, QFormat
+from ryzjax.quant.quantize_matrix import quantize_matrix
 from ryzjax.sharding.host_memory import to_device
 from ryzjax.training.model import AdapterParams, Frozen, LoraModel
 from ryzjax.training.start.initial import place_adapter
@@ -131,7 +132,7 @@ def _rounding(model: AbstractModel, layer: str) -> Quantize | None:
 
 
 def _round(layer: str, format: QFormat, w: jax.Array) -> QArray:
-    return round_matrix(layer, w, format)
+    return quantize_matrix(layer, w, format)
 
 
 def _replace(model: AbstractModel, weights: dict[str, jax.Array], layer: str, base: jax.Array | QArray) -> None:
@@ -149,4 +150,4 @@ def _round_the_rest(model: AbstractModel, weights: dict[str, jax.Array]) -> None
     """Rounds what is to be quantized and no update was made for."""
     for layer, format in model.quantization.items():
         if f"{layer}.weight" in weights:
-            _replace(model, weights, layer, round_matrix(layer, weights[f"{layer}.weight"], format))
+            _replace(model, weights, layer, quantize_matrix(layer, weights[f"{layer}.weight"], format))

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ryzjax.bits import from_bits
-from ryzjax.checkpoint.peft.adapter import read_adapter
+from ryzjax.checkpoint.peft.read import read_adapter
 from ryzjax.errors import ConfigError
 from ryzjax.loading.open_model import OpenModel
 from ryzjax.lora.adapter import LoraWeights

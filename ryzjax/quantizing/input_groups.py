@@ -1,4 +1,4 @@
-"""Linear layers of a block by what they are given: they share moments, factors, and AWQ's scales."""
+"""Groups the linear layers of a block by their inputs. Layers of a group share moments, factors and AWQ's scales."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ from dataclasses import dataclass
 
 from ryzjax.models.registry import FAMILIES, AbstractModel, family_of
 
-__all__ = ["InputGroup", "input_groups"]
+__all__ = ["InputGroup", "input_groups", "norm_offset"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class InputGroup:
-    """Layers with the same inputs.
+    """Linear layers with the same inputs.
 
     Attributes:
-      members: names in the block, such as "attention.q".
-      fold: what makes the inputs and can take factors into its weights: a norm ("attention_norm"), or a linear layer
-        ("mlp.up") whose rows they are; None where nothing can.
-      fold_is_norm: which of the two.
+      members: Names of the layers in the block, such as "attention.q".
+      fold: The module before the group that can take the inverse of AWQ's scales into its weights: a norm
+        ("attention_norm"), or a linear layer whose rows are the inputs ("mlp.up"). None if there is none.
+      fold_is_norm: Whether `fold` is a norm.
     """
 
     members: tuple[str, ...]
@@ -26,7 +26,7 @@ class InputGroup:
 
     @property
     def observed(self) -> str:
-        """The member whose inputs are observed."""
+        """The member whose inputs are observed, on behalf of all."""
         return self.members[0]
 
 
@@ -39,7 +39,7 @@ _GROUPS = (
 
 
 def input_groups(model: AbstractModel, layer: int) -> list[InputGroup]:
-    """The groups of a block that has them: a mixture's experts and router are not among them."""
+    """Returns the input groups of block `layer`. Experts and routers are in none."""
     prefix = f"layers.{layer}."
     groups = []
     for group in _GROUPS:
@@ -47,13 +47,13 @@ def input_groups(model: AbstractModel, layer: int) -> list[InputGroup]:
             continue
         fold = group.fold
         if group.fold_is_norm and f"{prefix}{fold}.weight" not in model.weights:
-            fold = None  # OLMo: the norm comes after
+            fold = None  # OLMo: norms come after, not before
         if group.fold == "attention.v" and model.config.num_heads != model.config.num_kv_heads:
-            fold = None  # a value row feeds several in features
+            fold = None  # with grouped queries, a row of v feeds several in features
         groups.append(InputGroup(members=group.members, fold=fold, fold_is_norm=group.fold_is_norm))
     return groups
 
 
 def norm_offset(model: AbstractModel) -> float:
-    """What the family's norms add to their weights."""
+    """Returns the number that the family's norms add to their weights."""
     return FAMILIES[family_of(model.config)][1].norm_offset

@@ -1,11 +1,9 @@
-"""`--weights`: a plain checkpoint rounded as it is loaded."""
+"""`--weights`: a plain checkpoint is quantized while loading, and a quantized one is kept or dequantized."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -15,9 +13,8 @@ from ryzjax.checkpoint.source import resolve_source
 from ryzjax.errors import ConfigError, LayoutError
 from ryzjax.evaluation import EvaluationText, open_model, text_divergence
 from ryzjax.loading.load import load_weights
-from ryzjax.loading.on_load import WeightPlan, Weights, plan_weights, round_matrix
-from ryzjax.ops.embedding import embed_quantized
-from ryzjax.qarray import QFormat, dequantize
+from ryzjax.loading.weight_plan import WeightChoice, WeightPlan, plan_weights
+from ryzjax.qarray import QFormat
 from ryzjax.quant.recipe import Recipe
 from ryzjax.quantizing.quantize import quantize
 from ryzjax.sharding import Layout, Placement
@@ -26,43 +23,14 @@ ROOT = Path(__file__).parents[2]
 TEXT = "Once upon a time there was a little girl named Lily. She loved to play outside in the park. " * 8
 
 
-def plan(path: Path, weights: Weights, layout: str = "single", group: int = 32) -> WeightPlan:
+def plan(path: Path, weights: WeightChoice, layout: str = "single", group: int = 32) -> WeightPlan:
     source = resolve_source(str(path))
     config = model_config_from_hf(source.config, source.generation, dtype="float32")
     return plan_weights(source, config, Placement(Layout.load(layout)), weights=weights, group=group)
 
 
-@pytest.mark.parametrize(
-    "format", [QFormat(kind="int4", group=64, pack=64, scale_dtype="bfloat16"), QFormat(kind="int8")]
-)
-def test_a_matrix_of_several_panels(format: QFormat):
-    rng = np.random.default_rng(0)
-    w = jnp.asarray(rng.standard_normal((2100, 1024)), jnp.bfloat16)  # 2.1 panels
-    found = np.asarray(dequantize(round_matrix("w", w, format)))
-    groups = np.asarray(w, np.float32).reshape(2100, -1, format.group or 1024)
-    step = np.abs(groups).max(-1, keepdims=True) / (7 if format.pack else 127)
-    error = np.abs(found.reshape(groups.shape) - groups)
-    # To nearest, within half a step of the whole range; 4 bits may clip for a smaller squared error.
-    if not format.pack:
-        assert (error <= 0.51 * step).all()
-    plain = np.clip(np.round(groups / step), -8, 7) * step - groups
-    assert (error**2).sum() <= (plain**2).sum() * 1.001
-
-
-def test_weights_that_are_not_finite_are_refused():
-    with pytest.raises(ConfigError, match=r"layer\.weight: 1 weights are NaN"):
-        round_matrix("layer.weight", jnp.ones((4, 64)).at[0, 0].set(jnp.nan), QFormat(kind="int8"))
-
-
-def test_rows_of_a_quantized_table():
-    table = round_matrix("embed", jax.random.normal(jax.random.key(0), (50, 64)), QFormat(kind="int8", group=32))
-    ids = jnp.array([3, 49, 0, 99])
-    whole = dequantize(table)
-    np.testing.assert_array_equal(embed_quantized(ids, table, jnp.float32), whole[jnp.array([3, 49, 0, 49])])
-
-
 @pytest.mark.parametrize(("weights", "kind"), [("int8", "int8"), ("int4", "int4"), ("nf4", "float4")])
-def test_what_becomes_of_each_weight(stories: Path, weights: Weights, kind: str):
+def test_each_weight_has_the_planned_format(stories: Path, weights: WeightChoice, kind: str):
     made = plan(stories, weights)
     loaded = made.load()
     plain = load_weights(made.source, made.stored)
@@ -78,7 +46,7 @@ def test_what_becomes_of_each_weight(stories: Path, weights: Weights, kind: str)
             np.testing.assert_array_equal(array, plain[name])
 
 
-def test_quality_is_that_of_a_checkpoint_rounded_to_nearest(stories: Path):
+def test_quality_orders_the_formats(stories: Path):
     reference = open_model(str(stories), dtype="float32")
     text = EvaluationText.of(TEXT)
     kl = {
@@ -91,7 +59,7 @@ def test_quality_is_that_of_a_checkpoint_rounded_to_nearest(stories: Path):
 
 
 @pytest.mark.parametrize("weights", ["int4", "nf4"])
-def test_a_layout_splits_whole_groups_or_says_which_it_cannot(stories: Path, tmp_path: Path, weights: Weights):
+def test_a_layout_splits_whole_groups_or_is_refused(stories: Path, tmp_path: Path, weights: WeightChoice):
     layout = (ROOT / "configs" / "sharding" / "tp.toml").read_text().replace("-1", "2")
     (tmp_path / "two.toml").write_text(layout)
     options = {"dtype": "float32", "weights": weights, "weights_group": 32}
@@ -105,7 +73,7 @@ def test_a_layout_splits_whole_groups_or_says_which_it_cannot(stories: Path, tmp
         plan(stories, weights, layout="tp")
 
 
-def test_a_quantized_checkpoint_is_not_rounded_again_but_can_be_made_plain(stories: Path, tmp_path: Path):
+def test_a_quantized_checkpoint_is_not_quantized_again_but_can_be_dequantized(stories: Path, tmp_path: Path):
     source = resolve_source(str(stories))
     config = model_config_from_hf(source.config, source.generation)
     one = Placement(Layout.load("single"))

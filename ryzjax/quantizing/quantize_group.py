@@ -1,4 +1,4 @@
-"""One input group: candidates are tried on moments of held-out inputs, and the best one taken for all members."""
+"""quantize_group: quantizes the layers of an input group in several ways, and keeps the one best on held-out text."""
 
 from __future__ import annotations
 
@@ -8,81 +8,33 @@ from dataclasses import dataclass, field
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float
 
-from ryzjax.checkpoint.quantized.encoded import Encoded
+from ryzjax.checkpoint.quantized.encoded_matrix import EncodedMatrix
 from ryzjax.quant.awq import ScaleSearch, scaled_hessian, search_scales
+from ryzjax.quant.encode_matrix import MatrixMethod, encode_matrix, round_to_nearest
 from ryzjax.quant.gptq import Factor, compensated, factorize
-from ryzjax.quant.matrix import MatrixMethod, encode_matrix, rounded
 from ryzjax.quant.recipe import Method
 from ryzjax.quant.scheme import Scheme
-from ryzjax.quantizing.blocks import InputSums
+from ryzjax.quantizing.block_runner import InputSums
+from ryzjax.quantizing.moments import Judge, Moments
 
-__all__ = ["GroupResult", "MemberResult", "Moments", "quantize_group"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Moments:
-    """Means of a group's inputs over tokens.
-
-    Attributes:
-      calibration: what methods fit.
-      held_out: what they are judged by; with its drift.
-    """
-
-    calibration: InputSums
-    held_out: InputSums
-
-    def judge(self, w: jax.Array) -> Judge:
-        """What candidates for a matrix are judged by."""
-        sums = self.held_out
-        assert sums.drift is not None
-        return Judge(w, sums.inputs, *_constants(w, sums.inputs, sums.cross, sums.drift))
-
-
-class Judge:
-    """How far the outputs of a matrix are from the plain model's, on held-out text.
-
-    E |r x - w (x + d)|^2, in terms of r - w so that nothing large cancels; what does not depend on r is worked out
-    once.
-
-    Args:
-      w: float32 [N, K], the plain matrix.
-      inputs: E x x^T.
-      cross: w E d x^T.
-      drift: E |w d|^2.
-      energy: E |w (x + d)|^2.
-    """
-
-    def __init__(self, w: jax.Array, inputs: jax.Array, cross: jax.Array, drift: jax.Array, energy: jax.Array):
-        self._terms = w, inputs, cross, drift
-        self.energy = float(energy)
-
-    def error(self, rounded: jax.Array) -> float:
-        """Mean squared distance of the outputs."""
-        return float(_error(rounded, *self._terms))
-
-
-@jax.jit
-def _constants(
-    w: jax.Array, inputs: jax.Array, cross: jax.Array, drift: jax.Array
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    w_cross = w @ cross
-    w_drift = jnp.sum((w @ drift) * w)
-    energy = jnp.sum((w @ inputs) * w) + 2 * jnp.sum(w_cross * w) + w_drift
-    return w_cross, w_drift, energy
-
-
-@jax.jit
-def _error(rounded: jax.Array, w: jax.Array, inputs: jax.Array, cross: jax.Array, drift: jax.Array) -> jax.Array:
-    delta = rounded - w
-    return jnp.sum((delta @ inputs) * delta) - 2 * jnp.sum(cross * delta) + drift
+__all__ = ["GroupResult", "MemberResult", "quantize_group"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class MemberResult:
-    """One matrix of a group, quantized; errors are relative, see `LayerReport`."""
+    """One quantized matrix of a group.
 
-    encoded: Encoded
+    Attributes:
+      encoded: The quantized matrix.
+      method: The method, as in `LayerReport.method`.
+      output_error, rtn_error, weight_error: Relative errors, as in `LayerReport`.
+      damping: The relative damping of GPTQ's Hessian; None for other methods.
+      notes: Every fallback, in words.
+    """
+
+    encoded: EncodedMatrix
     method: str
     output_error: float | None
     rtn_error: float | None
@@ -93,28 +45,30 @@ class MemberResult:
 
 @dataclass(frozen=True, kw_only=True)
 class GroupResult:
-    """A group, quantized.
+    """A quantized group.
 
     Attributes:
-      members: by name.
-      scales: float32 [K] that the members' weights were multiplied by; None where none.
+      members: Member name -> its quantized matrix.
+      scales: AWQ's scales, which the members' columns were multiplied by, float32 [K]; None without scaling.
     """
 
     members: Mapping[str, MemberResult]
-    scales: jax.Array | None
+    scales: Float[Array, " K"] | None
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Attempt:
-    """All members, quantized in one way.
+    """All members of a group, quantized in one way.
 
     Attributes:
-      scales: of AWQ.
-      members: name -> (Encoded, method, squared output error).
+      scales: AWQ's scales, float32 [K]; None without scaling.
+      members: Member name -> (quantized matrix, method, squared output error).
+      damping: The relative damping of GPTQ's Hessian; None for other methods.
+      notes: Every fallback, in words.
     """
 
-    scales: jax.Array | None
-    members: Mapping[str, tuple[Encoded, MatrixMethod, float]]
+    scales: Float[Array, " K"] | None
+    members: Mapping[str, tuple[EncodedMatrix, MatrixMethod, float]]
     damping: float | None = None
     notes: tuple[str, ...] = field(default=())
 
@@ -135,12 +89,12 @@ def quantize_group(
     """Quantizes the matrices of a group.
 
     Args:
-      weights: name -> float32 [N, K].
-      schemes: of each.
-      method: one, or "auto".
-      moments: of the inputs; None without data, for "rtn" and "hqq".
-      model_dtype: decides the dtype of scales.
-      can_scale: whether something before can take AWQ's factors.
+      weights: Member name -> its plain matrix, float32 [N, K].
+      schemes: Member name -> bits and groups.
+      method: A method, or "auto" to try several and keep the best.
+      moments: Moments of the inputs; None without data, which only "rtn" and "hqq" allow.
+      model_dtype: The model's dtype, which determines the dtype of the scales.
+      can_scale: Whether the layer before can take the inverse of AWQ's scales.
     """
     if moments is None:
         return _without_data(weights, schemes, method, model_dtype)
@@ -166,7 +120,7 @@ def quantize_group(
         else:
             notes = ("awq: no scaling of the inputs lowers the error",)
     elif method == "awq":
-        notes = ("awq: nothing before this layer can take the scales of its inputs; rounded to nearest",)
+        notes = ("awq: no layer before this one can take the scales of its inputs; rounded to nearest",)
     if method == "auto" or not attempts:
         attempts.insert(0, rtn)
     best = min(attempts, key=lambda candidate: candidate.loss)
@@ -228,15 +182,15 @@ def _attempt(
         if not np.isfinite(damping):
             factor, damping, kind = None, None, "rtn"
             notes = ("gptq: the Hessian could not be factorized at any damping; rounded to nearest",)
-    members: dict[str, tuple[Encoded, MatrixMethod, float]] = {}
+    members: dict[str, tuple[EncodedMatrix, MatrixMethod, float]] = {}
     for name, w in weights.items():
         target, error = w, judges[name].error
         if factor is not None:
-            # Scaled inputs and weights: drift is scaled as the inputs are.
+            # The drift is scaled like the inputs.
             cross = sums.cross if scales is None else scaled_hessian(sums.cross, scales)
             fitted = compensated(w if scales is None else w * scales, factor, cross)
             fitted = fitted if scales is None else fitted / scales
-            # What is fitted on too little text does worse on text that was held out.
+            # Weights fitted on too little text are worse on held-out text; then the plain weights are kept.
             target = fitted if error(fitted) < error(w) else w
         encoded = encode_matrix(
             target if scales is None else target * scales,
@@ -258,9 +212,11 @@ def _search(
     scheme = next(scheme for scheme in schemes.values() if scheme.bits == 4)
     dtype = "bfloat16" if model_dtype == "bfloat16" else "float32"
     hessian = moments.calibration.inputs
-    # Scales of groups are not searched for every candidate: that is done for the one that wins.
+    # The scales of groups are not searched for every candidate, but only for the winner afterwards.
     ones = jnp.ones(hessian.shape[0])
-    return search_scales(list(weights.values()), hessian, lambda w: rounded(w, scheme, ones, dtype, search=False))
+    return search_scales(
+        list(weights.values()), hessian, lambda w: round_to_nearest(w, scheme, ones, dtype, search=False)
+    )
 
 
 def _relative(loss: float, energy: float) -> float:

@@ -1,6 +1,7 @@
-"""Round to nearest, with scales that lose least: the scale of a group is shrunk as long as clipping pays.
+"""Rounds to nearest on the grid of each group, and searches for the scales with the least error.
 
-All functions see a weight as groups, float32 [N, G, g] (G groups of g in features).
+Clipping a group's largest weights makes the steps of its grid smaller. The search shrinks a scale as long as that
+lowers the error. All functions take a weight as groups, float32 [N, G, g]: G groups of g in features.
 """
 
 from __future__ import annotations
@@ -13,34 +14,34 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-__all__ = ["Grid", "nearest", "round_to_grid", "search_grid"]
+__all__ = ["Grid", "nearest_levels", "round_to_grid", "search_grid"]
 
 _SHRINKS = 40
 _SMALLEST_SHRINK, _LARGEST_SHRINK = 0.5, 1.1
-"""Of the range that just holds a group. Above 1 the grid's own rounding may still gain: there is one level more on one
-side than on the other."""
+"""Factors of the range that just covers a group. A factor above 1 can still lower the error, since a grid has one level
+more on one side of zero than on the other."""
 
 
 class Grid(NamedTuple):
-    """The values a group can have: scale * (q - zero), q from `low` to `high`.
+    """The values that the weights of each group can take: scale * (q - zero), with q from `low` to `high`.
 
     Attributes:
-      scale: float32 [N, G], not zero. Negative where the side with one level more is better given to positive weights.
-      zero: float32 [N, G] whole numbers; 0 where the grid is symmetric.
+      scale: float32 [N, G], never zero. A negative scale gives the extra level to positive weights.
+      zero: Whole numbers, float32 [N, G]; 0 in a symmetric grid.
     """
 
-    scale: Array
-    zero: Array
+    scale: Float[Array, "N G"]
+    zero: Float[Array, "N G"]
 
 
-def nearest(w: Float[Array, "N G g"], grid: Grid, low: int, high: int) -> Float[Array, "N G g"]:
-    """The q of each weight, as float32 whole numbers."""
+def nearest_levels(w: Float[Array, "N G g"], grid: Grid, low: int, high: int) -> Float[Array, "N G g"]:
+    """Returns the q of each weight, as float32 whole numbers from `low` to `high`."""
     return jnp.clip(jnp.round(w / grid.scale[..., None]) + grid.zero[..., None], low, high)
 
 
 def round_to_grid(w: Float[Array, "N G g"], grid: Grid, low: int, high: int) -> Float[Array, "N G g"]:
-    """Each weight rounded to a value of its grid."""
-    return (nearest(w, grid, low, high) - grid.zero[..., None]) * grid.scale[..., None]
+    """Returns each weight rounded to the nearest value of its grid."""
+    return (nearest_levels(w, grid, low, high) - grid.zero[..., None]) * grid.scale[..., None]
 
 
 @partial(jax.jit, static_argnames=("low", "high", "symmetric", "scale_dtype", "search"))
@@ -54,15 +55,15 @@ def search_grid(
     scale_dtype: str,
     search: bool = True,
 ) -> Grid:
-    """The grid of each group that rounds it with the least weighted squared error.
+    """Searches for the grid of each group with the least weighted squared error.
 
     Args:
-      w: the weights.
-      importance: of the squared error of each in feature; the Hessian's diagonal, or ones.
-      low, high: range of q; of an asymmetric grid, shifted by its zero.
-      symmetric: whether the zero is q = 0.
-      scale_dtype: scales are rounded to it first, as they will be stored.
-      search: False takes the whole range of each group.
+      w: The weights.
+      importance: Weight of each in feature's squared error: the Hessian's diagonal, or ones.
+      low, high: The range of q, which includes the zero of an asymmetric grid.
+      symmetric: Whether the zero is q = 0.
+      scale_dtype: The dtype that scales are stored in. Candidates are rounded to it first.
+      search: Whether to search. False takes the whole range of each group.
     """
     shrinks = jnp.ones(1)
     if search:

@@ -1,4 +1,4 @@
-"""BlockRunner: one block of a model over whole sequences, without an engine; and what its linear layers are given."""
+"""BlockRunner: runs one block of a model over whole sequences without an engine, and observes its layers' inputs."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jaxtyping import Array, Float
 
 from ryzjax.batch import KVCache, TokenBatch
 from ryzjax.bits import storage_dtype
@@ -19,45 +20,47 @@ from ryzjax.layers.linear import Linear
 from ryzjax.layers.rope import Rope
 from ryzjax.models.registry import AbstractModel
 
-__all__ = ["BlockRunner", "InputSums", "Observed"]
+__all__ = ["BlockRunner", "InputSums", "ObservedLinear"]
 
 _PAGE_TOKENS = 256
 
 
 class InputSums(NamedTuple):
-    """Sums over tokens, float32 [K, K]: x what a linear layer is given, x + d what the plain model gives it.
+    """Sums (or means) over tokens of products of a linear layer's inputs, float32 [K, K].
+
+    x is the input in the model that is being quantized, and x + d is the input in the plain model.
 
     Attributes:
-      inputs: of x x^T.
-      cross: of d x^T.
-      drift: of d d^T; None where it was not asked for.
+      inputs: Sum of x x^T.
+      cross: Sum of d x^T.
+      drift: Sum of d d^T; None if it was not asked for.
     """
 
-    inputs: jax.Array
-    cross: jax.Array
-    drift: jax.Array | None
+    inputs: Float[Array, "K K"]
+    cross: Float[Array, "K K"]
+    drift: Float[Array, "K K"] | None
 
 
-class Observed(nnx.Module):
-    """A linear layer that tells what it is given.
+class ObservedLinear(nnx.Module):
+    """A linear layer that records its inputs.
 
     Args:
-      linear: does the work.
-      seen: filled while the call is traced.
+      linear: The layer that computes the output.
+      seen: The recorder, which is filled while the call is traced.
     """
 
-    def __init__(self, linear: Linear, seen: _Seen):
+    def __init__(self, linear: Linear, seen: _Recorder):
         self.linear = linear
         self.seen = seen
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """As the linear layer."""
+    def __call__(self, x: Float[Array, "T K"]) -> Float[Array, "T N"]:
+        """Records `x` and applies the linear layer."""
         self.seen.inputs.append(x)
         return self.linear(x)
 
 
-class _Seen:
-    """Where traced values are put; compares equal to any other, for it is no part of the model."""
+class _Recorder:
+    """Holds the inputs that were traced."""
 
     def __init__(self) -> None:
         self.inputs: list[jax.Array] = []
@@ -65,7 +68,13 @@ class _Seen:
 
 @dataclass(frozen=True, kw_only=True)
 class _Prepared:
-    """A block without weights, and what it needs beside them."""
+    """A block without weights.
+
+    Attributes:
+      graphdef, state: The block's structure, split from its abstract weights.
+      names: The names of its weights in `AbstractModel.weights`, in the order of the state's leaves.
+      rope: The rotary embedding of the block; None without one.
+    """
 
     graphdef: nnx.GraphDef[Block]
     state: nnx.State
@@ -74,11 +83,11 @@ class _Prepared:
 
 
 class BlockRunner:
-    """Runs single blocks of a model over batches of sequences of one length.
+    """Runs single blocks of a model over batches of sequences of the same length.
 
     Args:
-      model: may have quantized layers.
-      sequence_tokens: of every sequence.
+      model: The abstract model, which may have quantized layers.
+      sequence_tokens: Tokens of every sequence.
     """
 
     def __init__(self, model: AbstractModel, *, sequence_tokens: int):
@@ -93,14 +102,18 @@ class BlockRunner:
         return _Prepared(graphdef=graphdef, state=state, names=names, rope=block.attention.rope)
 
     def weight_names(self, layer: int) -> tuple[str, ...]:
-        """Of one block, as `AbstractModel.weights` has them."""
+        """Returns the names of one block's weights in `AbstractModel.weights`."""
         return self._blocks[layer].names
 
-    def advance(self, layer: int, weights: Mapping[str, jax.Array], hidden: jax.Array) -> jax.Array:
-        """Runs block `layer`: [B, S, E] -> [B, S, E].
+    def advance(
+        self, layer: int, weights: Mapping[str, jax.Array], hidden: Float[Array, "sequences tokens E"]
+    ) -> Float[Array, "sequences tokens E"]:
+        """Runs block `layer`, and returns its output [sequences, tokens, E].
 
         Args:
-          weights: at least the block's own.
+          layer: Index of the block.
+          weights: Weight name -> array, at least for the block.
+          hidden: Hidden states at the entry of the block, [sequences, tokens, E].
         """
         return _advance(self._shape(hidden), *self._block(layer, weights), hidden)
 
@@ -110,18 +123,23 @@ class BlockRunner:
         linear: str,
         *,
         weights: Mapping[str, jax.Array],
-        hidden: jax.Array,
+        hidden: Float[Array, "sequences tokens E"],
         plain_weights: Mapping[str, jax.Array],
-        plain_hidden: jax.Array,
+        plain_hidden: Float[Array, "sequences tokens E"],
         with_drift: bool,
     ) -> InputSums:
-        """What a linear layer of block `layer` is given in a model that is partly quantized, and in the plain one.
+        """Observes the inputs of a linear layer in a partly quantized model and in the plain one.
+
+        Only the part of the block before the layer runs.
 
         Args:
-          linear: "attention.q". Only what comes before it runs.
-          weights, hidden: of the model that is being quantized, [B, S, E] at the entry of the block.
-          plain_weights, plain_hidden: of the plain model.
-          with_drift: a third of the work; what is fitted to the sums does not need it, what judges it does.
+          layer: Index of the block.
+          linear: Name of the layer in the block, such as "attention.q".
+          weights: The block's weights, quantized so far.
+          hidden: Hidden states of the quantized model at the entry of the block, [sequences, tokens, E].
+          plain_weights: The block's plain weights.
+          plain_hidden: Hidden states of the plain model there.
+          with_drift: Whether to compute `InputSums.drift`, a third of the work. Fitting does not need it; judging does.
         """
         shape = self._shape(hidden)
         graphdef, rope, state = self._block(layer, weights)
@@ -140,7 +158,13 @@ class BlockRunner:
 
 
 class _Shape:
-    """What a compiled block depends on beside its graph: hashed by value, so that blocks of one kind share it."""
+    """The static shape of a call. It is hashed by value, so that blocks of the same structure share a compiled program.
+
+    Args:
+      model: The abstract model.
+      rows: Number of sequences.
+      tokens: Tokens of each sequence.
+    """
 
     def __init__(self, model: AbstractModel, rows: int, tokens: int):
         self.model = model
@@ -154,7 +178,7 @@ class _Shape:
         return isinstance(other, _Shape) and self.key == other.key
 
     def batch(self) -> tuple[TokenBatch, KVCache]:
-        """All rows as prefill chunks from position 0, and an empty cache of one layer for them."""
+        """Returns a batch with all rows as prefill chunks from position 0, and an empty KV cache of one layer."""
         config, placement = self.model.config, self.model.placement
         page = min(_PAGE_TOKENS, self.tokens)
         pages = -(-self.tokens // page)
@@ -210,14 +234,14 @@ def _observe(
     plain_state: nnx.State,
     plain_hidden: jax.Array,
 ) -> InputSums:
-    """The block's outputs are not used: XLA drops what comes after the observed layer."""
+    """Observes both models. The block's outputs are unused, so XLA drops everything after the observed layer."""
     inputs = []
     for weights, states in ((state, hidden), (plain_state, plain_hidden)):
         block = nnx.merge(graphdef, weights)
-        seen = _Seen()
+        seen = _Recorder()
         owner, _, name = linear.rpartition(".")
         parent = getattr(block, owner)
-        setattr(parent, name, Observed(getattr(parent, name), seen))
+        setattr(parent, name, ObservedLinear(getattr(parent, name), seen))
         _call(shape, block, rope, states)
         inputs.append(seen.inputs[0].astype(jnp.float32))
     x, drift = inputs[0], inputs[1] - inputs[0]

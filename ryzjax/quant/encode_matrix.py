@@ -1,4 +1,4 @@
-"""One matrix, one method: from float32 weights and the moments of their inputs to an Encoded, and what it lost."""
+"""encode_matrix: quantizes one matrix by one method, given the moments of its inputs."""
 
 from __future__ import annotations
 
@@ -8,67 +8,93 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float
 
-from ryzjax.checkpoint.quantized.encoded import Encoded
+from ryzjax.checkpoint.quantized.encoded_matrix import EncodedMatrix
 from ryzjax.errors import ConfigError
 from ryzjax.quant.gptq import Factor, gptq
+from ryzjax.quant.grid import Grid, nearest_levels, round_to_grid, search_grid
 from ryzjax.quant.hqq import improve_grid
-from ryzjax.quant.rounding import Grid, nearest, round_to_grid, search_grid
 from ryzjax.quant.scheme import Scheme, scale_dtype_for
 
-__all__ = ["MatrixMethod", "check_weights", "encode_matrix", "rounded"]
+__all__ = ["MatrixMethod", "check_weights", "encode_matrix", "round_to_nearest"]
 
 MatrixMethod = Literal["rtn", "hqq", "gptq"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Grouped:
-    """A matrix as groups [N, G, g], and the range of its q."""
+    """A matrix as groups.
 
-    w: jax.Array
+    Attributes:
+      w: The weights, float32 [N, G, g].
+      low, high: The range of q.
+    """
+
+    w: Float[Array, "N G g"]
     low: int
     high: int
 
 
 def check_weights(name: str, w: jax.Array) -> None:
-    """Refuses what no grid can hold.
+    """Refuses weights that are not finite, which no grid can represent.
+
+    Args:
+      name: Name of the weight, for error messages.
+      w: The weights.
 
     Raises:
-      ConfigError: NaN or infinite weights.
+      ConfigError: A weight is NaN or infinite.
     """
     if not bool(jnp.all(jnp.isfinite(w))):
         count = int(jnp.sum(~jnp.isfinite(w)))
         raise ConfigError(
-            f"{name}: {count:,} weights are NaN or infinite; the checkpoint is damaged, or was trained to overflow. "
-            "Take another copy of the model"
+            f"{name}: {count:,} weights are NaN or infinite; the checkpoint is damaged, or its training diverged. "
+            "Use another copy of the model"
         )
 
 
-def rounded(w: jax.Array, scheme: Scheme, importance: jax.Array, scale_dtype: str, *, search: bool = True) -> jax.Array:
-    """float32 [N, K] rounded to nearest, with searched scales as "rtn" stores it, or with each group's whole range."""
+def round_to_nearest(
+    w: Float[Array, "N K"],
+    scheme: Scheme,
+    importance: Float[Array, " K"],
+    scale_dtype: str,
+    *,
+    search: bool = True,
+) -> Float[Array, "N K"]:
+    """Rounds a matrix to nearest and returns the dequantized values.
+
+    Args:
+      w: The matrix, float32.
+      scheme: Bits and groups.
+      importance: Weight of each in feature's squared error when scales are searched.
+      scale_dtype: The dtype that scales are stored in.
+      search: Whether to search for the scales, as method "rtn" does. False takes the whole range of each group.
+    """
     grouped = _grouped(w, scheme)
     grid = _grid(grouped, scheme, importance, scale_dtype, search=search)
     return round_to_grid(grouped.w, grid, grouped.low, grouped.high).reshape(w.shape)
 
 
 def encode_matrix(
-    w: jax.Array,
+    w: Float[Array, "N K"],
     scheme: Scheme,
     method: MatrixMethod,
     *,
     model_dtype: str,
-    importance: jax.Array | None = None,
+    importance: Float[Array, " K"] | None = None,
     factor: Factor | None = None,
-) -> Encoded:
+) -> EncodedMatrix:
     """Quantizes one matrix.
 
     Args:
-      w: float32 [N, K].
-      scheme: bits and groups; they fit K.
-      method: of choosing q.
-      model_dtype: decides the dtype of the scales.
-      importance: float32 [K] of the squared errors when scales are searched; the diagonal of the moments.
-      factor: of the moments, for "gptq".
+      w: The matrix, float32.
+      scheme: Bits and groups; the groups must divide K.
+      method: How to choose q: "rtn", "hqq" or "gptq".
+      model_dtype: The model's dtype, which determines the dtype of the scales.
+      importance: Weight of each in feature's squared error when scales are searched, usually the diagonal of the
+        Hessian of the inputs; ones by default.
+      factor: The factorized Hessian of the inputs, which "gptq" needs.
     """
     n, k = w.shape
     importance = jnp.ones(k) if importance is None else importance
@@ -82,14 +108,14 @@ def encode_matrix(
         assert factor is not None
         q = gptq(w, factor, grid, low=grouped.low, high=grouped.high)
     else:
-        q = nearest(grouped.w, grid, grouped.low, grouped.high).reshape(n, k)
+        q = nearest_levels(grouped.w, grid, grouped.low, grouped.high).reshape(n, k)
     format = scheme.format(k, dtype)
     whole = np.asarray(q).astype(np.int8)
     scales = np.asarray(grid.scale.astype(dtype))
     if scheme.bits == 8:
-        return Encoded(format=format, q=whole, scales=scales)
+        return EncodedMatrix(format=format, q=whole, scales=scales)
     zeros = None if scheme.symmetric else (np.asarray(grid.zero) + 8).astype(np.uint8)
-    return Encoded(format=format, q=(whole + 8).astype(np.uint8), scales=scales, zeros=zeros)
+    return EncodedMatrix(format=format, q=(whole + 8).astype(np.uint8), scales=scales, zeros=zeros)
 
 
 def _grouped(w: jax.Array, scheme: Scheme) -> _Grouped:

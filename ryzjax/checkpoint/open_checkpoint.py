@@ -1,4 +1,4 @@
-"""OpenCheckpoint: a checkpoint's files, opened, and where in them each of our weights is."""
+"""OpenCheckpoint: the open files of a checkpoint, and where each of our weights is stored in them."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ from ryzjax.checkpoint.gguf.file import GgufFile
 from ryzjax.checkpoint.gguf.names import gguf_weight, is_ignorable_gguf, row_transforms
 from ryzjax.checkpoint.kv_scales import KV_SCALE_ENDINGS
 from ryzjax.checkpoint.quantized.gguf import GgufMatrix
-from ryzjax.checkpoint.quantized.matrix import DequantizedWeight, QuantizedLeaf, RowsOf, StoredMatrix
 from ryzjax.checkpoint.quantized.method import quant_method
+from ryzjax.checkpoint.quantized.quantized_weight import DequantizedWeight, QuantizedLeaf
+from ryzjax.checkpoint.quantized.stored_matrix import RowsOf, StoredMatrix
 from ryzjax.checkpoint.safetensors import SafetensorsFile
 from ryzjax.checkpoint.source import CheckpointSource
-from ryzjax.checkpoint.stored import Stored, StoredWeight, Strided
+from ryzjax.checkpoint.stored_weight import StoredWeight, TensorRows, WholeTensors
 from ryzjax.checkpoint.tensor_file import TensorFile
 from ryzjax.errors import CheckpointError
 from ryzjax.models.config import ModelConfig
@@ -32,18 +33,19 @@ __all__ = ["OpenCheckpoint", "StoredLinear"]
 _log = logging.getLogger(__name__)
 
 _PACKED = (".qweight", ".weight_packed")
-"""Endings of what stands where a plain checkpoint has ".weight"."""
+"""Name endings of tensors that replace ".weight" in a quantized checkpoint."""
 _GGUF_KEPT = ("Q8_0", "Q4_0")
+"""Kinds of GGUF blocks that a QArray can hold. Other kinds are dequantized."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StoredLinear:
-    """A quantized linear layer in a checkpoint.
+    """A linear layer that is quantized in a checkpoint.
 
     Attributes:
-      matrices: one, or one an expert.
-      is_stack: whether they are experts.
-      float_reason: why it cannot stay quantized; None where it can.
+      matrices: One matrix, or one per expert.
+      is_stack: Whether the matrices are experts.
+      float_reason: The reason why the layer must be dequantized; None if it can stay quantized.
     """
 
     matrices: tuple[StoredMatrix, ...]
@@ -52,37 +54,43 @@ class StoredLinear:
 
     @property
     def format(self) -> QFormat:
-        """Of all matrices."""
+        """The format in memory, which all matrices share if the layer can stay quantized."""
         return self.matrices[0].format
 
 
 class OpenCheckpoint:
-    """The open files of a checkpoint; a context manager.
+    """The open files of a checkpoint. It is a context manager that closes them.
 
     Args:
-      source: its files, safetensors or GGUF.
-      config: of the model; says how its family stores weights.
+      source: The checkpoint, safetensors or GGUF.
+      config: The model's config. It determines how the family names and fuses its weights.
+
+    Attributes:
+      source: The checkpoint.
+      file_of: Tensor name -> the open file that holds it.
 
     Raises:
-      CheckpointError: a file is damaged, or a tensor is in two of them.
-      UnsupportedModelError: a quantization that cannot be read.
+      CheckpointError: A file is damaged, two files hold the same tensor, or the index is wrong.
+      UnsupportedModelError: The checkpoint's quantization is not supported.
     """
 
     def __init__(self, source: CheckpointSource, config: ModelConfig):
         if not source.weight_files:
-            raise CheckpointError(f"{source.path}: no weight files were resolved; resolve it with load_format auto")
+            raise CheckpointError(
+                f"{source.path}: no weight files were resolved; call resolve_source with load_format='auto'"
+            )
         self.source = source
         self._method = quant_method(source) if source.weight_format == "safetensors" else None
         with ExitStack() as stack:
             files = [stack.enter_context(closing(_open(source, path, config))) for path in source.weight_files]
-            self.home = _locate(source, files)
+            self.file_of = _locate(source, files)
             self._close = stack.pop_all()
-        self._names = _gguf_names(config) if source.weight_format == "gguf" else _hf_names(config, self.home)
-        self._sorted = sorted(self.home)
+        self._names = _gguf_names(config) if source.weight_format == "gguf" else _hf_names(config, self.file_of)
+        self._sorted = sorted(self.file_of)
         as_plain = (
-            f"{name[: -len(ending)]}.weight" for name in self.home for ending in _PACKED if name.endswith(ending)
+            f"{name[: -len(ending)]}.weight" for name in self.file_of for ending in _PACKED if name.endswith(ending)
         )
-        self._available = frozenset(self.home) | frozenset(as_plain)
+        self._available = frozenset(self.file_of) | frozenset(as_plain)
 
     def __enter__(self) -> OpenCheckpoint:
         return self
@@ -91,14 +99,20 @@ class OpenCheckpoint:
         self._close.close()
 
     def is_ignorable(self, tensor: str) -> bool:
-        """Whether a tensor that no weight is made of may be left unread."""
+        """Whether a tensor that belongs to no weight may be ignored."""
         ignored = self._method.ignored if self._method is not None else ()
-        # Scales of the KV cache are read apart from the weights, and only where the cache is to be fp8.
+        # `kv_scales` reads the scales of the KV cache, and only for an fp8 cache.
         return self._names.is_ignorable(tensor) or tensor.endswith((*ignored, *KV_SCALE_ENDINGS))
 
     def stored(self, name: str, model: AbstractModel) -> StoredWeight:
-        """Where one of the model's weights is, or one leaf of a quantized one; quantized ones are read as floats
-        where the model wants floats."""
+        """Returns where a weight of the model is stored.
+
+        A weight that is quantized in the files and plain in the model is dequantized when it is read.
+
+        Args:
+          name: A name in `model.weights`: a weight, or a leaf of a quantized one ("<layer>.weight.scales").
+          model: The abstract model.
+        """
         module, _, leaf = name.rpartition(".weight.")
         if module in model.quantization:
             linear = self.linear(module, model.linears[module])
@@ -112,7 +126,10 @@ class OpenCheckpoint:
         return self._names.weight(name, self._available)
 
     def quantization(self, model: AbstractModel) -> dict[str, QFormat]:
-        """Name of each linear layer that is quantized in the checkpoint, and can be in memory -> its format."""
+        """Returns layer name -> format, for the linear layers that can stay quantized in memory.
+
+        It logs how many layers stay quantized, and why others are dequantized.
+        """
         formats: dict[str, QFormat] = {}
         reasons: Counter[str] = Counter()
         for name, shape in model.linears.items():
@@ -133,19 +150,20 @@ class OpenCheckpoint:
         return formats
 
     def linear(self, name: str, shape: tuple[int, ...]) -> StoredLinear | None:
-        """The quantized matrix, or matrices, of a linear layer; None where it is plain.
+        """Returns the quantized matrices of a linear layer; None if the layer is plain.
 
         Args:
+          name: Our name of the layer.
           shape: [N, K], or [experts, N, K].
 
         Raises:
-          CheckpointError: tensors that do not fit each other or the shape.
+          CheckpointError: The tensors do not match each other or the shape.
         """
         stored = self._names.weight(f"{name}.weight", self._available)
-        if isinstance(stored, Stored):
+        if isinstance(stored, WholeTensors):
             found = [self._matrix(tensor, (shape[-2], shape[-1])) for tensor in stored.names]
             is_stack = stored.is_stack
-        elif isinstance(stored, Strided) and not stored.is_transposed and stored.total is not None:
+        elif isinstance(stored, TensorRows) and not stored.is_transposed and stored.total is not None:
             whole = self._matrix(stored.name, (stored.total, shape[-1]))
             found = [None if whole is None else RowsOf(whole, range(*stored.rows.indices(stored.total)))]
             is_stack = False
@@ -159,23 +177,23 @@ class OpenCheckpoint:
             raise CheckpointError(
                 f"{self.source.path}: some experts of {name} are quantized, but {plain!r} is not; expected all or none"
             )
-        reason = next((matrix.float_format for matrix in matrices if matrix.float_format), None)
+        reason = next((matrix.float_reason for matrix in matrices if matrix.float_reason), None)
         if reason is None and len({matrix.format for matrix in matrices}) > 1:
-            reason = "its experts have several formats"
+            reason = "its experts have different formats"
         if reason is None and len(shape) == 3:
-            reason = "experts are multiplied unquantized in this version"
+            reason = "quantized experts are not supported in this version"
         return StoredLinear(matrices=matrices, is_stack=is_stack, float_reason=reason)
 
     def _block_kind(self, name: str) -> str | None:
-        """The kind of GGUF blocks that a linear layer is stored in, where it is."""
+        """The kind of GGUF blocks that a linear layer is stored in; None if it is plain or not in a GGUF file."""
         tensor = self._names.weight(f"{name}.weight", self._available).names[0]
-        file = self.home.get(tensor)
+        file = self.file_of.get(tensor)
         return file.block_kinds.get(tensor) if isinstance(file, GgufFile) else None
 
     def _matrix(self, tensor: str, shape: tuple[int, int]) -> StoredMatrix | None:
-        """The quantized matrix that stands where a plain checkpoint has `tensor`."""
+        """Returns the quantized matrix that takes the place of a plain checkpoint's `tensor`; None if it is plain."""
         if self.source.weight_format == "gguf":
-            file = self.home.get(tensor)
+            file = self.file_of.get(tensor)
             if not isinstance(file, GgufFile) or file.block_kinds.get(tensor) not in _GGUF_KEPT:
                 return None
             return GgufMatrix(file, tensor, shape) if file.entries[tensor].shape == shape else None
@@ -189,26 +207,31 @@ class OpenCheckpoint:
                 break
             if name != f"{base}.bias":
                 names.append(name)
-        return self._method.matrix(self.home, base, tuple(names), shape)
+        return self._method.matrix(self.file_of, base, tuple(names), shape)
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Names:
-    """How a format names weights: where each of ours is, and which tensors are of no use."""
+    """The name map of a checkpoint.
+
+    Attributes:
+      weight: (our weight name, names of all tensors) -> where the weight is stored.
+      is_ignorable: Whether a tensor may be ignored.
+    """
 
     weight: Callable[[str, frozenset[str]], StoredWeight]
     is_ignorable: Callable[[str], bool]
 
 
-def _hf_names(config: ModelConfig, home: Mapping[str, TensorFile]) -> _Names:
+def _hf_names(config: ModelConfig, file_of: Mapping[str, TensorFile]) -> _Names:
     family = HF_FAMILIES[family_of(config)]
-    # The usual prefix where none fits, so that errors name it.
-    fits = (prefix for prefix in family.prefixes if f"{prefix}embed_tokens.weight" in home)
+    # If no prefix fits, the usual one is taken, so that errors name it.
+    fits = (prefix for prefix in family.prefixes if f"{prefix}embed_tokens.weight" in file_of)
     prefix = next(fits, family.prefixes[0])
 
     def is_ignorable(tensor: str) -> bool:
-        # Old exports store RoPE's inverse frequencies, which follow from the config, and some store the head even
-        # where it is tied to the embedding. Multimodal models have parts that see and hear.
+        # Old exports store RoPE's inverse frequencies, which follow from the config. Some store the head even though it
+        # is tied to the embedding. Multimodal models have vision and audio parts.
         is_head = config.tie_embeddings and tensor.startswith("lm_head.")
         return is_head or tensor.endswith(".rotary_emb.inv_freq") or tensor.startswith(family.ignored)
 
@@ -233,22 +256,22 @@ def _open(source: CheckpointSource, path: Path, config: ModelConfig) -> TensorFi
 
 
 def _locate(source: CheckpointSource, files: Iterable[TensorFile]) -> dict[str, TensorFile]:
-    """Tensor name -> the file that holds it, checked against the index where there is one."""
-    home: dict[str, TensorFile] = {}
+    """Returns tensor name -> the file that holds it, checked against the index if there is one."""
+    file_of: dict[str, TensorFile] = {}
     for file in files:
         for tensor in file.entries:
-            if tensor in home:
+            if tensor in file_of:
                 raise CheckpointError(
-                    f"{file.path}: tensor {tensor!r} is in {home[tensor].path.name} too; remove one of the two files"
+                    f"{file.path}: tensor {tensor!r} is in {file_of[tensor].path.name} too; remove one of the two files"
                 )
-            home[tensor] = file
+            file_of[tensor] = file
     for tensor, path in (source.weight_map or {}).items():
-        if tensor not in home or home[tensor].path != path:
-            where = f"it is in {home[tensor].path.name}" if tensor in home else "it is in no file"
+        if tensor not in file_of or file_of[tensor].path != path:
+            where = f"it is in {file_of[tensor].path.name}" if tensor in file_of else "it is in no file"
             raise CheckpointError(
-                f"{path}: tensor {tensor!r} should be here by the index, but {where}; download the files again"
+                f"{path}: tensor {tensor!r} should be in this file by the index, but {where}; download the files again"
             )
-    return home
+    return file_of
 
 
 def _describe(format: QFormat) -> str:

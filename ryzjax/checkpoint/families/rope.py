@@ -1,4 +1,7 @@
-"""Ropes from an HF config: `rope_theta` and `rope_scaling` (transformers 4), or `rope_parameters` (5)."""
+"""Reads rotary embeddings from a Hugging Face config.
+
+transformers 4 writes `rope_theta` and `rope_scaling`, transformers 5 writes `rope_parameters`. Both are read.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import cast
 
-from ryzjax.checkpoint.hf.fields import ConfigFields
+from ryzjax.checkpoint.config_fields import ConfigFields
 from ryzjax.layers.rope import DynamicRope, FactorRope, LinearRope, Llama3Rope, LongRope, Rope, YarnRope
 
 __all__ = ["layer_ropes_from_hf", "rope_from_hf", "scaled_max_position"]
@@ -33,7 +36,7 @@ _PARAMETERS = {
         {"factor", "short_factor", "long_factor", "original_max_position_embeddings", "attention_factor"}
     ),
 }
-"""Supported rope types, and the parameters each one reads. "factors" is ours, for GGUF files (`gguf_config`)."""
+"""Supported rope types, and the parameters that each reads. "factors" is our own, for GGUF files (`gguf.config`)."""
 
 _OLD_NAMES = {"su": "longrope"}
 _COMMON = frozenset({"rope_type", "type", "rope_theta", "partial_rotary_factor"})
@@ -45,13 +48,15 @@ def rope_from_hf(
     """Reads the rotary embedding that all layers share.
 
     Args:
-      head_dim, max_position: as the config says.
-      theta: the base where the file is silent.
-      yarn_is_longrope: old Phi-3 files call LongRoPE "yarn".
+      fields: The config's fields.
+      head_dim: Head dim of the config.
+      max_position: Longest context of the config, in tokens.
+      theta: The base if the config does not give one.
+      yarn_is_longrope: Whether "yarn" means LongRoPE, as in old Phi-3 configs.
 
     Raises:
-      UnsupportedModelError: an unsupported rope type, a missing, unknown or out-of-range parameter, or old and
-        new spellings that disagree.
+      UnsupportedModelError: The rope type is not supported, a parameter is missing, unknown or out of range, or the old
+        and the new spelling disagree.
     """
     scaling = _scaling_block(fields)
     for key in _COMMON & {"rope_theta", "partial_rotary_factor"}:
@@ -70,16 +75,22 @@ def layer_ropes_from_hf(
     sliding_theta: float | None,
     sliding_theta_key: str | None,
 ) -> tuple[Rope, ...]:
-    """Reads the rotary embedding of each layer, where sliding and full attention have their own (Gemma 3, OLMo 3).
+    """Reads the rotary embedding of each layer, for models whose sliding layers have their own (Gemma 3, OLMo 3).
 
-    In transformers 5 `rope_parameters` holds an object for each of the two; before, `rope_scaling` was of the full
-    layers only.
+    In transformers 5 `rope_parameters` has one object for sliding layers and one for full layers. In transformers 4
+    `rope_scaling` applies to the full layers only.
 
     Args:
-      layer_types: "sliding_attention" or "full_attention" a layer.
-      theta: base of the full layers where the file is silent.
-      sliding_theta: base of the sliding layers where the file is silent; None for that of the full layers.
-      sliding_theta_key: the key transformers 4 had for it, or None.
+      fields: The config's fields.
+      layer_types: "sliding_attention" or "full_attention" for each layer.
+      head_dim: Head dim of the config.
+      max_position: Longest context of the config, in tokens.
+      theta: The base of full layers if the config does not give one.
+      sliding_theta: The base of sliding layers if the config does not give one; None for that of the full layers.
+      sliding_theta_key: The key of that base in transformers 4; None if there was none.
+
+    Raises:
+      UnsupportedModelError: As in `rope_from_hf`.
     """
     fields.ignore("rope_theta", *([sliding_theta_key] if sliding_theta_key else []))
     theta = fields.number("rope_theta", default=theta)
@@ -107,7 +118,7 @@ def layer_ropes_from_hf(
 
 
 def scaled_max_position(rope: Rope, max_position: int) -> int:
-    """Longest context: the config's, or what its scaling makes of it where the config gives the unscaled one."""
+    """Returns the longest context in tokens, multiplied by the rope's scaling if the config gives the unscaled one."""
     if isinstance(rope, DynamicRope):
         return int(max_position * rope.factor)
     if isinstance(rope, YarnRope):
@@ -199,7 +210,7 @@ def _longrope(scaling: ConfigFields, theta: float, rotary_dim: int, max_position
 
 
 def _original_max_position(fields: ConfigFields, scaling: ConfigFields, max_position: int) -> int:
-    """Phi-3 keeps it beside the block; there it wins, as in transformers."""
+    """Reads the context before scaling, in tokens. Phi-3 has it beside the block, where it takes precedence."""
     inner = scaling.integer("original_max_position_embeddings", default=max_position)
     return fields.integer("original_max_position_embeddings", default=inner)
 
@@ -218,7 +229,7 @@ def _rotary_dim(fields: ConfigFields, scaling: ConfigFields, head_dim: int) -> i
 
 
 def _agreed(fields: ConfigFields, scaling: ConfigFields, key: str, *, high: float = math.inf) -> float | None:
-    """A number that may stand in the block or beside it, not differently in both; None where it is in neither."""
+    """Reads a number from the block or beside it. Both must agree; None if neither has it."""
     outer = fields.number(key, high=high) if fields.has(key) else None
     inner = scaling.number(key, high=high) if scaling.has(key) else None
     if outer is not None and inner is not None and outer != inner:
@@ -227,7 +238,7 @@ def _agreed(fields: ConfigFields, scaling: ConfigFields, key: str, *, high: floa
 
 
 def _scaling_block(fields: ConfigFields) -> ConfigFields:
-    """The one block that describes the scaling, empty where there is none."""
+    """Returns the block that describes the scaling; an empty one if there is none."""
     names = ("rope_parameters", "rope_scaling")
     blocks = {name: block for name in names if (block := fields.block(name)) is not None}
     if len(blocks) == 2 and blocks["rope_parameters"].raw != blocks["rope_scaling"].raw:

@@ -1,4 +1,4 @@
-"""Rounding to nearest: scales that are searched lose less, and every weight is within what its grid allows."""
+"""Rounding to nearest: searched scales have less error, and every weight is within half a step of its grid."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ryzjax.quant.grid import Grid, nearest_levels, round_to_grid, search_grid
 from ryzjax.quant.hqq import improve_grid
-from ryzjax.quant.rounding import Grid, nearest, round_to_grid, search_grid
 
 RNG = np.random.default_rng(0)
 HEAVY = jnp.asarray(RNG.standard_t(4, (32, 4, 64)), jnp.float32)
@@ -30,7 +30,7 @@ def test_a_searched_scale_is_never_worse_and_mostly_better(symmetric: bool):
 
 
 def test_the_search_is_the_best_of_its_candidates():
-    """Against a loop over the same shrinks in numpy."""
+    """Compares with a loop over the same candidates in numpy."""
     w = np.asarray(HEAVY, np.float64)
     best = np.full(w.shape[:2], np.inf)
     shrinks = [1.0, *np.linspace(1.1, 0.5, 40)]
@@ -48,7 +48,7 @@ def test_importance_moves_the_scale():
     assert loss(HEAVY, plain).sum() < loss(HEAVY, weighted).sum()
 
 
-def test_scales_are_those_that_are_stored():
+def test_scales_are_rounded_to_the_stored_dtype():
     found = search_grid(HEAVY, ONES, low=-8, high=7, symmetric=True, scale_dtype="bfloat16")
     np.testing.assert_array_equal(found.scale, found.scale.astype(jnp.bfloat16).astype(jnp.float32))
 
@@ -59,7 +59,7 @@ def test_groups_of_zeros_and_of_one_sign():
         found = grid(w, symmetric=symmetric)
         assert bool(jnp.all(found.scale != 0)) and bool(jnp.all(jnp.isfinite(found.scale)))
         np.testing.assert_array_equal(round_to_grid(w, found, -8, 7)[0], 0)
-        q = nearest(w, found, -8, 7)
+        q = nearest_levels(w, found, -8, 7)
         assert q.min() >= -8 and q.max() <= 7
         assert bool(jnp.all((found.zero >= -8) & (found.zero <= 7)))
     assert loss(w, grid(w, symmetric=False)).sum() < 0.3 * loss(w, grid(w)).sum()

@@ -1,4 +1,4 @@
-"""A quantized model's layers as a table."""
+"""Prints the layer reports of a quantized model as a table."""
 
 from __future__ import annotations
 
@@ -8,13 +8,16 @@ from collections.abc import Iterable, Sequence
 from rich.console import Group
 from rich.table import Table
 
-from ryzjax.quantizing.report import LayerReport
+from ryzjax.quantizing.layer_report import LayerReport
 
 __all__ = ["report_table"]
 
 
 def report_table(reports: Sequence[LayerReport]) -> Group:
-    """A row a kind of layer ("mlp.down" of all blocks), what it cost on average and at worst; then the fallbacks."""
+    """Returns a table with one row per kind of layer ("mlp.down" of all blocks), followed by the fallbacks.
+
+    A row gives the bits, the methods, and the mean and the worst output error.
+    """
     total = sum(report.nbytes for report in reports)
     table = Table(title=f"linear layers, {total / 2**20:,.1f} MiB", title_justify="left")
     for column in ("layer", "bits", "group", "methods", "output error", "worst", "rounding to nearest"):
@@ -50,7 +53,7 @@ def _block(name: str) -> str:
 
 
 def _counts(values: Iterable[str]) -> str:
-    """ "gptq 3, rtn 2"; a value alone where all are the same."""
+    """Counts values: "gptq x3, rtn x2". If all are the same, returns the value alone."""
     counts = Counter(values)
     if len(counts) < 2:
         return next(iter(counts), "")

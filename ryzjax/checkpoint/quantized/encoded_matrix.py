@@ -1,4 +1,4 @@
-"""Encoded: a matrix we quantized, on its way into memory and into a file."""
+"""EncodedMatrix: a matrix that RyzJAX quantized, before it is packed for memory or for a file."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ import numpy as np
 from ryzjax.checkpoint.quantized.words import pack_words
 from ryzjax.qarray import QArray, QFormat, pack_nibbles
 
-__all__ = ["Encoded"]
+__all__ = ["EncodedMatrix"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Encoded:
-    """A quantized matrix [N, K].
+class EncodedMatrix:
+    """A quantized matrix [N, K] with unpacked integers. `qarray` packs it for memory, `tensors` for a file.
 
     Attributes:
-      format: int4 or int8, one scale a row and group.
-      q: uint8 nibbles or int8 [N, K].
-      scales: of the format's dtype [N, groups].
-      zeros: uint8 [N, groups], where the format has them.
+      format: int4 or int8, with one scale for each row and group.
+      q: int8 [N, K], or nibbles as uint8 [N, K].
+      scales: [N, K / group], in the format's scale dtype.
+      zeros: uint8 [N, K / group]; None if the format has no zeros.
     """
 
     format: QFormat
@@ -31,18 +31,18 @@ class Encoded:
 
     @property
     def bits(self) -> int:
-        """Of a value."""
+        """The bits of a value, 4 or 8."""
         return 4 if self.format.kind == "int4" else 8
 
     def qarray(self) -> QArray:
-        """As it is multiplied with."""
+        """Returns the matrix as a QArray on the default device."""
         values = pack_nibbles(self.q, self.format.pack) if self.format.pack else self.q
         scales = self.scales.view(np.uint16) if self.format.scale_dtype == "bfloat16" else self.scales
         zeros = None if self.zeros is None else jnp.asarray(self.zeros)
         return QArray(format=self.format, values=jnp.asarray(values), scales=jnp.asarray(scales), zeros=zeros)
 
     def dequantized(self) -> np.ndarray:
-        """float32 [N, K]."""
+        """Returns the dequantized matrix, float32 [N, K]."""
         k = self.q.shape[1]
         group = self.format.group or k
         zero = np.float32(8 if self.bits == 4 else 0)
@@ -50,13 +50,17 @@ class Encoded:
             zero = np.repeat(self.zeros, group, axis=1).astype(np.float32)
         return (self.q.astype(np.float32) - zero) * np.repeat(self.scales.astype(np.float32), group, axis=1)
 
-    def with_rows_divided(self, by: np.ndarray) -> Encoded:
-        """The matrix whose rows are divided by float32 [N]: by way of the scales, which are rounded once more."""
+    def with_rows_divided(self, by: np.ndarray) -> EncodedMatrix:
+        """Divides each row by a factor. The scales change, and are rounded once more; q stays the same.
+
+        Args:
+          by: The factors, float32 [N].
+        """
         scales = (self.scales.astype(np.float32) / by[:, None]).astype(self.scales.dtype)
         return replace(self, scales=scales)
 
     def tensors(self) -> dict[str, np.ndarray]:
-        """Ending of the name -> tensor, as compressed-tensors stores them."""
+        """Returns the tensors in the compressed-tensors format, by the end of their names."""
         if self.format.activations == "int8":
             return {"weight": self.q, "weight_scale": self.scales}
         q = self.q if self.bits == 4 else (self.q.view(np.uint8) ^ 0x80)

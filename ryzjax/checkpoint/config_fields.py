@@ -1,4 +1,4 @@
-"""Typed, checked reads from an HF `config.json`: every failure names the field, its value and the remedy."""
+"""ConfigFields: typed and checked reads from a Hugging Face config. Errors name the field, its value and the remedy."""
 
 from __future__ import annotations
 
@@ -18,14 +18,15 @@ _MAX_SIZE = 2**31 - 1
 
 @dataclass(frozen=True, kw_only=True)
 class ConfigFields:
-    """A JSON object and the name to blame in messages.
+    """A JSON object with the name of its file.
 
-    It keeps which keys were asked for: a key that nobody asked for may change the maths (`hf_keys`).
+    It records the keys that were read. A key that was never read may change the maths, and `hf.keys.check_keys` refuses
+    it.
 
     Attributes:
-      raw: the object as read.
-      source: file (and the path inside it) that messages name.
-      asked: keys that were read so far.
+      raw: The parsed object.
+      source: The file, and the path inside it, for error messages.
+      asked: The keys that were read so far.
     """
 
     raw: Mapping[str, object]
@@ -37,18 +38,24 @@ class ConfigFields:
         return self.raw.get(key)
 
     def fail(self, key: str, expected: str, *, remedy: str) -> UnsupportedModelError:
-        """Returns (does not raise) the error for a key whose value is not supported."""
+        """Returns (does not raise) the error for a key whose value is not supported.
+
+        Args:
+          key: The key.
+          expected: The supported values, in words.
+          remedy: A sentence that says what to do.
+        """
         value = repr(self.raw[key]) if key in self.raw else "missing"
         if len(value) > 200:
             value = value[:200] + "..."
         return UnsupportedModelError(f"{self.source}: {key} is {value}; expected {expected}. {remedy}")
 
     def has(self, key: str) -> bool:
-        """Whether the key is there and not null (HF writes null for "use the default")."""
+        """Whether the key is present and not null. Hugging Face writes null to mean "use the default"."""
         return self._get(key) is not None
 
     def integer(self, key: str, *, default: int | None = None, low: int = 1, high: int = _MAX_SIZE) -> int:
-        """An integer in [low, high]; `default` where it is absent or null, an error where there is no default."""
+        """Reads an integer in [low, high]. An absent or null key gives `default`, or an error without one."""
         value = self._get(key)
         expected = f"an integer from {low} to {high}"
         if value is None:
@@ -67,14 +74,14 @@ class ConfigFields:
         low: float = 0.0,
         high: float = math.inf,
     ) -> float:
-        """A finite number in (low, high]; an error where it is absent and there is no default."""
+        """Reads a finite number in (low, high]. An absent or null key gives `default`, or an error without one."""
         value = self._get(key)
         expected = f"a number above {low:g}" + ("" if math.isinf(high) else f", at most {high:g}")
         if value is None:
             if default is None:
                 raise self.fail(key, expected, remedy="The field is required: fix the config or re-export the model.")
             return default
-        # Python integers are unbounded, and isfinite() raises on one that no float holds.
+        # Python integers are unbounded, and isfinite() raises on one that is too large for a float.
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not low < value <= high:
             raise self.fail(key, expected, remedy="Fix the config or re-export the model.")
         if isinstance(value, float) and not math.isfinite(value):
@@ -82,7 +89,7 @@ class ConfigFields:
         return float(value)
 
     def boolean(self, key: str, *, default: bool) -> bool:
-        """true or false; `default` where it is absent or null."""
+        """Reads true or false; `default` if the key is absent or null."""
         value = self._get(key)
         if value is None:
             return default
@@ -91,7 +98,7 @@ class ConfigFields:
         return value
 
     def token_ids(self, key: str, *, vocab_size: int) -> tuple[int, ...]:
-        """One id or a list of ids, each inside the vocabulary; () where it is absent or null."""
+        """Reads one token id or a list of ids, each inside the vocabulary; () if the key is absent or null."""
         value = self._get(key)
         if value is None:
             return ()
@@ -108,7 +115,7 @@ class ConfigFields:
         return tuple(dict.fromkeys(checked))
 
     def choice(self, key: str, allowed: Mapping[str, Choice], *, default: str) -> Choice:
-        """What `allowed` makes of a string; of `default` where it is absent or null."""
+        """Reads a string and returns its value in `allowed`. An absent or null key counts as `default`."""
         value = self._get(key)
         value = default if value is None else value
         if not isinstance(value, str) or value not in allowed:
@@ -116,7 +123,7 @@ class ConfigFields:
         return allowed[value]
 
     def numbers(self, key: str, *, length: int) -> tuple[float, ...]:
-        """A list of `length` positive finite numbers."""
+        """Reads a list of `length` positive finite numbers."""
         value = self._get(key)
         valid = isinstance(value, list) and len(value) == length
         if valid:
@@ -129,7 +136,7 @@ class ConfigFields:
         return tuple(float(v) for v in cast("list[float]", value))
 
     def block(self, key: str) -> ConfigFields | None:
-        """The object under a key, None where it is absent or null."""
+        """Returns the object under a key; None if the key is absent or null."""
         value = self._get(key)
         if value is None:
             return None
@@ -138,9 +145,9 @@ class ConfigFields:
         return ConfigFields(raw=cast("Mapping[str, object]", value), source=f"{self.source}: {key}")
 
     def value(self, key: str) -> object:
-        """Whatever is there; None where it is absent."""
+        """Returns the value of a key unchecked; None if the key is absent."""
         return self._get(key)
 
     def ignore(self, *keys: str) -> None:
-        """Marks keys as known: with what was read so far, they cannot change the maths."""
+        """Marks keys as read: given the other fields, they cannot change the maths."""
         self.asked.update(keys)

@@ -1,0 +1,144 @@
+"""Plans how a checkpoint's weights are loaded: as stored, dequantized, or quantized while loading.
+
+`plan_weights` decides the format of each weight without reading any. `WeightPlan.load` then reads them. The choice is
+the option `--weights auto | bf16 | int8 | int4 | nf4` of every command that runs a model.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import jax
+import numpy as np
+
+from ryzjax.checkpoint.source import CheckpointSource
+from ryzjax.errors import ConfigError
+from ryzjax.loading.buffers import placed
+from ryzjax.loading.load import load_weights, stored_model, weight_reader
+from ryzjax.loading.progress import byte_progress
+from ryzjax.models.config import ModelConfig
+from ryzjax.models.registry import AbstractModel, abstract_model
+from ryzjax.qarray import LEAVES, QArray, QFormat
+from ryzjax.quant.nf4 import nf4_format
+from ryzjax.quant.quantize_matrix import quantize_matrix
+from ryzjax.quant.scheme import Scheme
+from ryzjax.sharding import Placement
+
+__all__ = ["WeightChoice", "WeightPlan", "plan_weights"]
+
+WeightChoice = Literal["auto", "bf16", "int8", "int4", "nf4"]
+"""The value of `--weights`. "auto" keeps weights as they are stored. "bf16" dequantizes a quantized checkpoint. "int8",
+"int4" and "nf4" quantize a plain checkpoint to nearest while loading."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightPlan:
+    """The format of every weight of a model in memory, and the checkpoint to read it from.
+
+    Attributes:
+      source: The checkpoint.
+      stored: The abstract model whose weights are read from the files.
+      model: The abstract model that runs. It is `stored` itself unless weights are quantized while loading.
+    """
+
+    source: CheckpointSource
+    stored: AbstractModel
+    model: AbstractModel
+
+    def with_layers_on_host(self) -> WeightPlan:
+        """Returns the same plan with the layers in the host's pinned memory.
+
+        Weights that are quantized while loading still pass through the device, one matrix at a time.
+
+        Raises:
+          ConfigError: The device has no pinned host memory; see `AbstractModel.with_layers_on_host`.
+        """
+        model = self.model.with_layers_on_host()
+        return replace(self, stored=model if self.model is self.stored else self.stored, model=model)
+
+    def load(self, *, show_progress: bool = False) -> dict[str, jax.Array]:
+        """Reads the weights, and quantizes those that the plan says to quantize, one matrix at a time.
+
+        Args:
+          show_progress: Whether to show a progress bar on stderr.
+
+        Returns:
+          Weight name -> array, in the order of `model.weights`.
+
+        Raises:
+          CheckpointError: A tensor is missing, unexpected, or of another shape or dtype.
+          ConfigError: A matrix to be quantized has NaN or infinite weights.
+        """
+        if self.model is self.stored:
+            return load_weights(self.source, self.model, show_progress=show_progress)
+        weights: dict[str, jax.Array] = {}
+        total = sum(spec.nbytes for spec in self.stored.weights.values())
+        with (
+            weight_reader(self.source, self.stored) as read,
+            byte_progress("Quantizing weights", total, show=show_progress) as advance,
+        ):
+            for name in self.stored.weights:
+                array = read(name)
+                format = self.model.quantization.get(name.removesuffix(".weight"))
+                if format is None:
+                    weights[name] = jax.device_put(array, self.model.weights[name].sharding)
+                else:
+                    for leaf, part in _leaves(quantize_matrix(name, array, format)).items():
+                        sharding = self.model.weights[f"{name}.{leaf}"].sharding
+                        weights[f"{name}.{leaf}"] = placed(np.asarray(part), sharding)
+                advance(self.stored.weights[name].nbytes)
+        return {name: weights[name] for name in self.model.weights}
+
+
+def plan_weights(
+    source: CheckpointSource,
+    config: ModelConfig,
+    placement: Placement,
+    *,
+    weights: WeightChoice = "auto",
+    group: int = 64,
+) -> WeightPlan:
+    """Decides the format of each weight in memory. No weight is read.
+
+    Args:
+      source: The checkpoint.
+      config: The model's config. Its dtype is the dtype of plain weights.
+      placement: The devices, and the sharding of each weight over them.
+      weights: "int8", "int4" and "nf4" apply to every linear layer except routers and experts, and to the embedding
+        table. The table is int8 under all three: its rows are the model's inputs, and its head where that is tied.
+      group: Group size: the in features that share a scale. A layer whose in features it does not divide becomes int8
+        with one scale a row.
+
+    Raises:
+      ConfigError: int8, int4 or nf4 was asked for a checkpoint that is quantized already.
+      CheckpointError: A file is damaged.
+      UnsupportedModelError: The checkpoint's quantization is not supported.
+      LayoutError: The layout does not fit the model, or splits a quantized group.
+    """
+    stored = stored_model(source, config, placement)
+    if weights == "bf16":
+        stored = abstract_model(config, placement) if stored.quantization else stored
+    if weights in ("auto", "bf16"):
+        return WeightPlan(source=source, stored=stored, model=stored)
+    if stored.quantization:
+        raise ConfigError(
+            f"weights={weights!r} quantizes a plain checkpoint, and {source.name} is quantized already; leave the "
+            "option out to run it as it is, or name the model that it was quantized from"
+        )
+    formats: dict[str, QFormat] = {"embed": _format("int8", group, config.hidden_size)}
+    for name, shape in stored.linears.items():
+        if len(shape) == 2 and not name.endswith(".router"):
+            formats[name] = _format(weights, group, shape[1])
+    return WeightPlan(source=source, stored=stored, model=abstract_model(config, placement, formats))
+
+
+def _format(weights: Literal["int8", "int4", "nf4"], group: int, k: int) -> QFormat:
+    # bfloat16 has the range of any weight's scale. q is chosen for the scales as they are stored, so their rounding
+    # adds no second error.
+    scheme = Scheme(bits=8 if weights == "int8" else 4, group=group).fitted(k)
+    return nf4_format(group) if weights == "nf4" and scheme.bits == 4 else scheme.format(k, "bfloat16")
+
+
+def _leaves(array: QArray) -> dict[str, jax.Array]:
+    return {leaf: part for leaf in LEAVES if (part := getattr(array, leaf)) is not None}
