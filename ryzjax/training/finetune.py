@@ -15,13 +15,13 @@ from ryzjax.lora.adapter import Adapter, BaseRounding
 from ryzjax.lora.config import LoraConfig
 from ryzjax.training.config import BaseConfig, TrainConfig
 from ryzjax.training.optimizers.config import OptimizerConfig
-from ryzjax.training.run.checkpoints import Json
 from ryzjax.training.run.export import export_adapter, export_model, text_files_of
-from ryzjax.training.run.loop import LoopResult
+from ryzjax.training.run.json_value import Json
+from ryzjax.training.run.result import LoopResult
 from ryzjax.training.run.run import run_training
 from ryzjax.training.run.run_file import earlier_dtype
 from ryzjax.training.start.dtype import choose_dtype
-from ryzjax.training.start.start import begin_adapter, begin_full
+from ryzjax.training.start.training_start import start_with_adapter, start_with_all_weights
 
 __all__ = ["FinetuneResult", "finetune", "open_base", "settings_of", "stored_dtype"]
 
@@ -87,11 +87,11 @@ def finetune(
     )
     total_steps = train.max_steps or loaders.train.count_batches(train.epochs, show_progress=show_progress)
     if lora is None:
-        beginning = begin_full(opened, train, show_progress=show_progress)
+        start = start_with_all_weights(opened, train, show_progress=show_progress)
     else:
-        beginning = begin_adapter(opened, lora, train, adapter=adapter, show_progress=show_progress)
+        start = start_with_adapter(opened, lora, train, adapter=adapter, show_progress=show_progress)
     outcome = run_training(
-        beginning,
+        start,
         loaders,
         name=Path(opened.source.name).name,
         optimizer=optimizer,
@@ -106,7 +106,7 @@ def finetune(
     if lora is None:
         exported = export_model(
             folder,
-            beginning,
+            start,
             outcome.params,
             dtype=stored_dtype(opened, base),
             config=opened.source.config,
@@ -117,7 +117,7 @@ def finetune(
     rounding = (
         None if base.weights in ("auto", "bf16") else BaseRounding(weights=base.weights, group=base.weights_group)
     )
-    exported, trained = export_adapter(folder, opened, beginning, outcome.params, rounding=rounding)
+    exported, trained = export_adapter(folder, opened, start, outcome.params, rounding=rounding)
     return FinetuneResult(exported=exported, adapter=trained, step=outcome.step, loop=outcome.loop)
 
 

@@ -22,7 +22,7 @@ from ryzjax.training.model import FullModel, LoraModel
 from ryzjax.training.optimizers.config import OptimizerConfig
 from ryzjax.training.run.run import make_programs
 from ryzjax.training.start.dtype import DtypeChoice, choose_dtype
-from ryzjax.training.start.initial import adapter_shapes, master_shapes
+from ryzjax.training.start.shapes import adapter_shapes, master_shapes
 
 __all__ = ["MemoryPlan", "plan_table", "plan_training"]
 

@@ -28,7 +28,7 @@ from ryzjax.training.run.run import run_training
 from ryzjax.training.run.run_file import earlier_dtype
 from ryzjax.training.start.dtype import Dtype, choose_dtype
 from ryzjax.training.start.new_model import NewModelConfig
-from ryzjax.training.start.start import Beginning, begin_from_scratch, begin_full
+from ryzjax.training.start.training_start import TrainingStart, start_from_scratch, start_with_all_weights
 
 __all__ = ["pretrain"]
 
@@ -69,23 +69,23 @@ def pretrain(
     folder = Path(train.out).expanduser()
     choice = choose_dtype(new.dtype, earlier=earlier_dtype(folder, "model.dtype") if train.resume else None)
     if new.begin_from is None:
-        start = _fresh(new, rows, folder, choice.dtype)
+        source = _fresh(new, rows, folder, choice.dtype)
     else:
-        start = _existing(new.begin_from, new.layout, choice.dtype)
-    computed_in = start.model.config.dtype
+        source = _existing(new.begin_from, new.layout, choice.dtype)
+    computed_in = source.model.config.dtype
     if show_progress:
         print(choice.message(computed_in), file=sys.stderr)
-    if data.sequence_tokens > start.model.config.max_position:
+    if data.sequence_tokens > source.model.config.max_position:
         raise ConfigError(
-            f"sequence_tokens={data.sequence_tokens} is more than max_position={start.model.config.max_position}"
+            f"sequence_tokens={data.sequence_tokens} is more than max_position={source.model.config.max_position}"
         )
-    loaders = open_data(data, start.tokenizer, batch_rows=train.rows_per_update, rows=rows, eval_rows=eval_rows)
+    loaders = open_data(data, source.tokenizer, batch_rows=train.rows_per_update, rows=rows, eval_rows=eval_rows)
     total_steps = train.max_steps or loaders.train.count_batches(train.epochs, show_progress=show_progress)
-    beginning = start.begin(train, show_progress)
+    start = source.start(train, show_progress)
     outcome = run_training(
-        beginning,
+        start,
         loaders,
-        name=f"{start.model.num_parameters / 1e6:.1f}M {start.config['model_type']}",
+        name=f"{source.model.num_parameters / 1e6:.1f}M {source.config['model_type']}",
         optimizer=optimizer,
         train=train,
         total_steps=total_steps,
@@ -95,18 +95,18 @@ def pretrain(
     )
     exported = export_model(
         folder,
-        beginning,
+        start,
         outcome.params,
-        dtype=start.stored_dtype,
-        config=start.config,
-        generation=start.generation,
-        copy_texts=start.copy_texts,
+        dtype=source.stored_dtype,
+        config=source.config,
+        generation=source.generation,
+        copy_texts=source.copy_texts,
     )
     return FinetuneResult(exported=exported, adapter=None, step=outcome.step, loop=outcome.loop)
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Start:
+class _ModelSource:
     """What a run trains, before any weight is made or read.
 
     Attributes:
@@ -115,7 +115,7 @@ class _Start:
       tokenizer: of the model.
       config, generation: what config.json and generation_config.json of the result hold; None for no such file.
       copy_texts: writes the tokenizer's files into a folder.
-      begin: makes or reads the weights; a bar on stderr where the second argument is true.
+      start: makes or reads the weights; a bar on stderr where the second argument is true.
     """
 
     model: AbstractModel
@@ -124,39 +124,39 @@ class _Start:
     config: Mapping[str, object]
     generation: Mapping[str, object] | None
     copy_texts: Callable[[Path], None]
-    begin: Callable[[TrainConfig, bool], Beginning]
+    start: Callable[[TrainConfig, bool], TrainingStart]
 
 
-def _fresh(new: NewModelConfig, rows: SyntheticRows | None, folder: Path, dtype: Dtype) -> _Start:
+def _fresh(new: NewModelConfig, rows: SyntheticRows | None, folder: Path, dtype: Dtype) -> _ModelSource:
     """A model of random weights."""
     texts = _tokenizer_folder(new, rows, folder)
     tokenizer = Tokenizer.load(texts)
     config = _hf_config(new, tokenizer, texts)
     generation = _json(texts / "generation_config.json") if (texts / "generation_config.json").is_file() else {}
     model = _abstract(config, generation, new, new.model_dtype if dtype == "auto" else dtype)
-    return _Start(
+    return _ModelSource(
         model=model,
         stored_dtype=new.model_dtype,
         tokenizer=tokenizer,
         config=config,
         generation=generation or None,
         copy_texts=lambda out: copy_text_files(texts, out),
-        begin=lambda train, show_progress: begin_from_scratch(model, train),
+        start=lambda train, show_progress: start_from_scratch(model, train),
     )
 
 
-def _existing(name: str, layout: str, dtype: Dtype) -> _Start:
+def _existing(name: str, layout: str, dtype: Dtype) -> _ModelSource:
     """A model that has weights already."""
     base = BaseConfig(model=name, layout=layout)
     opened = open_base(replace(base, dtype=dtype))
-    return _Start(
+    return _ModelSource(
         model=opened.model,
         stored_dtype=stored_dtype(opened, base),
         tokenizer=opened.tokenizer,
         config=opened.source.config,
         generation=opened.source.generation,
         copy_texts=text_files_of(opened),
-        begin=lambda train, show_progress: begin_full(opened, train, show_progress=show_progress),
+        start=lambda train, show_progress: start_with_all_weights(opened, train, show_progress=show_progress),
     )
 
 

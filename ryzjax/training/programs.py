@@ -13,9 +13,11 @@ from ryzjax.batch import SegmentBatch
 from ryzjax.models.stacked import StackedModel
 from ryzjax.sharding import Placement
 from ryzjax.training.model import Frozen, FullModel, LoraModel
-from ryzjax.training.objectives.objective import DPO, Objective, StepBatch
+from ryzjax.training.objectives.dpo import DPO
+from ryzjax.training.objectives.objective import Objective
+from ryzjax.training.objectives.step_batch import StepBatch
 from ryzjax.training.optimizers.sharding import optimizer_shardings
-from ryzjax.training.start.initial import adapter_shapes, master_shapes
+from ryzjax.training.start.shapes import adapter_shapes, master_shapes
 from ryzjax.training.step import TrainState, make_eval_step, make_train_step
 
 __all__ = ["Programs", "frozen_shapes"]

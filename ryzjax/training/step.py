@@ -11,7 +11,8 @@ import optax
 from jax import lax
 
 from ryzjax.training.model import Frozen, FullModel, LoraModel
-from ryzjax.training.objectives.objective import Objective, StepBatch
+from ryzjax.training.objectives.objective import Objective
+from ryzjax.training.objectives.step_batch import StepBatch
 from ryzjax.training.optimizers.gradients import global_norm
 
 __all__ = ["EvalSums", "TrainState", "TrainStep", "make_eval_step", "make_train_step"]

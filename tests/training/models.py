@@ -19,8 +19,8 @@ from ryzjax.models.stacked import StackedModel
 from ryzjax.qarray import QFormat
 from ryzjax.sharding import Placement
 from ryzjax.training.model import Frozen, FullModel, LoraModel
-from ryzjax.training.objectives.objective import StepBatch
-from ryzjax.training.start.initial import master_shapes, place_adapter
+from ryzjax.training.objectives.step_batch import StepBatch
+from ryzjax.training.start.shapes import master_shapes, place_adapter
 from tests.evaluation.models import ONE
 from tests.models.configs import CONFIGS
 

@@ -178,7 +178,7 @@ def test_its_message_names_the_newest_checkpoint(
 def test_a_bad_row_to_evaluate_on_loses_nothing(tiny_model: Path, rows_file: Path, tmp_path: Path) -> None:
     bad = tmp_path / "bad.jsonl"
     bad.write_text('{"prompt": "a", "completion": 5}\n', encoding="utf-8")
-    with pytest.raises(DataError, match=r"bad\.jsonl:1: .* The run is kept as of step 3: go on with --resume"):
+    with pytest.raises(DataError, match=r"bad\.jsonl:1: .* A checkpoint of step 3 is saved: continue with --resume"):
         run(
             tiny_model,
             rows_file,
@@ -216,7 +216,7 @@ def test_a_bad_row_loses_nothing_that_was_trained_before_it(tiny_model: Path, tm
     file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     data = {"shuffle": False, "packing": False, "window_rows": 5}
     train = {"save_every": 100}
-    with pytest.raises(DataError, match=r"rows\.jsonl:28.* The run is kept as of step 1[02]: go on with --resume"):
+    with pytest.raises(DataError, match=r"rows\.jsonl:28.* A checkpoint of step 1[02] is saved: continue with --resume"):
         run(tiny_model, file, tmp_path / "cut", train=train | {"max_steps": 18}, data=data)
     assert not (tmp_path / "cut/adapter").exists()
     data["drop_long"] = True

@@ -14,7 +14,8 @@ from ryzjax.lora.config import LoraConfig
 from ryzjax.qarray import QFormat
 from ryzjax.sharding import Layout, Placement
 from ryzjax.training.model import Frozen
-from ryzjax.training.objectives.objective import StepBatch, make_objective
+from ryzjax.training.objectives.make_objective import make_objective
+from ryzjax.training.objectives.step_batch import StepBatch
 from ryzjax.training.optimizers.config import OptimizerConfig
 from ryzjax.training.optimizers.optimizer import make_optimizer
 from ryzjax.training.step import TrainState, make_eval_step, make_train_step

@@ -14,7 +14,7 @@ from ryzjax.loading.open_model import open_model
 from ryzjax.lora import Adapter
 from ryzjax.models.stacked import StackedModel
 from ryzjax.training.model import Frozen, LoraModel
-from ryzjax.training.start.initial import place_adapter
+from ryzjax.training.start.shapes import place_adapter
 
 __all__ = ["trainers_log_probs"]
 

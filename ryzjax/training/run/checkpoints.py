@@ -20,7 +20,9 @@ from typing import TYPE_CHECKING, TypeVar, cast
 import jax
 
 from ryzjax.errors import CheckpointError, ConfigError
-from ryzjax.training.optimizers.parameter_groups import parameter_name
+from ryzjax.training.run.checkpoint_arrays import ArrayShapes, arrays_by_name, check_arrays, shapes_of
+from ryzjax.training.run.json_value import Json
+from ryzjax.training.run.orbax_errors import ORBAX_FAILURES, failure_reason, hide_orbax_tracebacks
 
 if TYPE_CHECKING:
     import orbax.checkpoint as ocp
@@ -31,27 +33,7 @@ __all__ = ["RunCheckpoints"]
 _log = logging.getLogger(__name__)
 
 Tree = TypeVar("Tree")
-Json = str | int | float | bool | None | list["Json"] | dict[str, "Json"]
-
 _ARRAYS, _RUN = "arrays", "run"
-# What a full disk, missing rights or damaged files become on their way through Orbax and tensorstore.
-_FAILURES = (OSError, ValueError, KeyError, TypeError, RuntimeError)
-
-
-class _FailuresAreOurs(logging.Filter):
-    """Takes the tracebacks of failed saves, which Orbax logs in its threads, out of what users see.
-
-    `RunCheckpoints` raises each of those failures, with its reason in one line.
-    """
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        if record.exc_info and "orbax" in record.pathname:
-            _log.debug("%s", record.getMessage(), exc_info=record.exc_info)
-            return False
-        return True
-
-
-_failures_are_ours = _FailuresAreOurs()
 
 
 class RunCheckpoints:
@@ -83,7 +65,7 @@ class RunCheckpoints:
             self.folder.mkdir(parents=True, exist_ok=True)
             has_checkpoints = any(self.folder.iterdir())
         except OSError as error:
-            raise CheckpointError(f"{self.folder}: cannot be used for checkpoints ({_reason(error)})") from error
+            raise self._unusable(error) from error
         if has_checkpoints:
             self._manager()
 
@@ -93,14 +75,19 @@ class RunCheckpoints:
             # Imported here: it takes a second.
             import orbax.checkpoint as ocp
 
-            logging.getLogger("absl").addFilter(_failures_are_ours)
+            hide_orbax_tracebacks()
             options = ocp.CheckpointManagerOptions(preservation_policy=self, cleanup_tmp_directories=True)
             handlers = {_ARRAYS: ocp.StandardCheckpointHandler(), _RUN: ocp.JsonCheckpointHandler()}
             try:
                 self._opened = ocp.CheckpointManager(self.folder, options=options, item_handlers=handlers)
-            except _FAILURES as error:
-                raise CheckpointError(f"{self.folder}: cannot be used for checkpoints ({_reason(error)})") from error
+            except ORBAX_FAILURES as error:
+                raise CheckpointError(
+                    f"{self.folder}: cannot be used for checkpoints ({failure_reason(error)})"
+                ) from error
         return self._opened
+
+    def _unusable(self, error: Exception) -> CheckpointError:
+        return CheckpointError(f"{self.folder}: cannot be used for checkpoints ({failure_reason(error)})")
 
     def steps(self) -> list[int]:
         """Steps of the checkpoints that are whole, in order."""
@@ -152,21 +139,21 @@ class RunCheckpoints:
         import orbax.checkpoint as ocp
 
         self.wait()
-        named = _by_name(arrays)
+        named = arrays_by_name(arrays)
         ranked = eval_loss is not None and math.isfinite(eval_loss)
         self._eval_losses[step] = eval_loss if ranked else None
         run = {
             "fingerprint": self._fingerprint,
             "eval_loss": self._eval_losses[step],
             "state": dict(state),
-            "leaves": {name: [list(leaf.shape), str(leaf.dtype)] for name, leaf in named.items()},
+            "leaves": shapes_of(named),
         }
         args = ocp.args.Composite(**{_ARRAYS: ocp.args.StandardSave(named), _RUN: ocp.args.JsonSave(run)})
         manager = self._manager()
         self._saving = step
         try:
             manager.save(step, args=args, force=True)
-        except _FAILURES as error:
+        except ORBAX_FAILURES as error:
             raise self._failed(error) from error
 
     def wait(self) -> None:
@@ -180,7 +167,7 @@ class RunCheckpoints:
         try:
             self._manager().wait_until_finished()
             self._manager().check_for_errors()
-        except _FAILURES as error:
+        except ORBAX_FAILURES as error:
             raise self._failed(error) from error
         self._saving = None
 
@@ -207,9 +194,9 @@ class RunCheckpoints:
         """
         import orbax.checkpoint as ocp
 
-        run, wanted = self._run(step), _by_name(like)
+        run, wanted = self._run(step), arrays_by_name(like)
         self._check_base(step, run)
-        self._check_leaves(step, cast("dict[str, tuple[list[int], str]]", run["leaves"]), wanted)
+        check_arrays(str(self.folder), cast("ArrayShapes", run["leaves"]), wanted, step=step)
         target = {
             name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding) for name, leaf in wanted.items()
         }
@@ -253,8 +240,8 @@ class RunCheckpoints:
         self._manager().reload()
         left = self.latest_step()
         return CheckpointError(
-            f"{self.folder}: the checkpoint of step {step} cannot be written ({_reason(error)}); check space and "
-            + ("rights" if left is None else f"rights. That of step {left} is whole: go on from it")
+            f"{self.folder}: the checkpoint of step {step} cannot be written ({failure_reason(error)}); check the disk "
+            "space and permissions" + ("" if left is None else f". The checkpoint of step {left} is intact")
         )
 
     def _run(self, step: int) -> dict[str, Json]:
@@ -274,42 +261,8 @@ class RunCheckpoints:
     def _read(self, step: int, args: ocp.args.Composite) -> Mapping[str, object]:
         try:
             return cast("Mapping[str, object]", self._manager().restore(step, args=args))
-        except _FAILURES as error:
+        except ORBAX_FAILURES as error:
             others = [other for other in self.steps() if other != step]
             raise CheckpointError(
-                f"{self.folder}: step {step} cannot be read ({_reason(error)}); other checkpoints: {others}"
+                f"{self.folder}: step {step} cannot be read ({failure_reason(error)}); other checkpoints: {others}"
             ) from error
-
-    def _check_leaves(
-        self, step: int, saved: Mapping[str, tuple[list[int], str]], wanted: Mapping[str, jax.Array]
-    ) -> None:
-        for name in [*wanted, *saved]:
-            of = f"{self.folder}: array {name!r} of step {step}"
-            remedy = "resume with the model and settings of that run, or start a new one in another folder"
-            if name not in saved:
-                raise CheckpointError(f"{of} is missing, this run needs it: {remedy}")
-            if name not in wanted:
-                raise CheckpointError(f"{of} is nothing this run has: {remedy}")
-            shape, dtype = saved[name]
-            if (shape, dtype) != (list(wanted[name].shape), str(wanted[name].dtype)):
-                raise CheckpointError(
-                    f"{of} is {dtype}{shape}; expected {wanted[name].dtype}{list(wanted[name].shape)}: {remedy}"
-                )
-
-
-def _by_name(tree: object) -> dict[str, jax.Array]:
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    named = {parameter_name(path): leaf for path, leaf in leaves}
-    assert len(named) == len(leaves), "two arrays of a run have one name"
-    assert not any(jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key) for leaf in named.values()), "typed keys"
-    return named
-
-
-def _reason(error: BaseException) -> str:
-    """The first line of what failed at the bottom of a chain of errors."""
-    while (cause := error.__cause__ or error.__context__) is not None:
-        error = cause
-    text = (error.strerror if isinstance(error, OSError) else None) or str(error)
-    # Tensorstore: "what it did: in which file: No space left on device [os_error_code='28'] [more]".
-    text = text.split(" [os_error_code")[0].rsplit(": ", 1)[-1] if "os_error_code" in text else text
-    return text.strip().split("\n")[0][:300] or type(error).__name__

@@ -17,15 +17,17 @@ from ryzjax.loading.text_files import copy_text_files
 from ryzjax.lora.adapter import Adapter, BaseRounding
 from ryzjax.lora.merge import difference
 from ryzjax.lora.model import weight_of
+from ryzjax.models.registry import AbstractModel
+from ryzjax.models.stacked import StackedModel
 from ryzjax.qarray import QArray, dequantize
 from ryzjax.training.model import FullModel, LoraModel
-from ryzjax.training.start.start import Beginning, host_weights
+from ryzjax.training.start.training_start import TrainingStart
 
 __all__ = ["export_adapter", "export_model", "text_files_of"]
 
 
 def export_adapter(
-    folder: Path, opened: OpenModel, beginning: Beginning, params: dict, *, rounding: BaseRounding | None = None
+    folder: Path, opened: OpenModel, start: TrainingStart, params: dict, *, rounding: BaseRounding | None = None
 ) -> tuple[Path, Adapter]:
     """Writes `folder`/adapter, and `folder`/base where the adapter belongs to a base that is no longer the model's.
 
@@ -39,15 +41,15 @@ def export_adapter(
     Raises:
       CheckpointError: it cannot be written.
     """
-    model = beginning.model
+    model = start.model
     assert isinstance(model, LoraModel)
     adapter = replace(model.adapter(params, base_model=opened.source.name), base_rounding=rounding)
     base_name = opened.source.name
-    if beginning.initial is not None:
-        plain = Adapter(config=model.lora, weights=beginning.initial, base_model=base_name)
+    if start.start_updates is not None:
+        plain = Adapter(config=model.lora, weights=start.start_updates, base_model=base_name)
         if opened.model.quantization or model.lora.use_dora:
-            base_name = str(_export_base(folder / "base", opened, beginning))
-            adapter = _without_beginning(adapter, base_name)
+            base_name = str(_export_base(folder / "base", opened, start))
+            adapter = _for_written_base(adapter, base_name)
         else:
             adapter = difference(adapter, plain)
     write_adapter(folder / "adapter", adapter, opened.model, base_model=base_name)
@@ -55,7 +57,7 @@ def export_adapter(
     return folder / "adapter", adapter
 
 
-def _without_beginning(adapter: Adapter, base_model: str) -> Adapter:
+def _for_written_base(adapter: Adapter, base_model: str) -> Adapter:
     """The adapter for the plain base that was written beside it, whatever it began as."""
     config = replace(adapter.config, init="default")
     return replace(adapter, config=config, base_model=base_model, base_rounding=None)
@@ -63,7 +65,7 @@ def _without_beginning(adapter: Adapter, base_model: str) -> Adapter:
 
 def export_model(
     folder: Path,
-    beginning: Beginning,
+    start: TrainingStart,
     params: Mapping[str, jax.Array],
     *,
     dtype: str,
@@ -81,10 +83,10 @@ def export_model(
       CheckpointError: it cannot be written.
       ConfigError: a family that cannot be saved so.
     """
-    model = beginning.model
+    model = start.model
     assert isinstance(model, FullModel)
     written = in_dtype(model.model, dtype)
-    weights = host_weights(model.stacked, params, written)
+    weights = _host_weights(model.stacked, params, written)
     out = folder / "model"
     save_hf(out, written, weights.__getitem__, config=config, generation=generation, copy_texts=copy_texts)
     return out
@@ -95,10 +97,20 @@ def text_files_of(opened: OpenModel) -> Callable[[Path], None]:
     return partial(copy_text_files, opened.source.directory)
 
 
-def _export_base(folder: Path, opened: OpenModel, beginning: Beginning) -> Path:
+def _host_weights(
+    stacked: StackedModel, params: Mapping[str, jax.Array], written: AbstractModel
+) -> dict[str, np.ndarray]:
+    """Our weight name -> masters rounded to the dtype they are written in, on the host."""
+    return {
+        name: np.asarray(jax.device_get(array)).astype(np.dtype(written.weights[name].dtype))
+        for name, array in stacked.unstack(params)
+    }
+
+
+def _export_base(folder: Path, opened: OpenModel, start: TrainingStart) -> Path:
     """The base as a plain model, in the model's dtype: no quantized format has all that a base may be rounded to."""
     plain = opened.plan.stored
-    weights = dict(beginning.model.stacked.unstack(beginning.frozen.weights))
+    weights = dict(start.model.stacked.unstack(start.frozen.weights))
 
     def get(name: str) -> np.ndarray:
         module = name.removesuffix(".weight")

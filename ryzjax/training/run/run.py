@@ -14,19 +14,21 @@ from ryzjax.data.training.prefetch import Prefetcher
 from ryzjax.errors import ConfigError, RyzJAXError
 from ryzjax.training.config import TrainConfig
 from ryzjax.training.model import FullModel, LoraModel
-from ryzjax.training.objectives.objective import make_objective
+from ryzjax.training.objectives.make_objective import make_objective
 from ryzjax.training.optimizers.config import OptimizerConfig
 from ryzjax.training.optimizers.optimizer import learning_rate_schedule, make_optimizer
 from ryzjax.training.programs import Programs
-from ryzjax.training.run.checkpoints import Json, RunCheckpoints
-from ryzjax.training.run.loop import Loop, LoopResult
+from ryzjax.training.run.checkpoints import RunCheckpoints
+from ryzjax.training.run.json_value import Json
+from ryzjax.training.run.loop import Loop
 from ryzjax.training.run.plot import plot_log
 from ryzjax.training.run.progress import RunProgress
+from ryzjax.training.run.result import LoopResult
 from ryzjax.training.run.run_file import check_same_run, read_run, write_run
 from ryzjax.training.run.run_log import JsonlLog, RunLog, RunLogs, TensorBoardLog, WandbLog
 from ryzjax.training.run.speed import speed_of
 from ryzjax.training.start.fingerprint import base_fingerprint
-from ryzjax.training.start.start import Beginning
+from ryzjax.training.start.training_start import TrainingStart
 
 __all__ = ["RunOutcome", "make_programs", "run_training"]
 
@@ -83,7 +85,7 @@ def make_programs(
 
 
 def run_training(
-    beginning: Beginning,
+    start: TrainingStart,
     data: TrainingData,
     *,
     name: str,
@@ -97,7 +99,7 @@ def run_training(
     """Runs it; `train.out` holds its checkpoints, metrics.jsonl, loss.png and run.json afterwards.
 
     Args:
-      beginning: the model; its parameters are donated.
+      start: the model; its parameters are donated.
       data: of the run.
       name: of the model, for titles.
       settings: of everything, kept in checkpoints and in run.json.
@@ -114,14 +116,14 @@ def run_training(
     if train.export == "best" and data.evaluation is None:
         raise ConfigError("export='best' needs an evaluation; give eval_data or eval_fraction, or export='last'")
     programs = make_programs(
-        beginning.model,
-        beginning.params,
+        start.model,
+        start.params,
         optimizer=optimizer,
         train=train,
         sequence_tokens=sequence_tokens,
         total_steps=total_steps,
     )
-    fingerprint = base_fingerprint(beginning.frozen.weights) if beginning.frozen.weights else ""
+    fingerprint = base_fingerprint(start.frozen.weights) if start.frozen.weights else ""
     with RunCheckpoints(folder / _CHECKPOINTS, fingerprint=fingerprint, keep=train.keep) as checkpoints:
         done = checkpoints.latest_step()
         if done is not None and not train.resume:
@@ -140,19 +142,19 @@ def run_training(
         try:
             loop = Loop(
                 programs,
-                beginning.frozen,
+                start.frozen,
                 config=train,
                 config_json=settings,
                 train=loader,
                 evaluation=data.evaluation,
                 total_steps=total_steps,
                 schedule=learning_rate_schedule(optimizer, total_steps=total_steps),
-                speed=speed_of(beginning.model, sequence_tokens=sequence_tokens),
+                speed=speed_of(start.model, sequence_tokens=sequence_tokens),
                 checkpoints=checkpoints,
                 log=log,
                 message=print if progress is None else progress.message,
             )
-            state = programs.start(beginning.params) if done is None else loop.resume()
+            state = programs.start(start.params) if done is None else loop.resume()
             result = loop.run(state)
         finally:
             loader.close()

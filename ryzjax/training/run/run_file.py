@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import cast
 
 from ryzjax.errors import CheckpointError, ConfigError
-from ryzjax.training.run.checkpoints import Json
+from ryzjax.training.run.json_value import Json
 
 __all__ = ["RUN_FILE", "RunFile", "check_same_run", "earlier_dtype", "read_run", "write_run"]
 

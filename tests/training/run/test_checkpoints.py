@@ -128,7 +128,7 @@ def test_of_another_model(saved: Path):
             checkpoints.restore(3, arrays() | {"more": jnp.zeros(3)})
         fewer = arrays()
         del fewer["half"]
-        with pytest.raises(CheckpointError, match="array 'half' of step 3 is nothing this run has"):
+        with pytest.raises(CheckpointError, match="array 'half' of step 3 does not exist in this run"):
             checkpoints.restore(3, fewer)
         with pytest.raises(CheckpointError, match=r"'half' of step 3 is bfloat16\[3, 5\]; expected float32"):
             checkpoints.restore(3, arrays() | {"half": jnp.zeros((3, 5))})

@@ -20,9 +20,9 @@ from ryzjax.models.registry import AbstractModel
 from ryzjax.qarray import LEAVES, QArray, QFormat
 from ryzjax.sharding.host_memory import to_device
 from ryzjax.training.model import AdapterParams, Frozen, LoraModel
-from ryzjax.training.start.initial import place_adapter
+from ryzjax.training.start.shapes import place_adapter
 
-__all__ = ["AdapterStart", "start_adapter", "starting_weights"]
+__all__ = ["AdapterStart", "continued_updates", "draw_adapter", "load_base_weights", "place_start"]
 
 
 class AdapterStart:
@@ -40,7 +40,7 @@ class AdapterStart:
         self.changes_base = config.init in ("pissa", "loftq")
 
 
-def starting_weights(plan: WeightPlan, config: LoraConfig, *, show_progress: bool) -> dict[str, jax.Array]:
+def load_base_weights(plan: WeightPlan, config: LoraConfig, *, show_progress: bool) -> dict[str, jax.Array]:
     """The base's weights by name: as they will run, or, where the adapter's start is made from them, as stored.
 
     Raises:
@@ -56,35 +56,35 @@ def starting_weights(plan: WeightPlan, config: LoraConfig, *, show_progress: boo
     return plan.load(show_progress=show_progress)
 
 
-def start_adapter(
+def draw_adapter(
     plan: WeightPlan, config: LoraConfig, layers: tuple[str, ...], weights: dict[str, jax.Array], *, seed: int
 ) -> AdapterStart:
     """Draws the updates, layer by layer, and changes `weights` where the base changes.
 
     Args:
-      plan: of the weights; those of `starting_weights` are rounded here where they were not.
+      plan: of the weights; those of `load_base_weights` are rounded here where they were not.
       layers: to adapt.
-      weights: by name, as `starting_weights` gives them; afterwards those of `plan.model`.
+      weights: by name, as `load_base_weights` gives them; afterwards those of `plan.model`.
       seed: of the draw.
     """
     start = AdapterStart(config)
     key = jax.random.PRNGKey(seed)
     source, model = plan.stored if start.changes_base else plan.model, plan.model
     for layer in layers:
-        quantize = _rounding(model, layer)
-        begin = initial_weights(config, layer, _weight(source, weights, layer, config), key, quantize)
-        if begin.base is not None:
-            _replace(model, weights, layer, begin.base)
-        start.updates[layer] = jax.device_get(begin.update)
+        quantize = _quantizer(model, layer)
+        drawn = initial_weights(config, layer, _weight(source, weights, layer, config), key, quantize)
+        if drawn.base is not None:
+            _replace(model, weights, layer, drawn.base)
+        start.updates[layer] = jax.device_get(drawn.update)
     if start.changes_base and model is not source:
-        _round_the_rest(model, weights)
+        _quantize_the_rest(model, weights)
     if config.use_dora:
         for layer in layers:
             start.row_norms[layer] = np.asarray(row_norms(_on_device(weight_of(model, weights, layer))))
     return start
 
 
-def place(model: LoraModel, start: AdapterStart, weights: dict[str, jax.Array]) -> tuple[AdapterParams, Frozen]:
+def place_start(model: LoraModel, start: AdapterStart, weights: dict[str, jax.Array]) -> tuple[AdapterParams, Frozen]:
     """(parameters, what is frozen) on the devices; takes the arrays out of `weights`."""
     params = place_adapter(model, start.updates)
     norms: dict[str, dict[str, jax.Array]] = {}
@@ -102,7 +102,7 @@ def place(model: LoraModel, start: AdapterStart, weights: dict[str, jax.Array]) 
     return params, Frozen(model.stacked.stack(weights), norms)
 
 
-def continue_adapter(adapter: Adapter, model: AbstractModel, *, name: str) -> dict[str, LoraWeights]:
+def continued_updates(adapter: Adapter, model: AbstractModel, *, name: str) -> dict[str, LoraWeights]:
     """The updates of an adapter that is trained on, on the host.
 
     Raises:
@@ -125,12 +125,12 @@ def _on_device(weight: jax.Array | QArray) -> jax.Array | QArray:
     return to_device(weight)  # pyright: ignore[reportReturnType]
 
 
-def _rounding(model: AbstractModel, layer: str) -> Quantize | None:
+def _quantizer(model: AbstractModel, layer: str) -> Quantize | None:
     format = model.quantization.get(layer)
-    return None if format is None else partial(_round, layer, format)
+    return None if format is None else partial(_quantize, layer, format)
 
 
-def _round(layer: str, format: QFormat, w: jax.Array) -> QArray:
+def _quantize(layer: str, format: QFormat, w: jax.Array) -> QArray:
     return round_matrix(layer, w, format)
 
 
@@ -145,7 +145,7 @@ def _replace(model: AbstractModel, weights: dict[str, jax.Array], layer: str, ba
         weights[f"{layer}.weight"] = jax.device_put(base, model.weights[f"{layer}.weight"].sharding)
 
 
-def _round_the_rest(model: AbstractModel, weights: dict[str, jax.Array]) -> None:
+def _quantize_the_rest(model: AbstractModel, weights: dict[str, jax.Array]) -> None:
     """Rounds what is to be quantized and no update was made for."""
     for layer, format in model.quantization.items():
         if f"{layer}.weight" in weights:

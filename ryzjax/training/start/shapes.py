@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import zlib
 from collections.abc import Mapping
 
 import jax
@@ -13,9 +11,7 @@ from ryzjax.lora.adapter import LoraWeights
 from ryzjax.models.stacked import StackedModel
 from ryzjax.training.model import AdapterParams, LoraModel
 
-__all__ = ["adapter_shapes", "fresh_weights", "master_shapes", "place_adapter"]
-
-_DEVIATION = 0.02
+__all__ = ["adapter_shapes", "master_shapes", "place_adapter"]
 
 
 def master_shapes(stacked: StackedModel) -> dict[str, jax.ShapeDtypeStruct]:
@@ -24,37 +20,6 @@ def master_shapes(stacked: StackedModel) -> dict[str, jax.ShapeDtypeStruct]:
         name: jax.ShapeDtypeStruct(spec.shape, jnp.float32, sharding=spec.sharding)
         for name, spec in stacked.weights.items()
     }
-
-
-def fresh_weights(stacked: StackedModel, seed: int) -> dict[str, jax.Array]:
-    """float32 weights to train from scratch: normal with deviation 0.02, norms 1, biases 0.
-
-    What a block adds to the residual stream (o and down) is drawn smaller by sqrt(2 * layers), as in GPT-2.
-
-    Args:
-      seed: of the draw. A weight depends on it and on its name, not on how it is sharded.
-    """
-    model = stacked.model
-    offset = model.merge(tuple(jax.tree.leaves(model.state))).norm_offset
-    residual = _DEVIATION / math.sqrt(2 * model.config.num_layers)
-    key = jax.random.PRNGKey(seed)
-    weights: dict[str, jax.Array] = {}
-    for name, shape in master_shapes(stacked).items():
-        module, _, leaf = name.rpartition(".")
-
-        def draw(
-            key: jax.Array, module: str = module, leaf: str = leaf, shape: tuple[int, ...] = shape.shape
-        ) -> jax.Array:
-            if leaf == "bias":
-                return jnp.zeros(shape, jnp.float32)
-            if module.endswith("norm"):
-                return jnp.full(shape, 1.0 - offset, jnp.float32)
-            deviation = residual if module.endswith(("attention.o", "mlp.down")) else _DEVIATION
-            return deviation * jax.random.normal(key, shape, jnp.float32)
-
-        own = jax.random.fold_in(key, zlib.crc32(name.encode()))
-        weights[name] = jax.jit(draw, out_shardings=shape.sharding)(own)
-    return weights
 
 
 def adapter_shapes(model: LoraModel) -> AdapterParams:

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from ryzjax.bits import from_bits
 from ryzjax.checkpoint.peft.adapter import read_adapter
@@ -20,14 +19,15 @@ from ryzjax.models.registry import AbstractModel
 from ryzjax.models.stacked import StackedModel
 from ryzjax.training.config import TrainConfig
 from ryzjax.training.model import Frozen, FullModel, LoraModel
-from ryzjax.training.start.adapter import continue_adapter, place, start_adapter, starting_weights
-from ryzjax.training.start.initial import fresh_weights, master_shapes
+from ryzjax.training.start.adapter_start import continued_updates, draw_adapter, load_base_weights, place_start
+from ryzjax.training.start.random_weights import random_weights
+from ryzjax.training.start.shapes import master_shapes
 
-__all__ = ["Beginning", "begin_adapter", "begin_from_scratch", "begin_full", "host_weights"]
+__all__ = ["TrainingStart", "start_from_scratch", "start_with_adapter", "start_with_all_weights"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Beginning:
+class TrainingStart:
     """A model that is ready to be trained.
 
     Attributes:
@@ -40,12 +40,12 @@ class Beginning:
     model: LoraModel | FullModel
     params: dict
     frozen: Frozen
-    initial: Mapping[str, LoraWeights] | None = None
+    start_updates: Mapping[str, LoraWeights] | None = None
 
 
-def begin_adapter(
+def start_with_adapter(
     opened: OpenModel, lora: LoraConfig, train: TrainConfig, *, adapter: str | None, show_progress: bool
-) -> Beginning:
+) -> TrainingStart:
     """A frozen base and an adapter beside it.
 
     Args:
@@ -62,10 +62,10 @@ def begin_adapter(
     layers = lora.choose(opened.model.linears) if given is None else tuple(given.weights)
     if train.offload == "frozen":
         opened = replace(opened, plan=opened.plan.with_layers_on_host())
-    weights = starting_weights(opened.plan, lora, show_progress=show_progress)
-    start = start_adapter(opened.plan, lora, layers, weights, seed=train.seed)
+    weights = load_base_weights(opened.plan, lora, show_progress=show_progress)
+    start = draw_adapter(opened.plan, lora, layers, weights, seed=train.seed)
     if given is not None:
-        start.updates = continue_adapter(given, opened.model, name=str(adapter))
+        start.updates = continued_updates(given, opened.model, name=str(adapter))
     model = LoraModel(
         stacked=StackedModel(opened.model),
         lora=lora,
@@ -74,12 +74,12 @@ def begin_adapter(
         remat_layers=train.remat_layers,
         mlp_rows=train.mlp_rows,
     )
-    initial = start.updates if start.changes_base else None
-    params, frozen = place(model, start, weights)
-    return Beginning(model=model, params=params, frozen=frozen, initial=initial)
+    start_updates = start.updates if start.changes_base else None
+    params, frozen = place_start(model, start, weights)
+    return TrainingStart(model=model, params=params, frozen=frozen, start_updates=start_updates)
 
 
-def begin_full(opened: OpenModel, train: TrainConfig, *, show_progress: bool) -> Beginning:
+def start_with_all_weights(opened: OpenModel, train: TrainConfig, *, show_progress: bool) -> TrainingStart:
     """Every weight of a checkpoint, as float32 masters; a copy as it is stored is kept where the objective reads it.
 
     Raises:
@@ -100,10 +100,10 @@ def begin_full(opened: OpenModel, train: TrainConfig, *, show_progress: bool) ->
         params[name] = jax.jit(_master, out_shardings=shape.sharding)(stored)
         if train.objective == "dpo":
             kept[name] = stored
-    return Beginning(model=_full(stacked, train), params=params, frozen=Frozen(kept, {}))
+    return TrainingStart(model=_full(stacked, train), params=params, frozen=Frozen(kept, {}))
 
 
-def begin_from_scratch(model: AbstractModel, train: TrainConfig) -> Beginning:
+def start_from_scratch(model: AbstractModel, train: TrainConfig) -> TrainingStart:
     """Fresh weights.
 
     Raises:
@@ -111,7 +111,7 @@ def begin_from_scratch(model: AbstractModel, train: TrainConfig) -> Beginning:
     """
     train.check_trains_all()
     stacked = StackedModel(model)
-    return Beginning(model=_full(stacked, train), params=fresh_weights(stacked, train.seed), frozen=Frozen({}, {}))
+    return TrainingStart(model=_full(stacked, train), params=random_weights(stacked, train.seed), frozen=Frozen({}, {}))
 
 
 def _full(stacked: StackedModel, train: TrainConfig) -> FullModel:
@@ -120,13 +120,3 @@ def _full(stacked: StackedModel, train: TrainConfig) -> FullModel:
 
 def _master(stored: jax.Array) -> jax.Array:
     return from_bits(stored).astype(jnp.float32)
-
-
-def host_weights(
-    stacked: StackedModel, params: Mapping[str, jax.Array], written: AbstractModel
-) -> dict[str, np.ndarray]:
-    """Our weight name -> masters rounded to the dtype they are written in, on the host."""
-    return {
-        name: np.asarray(jax.device_get(array)).astype(np.dtype(written.weights[name].dtype))
-        for name, array in stacked.unstack(params)
-    }
