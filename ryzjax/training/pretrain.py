@@ -1,5 +1,8 @@
-"""pretrain: a model from random weights, with a tokenizer that is given or learnt from our synthetic rows; or a further
-stage of a model that is there."""
+"""pretrain: trains all weights of a model and writes it in Hugging Face's layout.
+
+The model starts from random weights, with a given tokenizer or one learned from the synthetic rows, or from the weights
+of an existing model.
+"""
 
 from __future__ import annotations
 
@@ -44,23 +47,29 @@ def pretrain(
     train: TrainConfig | None = None,
     show_progress: bool = True,
 ) -> FinetuneResult:
-    """Trains all weights of a model, random ones or those of `begin_from`, and writes it in Hugging Face's layout; see
+    """Trains all weights of a model, starting from random ones or from those of `new.begin_from`. See
     docs/finetuning.md.
 
     Args:
-      new: the model, and its tokenizer.
-      data: what it learns from; names nothing where the rows are synthetic.
-      optimizer, train: the run; their defaults where None.
-      show_progress: a bar on stderr.
+      new: The model and its tokenizer.
+      data: The training data. Names no files if the rows are synthetic.
+      optimizer: The optimizer's settings; None takes the defaults.
+      train: The run's settings; None takes the defaults.
+      show_progress: Show a progress bar on stderr.
 
     Raises:
-      ConfigError, CheckpointError, DataError, TrainingError: as of `finetune`.
+      ConfigError: Settings contradict each other or do not fit the model.
+      CheckpointError: A model cannot be read, or the run cannot be written or resumed.
+      DataError: A row is malformed or has nothing to train on.
+      TrainingError: The loss or a gradient is not finite.
     """
     optimizer, train = optimizer or OptimizerConfig(), train or TrainConfig()
     if train.objective != "sft":
-        raise ConfigError(f"objective={train.objective!r} needs a model that can answer; pretrain with sft")
+        raise ConfigError(
+            f"objective={train.objective!r} needs a model that can already answer; pretrain with objective sft"
+        )
     if (new.synthetic_rows is None) == (not data.data):
-        raise ConfigError("name data to train on, or synthetic_rows, one of the two")
+        raise ConfigError("name data to train on, or synthetic_rows; exactly one of the two")
     rows = eval_rows = None
     if new.synthetic_rows is not None:
         rows = _synthetic_rows(new, train.seed, new.synthetic_rows, "train")
@@ -107,15 +116,16 @@ def pretrain(
 
 @dataclass(frozen=True, kw_only=True)
 class _ModelSource:
-    """What a run trains, before any weight is made or read.
+    """A model to train, before any weight is drawn or read.
 
     Attributes:
-      model: its shapes.
-      stored_dtype: what its weights are written in.
-      tokenizer: of the model.
-      config, generation: what config.json and generation_config.json of the result hold; None for no such file.
-      copy_texts: writes the tokenizer's files into a folder.
-      start: makes or reads the weights; a bar on stderr where the second argument is true.
+      model: Shapes of the model.
+      stored_dtype: Dtype to write the weights in.
+      tokenizer: The model's tokenizer.
+      config: Content of the result's config.json.
+      generation: Content of the result's generation_config.json; None for no such file.
+      copy_texts: Writes the tokenizer's files into a folder.
+      start: Draws or reads the weights. The second argument says whether to show a progress bar.
     """
 
     model: AbstractModel
@@ -128,7 +138,7 @@ class _ModelSource:
 
 
 def _fresh(new: NewModelConfig, rows: SyntheticRows | None, folder: Path, dtype: Dtype) -> _ModelSource:
-    """A model of random weights."""
+    """A model with random weights."""
     texts = _tokenizer_folder(new, rows, folder)
     tokenizer = Tokenizer.load(texts)
     config = _hf_config(new, tokenizer, texts)
@@ -146,7 +156,7 @@ def _fresh(new: NewModelConfig, rows: SyntheticRows | None, folder: Path, dtype:
 
 
 def _existing(name: str, layout: str, dtype: Dtype) -> _ModelSource:
-    """A model that has weights already."""
+    """A model whose weights exist already."""
     base = BaseConfig(model=name, layout=layout)
     opened = open_base(replace(base, dtype=dtype))
     return _ModelSource(
@@ -166,14 +176,14 @@ def _synthetic_rows(new: NewModelConfig, seed: int, count: int, split: Split) ->
 
 
 def _tokenizer_folder(new: NewModelConfig, rows: SyntheticRows | None, folder: Path) -> Path:
-    """The folder of the tokenizer: the given one, or one learnt from the rows and kept in the run's folder."""
+    """Returns the folder of the given tokenizer, or of one learned from the rows and saved in the run's folder."""
     if new.tokenizer is not None:
         return Path(new.tokenizer).expanduser()
     if rows is None:
-        raise ConfigError("no tokenizer named; give the folder of one (a model's folder will do)")
+        raise ConfigError("no tokenizer named; give the folder of one, such as a model's folder")
     own = folder / "tokenizer"
     if (own / "generation_config.json").is_file():
-        return own  # of this run, before it was stopped
+        return own  # This run made it before it was stopped.
     step = max(1, len(rows) // _TOKENIZER_ROWS)
     learnt = train_tokenizer((rows[i] for i in range(0, len(rows), step)), vocab_size=new.vocab_size)
     try:
@@ -181,12 +191,14 @@ def _tokenizer_folder(new: NewModelConfig, rows: SyntheticRows | None, folder: P
         write_tokenizer(own, learnt, max_tokens=new.max_position)
     except OSError as error:
         shutil.rmtree(own, ignore_errors=True)
-        raise CheckpointError(f"{own}: cannot be written ({error.strerror}); check path, rights and space") from error
+        raise CheckpointError(
+            f"{own}: cannot be written ({error.strerror}); check the path, permissions and disk space"
+        ) from error
     return own
 
 
 def _hf_config(new: NewModelConfig, tokenizer: Tokenizer, texts: Path) -> dict[str, object]:
-    """config.json of the model, with the tokenizer's vocabulary."""
+    """Returns the model's config.json, with the tokenizer's vocabulary size."""
     if new.model_config is not None:
         config = dict(_json(Path(new.model_config).expanduser()))
         config["vocab_size"] = tokenizer.vocab_size
@@ -213,7 +225,7 @@ def _hf_config(new: NewModelConfig, tokenizer: Tokenizer, texts: Path) -> dict[s
 
 
 def _special_ids(texts: Path) -> dict[str, object]:
-    """Ids of the end of a text and its beginning, as generation_config.json has them."""
+    """Returns the ids of the special tokens that generation_config.json names."""
     path = texts / "generation_config.json"
     generation = _json(path) if path.is_file() else {}
     return {key: generation[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id") if key in generation}

@@ -1,4 +1,8 @@
-"""The adapter a run begins with, and what its base becomes: weights by layer, then stacked on the devices."""
+"""The adapter that a run starts from, and the base it belongs to.
+
+Updates are drawn layer by layer on the host, then stacked and placed on the devices. PiSSA and LoftQ also change the
+base.
+"""
 
 from __future__ import annotations
 
@@ -26,12 +30,12 @@ __all__ = ["AdapterStart", "continued_updates", "draw_adapter", "load_base_weigh
 
 
 class AdapterStart:
-    """What a run over a frozen base begins with.
+    """The start of an adapter, on the host.
 
     Attributes:
-      updates: layer -> its update, on the host.
-      row_norms: of DoRA: layer -> |W| of each row, on the host.
-      changes_base: whether the base is no longer the model's: PiSSA and LoftQ.
+      updates: Layer -> its update.
+      row_norms: For DoRA: layer -> norm of each row of its weight. Empty otherwise.
+      changes_base: Whether the `init` changes the base weights (PiSSA and LoftQ).
     """
 
     def __init__(self, config: LoraConfig) -> None:
@@ -41,15 +45,15 @@ class AdapterStart:
 
 
 def load_base_weights(plan: WeightPlan, config: LoraConfig, *, show_progress: bool) -> dict[str, jax.Array]:
-    """The base's weights by name: as they will run, or, where the adapter's start is made from them, as stored.
+    """Loads the base weights by name: in the format they run in or, if the `init` is computed from them, as stored.
 
     Raises:
-      ConfigError: "loftq" of a checkpoint that is quantized already or is not to be.
+      ConfigError: `init` is "loftq" and the checkpoint is quantized already or will not be quantized.
     """
     if config.init == "loftq" and (plan.stored.quantization or plan.model is plan.stored):
         raise ConfigError(
-            "LoRA init='loftq' makes up for what rounding loses: it needs a plain checkpoint and weights='int8', "
-            "'int4' or 'nf4'; take init='default' or 'pissa' here"
+            "LoRA init='loftq' compensates for the error of quantization: it needs a plain checkpoint and "
+            "weights='int8', 'int4' or 'nf4'; use init='default' or 'pissa' here"
         )
     if config.init in ("pissa", "loftq"):
         plan = replace(plan, model=plan.stored)
@@ -59,13 +63,16 @@ def load_base_weights(plan: WeightPlan, config: LoraConfig, *, show_progress: bo
 def draw_adapter(
     plan: WeightPlan, config: LoraConfig, layers: tuple[str, ...], weights: dict[str, jax.Array], *, seed: int
 ) -> AdapterStart:
-    """Draws the updates, layer by layer, and changes `weights` where the base changes.
+    """Draws the updates layer by layer, and replaces the weights of the base that the `init` changes.
 
     Args:
-      plan: of the weights; those of `load_base_weights` are rounded here where they were not.
-      layers: to adapt.
-      weights: by name, as `load_base_weights` gives them; afterwards those of `plan.model`.
-      seed: of the draw.
+      plan: How the weights are loaded.
+      config: The adapter's settings.
+      layers: Layers to adapt.
+      weights: What `load_base_weights` returned. Changed in place to the weights of `plan.model`, quantized if they
+        were
+        not yet.
+      seed: Seed of the draw.
     """
     start = AdapterStart(config)
     key = jax.random.PRNGKey(seed)
@@ -85,7 +92,7 @@ def draw_adapter(
 
 
 def place_start(model: LoraModel, start: AdapterStart, weights: dict[str, jax.Array]) -> tuple[AdapterParams, Frozen]:
-    """(parameters, what is frozen) on the devices; takes the arrays out of `weights`."""
+    """Returns the parameters and the frozen arrays on the devices. Removes the arrays from `weights`."""
     params = place_adapter(model, start.updates)
     norms: dict[str, dict[str, jax.Array]] = {}
     if start.row_norms:
@@ -103,10 +110,10 @@ def place_start(model: LoraModel, start: AdapterStart, weights: dict[str, jax.Ar
 
 
 def continued_updates(adapter: Adapter, model: AbstractModel, *, name: str) -> dict[str, LoraWeights]:
-    """The updates of an adapter that is trained on, on the host.
+    """Returns the updates of an adapter whose training is continued, on the host.
 
     Raises:
-      ConfigError: it does not fit the model.
+      ConfigError: The adapter does not fit the model.
     """
     check_adapter(adapter, model.linears, name=name)
     return {layer: jax.device_get(update) for layer, update in adapter.weights.items()}
@@ -121,7 +128,7 @@ def _weight(
 
 
 def _on_device(weight: jax.Array | QArray) -> jax.Array | QArray:
-    """One matrix, of a base that may lie on the host, to be computed with."""
+    """Returns a matrix on the device. The base may lie in host memory."""
     return to_device(weight)  # pyright: ignore[reportReturnType]
 
 
@@ -146,7 +153,7 @@ def _replace(model: AbstractModel, weights: dict[str, jax.Array], layer: str, ba
 
 
 def _quantize_the_rest(model: AbstractModel, weights: dict[str, jax.Array]) -> None:
-    """Rounds what is to be quantized and no update was made for."""
+    """Quantizes the matrices that must be quantized and have no adapter."""
     for layer, format in model.quantization.items():
         if f"{layer}.weight" in weights:
             _replace(model, weights, layer, round_matrix(layer, weights[f"{layer}.weight"], format))

@@ -1,4 +1,4 @@
-"""What training begins with: fresh weights of a model, fresh updates of an adapter, and where they lie."""
+"""Shapes and shardings of what a run trains, and the placement of an adapter on the devices."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["adapter_shapes", "master_shapes", "place_adapter"]
 
 
 def master_shapes(stacked: StackedModel) -> dict[str, jax.ShapeDtypeStruct]:
-    """Name -> float32 shape and sharding of every weight, for a run that trains them all."""
+    """Returns name -> float32 shape and sharding of every weight, for a run that trains them all."""
     return {
         name: jax.ShapeDtypeStruct(spec.shape, jnp.float32, sharding=spec.sharding)
         for name, spec in stacked.weights.items()
@@ -23,7 +23,7 @@ def master_shapes(stacked: StackedModel) -> dict[str, jax.ShapeDtypeStruct]:
 
 
 def adapter_shapes(model: LoraModel) -> AdapterParams:
-    """The parameters of an adapter, as shapes with shardings."""
+    """Returns the parameters of an adapter as shapes with shardings."""
     shapes: AdapterParams = {}
     for name, layers in model.stacks_of_layers():
         for path, layer in layers.items():
@@ -43,6 +43,6 @@ def adapter_shapes(model: LoraModel) -> AdapterParams:
 
 
 def place_adapter(model: LoraModel, weights: Mapping[str, LoraWeights]) -> AdapterParams:
-    """Updates by layer, on the host -> parameters on the devices."""
+    """Stacks updates by layer, on the host, and places them on the devices."""
     shardings = jax.tree.map(lambda shape: shape.sharding, adapter_shapes(model))
     return jax.device_put(model.stack_adapter(weights), shardings)

@@ -1,4 +1,4 @@
-"""What a run begins with: its model, its parameters on the devices, and what is frozen beside them."""
+"""TrainingStart: the model that a run trains, with its trained and frozen arrays on the devices."""
 
 from __future__ import annotations
 
@@ -31,10 +31,12 @@ class TrainingStart:
     """A model that is ready to be trained.
 
     Attributes:
-      model: what is trained, and what is not.
-      params, frozen: on the devices.
-      initial: layer -> the update it begins with, where the adapter's beginning was taken out of the base (PiSSA,
-        LoftQ); on the host.
+      model: The model; says what is trained and what is frozen.
+      params: Trained arrays on the devices.
+      frozen: Frozen arrays on the devices.
+      start_updates: Layer -> the update that was subtracted from the base before training (PiSSA, LoftQ), on the host;
+        None
+        if the base was not changed.
     """
 
     model: LoraModel | FullModel
@@ -46,15 +48,19 @@ class TrainingStart:
 def start_with_adapter(
     opened: OpenModel, lora: LoraConfig, train: TrainConfig, *, adapter: str | None, show_progress: bool
 ) -> TrainingStart:
-    """A frozen base and an adapter beside it.
+    """Loads a frozen base and places an adapter beside it.
 
     Args:
-      adapter: folder of one to go on from, whose ranks and scales count; None for a fresh one.
+      opened: The base model.
+      lora: Settings of a new adapter.
+      train: Settings of the run.
+      adapter: Folder of an adapter to continue, which keeps its ranks and scales; None for a new adapter.
+      show_progress: Show a progress bar on stderr.
 
     Raises:
-      ConfigError: a target that the model does not have; a beginning that its weights do not allow; offload="frozen" on
-        devices that cannot.
-      CheckpointError: weights or adapter cannot be read.
+      ConfigError: The model does not have a target layer, its weights do not allow the `init`, or the devices do not
+        support `offload="frozen"`.
+      CheckpointError: The weights or the adapter cannot be read.
     """
     given = None if adapter is None else read_adapter(Path(adapter).expanduser(), opened.model)
     if given is not None:
@@ -80,16 +86,17 @@ def start_with_adapter(
 
 
 def start_with_all_weights(opened: OpenModel, train: TrainConfig, *, show_progress: bool) -> TrainingStart:
-    """Every weight of a checkpoint, as float32 masters; a copy as it is stored is kept where the objective reads it.
+    """Loads every weight of a checkpoint as a float32 master. For DPO, the stored weights are kept as the frozen
+    reference.
 
     Raises:
-      ConfigError: a quantized model; offload="frozen".
-      CheckpointError: weights cannot be read.
+      ConfigError: The model is quantized, or `offload` is "frozen".
+      CheckpointError: The weights cannot be read.
     """
     train.check_trains_all()
     if opened.model.quantization:
         raise ConfigError(
-            "weights of a quantized model cannot be trained; train an adapter beside them, or give weights='bf16'"
+            "the weights of a quantized model cannot be trained; train an adapter, or load with weights='bf16'"
         )
     stacked = StackedModel(opened.model)
     weights = stacked.stack(opened.plan.load(show_progress=show_progress))
@@ -104,10 +111,10 @@ def start_with_all_weights(opened: OpenModel, train: TrainConfig, *, show_progre
 
 
 def start_from_scratch(model: AbstractModel, train: TrainConfig) -> TrainingStart:
-    """Fresh weights.
+    """Draws random weights for every layer of a model.
 
     Raises:
-      ConfigError: offload="frozen".
+      ConfigError: `offload` is "frozen".
     """
     train.check_trains_all()
     stacked = StackedModel(model)
