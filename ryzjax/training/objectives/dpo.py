@@ -18,14 +18,12 @@ __all__ = ["DPO"]
 
 @dataclass(frozen=True, kw_only=True)
 class DPO:
-    """Direct preference optimization (Rafailov et al., arXiv 2305.18290) against the model as it was before training.
-
-    Rows come in pairs: the chosen answer at 2i, the rejected one at 2i + 1.
+    """Direct preference optimization (Rafailov et al., arXiv 2305.18290). The reference is the model before training.
 
     Attributes:
-      beta: how dear it is to leave the reference.
-      label_smoothing: probability that a pair is the wrong way round (cDPO).
-      chunk_tokens: as of `SFT`.
+      beta: Strength of the pull towards the reference model.
+      label_smoothing: Probability that a pair is labelled the wrong way round (cDPO).
+      chunk_tokens: Tokens whose logits are in memory at once.
     """
 
     beta: float
@@ -33,11 +31,11 @@ class DPO:
     chunk_tokens: int
 
     def count(self, batch: StepBatch) -> Float[Array, ""]:
-        """Pairs."""
+        """Returns the number of pairs."""
         return count_pairs(batch)
 
     def sums(self, model: Trained, params: Params, frozen: Frozen, batch: StepBatch, key: jax.Array | None) -> Sums:
-        """See `Objective`."""
+        """Returns the sums of the pair losses, of correctly ranked pairs, and of rewards."""
         policy = row_log_probs(model, params, frozen, batch, key, self.chunk_tokens)
         start = model.reference_params(frozen)
         reference = jax.lax.stop_gradient(row_log_probs(model, start, frozen, batch, None, self.chunk_tokens))

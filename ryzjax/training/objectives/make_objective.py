@@ -18,10 +18,16 @@ ObjectiveName = Literal["sft", "dpo", "orpo"]
 def make_objective(
     name: ObjectiveName, *, chunk_tokens: int, beta: float = 0.1, label_smoothing: float = 0.0
 ) -> Objective:
-    """An objective by its name.
+    """Returns an objective.
+
+    Args:
+      name: "sft", "dpo" or "orpo".
+      chunk_tokens: Tokens whose logits are in memory at once.
+      beta: For DPO and ORPO.
+      label_smoothing: For DPO.
 
     Raises:
-      ConfigError: a value out of range.
+      ConfigError: A value is out of range.
     """
     if chunk_tokens < 1:
         raise ConfigError(f"chunk_tokens={chunk_tokens}; expected 1 or more")

@@ -21,24 +21,24 @@ Trained = LoraModel | FullModel
 
 
 class Sums(NamedTuple):
-    """What an objective makes of a batch.
+    """The sums of an objective over a batch.
 
     Attributes:
-      loss: the sum that is differentiated.
-      details: sums of what is shown beside it, by name; divided by the same count.
+      loss: The sum that is differentiated.
+      details: Sums of values to log, by name. They are divided by the same count as the loss.
     """
 
     loss: Float[Array, ""]
-    details: dict[str, Array]
+    details: dict[str, Float[Array, ""]]
 
 
 class Objective(Protocol):
-    """A loss over a model's parameters."""
+    """A loss over the parameters of a model."""
 
     def count(self, batch: StepBatch) -> Float[Array, ""]:
-        """float32 scalar: what the sums are divided by, tokens or pairs."""
+        """Returns the number of tokens or pairs to divide the sums by."""
         ...
 
     def sums(self, model: Trained, params: Params, frozen: Frozen, batch: StepBatch, key: jax.Array | None) -> Sums:
-        """The sums of a batch. Pure. `key` is of dropout; None in evaluation."""
+        """Returns the sums over a batch. Pure. `key` is the key of dropout, or None in evaluation."""
         ...

@@ -20,7 +20,7 @@ __all__ = ["count_pairs", "real_pairs", "row_log_probs"]
 def row_log_probs(
     model: Trained, params: Params, frozen: Frozen, batch: StepBatch, key: jax.Array | None, chunk: int
 ) -> Float[Array, " rows"]:
-    """Sum of log p of the counted tokens of each row."""
+    """Returns the sum of log p over the tokens of each row that count."""
     hidden = model.hidden(params, frozen, batch.segments, key)  # pyright: ignore[reportArgumentType]
     logp = token_log_probs(
         model.logits,
@@ -34,7 +34,7 @@ def row_log_probs(
 
 
 def real_pairs(batch: StepBatch) -> Float[Array, " pairs"]:
-    """float32 [pairs]: 0 for pairs that only fill a batch up."""
+    """Returns 1.0 for each pair, and 0.0 for pairs that only pad the batch."""
     return (jnp.sum(batch.loss_weights[0::2], axis=1) > 0).astype(jnp.float32)
 
 

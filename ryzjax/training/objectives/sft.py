@@ -18,20 +18,20 @@ __all__ = ["SFT"]
 
 @dataclass(frozen=True, kw_only=True)
 class SFT:
-    """Cross-entropy of the tokens that count; pre-training is the case where all do.
+    """Cross-entropy of the tokens that count. In pre-training all of them count.
 
     Attributes:
-      chunk_tokens: tokens whose logits are in memory at once.
+      chunk_tokens: Tokens whose logits are in memory at once.
     """
 
     chunk_tokens: int
 
     def count(self, batch: StepBatch) -> Float[Array, ""]:
-        """Tokens that count."""
+        """Returns the number of tokens that count."""
         return jnp.sum(batch.loss_weights)
 
     def sums(self, model: Trained, params: Params, frozen: Frozen, batch: StepBatch, key: jax.Array | None) -> Sums:
-        """See `Objective`."""
+        """Returns the sum of cross-entropy over the tokens that count, and how many of them are predicted correctly."""
         hidden = model.hidden(params, frozen, batch.segments, key)  # pyright: ignore[reportArgumentType]
         found = summed_loss(
             model.logits,

@@ -12,11 +12,15 @@ __all__ = ["StepBatch"]
 
 
 class StepBatch(NamedTuple):
-    """Packed rows and what is learnt from them; see `data.packing.TrainBatch`, whose fields these are.
+    """Packed rows and their targets. The fields are those of `data.training.batch.TrainBatch`.
+
+    A train step reads [parts, rows, S], an objective one part of it.
 
     Attributes:
-      token_ids, positions, segment_ids: as of `SegmentBatch`.
-      targets: the token after each one, in its segment.
+      token_ids: Token ids; any value in padding.
+      positions: Position of each token in its sequence; 0 in padding.
+      segment_ids: Equal consecutive numbers are one sequence; 0 is padding.
+      targets: The token that follows each token in its sequence.
       loss_weights: 1 where the target counts, else 0.
     """
 
@@ -28,5 +32,5 @@ class StepBatch(NamedTuple):
 
     @property
     def segments(self) -> SegmentBatch:
-        """What the model is given."""
+        """The batch that the model reads."""
         return SegmentBatch(self.token_ids, self.positions, self.segment_ids)
