@@ -1,10 +1,10 @@
-"""Checkpoints of a run, to go on from bit for bit: the latest few and the best one.
+"""RunCheckpoints: the latest checkpoints of a run and its best one. A resumed run continues bit for bit.
 
-    <folder>/<step>/arrays      what trains, the optimizer's states, random keys: every array as it is in memory
-    <folder>/<step>/run         JSON: where the data stands, the config, the base model, each array's shape and dtype
+    <folder>/<step>/arrays      trained arrays, optimizer state, random keys: every array as it is in memory
+    <folder>/<step>/run         JSON: state of the data, config, fingerprint of the base, shape and dtype of each array
 
-Orbax writes them in the background (https://orbax.readthedocs.io): under a temporary name that it takes away at the
-end, so that a checkpoint is whole or not there. Older ones go when a new one is whole.
+Orbax writes them in the background (https://orbax.readthedocs.io), under a temporary name that it changes at the end,
+so that a checkpoint is either complete or absent. Older checkpoints are removed once a new one is complete.
 """
 
 from __future__ import annotations
@@ -39,17 +39,18 @@ _ARRAYS, _RUN = "arrays", "run"
 class RunCheckpoints:
     """The checkpoints of one run.
 
-    Orbax, with its threads, begins with the first checkpoint: a run that fails before that never starts it.
+    Orbax and its threads start with the first checkpoint, so a run that fails earlier never starts them.
 
     Args:
-      folder: of this run alone; made if it is not there. What a killed run had half written in it is removed.
-      fingerprint: of the frozen base model, see `base_fingerprint`; "" where nothing is frozen.
-      keep: the latest checkpoints to keep, at least 1.
-      keep_best: also keep the one of the least `eval_loss`.
+      folder: Folder of this run's checkpoints. Created if missing. Half-written checkpoints of a killed run are
+        removed.
+      fingerprint: Fingerprint of the frozen base, see `base_fingerprint`; "" if nothing is frozen.
+      keep: Number of latest checkpoints to keep, at least 1.
+      keep_best: Also keep the checkpoint with the lowest `eval_loss`.
 
     Raises:
       ConfigError: `keep` is below 1.
-      CheckpointError: the folder cannot be made or read.
+      CheckpointError: The folder cannot be created or read.
     """
 
     def __init__(self, folder: Path, *, fingerprint: str, keep: int = 3, keep_best: bool = True):
@@ -70,9 +71,9 @@ class RunCheckpoints:
             self._manager()
 
     def _manager(self) -> ocp.CheckpointManager:
-        """Orbax's manager of the folder."""
+        """Returns Orbax's manager of the folder."""
         if self._opened is None:
-            # Imported here: it takes a second.
+            # Imported here because it takes a second.
             import orbax.checkpoint as ocp
 
             hide_orbax_tracebacks()
@@ -90,24 +91,24 @@ class RunCheckpoints:
         return CheckpointError(f"{self.folder}: cannot be used for checkpoints ({failure_reason(error)})")
 
     def steps(self) -> list[int]:
-        """Steps of the checkpoints that are whole, in order."""
+        """Returns the steps of the complete checkpoints, in ascending order."""
         if self._opened is None:
             return []
         return sorted(step for step in self._opened.all_steps() if step != self._saving)
 
     def latest_step(self) -> int | None:
-        """The last of `steps`."""
+        """Returns the step of the latest complete checkpoint; None if there is none."""
         return max(self.steps(), default=None)
 
     def best_step(self) -> int | None:
-        """The step of the least evaluation loss; None where no checkpoint has one."""
+        """Returns the step with the lowest evaluation loss; None if no checkpoint was evaluated."""
         return self._best(self.steps())
 
     def eval_loss(self, step: int) -> float | None:
-        """The evaluation loss a checkpoint was saved with.
+        """Returns the evaluation loss that a checkpoint was saved with; None if it was not evaluated.
 
         Raises:
-          CheckpointError: it is not there, or is damaged.
+          CheckpointError: The checkpoint does not exist or is damaged.
         """
         if step not in self._eval_losses:
             self._eval_losses[step] = cast("float | None", self._run(step)["eval_loss"])
@@ -116,25 +117,25 @@ class RunCheckpoints:
     def should_preserve(
         self, checkpoints: Sequence[PolicyCheckpointInfo], *, context: PreservationContext
     ) -> Sequence[bool]:
-        """Orbax asks which checkpoints stay, the one that is being written among them."""
+        """Tells Orbax which checkpoints to keep, including the one that is being written."""
         del context
         steps = [int(checkpoint.step) for checkpoint in checkpoints]
         kept = {*steps[-self._keep :], *([self._best(steps)] if self._keep_best else [])}
         return [step in kept for step in steps]
 
     def save(self, step: int, arrays: object, state: Mapping[str, Json], *, eval_loss: float | None = None) -> None:
-        """Saves in the background; waits for the save before it, and says if that one failed.
+        """Saves in the background, after a wait for the previous save.
 
-        `arrays` have been copied when it returns: they may be donated at once.
+        The arrays have been copied when this returns, so they may be donated at once.
 
         Args:
-          step: updates done; above that of the latest checkpoint.
-          arrays: a pytree of arrays: what trains, states of the optimizer, random keys as raw uint32.
-          state: all else a run goes on from, as JSON: the data loader's state, the config, the best loss so far.
-          eval_loss: of this step, if it was evaluated.
+          step: Updates done. Higher than the step of the latest checkpoint.
+          arrays: A pytree of arrays: what is trained, the optimizer's state, random keys as raw uint32.
+          state: Everything else that a resumed run needs, as JSON: state of the batch loader, config, best loss so far.
+          eval_loss: Evaluation loss of this step; None if it was not evaluated.
 
         Raises:
-          CheckpointError: this save or the one before it cannot be written.
+          CheckpointError: This save or the previous one cannot be written.
         """
         import orbax.checkpoint as ocp
 
@@ -157,10 +158,10 @@ class RunCheckpoints:
             raise self._failed(error) from error
 
     def wait(self) -> None:
-        """Until what was saved is on disk.
+        """Waits until the last save is on disk.
 
         Raises:
-          CheckpointError: it cannot be written; the checkpoints before it are as they were.
+          CheckpointError: It cannot be written. The checkpoints before it are intact.
         """
         if self._saving is None:
             return
@@ -172,25 +173,26 @@ class RunCheckpoints:
         self._saving = None
 
     def read_state(self, step: int) -> dict[str, Json]:
-        """What `state` was when a checkpoint was saved.
+        """Returns the `state` that a checkpoint was saved with.
 
         Raises:
-          CheckpointError: it is not there, is damaged, or is of a run over another base model.
+          CheckpointError: The checkpoint does not exist, is damaged, or belongs to another base model.
         """
         run = self._run(step)
         self._check_base(step, run)
         return cast("dict[str, Json]", run["state"])
 
     def restore(self, step: int, like: Tree) -> Tree:
-        """The arrays of a checkpoint.
+        """Returns the arrays of a checkpoint.
 
         Args:
-          step: one of `steps`.
-          like: a pytree of arrays or `jax.ShapeDtypeStruct`s with shardings, which the result takes over.
+          step: One of `steps`.
+          like: A pytree of arrays or `jax.ShapeDtypeStruct`s. The result has its structure and shardings.
 
         Raises:
-          CheckpointError: it is not there, is damaged, or is of another model: the message names the first array
-            that differs.
+          CheckpointError: The checkpoint does not exist, is damaged, or belongs to another model. The message names the
+            first
+            array that differs.
         """
         import orbax.checkpoint as ocp
 
@@ -205,10 +207,10 @@ class RunCheckpoints:
         return jax.tree.unflatten(jax.tree.structure(like), [leaves[name] for name in wanted])
 
     def close(self) -> None:
-        """Waits for the last save and lets go of the folder.
+        """Waits for the last save and closes Orbax.
 
         Raises:
-          CheckpointError: that save cannot be written.
+          CheckpointError: The last save cannot be written.
         """
         try:
             self.wait()
@@ -225,7 +227,7 @@ class RunCheckpoints:
         except CheckpointError as failed:
             if error is None:
                 raise
-            # The error on its way out came first and says more.
+            # The error that is being raised came first and says more.
             _log.error("%s", failed)
 
     def _best(self, steps: Sequence[int]) -> int | None:

@@ -1,4 +1,4 @@
-"""What a run leaves: an adapter as PEFT stores it, or a whole model as Hugging Face does."""
+"""Writes the result of a run: an adapter in PEFT's layout, or a model in Hugging Face's layout."""
 
 from __future__ import annotations
 
@@ -29,17 +29,24 @@ __all__ = ["export_adapter", "export_model", "text_files_of"]
 def export_adapter(
     folder: Path, opened: OpenModel, start: TrainingStart, params: dict, *, rounding: BaseRounding | None = None
 ) -> tuple[Path, Adapter]:
-    """Writes `folder`/adapter, and `folder`/base where the adapter belongs to a base that is no longer the model's.
+    """Writes `folder`/adapter, and `folder`/base if the adapter belongs to a base that training changed.
 
-    An adapter that began with the largest parts of a plain base (PiSSA) is written as the difference to its beginning,
-    which fits the model as it is. A quantized base that was made together with the adapter (LoftQ, PiSSA) is written
-    beside it.
+    A PiSSA adapter over a plain base is written as the difference to the update it started from, which fits the
+    unchanged
+    model. If the base was quantized together with the adapter (LoftQ, PiSSA), that base is written beside the adapter.
 
     Args:
-      rounding: of the base as it was loaded; written with an adapter that belongs to that base.
+      folder: Folder of the run.
+      opened: The base model.
+      start: What the run started from.
+      params: Trained arrays.
+      rounding: How the base was quantized while loading. Written with an adapter that belongs to that base.
+
+    Returns:
+      The adapter's folder, and the adapter.
 
     Raises:
-      CheckpointError: it cannot be written.
+      CheckpointError: A file cannot be written.
     """
     model = start.model
     assert isinstance(model, LoraModel)
@@ -58,7 +65,7 @@ def export_adapter(
 
 
 def _for_written_base(adapter: Adapter, base_model: str) -> Adapter:
-    """The adapter for the plain base that was written beside it, whatever it began as."""
+    """Returns the adapter for the plain base that is written beside it, whatever its `init` was."""
     config = replace(adapter.config, init="default")
     return replace(adapter, config=config, base_model=base_model, base_rounding=None)
 
@@ -73,15 +80,23 @@ def export_model(
     generation: Mapping[str, object] | None,
     copy_texts: Callable[[Path], None],
 ) -> Path:
-    """Writes `folder`/model: config.json, safetensors, tokenizer.
+    """Writes `folder`/model: config.json, safetensors and the tokenizer.
 
     Args:
-      dtype: of the weights that are written, whatever the model is computed in.
-      config, generation, copy_texts: as of `save_hf`.
+      folder: Folder of the run.
+      start: What the run started from.
+      params: Trained arrays.
+      dtype: Dtype to write the weights in, whatever dtype the run computed in.
+      config: Content of config.json.
+      generation: Content of generation_config.json; None for no such file.
+      copy_texts: Writes the tokenizer's files into a folder.
+
+    Returns:
+      The model's folder.
 
     Raises:
-      CheckpointError: it cannot be written.
-      ConfigError: a family that cannot be saved so.
+      CheckpointError: A file cannot be written.
+      ConfigError: Models of this family cannot be saved.
     """
     model = start.model
     assert isinstance(model, FullModel)
@@ -93,14 +108,14 @@ def export_model(
 
 
 def text_files_of(opened: OpenModel) -> Callable[[Path], None]:
-    """What copies a model's tokenizer files."""
+    """Returns a function that copies a model's tokenizer files into a folder."""
     return partial(copy_text_files, opened.source.directory)
 
 
 def _host_weights(
     stacked: StackedModel, params: Mapping[str, jax.Array], written: AbstractModel
 ) -> dict[str, np.ndarray]:
-    """Our weight name -> masters rounded to the dtype they are written in, on the host."""
+    """Returns weight name -> master on the host, in the dtype it is written in."""
     return {
         name: np.asarray(jax.device_get(array)).astype(np.dtype(written.weights[name].dtype))
         for name, array in stacked.unstack(params)
@@ -108,7 +123,8 @@ def _host_weights(
 
 
 def _export_base(folder: Path, opened: OpenModel, start: TrainingStart) -> Path:
-    """The base as a plain model, in the model's dtype: no quantized format has all that a base may be rounded to."""
+    """Writes the base as a plain model in the model's dtype, because no quantized format holds every quantization of a
+    base."""
     plain = opened.plan.stored
     weights = dict(start.model.stacked.unstack(start.frozen.weights))
 
