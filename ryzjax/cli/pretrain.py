@@ -22,8 +22,7 @@ class Pretrain:
     """Train all weights of a model, starting from random ones or from --begin-from, on files or on synthetic rows.
 
     Writes OUT/model in Hugging Face's layout, loss.png, metrics.jsonl, run.json, and checkpoints that --resume
-    continues.
-    --config demo, followed by demo-2, makes RyzJAX's demo model.
+    continues. --config demo, followed by demo-2, makes RyzJAX's demo model.
     """
 
     files: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="DATA")] = ()

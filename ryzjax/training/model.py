@@ -140,8 +140,7 @@ class LoraModel(TrainModel):
         """Returns the gradients of a loss with respect to the parameters, and the loss's details.
 
         If the model computes in bfloat16, A and B are cast to bfloat16 before they multiply, so their gradients are
-        bfloat16
-        numbers. With remat "full", the gradients of the scanned stacks are returned in bfloat16.
+        bfloat16 numbers. With remat "full", the gradients of the scanned stacks are returned in bfloat16.
         """
         scanned = {stack.name for stack in self.stacked.scanned} & params.keys() if self.remat == "full" else set()
         dtype = jnp.dtype(self.model.config.dtype)
@@ -239,8 +238,7 @@ class FullModel(TrainModel):
     """A model whose weights are all trained.
 
     The parameters are `StackedModel.weights` by name, as float32 masters. They are cast to the model's dtype one layer
-    at a
-    time.
+    at a time.
     """
 
     def hidden(

@@ -43,8 +43,7 @@ class MemoryPlan:
       optimizer_bytes: Bytes of the optimizer's state.
       batch_bytes: Bytes of the batch.
       temporary_bytes: Bytes of gradients, kept activations and everything else that exists only within a step,
-        including
-        layers that are being copied from the host.
+        including layers that are being copied from the host.
       total_bytes: Bytes at the peak of a step. Donated arrays count once.
       remedies: Changes that need less memory, cheapest first.
     """

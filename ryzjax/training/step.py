@@ -58,10 +58,8 @@ def make_train_step(
     """Returns step(state, frozen, batch, key) -> (state, metrics), to be jitted with the state donated.
 
     The batch is [parts, rows, S]. The parts are computed sequentially, their gradients are summed (gradient
-    accumulation),
-    and the sum is divided by the count of all parts. A batch in parts therefore has the gradient of the whole batch.
-    `key`
-    belongs to the run; a step's dropout depends on it and on the step's number.
+    accumulation), and the sum is divided by the count of all parts. A batch in parts therefore has the gradient of the
+    whole batch. `key` belongs to the run; a step's dropout depends on it and on the step's number.
 
     A step whose loss or gradient is not finite leaves the state unchanged and reports `finite` = 0.
 

@@ -2,8 +2,7 @@
 
 `open_data` is the entry point. Rows (`rows`, `row_files`) are read in a form (`forms`, `messages`) as samples
 (`sample`), rendered into examples of tokens (`render`, `examples`), packed a window at a time (`windows`, `packing`)
-and
-served as batches (`loader`, `prefetch`). Nothing here imports jax.
+and served as batches (`loader`, `prefetch`). Nothing here imports jax.
 """
 
 from ryzjax.data.training.batch import TrainBatch

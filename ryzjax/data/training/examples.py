@@ -38,8 +38,7 @@ class ExampleLimits:
       truncate: Cut longer examples, instead of raising an error.
       drop_long: Leave out rows with longer examples, instead of raising an error.
       drop_untrained: Leave out rows without a token to train on (an empty answer, no assistant message), instead of
-        raising
-        an error.
+        raising an error.
     """
 
     max_tokens: int | None

@@ -43,8 +43,7 @@ def read_sample(row: Row, form: Form, *, has_template: bool) -> Sample:
       row: The row.
       form: Its form.
       has_template: Whether there is a chat template. With one, alpaca rows become user and assistant messages; without
-        one,
-        text in Alpaca's own layout.
+        one, text in Alpaca's own layout.
 
     Raises:
       UntrainedRowError: The answer is empty, or no message is the assistant's.

@@ -37,8 +37,7 @@ class BatchLoader:
     """Batches of packed rows, epoch after epoch.
 
     Rows are shuffled, tokenized and packed a window at a time, so the first batch of a large data set is available at
-    once.
-    The last batch of an epoch is padded, or left out.
+    once. The last batch of an epoch is padded, or left out.
 
     Args:
       windows: The rows, in windows.

@@ -29,8 +29,7 @@ class Prefetcher:
     """Takes batches from a loader in a thread, a few ahead.
 
     `state`, `epoch` and `batch_places` describe the last batch that was taken from the prefetcher, not the last one
-    made.
-    Use it in a `with` block, or `close` it.
+    made. Use it in a `with` block, or `close` it.
 
     Args:
       batches: The loader. Nothing else may use it meanwhile.

@@ -1,11 +1,10 @@
 """Renderer: turns samples into examples, with the tokens that a server feeds the model and the answers as targets.
 
 There are two ways to find the tokens of an assistant turn. A template with {% generation %} blocks marks them. For
-other
-templates, the prompt of a turn is what the server renders of the messages before it, and the turn is what the template
-adds with it, up to and including the special token that ends it. Some templates render old turns differently from new
-ones (Qwen3 leaves out old thoughts), so no single rendering has every turn as it is generated. Such a row becomes
-several examples, in which each turn is trained once, in the context that a server would give it.
+other templates, the prompt of a turn is what the server renders of the messages before it, and the turn is what the
+template adds with it, up to and including the special token that ends it. Some templates render old turns differently
+from new ones (Qwen3 leaves out old thoughts), so no single rendering has every turn as it is generated. Such a row
+becomes several examples, in which each turn is trained once, in the context that a server would give it.
 """
 
 from __future__ import annotations
@@ -44,8 +43,7 @@ class Renderer:
     Args:
       tokenizer: The model's tokenizer, with the chat template for conversations.
       train_on: "completion" trains the last assistant turn, or the completion if the row has one; "assistant" trains
-        every
-        assistant turn; "all" trains every token.
+        every assistant turn; "all" trains every token.
       variables: Variables of the template, such as `enable_thinking`.
     """
 

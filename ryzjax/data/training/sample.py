@@ -18,8 +18,7 @@ class Conversation:
       messages: Messages, at least one of which, from `completion` on, is the assistant's.
       tools: JSON schemas of functions, or None.
       completion: Index of the first message that belongs to the answer, not the prompt. None if the row does not say;
-        then
-        the last assistant turn is the answer.
+        then the last assistant turn is the answer.
     """
 
     messages: Sequence[Message]

@@ -21,8 +21,7 @@ class ORPO:
     """Odds-ratio preference optimization (Hong et al., arXiv 2403.07691), which needs no reference model.
 
     The loss of a pair is the mean cross-entropy of the chosen answer's tokens, minus beta times the log-sigmoid of the
-    log
-    odds ratio of the answers' mean token probabilities.
+    log odds ratio of the answers' mean token probabilities.
 
     Attributes:
       beta: Weight of the odds ratio, lambda in the paper.

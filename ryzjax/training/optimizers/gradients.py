@@ -14,8 +14,7 @@ def global_norm(gradients: object) -> Float[Array, ""]:
     """Returns the L2 norm over all leaves, a float32 scalar.
 
     It is NaN or infinite if a gradient is, or if the sum of squares overflows. The train step logs it, and checks it
-    with
-    `jnp.isfinite` before it applies an update.
+    with `jnp.isfinite` before it applies an update.
     """
     squares = [jnp.sum(jnp.square(g.astype(jnp.float32))) for g in jax.tree.leaves(gradients)]
     return jnp.sqrt(sum(squares, jnp.zeros((), jnp.float32)))

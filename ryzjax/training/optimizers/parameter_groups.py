@@ -44,8 +44,7 @@ def parameter_roles(params: object, *, stacked: Stacked = in_stacked_layers) -> 
 
     Args:
       params: A pytree of arrays or `jax.ShapeDtypeStruct`s. Fields `a`, `b` and `magnitude` belong to a LoRA. The role
-        of
-        every other leaf follows from its name and its rank without the axis of layers.
+        of every other leaf follows from its name and its rank without the axis of layers.
       stacked: Whether the parameter of a name has a leading axis of layers.
     """
     return jax.tree_util.tree_map_with_path(

@@ -16,8 +16,7 @@ def per_layer(inner: optax.GradientTransformation, *, stacked: Stacked) -> optax
     """Runs `inner` on each leaf, and on each layer of stacked leaves [L, ...].
 
     Adafactor factors the two largest axes of a leaf and takes root mean squares over the whole leaf. It would treat a
-    stack
-    of layers as one large array. Here each layer has its own state, with a leading axis of L.
+    stack of layers as one large array. Here each layer has its own state, with a leading axis of L.
 
     Args:
       inner: Must treat leaves independently. Every transformation does except the clipping of global norms.

@@ -19,8 +19,7 @@ def optimizer_shardings(
     """Returns shardings with the structure of `optimizer.init(params)`, for `out_shardings` and for restoring.
 
     A state belongs to the parameter whose key path its own path contains, and it is sharded like that parameter,
-    including
-    block scales. Scalars and states of other shapes are replicated.
+    including block scales. Scalars and states of other shapes are replicated.
 
     Args:
       optimizer: The optimizer.

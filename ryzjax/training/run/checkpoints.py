@@ -191,8 +191,7 @@ class RunCheckpoints:
 
         Raises:
           CheckpointError: The checkpoint does not exist, is damaged, or belongs to another model. The message names the
-            first
-            array that differs.
+            first array that differs.
         """
         import orbax.checkpoint as ocp
 

@@ -32,8 +32,8 @@ def export_adapter(
     """Writes `folder`/adapter, and `folder`/base if the adapter belongs to a base that training changed.
 
     A PiSSA adapter over a plain base is written as the difference to the update it started from, which fits the
-    unchanged
-    model. If the base was quantized together with the adapter (LoftQ, PiSSA), that base is written beside the adapter.
+    unchanged model. If the base was quantized together with the adapter (LoftQ, PiSSA), that base is written beside the
+    adapter.
 
     Args:
       folder: Folder of the run.

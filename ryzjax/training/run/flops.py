@@ -59,11 +59,9 @@ class StepFlops:
     """FLOPs per trained token that a model's maths needs. Recomputed activations and dequantization do not count.
 
     A product of a token with a matrix of N weights costs 2N forward, 2N for the gradient of its input and, if the
-    matrix is
-    trained, 2N for the gradient of its weights. That is 6N per token (Kaplan et al., arXiv:2001.08361), 4N over a
-    frozen
-    base and 6N for the adapters on it. The input of the first trained layer needs no gradient, but it is counted, as is
-    customary.
+    matrix is trained, 2N for the gradient of its weights. That is 6N per token (Kaplan et al., arXiv:2001.08361), 4N
+    over a frozen base and 6N for the adapters on it. The input of the first trained layer needs no gradient, but it is
+    counted, as is customary.
 
     Attributes:
       trained: Weights in matrices that are trained, including the head but not the embedding, which is a look-up.
@@ -80,8 +78,8 @@ class StepFlops:
 
         Args:
           mean_context_tokens: Mean number of keys that a query attends to: half the length of a causal segment, or the
-            window
-            if that is less. Scores and weighted values cost 2 FLOPs each per key and channel, times 3 with gradients.
+            window if that is less. Scores and weighted values cost 2 FLOPs each per key and channel, times 3 with
+            gradients.
         """
         return 6.0 * self.trained + 4.0 * self.frozen + 12.0 * self.attention * mean_context_tokens
 

@@ -47,8 +47,7 @@ class JsonlLog:
     """One JSON object per line: {"step": 10, "loss": 1.5, ...}. NaN and infinity are null, because JSON has neither.
 
     A run that resumes from step N removes the lines after step N, including a line that a kill cut short, and then
-    appends.
-    The file equals that of an uninterrupted run.
+    appends. The file equals that of an uninterrupted run.
 
     Args:
       path: The file. Its folder is created.

@@ -16,8 +16,7 @@ class StopSignals:
     """A context in which the first SIGTERM or SIGINT only sets `stop_requested`. A second SIGINT interrupts at once.
 
     The previous handlers are restored at its end. Only the main thread of a process receives signals, so in other
-    threads
-    this has no effect.
+    threads this has no effect.
 
     Args:
       on_request: Called with the name of the first signal ("SIGTERM"), inside the handler. Must be short.

@@ -70,8 +70,7 @@ def draw_adapter(
       config: The adapter's settings.
       layers: Layers to adapt.
       weights: What `load_base_weights` returned. Changed in place to the weights of `plan.model`, quantized if they
-        were
-        not yet.
+        were not yet.
       seed: Seed of the draw.
     """
     start = AdapterStart(config)

@@ -22,8 +22,7 @@ def base_fingerprint(weights: Mapping[str, jax.Array]) -> str:
     """Returns 16 hexadecimal digits that depend on names, shapes, dtypes and up to 64 values of each weight.
 
     Weights are read as they are in memory, so another quantization gives another fingerprint. The sharding and the
-    memory
-    that holds them do not matter.
+    memory that holds them do not matter.
 
     Args:
       weights: Weight name -> array, of any sharding that this process can address.

@@ -35,8 +35,7 @@ class TrainingStart:
       params: Trained arrays on the devices.
       frozen: Frozen arrays on the devices.
       start_updates: Layer -> the update that was subtracted from the base before training (PiSSA, LoftQ), on the host;
-        None
-        if the base was not changed.
+        None if the base was not changed.
     """
 
     model: LoraModel | FullModel

@@ -19,7 +19,6 @@ from ryzjax.sharding import Layout, Placement
 from ryzjax.training.optimizers.config import OptimizerConfig
 from ryzjax.training.optimizers.optimizer import make_optimizer
 from ryzjax.training.run.checkpoints import RunCheckpoints
-from ryzjax.training.start.fingerprint import base_fingerprint
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -204,22 +203,6 @@ def test_a_full_disk(tmp_path: Path):
     assert "The checkpoint of step 1 is intact" in done.stdout
     assert "Traceback" not in done.stderr, "what Orbax's threads log is raised, in one line"
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["2"]
-
-
-def test_fingerprints():
-    placement = Placement(Layout.load("tp"), jax.devices()[:8])
-    weights = {"q": jax.random.normal(jax.random.key(0), (64, 48)), "codes": jnp.arange(9, dtype=jnp.uint8)}
-    name = base_fingerprint(weights)
-    assert name == base_fingerprint({key: weights[key] for key in reversed(weights)}) and len(name) == 16
-    split = jax.device_put(weights["q"], placement.sharding(("heads", None), (64, 48)))
-    assert name == base_fingerprint(weights | {"q": split})
-    others = [
-        weights | {"q": weights["q"] * 1.0001},
-        weights | {"q": weights["q"].astype(jnp.bfloat16)},
-        weights | {"q": weights["q"].reshape(48, 64)},
-        {"k": weights["q"], "codes": weights["codes"]},
-    ]
-    assert len({name, *map(base_fingerprint, others)}) == 5
 
 
 def test_a_resumed_optimizer_goes_on_bit_for_bit(tmp_path: Path):
