@@ -10,6 +10,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float
 
 from ryzjax.batch import SegmentBatch
 from ryzjax.layers.block import Block
@@ -117,7 +118,7 @@ class LoraModel(TrainModel):
         frozen: Frozen,
         batch: SegmentBatch,
         key: jax.Array | None,
-    ) -> jax.Array:
+    ) -> Float[Array, "T E"]:
         """Returns the hidden states [T, E] before the final norm, for the tokens of all rows.
 
         Args:
@@ -183,7 +184,9 @@ class LoraModel(TrainModel):
         del frozen
         return {}
 
-    def logits(self, trained: dict[str, LoraWeights], frozen: Frozen, hidden: jax.Array) -> jax.Array:
+    def logits(
+        self, trained: dict[str, LoraWeights], frozen: Frozen, hidden: Float[Array, "S E"]
+    ) -> Float[Array, "S V"]:
         """Returns float32 logits [S, V] of hidden states [S, E]. A `losses.Head`."""
         decoder = self.stacked.decoder(frozen.weights)
         one = {path: jax.tree.map(lambda array: array[0], update) for path, update in trained.items()}
@@ -243,7 +246,7 @@ class FullModel(TrainModel):
 
     def hidden(
         self, params: Mapping[str, jax.Array], frozen: Frozen, batch: SegmentBatch, key: jax.Array | None
-    ) -> jax.Array:
+    ) -> Float[Array, "T E"]:
         """Returns the hidden states [T, E] before the final norm, for the tokens of all rows. `frozen` and `key` are
         unused."""
         del frozen, key
@@ -263,7 +266,7 @@ class FullModel(TrainModel):
         """Returns the weights of the model before training, which `Frozen` holds if the objective reads them."""
         return frozen.weights
 
-    def logits(self, trained: dict[str, jax.Array], frozen: Frozen, hidden: jax.Array) -> jax.Array:
+    def logits(self, trained: dict[str, jax.Array], frozen: Frozen, hidden: Float[Array, "S E"]) -> Float[Array, "S V"]:
         """Returns float32 logits [S, V] of hidden states [S, E]. A `losses.Head`."""
         del frozen
         return self.stacked.decoder(trained).logits(hidden)

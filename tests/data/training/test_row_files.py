@@ -151,7 +151,7 @@ ANSWER = {"role": "assistant", "content": "b"}
         ({"conversations": [{"from": "bard", "value": "a"}]}, "conversations[0].from='bard' is unknown"),
         ({"conversations": [{"from": "gpt", "value": None}]}, "conversations[0].value=None is not text"),
         ({"conversations": [{"from": "function_call", "value": "f()"}]}, "conversations[0].value is not valid JSON"),
-        ({"messages": [{"role": "assistant", "tool_calls": ["f"]}]}, "messages[0].tool_calls[0]='f' is no call"),
+        ({"messages": [{"role": "assistant", "tool_calls": ["f"]}]}, "messages[0].tool_calls[0]='f' is not a call"),
         ({"messages": [USER, ANSWER], "tools": "x"}, "tools is not valid JSON"),
         ({"messages": [USER, ANSWER], "tools": {"a": 1}}, "tools={'a': 1} is not a list of JSON schemas"),
         ({"prompt": "a", "completion": ""}, "completion is empty"),
