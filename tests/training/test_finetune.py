@@ -1,4 +1,4 @@
-"""finetune from files to an adapter or a model; going on after a stop; what goes wrong."""
+"""finetune, from files to an adapter or a model; resuming after a stop; errors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A frozen base in the host's memory: the same numbers, and bytes that do not grow with it."""
+"""A frozen base in host memory: the same numbers, and device bytes that do not grow with the base."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ pytestmark = pytest.mark.skipif(jax.default_backend() != "cpu", reason="written 
 
 
 def on_host(model: LoraModel, frozen: Frozen) -> tuple[LoraModel, Frozen]:
-    """The same model and numbers, the layers' in the host's memory."""
+    """Returns the same model and numbers, with the layers in host memory."""
     stacked = StackedModel(model.model.with_layers_on_host())
     weights = {name: jax.device_put(array, stacked.weights[name].sharding) for name, array in frozen.weights.items()}
     return dataclasses.replace(model, stacked=stacked), Frozen(weights, frozen.row_norms)

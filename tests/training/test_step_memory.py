@@ -1,4 +1,4 @@
-"""The bytes of a train step as XLA plans them for a CPU: compiled from shapes, no weight is made."""
+"""The bytes of a train step as XLA plans them for a CPU. The step is compiled from shapes; no weights are made."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The loader: every row once an epoch, the same after a resume, split over processes, and what it refuses."""
+"""BatchLoader: every row once per epoch, the same order after a resume, processes that share a batch, and errors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Masks: against hand-worked tokens, against transformers, and against what a server would feed the model."""
+"""Trained tokens against hand-worked ones, against transformers, and against what a server would feed the model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rows of files: read in any order, and bad ones named by file and line."""
+"""Rows of files: random access, and malformed rows reported with file and line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checkpoints of runs: every bit comes back, whole or not at all, and of another model never."""
+"""Checkpoints of runs: every bit is restored, they are complete or absent, and those of another model are refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `resume` does in each state that a restart loop finds a folder in."""
+"""`resume` in each state in which a supervisor that restarts runs can find a folder."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ RESUME = TWO_STEPS | {"resume": True}
 
 @pytest.fixture
 def killed_early(tiny_model: Path, rows_file: Path, tmp_path: Path) -> Path:
-    """The folder of a run that ended before its first checkpoint."""
+    """The folder of a run that was killed before its first checkpoint."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Loop, "run", lambda self, state: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
