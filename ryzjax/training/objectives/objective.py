@@ -6,7 +6,7 @@ Every objective is a sum over tokens or pairs, so that the sums of the parts of 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
 from jaxtyping import Array, Float
@@ -32,6 +32,7 @@ class Sums(NamedTuple):
     details: dict[str, Float[Array, ""]]
 
 
+@runtime_checkable
 class Objective(Protocol):
     """A loss over the parameters of a model."""
 
