@@ -1,4 +1,4 @@
-"""What `resume` does in each state that a restart loop finds a folder in."""
+"""`resume` in each state in which a supervisor that restarts runs can find a folder."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ RESUME = TWO_STEPS | {"resume": True}
 
 @pytest.fixture
 def killed_early(tiny_model: Path, rows_file: Path, tmp_path: Path) -> Path:
-    """The folder of a run that ended before its first checkpoint."""
+    """The folder of a run that was killed before its first checkpoint."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Loop, "run", lambda self, state: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
@@ -47,7 +47,7 @@ def test_killed_before_the_first_checkpoint(
     """It begins anew, and says so."""
     result = run(tiny_model, rows_file, killed_early, train=RESUME, show_progress=True)
     assert (result.loop.step, result.loop.resumed_step) == (2, 0)
-    assert f"{killed_early} has no checkpoint yet: the run starts from the beginning" in capsys.readouterr().err
+    assert f"{killed_early} has no checkpoint yet: the run starts at step 0" in capsys.readouterr().err
 
 
 def test_another_runs_folder(killed_early: Path, tiny_model: Path, rows_file: Path) -> None:
@@ -90,7 +90,7 @@ def test_pretraining(tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFix
     data = DataConfig(data=(str(text),), sequence_tokens=32)
     train = TrainConfig(out=str(tmp_path / "run"), max_steps=2, batch_rows=1, resume=True)
     assert pretrain(new, data, train=train).loop.resumed_step == 0
-    assert "has no checkpoint yet: the run starts from the beginning" in capsys.readouterr().err
+    assert "has no checkpoint yet: the run starts at step 0" in capsys.readouterr().err
     assert pretrain(new, data, train=train, show_progress=False).loop.resumed_step == 2
     shutil.rmtree(tmp_path / "run/checkpoints")
     write_run(tmp_path / "run", {"model.hidden_size": 32})

@@ -1,4 +1,8 @@
-"""The adapter a run begins with, and what its base becomes: weights by layer, then stacked on the devices."""
+"""The adapter that a run starts from, and the base it belongs to.
+
+Updates are drawn layer by layer on the host, then stacked and placed on the devices. PiSSA and LoftQ also change the
+base.
+"""
 
 from __future__ import annotations
 
@@ -21,18 +25,18 @@ from ryzjax.qarray import LEAVES, QArray, QFormat
 from ryzjax.quant.quantize_matrix import quantize_matrix
 from ryzjax.sharding.host_memory import to_device
 from ryzjax.training.model import AdapterParams, Frozen, LoraModel
-from ryzjax.training.start.initial import place_adapter
+from ryzjax.training.start.shapes import place_adapter
 
-__all__ = ["AdapterStart", "start_adapter", "starting_weights"]
+__all__ = ["AdapterStart", "continued_updates", "draw_adapter", "load_base_weights", "place_start"]
 
 
 class AdapterStart:
-    """What a run over a frozen base begins with.
+    """The start of an adapter, on the host.
 
     Attributes:
-      updates: layer -> its update, on the host.
-      row_norms: of DoRA: layer -> |W| of each row, on the host.
-      changes_base: whether the base is no longer the model's: PiSSA and LoftQ.
+      updates: Layer -> its update.
+      row_norms: For DoRA: layer -> norm of each row of its weight. Empty otherwise.
+      changes_base: Whether the `init` changes the base weights (PiSSA and LoftQ).
     """
 
     def __init__(self, config: LoraConfig) -> None:
@@ -41,52 +45,54 @@ class AdapterStart:
         self.changes_base = config.init in ("pissa", "loftq")
 
 
-def starting_weights(plan: WeightPlan, config: LoraConfig, *, show_progress: bool) -> dict[str, jax.Array]:
-    """The base's weights by name: as they will run, or, where the adapter's start is made from them, as stored.
+def load_base_weights(plan: WeightPlan, config: LoraConfig, *, show_progress: bool) -> dict[str, jax.Array]:
+    """Loads the base weights by name: in the format they run in or, if the `init` is computed from them, as stored.
 
     Raises:
-      ConfigError: "loftq" of a checkpoint that is quantized already or is not to be.
+      ConfigError: `init` is "loftq" and the checkpoint is quantized already or will not be quantized.
     """
     if config.init == "loftq" and (plan.stored.quantization or plan.model is plan.stored):
         raise ConfigError(
-            "LoRA init='loftq' makes up for what rounding loses: it needs a plain checkpoint and weights='int8', "
-            "'int4' or 'nf4'; take init='default' or 'pissa' here"
+            "LoRA init='loftq' compensates for the error of quantization: it needs a plain checkpoint and "
+            "weights='int8', 'int4' or 'nf4'; use init='default' or 'pissa' here"
         )
     if config.init in ("pissa", "loftq"):
         plan = replace(plan, model=plan.stored)
     return plan.load(show_progress=show_progress)
 
 
-def start_adapter(
+def draw_adapter(
     plan: WeightPlan, config: LoraConfig, layers: tuple[str, ...], weights: dict[str, jax.Array], *, seed: int
 ) -> AdapterStart:
-    """Draws the updates, layer by layer, and changes `weights` where the base changes.
+    """Draws the updates layer by layer, and replaces the weights of the base that the `init` changes.
 
     Args:
-      plan: of the weights; those of `starting_weights` are rounded here where they were not.
-      layers: to adapt.
-      weights: by name, as `starting_weights` gives them; afterwards those of `plan.model`.
-      seed: of the draw.
+      plan: How the weights are loaded.
+      config: The adapter's settings.
+      layers: Layers to adapt.
+      weights: What `load_base_weights` returned. Changed in place to the weights of `plan.model`, quantized if they
+        were not yet.
+      seed: Seed of the draw.
     """
     start = AdapterStart(config)
     key = jax.random.PRNGKey(seed)
     source, model = plan.stored if start.changes_base else plan.model, plan.model
     for layer in layers:
-        quantize = _rounding(model, layer)
-        begin = initial_weights(config, layer, _weight(source, weights, layer, config), key, quantize)
-        if begin.base is not None:
-            _replace(model, weights, layer, begin.base)
-        start.updates[layer] = jax.device_get(begin.update)
+        quantize = _quantizer(model, layer)
+        drawn = initial_weights(config, layer, _weight(source, weights, layer, config), key, quantize)
+        if drawn.base is not None:
+            _replace(model, weights, layer, drawn.base)
+        start.updates[layer] = jax.device_get(drawn.update)
     if start.changes_base and model is not source:
-        _round_the_rest(model, weights)
+        _quantize_the_rest(model, weights)
     if config.use_dora:
         for layer in layers:
             start.row_norms[layer] = np.asarray(row_norms(_on_device(weight_of(model, weights, layer))))
     return start
 
 
-def place(model: LoraModel, start: AdapterStart, weights: dict[str, jax.Array]) -> tuple[AdapterParams, Frozen]:
-    """(parameters, what is frozen) on the devices; takes the arrays out of `weights`."""
+def place_start(model: LoraModel, start: AdapterStart, weights: dict[str, jax.Array]) -> tuple[AdapterParams, Frozen]:
+    """Returns the parameters and the frozen arrays on the devices. Removes the arrays from `weights`."""
     params = place_adapter(model, start.updates)
     norms: dict[str, dict[str, jax.Array]] = {}
     if start.row_norms:
@@ -103,11 +109,11 @@ def place(model: LoraModel, start: AdapterStart, weights: dict[str, jax.Array]) 
     return params, Frozen(model.stacked.stack(weights), norms)
 
 
-def continue_adapter(adapter: Adapter, model: AbstractModel, *, name: str) -> dict[str, LoraWeights]:
-    """The updates of an adapter that is trained on, on the host.
+def continued_updates(adapter: Adapter, model: AbstractModel, *, name: str) -> dict[str, LoraWeights]:
+    """Returns the updates of an adapter whose training is continued, on the host.
 
     Raises:
-      ConfigError: it does not fit the model.
+      ConfigError: The adapter does not fit the model.
     """
     check_adapter(adapter, model.linears, name=name)
     return {layer: jax.device_get(update) for layer, update in adapter.weights.items()}
@@ -122,16 +128,16 @@ def _weight(
 
 
 def _on_device(weight: jax.Array | QArray) -> jax.Array | QArray:
-    """One matrix, of a base that may lie on the host, to be computed with."""
+    """Returns a matrix on the device. The base may lie in host memory."""
     return to_device(weight)  # pyright: ignore[reportReturnType]
 
 
-def _rounding(model: AbstractModel, layer: str) -> Quantize | None:
+def _quantizer(model: AbstractModel, layer: str) -> Quantize | None:
     format = model.quantization.get(layer)
-    return None if format is None else partial(_round, layer, format)
+    return None if format is None else partial(_quantize, layer, format)
 
 
-def _round(layer: str, format: QFormat, w: jax.Array) -> QArray:
+def _quantize(layer: str, format: QFormat, w: jax.Array) -> QArray:
     return quantize_matrix(layer, w, format)
 
 
@@ -146,8 +152,8 @@ def _replace(model: AbstractModel, weights: dict[str, jax.Array], layer: str, ba
         weights[f"{layer}.weight"] = jax.device_put(base, model.weights[f"{layer}.weight"].sharding)
 
 
-def _round_the_rest(model: AbstractModel, weights: dict[str, jax.Array]) -> None:
-    """Rounds what is to be quantized and no update was made for."""
+def _quantize_the_rest(model: AbstractModel, weights: dict[str, jax.Array]) -> None:
+    """Quantizes the matrices that must be quantized and have no adapter."""
     for layer, format in model.quantization.items():
         if f"{layer}.weight" in weights:
             _replace(model, weights, layer, quantize_matrix(layer, weights[f"{layer}.weight"], format))
