@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from ryzjax.serving.frontend.protocol import EngineFrontend
 from ryzjax.serving.http.app import create_app
 from ryzjax.serving.http.config import HttpConfig
-from ryzjax.serving.http.frontend_protocol import EngineFrontend
 from ryzjax.serving.http.server import HttpServer
 
 __all__ = ["EngineFrontend", "HttpConfig", "HttpServer", "create_app"]

@@ -26,7 +26,7 @@ from starlette.responses import PlainTextResponse, Response
 from ryzjax.errors import CheckpointError, ConfigError, RequestError
 from ryzjax.serving.http.context import ServerContext, context_of
 from ryzjax.serving.http.errors import LoraUpdatingDisabledError
-from ryzjax.serving.http.fields import Integer, JsonBody
+from ryzjax.serving.http.openai.fields import Integer, JsonBody
 
 __all__ = ["ADAPTERS_PATH", "router"]
 

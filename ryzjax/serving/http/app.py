@@ -9,19 +9,20 @@ from fastapi import FastAPI, Request
 from starlette.responses import Response
 
 from ryzjax.obs.metrics import EngineMetrics
-from ryzjax.serving.http import adapter_routes, embedding_routes, generate_routes, system_routes
-from ryzjax.serving.http.bodies import BodyMiddleware
+from ryzjax.serving.frontend.protocol import EngineFrontend
+from ryzjax.serving.http import adapter_routes, system_routes
 from ryzjax.serving.http.config import HttpConfig
 from ryzjax.serving.http.context import ServerContext
 from ryzjax.serving.http.disconnect import ClientLeftError
 from ryzjax.serving.http.errors import install_error_handlers
-from ryzjax.serving.http.frontend_protocol import EngineFrontend
-from ryzjax.serving.http.middleware import (
+from ryzjax.serving.http.guard.bodies import BodyMiddleware
+from ryzjax.serving.http.guard.middleware import (
     ApiKeyMiddleware,
     DrainGateMiddleware,
     InFlightMiddleware,
     RequestContextMiddleware,
 )
+from ryzjax.serving.http.openai import embedding_routes, generate_routes
 
 __all__ = ["create_app"]
 

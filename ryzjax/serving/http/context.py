@@ -4,24 +4,33 @@ from __future__ import annotations
 
 import asyncio
 from functools import cached_property, partial
-from typing import TypeVar
+from typing import Protocol, Self, TypeVar
 
 from fastapi import Request
 
 from ryzjax.obs.metrics import EngineMetrics
-from ryzjax.serving.http.bodies import BodyReaders, body_of
+from ryzjax.serving.frontend.protocol import EngineFrontend
 from ryzjax.serving.http.config import HttpConfig
 from ryzjax.serving.http.errors import ModelNotFoundError
-from ryzjax.serving.http.fields import JsonBody
-from ryzjax.serving.http.frontend_protocol import EngineFrontend
-from ryzjax.serving.http.lifecycle import Lifecycle
-from ryzjax.serving.http.limits import RequestLimits
-from ryzjax.serving.http.logprobs import TokenTexts
+from ryzjax.serving.http.guard.bodies import BodyReaders, body_of
+from ryzjax.serving.http.guard.lifecycle import Lifecycle
+from ryzjax.serving.http.guard.limits import RequestLimits
+from ryzjax.serving.http.token_texts import TokenTexts
 from ryzjax.serving.http.workers import Workers
 
-__all__ = ["ServerContext", "context_of", "request_id_of"]
+__all__ = ["RequestBody", "ServerContext", "context_of", "request_id_of"]
 
-Body = TypeVar("Body", bound=JsonBody)
+
+class RequestBody(Protocol):
+    """The body of a request that an API can parse, such as `JsonBody` of the OpenAI API."""
+
+    @classmethod
+    def parse(cls, content: bytes, limits: RequestLimits) -> Self:
+        """Parses and checks a body. Raises RequestError where it is malformed or too large."""
+        ...
+
+
+Body = TypeVar("Body", bound=RequestBody)
 
 
 class ServerContext:
@@ -69,11 +78,14 @@ class ServerContext:
         return model
 
     async def read(self, request: Request, kind: type[Body]) -> Body:
-        """Parses and checks the body of a request, and gives the memory of its bytes back. Raises as `JsonBody.parse`.
+        """Parses and checks the body of a request, then releases the memory of its bytes.
 
         Args:
-          request: a request whose body `BodyMiddleware` has read.
-          kind: what the body must be.
+          request: A request whose body `BodyMiddleware` has read.
+          kind: The type of the body.
+
+        Raises:
+          RequestError: `kind.parse` refuses the body.
         """
         body = body_of(request)
         try:

@@ -8,9 +8,9 @@ from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager
 
 from ryzjax.errors import ContextLengthError, RequestError
-from ryzjax.serving.http.answers import Choice
+from ryzjax.serving.frontend.protocol import EngineFrontend
+from ryzjax.serving.http.answer import Choice
 from ryzjax.serving.http.errors import GenerationFailedError
-from ryzjax.serving.http.frontend_protocol import EngineFrontend
 from ryzjax.serving.messages.request import StreamDelta
 from ryzjax.serving.messages.sampling_params import SamplingParams
 

@@ -7,8 +7,8 @@ from functools import partial
 from typing import TypeVar
 
 from ryzjax.errors import ContextLengthError, RequestError
+from ryzjax.serving.frontend.protocol import ChatTokenizer
 from ryzjax.serving.http.context import ServerContext
-from ryzjax.serving.http.frontend_protocol import ChatTokenizer
 
 __all__ = ["decode_prompts", "encode_messages", "encode_prompts"]
 

@@ -21,12 +21,12 @@ import uvicorn
 
 from ryzjax.errors import ConfigError
 from ryzjax.obs.metrics import EngineMetrics
+from ryzjax.serving.frontend.protocol import EngineFrontend
 from ryzjax.serving.http.app import create_app
 from ryzjax.serving.http.config import HttpConfig
-from ryzjax.serving.http.connections import ConnectionGuard, GuardedProtocol
 from ryzjax.serving.http.context import ServerContext
-from ryzjax.serving.http.frontend_protocol import EngineFrontend
-from ryzjax.serving.http.middleware import SHUTTING_DOWN
+from ryzjax.serving.http.guard.connections import ConnectionGuard, GuardedProtocol
+from ryzjax.serving.http.guard.middleware import SHUTTING_DOWN
 
 __all__ = ["HttpServer"]
 

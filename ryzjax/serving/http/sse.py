@@ -9,7 +9,7 @@ from contextlib import aclosing
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from ryzjax.serving.http.answers import AnswerFormat, delta_size, usage_of
+from ryzjax.serving.http.answer import AnswerFormat, delta_size, usage_of
 from ryzjax.serving.http.disconnect import ClientLeftError, until_disconnect
 from ryzjax.serving.http.errors import describe, internal_error
 from ryzjax.serving.http.generation import Generation

@@ -17,9 +17,9 @@ from dataclasses import replace
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from ryzjax.serving.frontend.protocol import EngineFrontend
 from ryzjax.serving.http.errors import ApiError, error_response, internal_error
-from ryzjax.serving.http.frontend_protocol import EngineFrontend
-from ryzjax.serving.http.lifecycle import Lifecycle
+from ryzjax.serving.http.guard.lifecycle import Lifecycle
 
 __all__ = [
     "SHUTTING_DOWN",

@@ -10,7 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from ryzjax.errors import RequestError
 from ryzjax.serving.frontend.sampling_defaults import SamplingDefaults
-from ryzjax.serving.http.fields import GenerationRequest, Integer, Prompts, check_extra_fields, prompt_list
+from ryzjax.serving.http.openai.extra_fields import check_extra_fields
+from ryzjax.serving.http.openai.fields import GenerationRequest, Integer, Prompts, prompt_list
 from ryzjax.serving.messages.sampling_params import SamplingParams
 
 __all__ = ["ChatCompletionRequest", "ChatMessage", "CompletionRequest", "ContentPart"]

@@ -12,9 +12,9 @@ from typing import Literal
 import numpy as np
 
 from ryzjax.errors import ContextLengthError, RequestError
-from ryzjax.serving.http.fields import ApiRequest, Integer, Prompts, prompt_list
-from ryzjax.serving.http.frontend_protocol import EngineFrontend
+from ryzjax.serving.frontend.protocol import EngineFrontend
 from ryzjax.serving.http.generation import first_error
+from ryzjax.serving.http.openai.fields import ApiRequest, Integer, Prompts, prompt_list
 from ryzjax.serving.messages.request import Pooling
 
 __all__ = ["TOO_LONG_REMEDY", "EmbeddingRequest", "Embeddings", "embeddings_pieces"]

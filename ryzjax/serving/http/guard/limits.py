@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from ryzjax.errors import ContextLengthError, RequestError
 from ryzjax.serving.http.config import HttpConfig
-from ryzjax.serving.http.json_body import CONTAINER_COST
+from ryzjax.serving.http.guard.json_body import CONTAINER_COST
 
 __all__ = ["RequestLimits"]
 

@@ -7,7 +7,7 @@ from starlette.responses import Response
 
 from ryzjax.serving.http.context import context_of
 from ryzjax.serving.http.disconnect import until_disconnect
-from ryzjax.serving.http.embeddings import TOO_LONG_REMEDY, EmbeddingRequest, Embeddings, embeddings_pieces
+from ryzjax.serving.http.openai.embeddings import TOO_LONG_REMEDY, EmbeddingRequest, Embeddings, embeddings_pieces
 from ryzjax.serving.http.pieces import json_response
 from ryzjax.serving.http.prompts import encode_prompts
 
