@@ -102,7 +102,7 @@ class CompletionFormat:
         return max(map(len, self._echo.texts))
 
     def opening(self, choices: int) -> Iterator[bytes]:
-        """Yields the echoed prompts if log-probabilities were not requested; otherwise they come with the scored prompt."""
+        """Yields the echoed prompts, unless they come later, with their log-probabilities."""
         if self._echo is not None and not self._echo.with_logprobs:
             for choice in range(choices):
                 yield from self._prompt_event(choice, None)
