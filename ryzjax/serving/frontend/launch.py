@@ -21,7 +21,7 @@ from ryzjax.serving.device.runner import ModelRunner
 from ryzjax.serving.engine.engine import Engine
 from ryzjax.serving.frontend.adapter_registry import AdapterRegistry
 from ryzjax.serving.frontend.async_engine import AsyncEngine
-from ryzjax.serving.frontend.open_model import OpenedModel, open_model
+from ryzjax.serving.frontend.served_model import ServedModel, open_served_model
 from ryzjax.serving.host.adapter_slots import AdapterSlots
 from ryzjax.serving.host.pages import PagePool
 from ryzjax.serving.host.scheduler import Scheduler
@@ -56,7 +56,7 @@ def launch_engine(config: EngineConfig, *, model_name: str | None = None, show_p
         # As a warning, the notice shows even if no logging is set up, as in a notebook.
         _log.warning("%s", demo_notice())
     with _phase("config"):
-        opened = open_model(config)
+        opened = open_served_model(config)
         _set_compile_cache(config.compile_cache)
     with _phase("tokenizer"):
         tokenizer = opened.load_tokenizer(config)
@@ -77,7 +77,7 @@ def launch_engine(config: EngineConfig, *, model_name: str | None = None, show_p
     return engine
 
 
-def _log_model(opened: OpenedModel, capacity: Capacity) -> None:
+def _log_model(opened: ServedModel, capacity: Capacity) -> None:
     placement = opened.model.placement
     _log.info(
         "%s: %s parameters, %s, layout %s over %d device(s)",
@@ -92,7 +92,7 @@ def _log_model(opened: OpenedModel, capacity: Capacity) -> None:
 
 
 def _assemble(
-    opened: OpenedModel,
+    opened: ServedModel,
     tokenizer: Tokenizer,
     runner: ModelRunner,
     capacity: Capacity,
@@ -157,7 +157,7 @@ def _set_compile_cache(setting: str | None) -> None:
 
 
 def _sized_runner(
-    opened: OpenedModel, weights: dict[str, jax.Array], config: EngineConfig
+    opened: ServedModel, weights: dict[str, jax.Array], config: EngineConfig
 ) -> tuple[ModelRunner, Capacity]:
     """Returns the runner and the capacity of its KV cache.
 

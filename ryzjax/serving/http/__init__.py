@@ -1,4 +1,8 @@
-"""The OpenAI-compatible HTTP server over an `EngineFrontend`."""
+"""The HTTP server over an `EngineFrontend`.
+
+`openai/` holds the API, `guard/` what protects the server from its clients. The files in this folder serve every API:
+the application and its settings, and the way from a request to the engine and back.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the routes share: the engine, the settings and limits, the metrics, and threads for large work."""
+"""ServerContext: what the routes share, such as the engine, the settings, the limits, and threads for large work."""
 
 from __future__ import annotations
 
@@ -34,7 +34,13 @@ Body = TypeVar("Body", bound=RequestBody)
 
 
 class ServerContext:
-    """The state of one application; `app.state.context`."""
+    """The state of one application, stored as `app.state.context`.
+
+    Args:
+      engine: The engine that answers requests.
+      config: The settings of the server.
+      metrics: The metrics of the engine.
+    """
 
     def __init__(self, engine: EngineFrontend, config: HttpConfig, metrics: EngineMetrics):
         self.engine = engine
@@ -49,7 +55,7 @@ class ServerContext:
 
     @cached_property
     def limits(self) -> RequestLimits:
-        """How large the parts of a request may be."""
+        """The limits on the parts of a request."""
         max_tokens = self.engine.max_context_tokens
         return RequestLimits(
             config=self.config,
@@ -59,17 +65,21 @@ class ServerContext:
 
     @property
     def model_name(self) -> str:
-        """The name clients give as `model`."""
+        """The name of the model for clients."""
         return self.config.served_model_name or self.engine.model_name
 
     @property
     def max_sequences_per_request(self) -> int:
-        """Most sequences that one request may start."""
+        """The largest number of sequences that one request may start."""
         chosen = self.config.max_sequences_per_request
         return max(1, self.engine.max_open_sequences // 4) if chosen is None else chosen
 
     def adapter_of(self, model: str) -> str | None:
-        """The adapter that a request's `model` names; None for the model itself. Raises ModelNotFoundError."""
+        """Returns the adapter that a request's `model` names; None for the model itself.
+
+        Raises:
+          ModelNotFoundError: Neither the model nor an adapter has this name.
+        """
         if model == self.model_name:
             return None
         names = [adapter.name for adapter in self.engine.adapters]
@@ -95,17 +105,17 @@ class ServerContext:
             body.release()
 
     def close(self) -> None:
-        """Ends the threads; work that has not begun is dropped."""
+        """Stops the worker threads. Work that has not started is dropped."""
         self.workers.close()
 
 
 def context_of(request: Request) -> ServerContext:
-    """The application's state."""
+    """Returns the state of the application that got the request."""
     context = request.app.state.context
     assert isinstance(context, ServerContext)
     return context
 
 
 def request_id_of(request: Request) -> str:
-    """The request's id, as RequestContextMiddleware chose it."""
+    """Returns the request's id, which RequestContextMiddleware has chosen."""
     return str(request.state.request_id)

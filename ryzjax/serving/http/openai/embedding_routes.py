@@ -1,4 +1,4 @@
-"""POST /v1/embeddings."""
+"""The route /v1/embeddings."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ router = APIRouter()
 
 @router.post("/v1/embeddings")
 async def embeddings(request: Request) -> Response:
-    """A vector for each input."""
+    """Answers with a vector for each input."""
     context = context_of(request)
     body = await context.read(request, EmbeddingRequest)
     adapter = context.adapter_of(body.model)

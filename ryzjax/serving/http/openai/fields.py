@@ -1,8 +1,4 @@
-"""The request fields routes share, and what happens to fields that are not theirs.
-
-A field is used, harmless (taken and ignored), not supported (a 400 that says so), or unknown (a 400 that names it):
-a misspelt `temprature` must not pass in silence.
-"""
+"""The request fields that several routes share, their validation, and the way from them to SamplingParams."""
 
 from __future__ import annotations
 
@@ -31,19 +27,19 @@ __all__ = [
 
 
 def _integral(value: object) -> object:
-    # JSON has one kind of number, and some clients write 16 as 16.0. Above 2**53 a float is not one integer.
+    # JSON has one kind of number, and some clients write 16 as 16.0. Above 2**53, a float is ambiguous.
     if isinstance(value, float) and value.is_integer() and abs(value) <= 2**53:
         return int(value)
     return value
 
 
 Integer = Annotated[int, BeforeValidator(_integral)]
-"""A whole number, also where a client writes it as 16.0."""
+"""A whole number, which a client may also write as 16.0."""
 _Tokens = Annotated[list[int], Field(fail_fast=True)]
 Prompts = str | Annotated[list[str], Field(fail_fast=True)] | _Tokens | Annotated[list[_Tokens], Field(fail_fast=True)]
-"""One text or several, or token ids likewise. Validation stops at the first item that is wrong."""
+"""One or several texts, or one or several lists of token ids. Validation stops at the first invalid item."""
 
-# Request field -> SamplingParams field, for those passed on as they are.
+# Request fields that become the fields of SamplingParams with the same name.
 _SAMPLING_FIELDS = (
     "n",
     "temperature",
@@ -64,7 +60,7 @@ _SAMPLING_FIELDS = (
 
 
 class StreamOptions(BaseModel):
-    """Options of a streamed answer; `include_obfuscation` is taken and ignored."""
+    """Options of a streamed answer. `include_obfuscation` is accepted and ignored."""
 
     model_config = ConfigDict(strict=True, extra="forbid")
 
@@ -73,21 +69,21 @@ class StreamOptions(BaseModel):
 
 
 class JsonBody(BaseModel):
-    """A JSON body; null means the default. What no field declares must be harmless."""
+    """A JSON body. null stands for the default of a field. Undeclared fields must be harmless (`extra_fields`)."""
 
     model_config = ConfigDict(strict=True, extra="allow")
 
     @classmethod
     def parse(cls, content: bytes, limits: RequestLimits) -> Self:
-        """Reads a request body.
+        """Parses and validates a request body.
 
         Args:
-          content: JSON.
-          limits: sizes that are checked before anything is validated.
+          content: The JSON.
+          limits: The sizes that are checked before the validation.
 
         Raises:
-          RequestError: bad JSON, or a field that is bad, too large, unsupported or unknown.
-          ContextLengthError: more token ids than the context holds.
+          RequestError: The JSON is invalid, or a field is invalid, too large, unsupported or unknown.
+          ContextLengthError: There are more token ids than fit the context.
         """
         body = parse_object(content, max_cost=limits.max_cost)
         limits.check_sizes(body)
@@ -100,13 +96,13 @@ class JsonBody(BaseModel):
 
 
 class ApiRequest(JsonBody):
-    """A JSON body that names the model, or an adapter."""
+    """A JSON body that names the model or an adapter."""
 
     model: str
 
 
 class GenerationRequest(ApiRequest):
-    """Fields of /v1/completions and /v1/chat/completions alike. Meanings: SamplingParams."""
+    """The fields that /v1/completions and /v1/chat/completions share. SamplingParams describes their meanings."""
 
     stream: bool | None = None
     stream_options: StreamOptions | None = None
@@ -149,7 +145,11 @@ class GenerationRequest(ApiRequest):
 
 
 def prompt_list(prompt: str | list[str] | list[int] | list[list[int]], field: str) -> list[str | list[int]]:
-    """The prompts of a field that takes one or more, as texts or token ids. Raises RequestError where there is none."""
+    """Returns the prompts of a field that accepts one or more, as texts or token ids.
+
+    Raises:
+      RequestError: The list is empty.
+    """
     if isinstance(prompt, str):
         return [prompt]
     if not prompt:
@@ -175,7 +175,7 @@ def _token_bias(bias: Mapping[str, JsonValue]) -> dict[int, float]:
     return found
 
 
-# Of a union, pydantic reports every member that did not match; one sentence says it better.
+# pydantic reports each member of a union that did not match. One sentence replaces its reports.
 _PROMPTS = "a string, a list of strings, a list of token ids, or a list of lists of token ids"
 _UNION_EXPECTATIONS = {
     "input": _PROMPTS,
@@ -196,6 +196,6 @@ def _request_error(error: ValidationError) -> RequestError:
         param = ".".join(map(str, first["loc"]))[:200]
         return RequestError(f"unknown field {param!r}; check the spelling or leave it out", param=param)
     param = ".".join(map(str, first["loc"]))[:200]
-    # pydantic would name our own class.
+    # pydantic's message would name an internal class.
     expected = "Input should be an object" if first["type"] == "model_type" else first["msg"]
     return RequestError(f"{param}={shown_value(first['input'])}: {expected}", param=param)

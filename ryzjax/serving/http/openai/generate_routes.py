@@ -1,4 +1,4 @@
-"""POST /v1/completions and /v1/chat/completions."""
+"""The routes /v1/completions and /v1/chat/completions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""open_model: reads the config of a model to serve, checks it against the settings, and plans its weights and adapters.
+"""open_served_model: reads a model's config, checks it against the settings, and plans its weights and adapters.
 
 No weights are loaded here, so that a setting that does not fit the model is reported within a second.
 """
@@ -33,7 +33,7 @@ from ryzjax.serving.frontend.sampling_defaults import SamplingDefaults, sampling
 from ryzjax.serving.messages.config import EngineConfig
 from ryzjax.sharding import Layout, Placement
 
-__all__ = ["OpenedModel", "open_model"]
+__all__ = ["ServedModel", "open_served_model"]
 
 _DEFAULT_RANK = 16
 """Rank of the adapter slots if neither a setting nor an adapter gives one."""
@@ -42,7 +42,7 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class OpenedModel:
+class ServedModel:
     """A model whose config is read and checked, before its weights are loaded.
 
     Attributes:
@@ -83,7 +83,7 @@ class OpenedModel:
         return self.plan.load(show_progress=show_progress)
 
 
-def open_model(config: EngineConfig) -> OpenedModel:
+def open_served_model(config: EngineConfig) -> ServedModel:
     """Reads and checks everything about a model but its tokenizer and its weights.
 
     Raises:
@@ -101,7 +101,7 @@ def open_model(config: EngineConfig) -> OpenedModel:
     plan = plan_weights(source, model_config, placement, weights=config.weights, group=config.weights_group)
     certificate = _certificate(source)
     adapters = {name: read_adapter(Path(folder), plan.model) for name, folder in config.lora_folders}
-    return OpenedModel(
+    return ServedModel(
         source=source,
         config=model_config,
         sampling=sampling,
