@@ -175,12 +175,7 @@ class AsyncEngine:
         self._adapters.unload(name)
 
     def adapter(self, name: str | None) -> ServedAdapter | None:
-        """Returns the current version of an adapter; None for the name None.
-
-        Raises:
-          ConfigError: The engine serves no adapters.
-          AdapterNotFoundError: No adapter has this name.
-        """
+        """Returns the current version of an adapter; None for None. Raises the errors of `unload_adapter`."""
         return self._adapters.get(name)
 
     def submit(self, requests: Sequence[EngineRequest], listener: Listener) -> None:
@@ -281,11 +276,7 @@ class AsyncEngine:
           request_id: The id of the request; by default a random one.
           adapter: The name of the adapter to run with; None runs the model alone.
 
-        Raises:
-          RequestError: The request is invalid.
-          ContextLengthError: The prompt is too long.
-          QueueFullError: Too many requests are waiting.
-          EngineStoppedError: The engine is draining, was stopped or has failed.
+        Raises the errors of `stream`.
         """
         # Invalid settings are refused before the prompt is tokenized.
         check_embedding(pooling=pooling, dimensions=dimensions, hidden_size=self.model_config.hidden_size)
