@@ -1,8 +1,4 @@
-"""The request fields routes share, and what happens to fields that are not theirs.
-
-A field is used, harmless (taken and ignored), not supported (a 400 that says so), or unknown (a 400 that names it):
-a misspelt `temprature` must not pass in silence.
-"""
+"""The request fields that several routes share, their validation, and the way from them to SamplingParams."""
 
 from __future__ import annotations
 
@@ -14,8 +10,9 @@ from pydantic_core import ErrorDetails
 
 from ryzjax.errors import RequestError
 from ryzjax.serving.frontend.sampling_defaults import SamplingDefaults
-from ryzjax.serving.http.json_body import parse_object
-from ryzjax.serving.http.limits import RequestLimits
+from ryzjax.serving.http.guard.json_body import parse_object
+from ryzjax.serving.http.guard.limits import RequestLimits
+from ryzjax.serving.http.openai.extra_fields import check_extra_fields, shown_value
 from ryzjax.serving.messages.sampling_params import SamplingParams
 
 __all__ = [
@@ -25,71 +22,24 @@ __all__ = [
     "JsonBody",
     "Prompts",
     "StreamOptions",
-    "check_extra_fields",
     "prompt_list",
 ]
 
 
 def _integral(value: object) -> object:
-    # JSON has one kind of number, and some clients write 16 as 16.0. Above 2**53 a float is not one integer.
+    # JSON has one kind of number, and some clients write 16 as 16.0. Above 2**53, a float is ambiguous.
     if isinstance(value, float) and value.is_integer() and abs(value) <= 2**53:
         return int(value)
     return value
 
 
 Integer = Annotated[int, BeforeValidator(_integral)]
-"""A whole number, also where a client writes it as 16.0."""
+"""A whole number, which a client may also write as 16.0."""
 _Tokens = Annotated[list[int], Field(fail_fast=True)]
 Prompts = str | Annotated[list[str], Field(fail_fast=True)] | _Tokens | Annotated[list[_Tokens], Field(fail_fast=True)]
-"""One text or several, or token ids likewise. Validation stops at the first item that is wrong."""
+"""One or several texts, or one or several lists of token ids. Validation stops at the first invalid item."""
 
-_STRING, _BOOLEAN, _STRINGS = "a string", "true or false", "an object of at most 16 strings"
-# Field that is taken and ignored -> what it must be all the same: a wrong value is a client's mistake.
-_HARMLESS = {
-    "metadata": _STRINGS,
-    "parallel_tool_calls": _BOOLEAN,
-    "prompt_cache_key": _STRING,
-    "prompt_cache_retention": _STRING,
-    "safety_identifier": _STRING,
-    "service_tier": _STRING,
-    "store": _BOOLEAN,
-    "user": _STRING,
-}
-_MAX_METADATA = 16
-
-_NOTHING: tuple[object, ...] = (None,)
-# Field -> the values that ask for nothing, and so are taken.
-_UNSUPPORTED: dict[str, tuple[object, ...]] = {
-    "audio": _NOTHING,
-    "best_of": (None, 1),
-    "chat_template": _NOTHING,
-    "chat_template_kwargs": (None, {}),
-    "continue_final_message": (None, False),
-    "echo": (None, False),
-    "function_call": (None, "none"),
-    "functions": (None, []),
-    "guided_choice": _NOTHING,
-    "guided_grammar": _NOTHING,
-    "guided_json": _NOTHING,
-    "guided_regex": _NOTHING,
-    "modalities": (None, ["text"]),
-    "moderation": _NOTHING,
-    "prediction": _NOTHING,
-    "priority": (None, 0),
-    "prompt_logprobs": _NOTHING,
-    "reasoning_effort": (None, "none"),
-    "response_format": (None, {"type": "text"}),
-    "structured_outputs": _NOTHING,
-    "suffix": (None, ""),
-    "tool_choice": (None, "none", "auto"),
-    "tools": (None, []),
-    "truncate_prompt_tokens": _NOTHING,
-    "use_beam_search": (None, False),
-    "verbosity": (None, "medium"),
-    "web_search_options": _NOTHING,
-}
-
-# Request field -> SamplingParams field, for those passed on as they are.
+# Request fields that become the fields of SamplingParams with the same name.
 _SAMPLING_FIELDS = (
     "n",
     "temperature",
@@ -110,7 +60,7 @@ _SAMPLING_FIELDS = (
 
 
 class StreamOptions(BaseModel):
-    """Options of a streamed answer; `include_obfuscation` is taken and ignored."""
+    """Options of a streamed answer. `include_obfuscation` is accepted and ignored."""
 
     model_config = ConfigDict(strict=True, extra="forbid")
 
@@ -119,21 +69,21 @@ class StreamOptions(BaseModel):
 
 
 class JsonBody(BaseModel):
-    """A JSON body; null means the default. What no field declares must be harmless."""
+    """A JSON body. null stands for the default of a field. Undeclared fields must be harmless (`extra_fields`)."""
 
     model_config = ConfigDict(strict=True, extra="allow")
 
     @classmethod
     def parse(cls, content: bytes, limits: RequestLimits) -> Self:
-        """Reads a request body.
+        """Parses and validates a request body.
 
         Args:
-          content: JSON.
-          limits: sizes that are checked before anything is validated.
+          content: The JSON.
+          limits: The sizes that are checked before the validation.
 
         Raises:
-          RequestError: bad JSON, or a field that is bad, too large, unsupported or unknown.
-          ContextLengthError: more token ids than the context holds.
+          RequestError: The JSON is invalid, or a field is invalid, too large, unsupported or unknown.
+          ContextLengthError: There are more token ids than fit the context.
         """
         body = parse_object(content, max_cost=limits.max_cost)
         limits.check_sizes(body)
@@ -146,13 +96,13 @@ class JsonBody(BaseModel):
 
 
 class ApiRequest(JsonBody):
-    """A JSON body that names the model, or an adapter."""
+    """A JSON body that names the model or an adapter."""
 
     model: str
 
 
 class GenerationRequest(ApiRequest):
-    """Fields of /v1/completions and /v1/chat/completions alike. Meanings: SamplingParams."""
+    """The fields that /v1/completions and /v1/chat/completions share. SamplingParams describes their meanings."""
 
     stream: bool | None = None
     stream_options: StreamOptions | None = None
@@ -195,7 +145,11 @@ class GenerationRequest(ApiRequest):
 
 
 def prompt_list(prompt: str | list[str] | list[int] | list[list[int]], field: str) -> list[str | list[int]]:
-    """The prompts of a field that takes one or more, as texts or token ids. Raises RequestError where there is none."""
+    """Returns the prompts of a field that accepts one or more, as texts or token ids.
+
+    Raises:
+      RequestError: The list is empty.
+    """
     if isinstance(prompt, str):
         return [prompt]
     if not prompt:
@@ -203,48 +157,6 @@ def prompt_list(prompt: str | list[str] | list[int] | list[list[int]], field: st
     if isinstance(prompt[0], int):
         return [[token for token in prompt if isinstance(token, int)]]
     return [item for item in prompt if not isinstance(item, int)]
-
-
-def check_extra_fields(extra: Mapping[str, object], *, where: str = "") -> None:
-    """Raises RequestError for fields that are neither used nor harmless.
-
-    Args:
-      extra: the fields no model declares.
-      where: prefix of their names in messages, such as "messages.0.".
-    """
-    for name, value in extra.items():
-        if name in _HARMLESS and value is not None and not _is_of_kind(value, _HARMLESS[name]):
-            raise RequestError(
-                f"{where}{name}={_shorten(value)} is of the wrong type; expected {_HARMLESS[name]}, or leave it out",
-                param=f"{where}{name}",
-            )
-        if name in _UNSUPPORTED and not _asks_for_nothing(value, _UNSUPPORTED[name]):
-            raise RequestError(
-                f"{where}{name} is not supported by this server; leave it out",
-                param=f"{where}{name}",
-                code="unsupported_parameter",
-            )
-    unknown = [where + name[:100] for name in extra if name not in _UNSUPPORTED and name not in _HARMLESS]
-    if unknown:
-        listed = ", ".join(map(repr, unknown[:10])) + (f" and {len(unknown) - 10} more" if len(unknown) > 10 else "")
-        raise RequestError(
-            f"unknown field {listed}; check the spelling or leave it out", param=unknown[0], code="unknown_parameter"
-        )
-
-
-def _is_of_kind(value: object, kind: str) -> bool:
-    if kind == _BOOLEAN:
-        return isinstance(value, bool)
-    if kind == _STRING:
-        return isinstance(value, str)
-    if not isinstance(value, dict) or len(value) > _MAX_METADATA:
-        return False
-    return all(isinstance(one, str) for one in value.values())
-
-
-def _asks_for_nothing(value: object, neutral: tuple[object, ...]) -> bool:
-    # `1 == True` in Python: an exact type keeps `echo: 0` or `best_of: true` from passing.
-    return any(type(value) is type(allowed) and value == allowed for allowed in neutral)
 
 
 def _token_bias(bias: Mapping[str, JsonValue]) -> dict[int, float]:
@@ -256,14 +168,14 @@ def _token_bias(bias: Mapping[str, JsonValue]) -> dict[int, float]:
             )
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise RequestError(
-                f"logit_bias.{token}={_shorten(value)} is not a number; expected -100 to 100",
+                f"logit_bias.{token}={shown_value(value)} is not a number; expected -100 to 100",
                 param=f"logit_bias.{token}",
             )
         found[int(token)] = value
     return found
 
 
-# Of a union, pydantic reports every member that did not match; one sentence says it better.
+# pydantic reports each member of a union that did not match. One sentence replaces its reports.
 _PROMPTS = "a string, a list of strings, a list of token ids, or a list of lists of token ids"
 _UNION_EXPECTATIONS = {
     "input": _PROMPTS,
@@ -284,17 +196,6 @@ def _request_error(error: ValidationError) -> RequestError:
         param = ".".join(map(str, first["loc"]))[:200]
         return RequestError(f"unknown field {param!r}; check the spelling or leave it out", param=param)
     param = ".".join(map(str, first["loc"]))[:200]
-    # pydantic would name our own class.
+    # pydantic's message would name an internal class.
     expected = "Input should be an object" if first["type"] == "model_type" else first["msg"]
-    return RequestError(f"{param}={_shorten(first['input'])}: {expected}", param=param)
-
-
-def _shorten(value: object) -> str:
-    # Only scalars are shown: the repr of a nested or huge value costs more than it tells.
-    if isinstance(value, str):
-        return repr(value[:80])
-    if value is None or isinstance(value, (bool, float)):
-        return repr(value)
-    if isinstance(value, int) and value.bit_length() <= 128:
-        return repr(value)
-    return f"<{type(value).__name__}>"
+    return RequestError(f"{param}={shown_value(first['input'])}: {expected}", param=param)

@@ -1,4 +1,4 @@
-"""RequestLimits: how large each part of a request may be. They are checked before any work is done on that part."""
+"""RequestLimits: the largest sizes of the parts of a request. Each is checked before any work on that part."""
 
 from __future__ import annotations
 
@@ -6,22 +6,22 @@ from dataclasses import dataclass
 
 from ryzjax.errors import ContextLengthError, RequestError
 from ryzjax.serving.http.config import HttpConfig
-from ryzjax.serving.http.json_body import CONTAINER_COST
+from ryzjax.serving.http.guard.json_body import CONTAINER_COST
 
 __all__ = ["RequestLimits"]
 
 _MAX_FIELDS = 256
-"""Fields of one object, and items of a list that has no limit of its own."""
+"""Largest number of fields of an object, and of items of a list, without a limit of its own."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RequestLimits:
-    """Sizes of the parts of one request.
+    """The largest sizes of the parts of one request.
 
     Attributes:
-      config: the limits that an operator sets.
-      max_context_tokens: most tokens of one prompt and its output together.
-      max_prompt_chars: most characters of one prompt: a longer text cannot fit the context, whatever its tokens are.
+      config: The limits that the operator sets.
+      max_context_tokens: The largest number of tokens of one prompt and its output together.
+      max_prompt_chars: The largest number of characters of one prompt. A longer text cannot fit the context.
     """
 
     config: HttpConfig
@@ -30,20 +30,20 @@ class RequestLimits:
 
     @property
     def max_cost(self) -> int:
-        """Most JSON values in one body, as `parse_object` counts them."""
+        """The largest cost of a body, as `parse_object` counts it."""
         config = self.config
         tokens = config.max_prompts_per_request * self.max_context_tokens
-        # A prompt or an input may be a list; a message is an object with a few keys, perhaps of parts.
+        # A prompt or an input may be a list. A message is an object with a few keys, and its content may have parts.
         containers = 1024 + max(config.max_prompts_per_request, config.max_inputs_per_request)
         containers += 8 * config.max_messages_per_request
         return tokens + CONTAINER_COST * containers
 
     def check_sizes(self, body: dict[str, object]) -> None:
-        """Refuses lists and objects that are too long, at the cost of a `len` each.
+        """Refuses lists and objects that are too long. Only their lengths are read.
 
         Raises:
-          RequestError: names the field, its size and the limit.
-          ContextLengthError: a list of token ids is longer than the context.
+          RequestError: A list or an object is too long. The message names the field, its size and the limit.
+          ContextLengthError: A list of token ids is longer than the context.
         """
         _check_items("the body", body, _MAX_FIELDS, param=None)
         config = self.config
@@ -69,7 +69,7 @@ class RequestLimits:
         """Refuses a text that cannot fit the context, before it is tokenized.
 
         Raises:
-          ContextLengthError: the text is too long.
+          ContextLengthError: The text is too long.
         """
         if num_chars > self.max_prompt_chars:
             raise ContextLengthError(
@@ -79,7 +79,7 @@ class RequestLimits:
             )
 
     def check_logprobs(self, count: int) -> None:
-        """Refuses an answer with too many log-probabilities. Raises RequestError."""
+        """Raises RequestError if an answer would have too many log-probabilities."""
         limit = self.config.max_logprobs_per_request
         if count > limit:
             raise RequestError(

@@ -1,7 +1,7 @@
-"""JSON bodies, parsed at a cost that is known before: the number of values is bounded, not only the number of bytes.
+"""Parses JSON bodies under a limit on the number of their values, which bounds the cost of parsing.
 
-A megabyte of JSON may hold one string, or half a million empty lists that cost a hundred times as much to build. A
-body that costs too much is refused after a scan of its bytes, which builds nothing.
+The number of bytes is not enough: a megabyte of JSON may hold one string, or half a million empty lists, which cost a
+hundred times as much to build. A body that costs too much is refused after a scan of its bytes that builds nothing.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from ryzjax.errors import RequestError
 __all__ = ["CONTAINER_COST", "parse_object", "parsing_cost"]
 
 CONTAINER_COST = 16
-"""What a list, an object or a key costs to build, in numbers of a flat list (measured: 8 to 16)."""
+"""Cost of a list, an object or a key, relative to a number in a flat list (measured: 8 to 16)."""
 _COSTS = {b",": 1, b"[": CONTAINER_COST, b"{": CONTAINER_COST, b":": CONTAINER_COST}
 _BLOCK_BYTES = 1 << 16
 _QUOTE, _BACKSLASH = ord('"'), ord("\\")
@@ -27,11 +27,11 @@ def parse_object(content: bytes, *, max_cost: int) -> dict[str, object]:
     """Parses a JSON object.
 
     Args:
-      content: UTF-8.
-      max_cost: most values in it, at any depth; a list, an object and a key count `CONTAINER_COST` values each.
+      content: The JSON in UTF-8.
+      max_cost: The largest number of values at any depth. A list, an object and a key count `CONTAINER_COST` each.
 
     Raises:
-      RequestError: it is not JSON, not an object, or costs more.
+      RequestError: The content is not JSON, is not an object, or costs too much.
     """
     if parsing_cost(content, at_most=max_cost) > max_cost:
         raise RequestError(
@@ -49,17 +49,17 @@ def parse_object(content: bytes, *, max_cost: int) -> dict[str, object]:
 
 
 def parsing_cost(content: bytes, *, at_most: int) -> int:
-    """An upper bound on the cost of parsing, by the commas, colons and opening brackets outside of strings.
+    """Returns an upper bound on the cost of parsing, from the commas, colons and opening brackets outside strings.
 
     Args:
-      content: JSON, or anything.
-      at_most: counting stops soon after this cost.
+      content: Any bytes.
+      at_most: The cost after which counting stops.
 
     Returns:
-      The bound; any number above `at_most` where it is larger.
+      The bound, or some number above `at_most` if the bound is above it.
     """
     if _cost_with_strings(content, at_most) <= at_most:
-        return at_most  # nearly every body: the cost is small enough even if no separator is inside a string
+        return at_most  # true of nearly every body: the cost is small enough even with the separators inside strings
     data = np.frombuffer(content, np.uint8)
     cost = 0
     in_string = False
@@ -80,7 +80,7 @@ def parsing_cost(content: bytes, *, at_most: int) -> int:
 
 
 def _cost_with_strings(content: bytes, at_most: int) -> int:
-    """The cost if separators inside strings counted too."""
+    """Returns the cost with the separators inside strings included."""
     cost = 0
     for start in range(0, len(content), _BLOCK_BYTES):
         end = start + _BLOCK_BYTES
@@ -91,11 +91,11 @@ def _cost_with_strings(content: bytes, at_most: int) -> int:
 
 
 def _escaped(block: np.ndarray, before: int) -> np.ndarray:
-    """Whether each byte follows an odd number of backslashes; `before` of them precede the block."""
+    """Returns whether each byte follows an odd number of backslashes. `before` backslashes precede the block."""
     is_backslash = block == _BACKSLASH
     if not before and not is_backslash.any():
         return np.zeros(len(block), bool)
-    # Position of the last byte up to each one that is no backslash; the block's first run begins before it.
+    # Position of the last byte, up to each byte, that is not a backslash. The first run may start before the block.
     last_other = np.where(is_backslash, -1 - before, np.arange(len(block)))
     last_other = np.maximum.accumulate(last_other)
     run = np.arange(len(block)) - last_other

@@ -1,24 +1,22 @@
-"""Log-probabilities as the two OpenAI routes spell them."""
+"""The `logprobs` objects of /v1/completions and /v1/chat/completions."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import TypedDict
 
-from ryzjax.serving.http.frontend_protocol import ChatTokenizer
+from ryzjax.serving.http.token_texts import TokenTexts
 from ryzjax.serving.messages.request import TokenLogprobs
 
-__all__ = ["ChatLogprobs", "CompletionLogprobs", "TokenTexts", "chat_logprobs", "completion_logprobs"]
+__all__ = ["ChatLogprobs", "CompletionLogprobs", "chat_logprobs", "completion_logprobs"]
 
-# JSON has no -inf; a token that a ban made impossible gets what other servers give it.
+# JSON has no -inf. A banned token gets the value that other servers use for it.
 _LOWEST_LOGPROB = -9999.0
-_CACHED_TOKENS = 65_536
 
 
 class CompletionLogprobs(TypedDict):
-    """`logprobs` of a /v1/completions choice; offsets are in characters. A prompt's first token has none: null."""
+    """The `logprobs` of a /v1/completions choice. Offsets are in characters. The first token of a prompt has a null."""
 
     tokens: list[str]
     token_logprobs: list[float | None]
@@ -37,38 +35,9 @@ class _ChatToken(_Alternative):
 
 
 class ChatLogprobs(TypedDict):
-    """`logprobs` of a /v1/chat/completions choice."""
+    """The `logprobs` of a /v1/chat/completions choice."""
 
     content: list[_ChatToken]
-
-
-class TokenTexts:
-    """The text of single tokens, special ones included, remembered: each token may name twenty alternatives.
-
-    It is the text a token has after another one: alone, SentencePiece drops the space a word begins with, and
-    `tokens` would neither add up to the text nor tell " to" from "to".
-    """
-
-    def __init__(self, tokenizer: ChatTokenizer):
-        before = tokenizer.encode("a", add_special_tokens=False)[-1:]
-
-        def decode(token_id: int, skip_special_tokens: bool, is_first: bool) -> str:
-            context = [] if is_first else before
-            text = tokenizer.decode([*context, token_id], skip_special_tokens=skip_special_tokens)
-            return text[len(tokenizer.decode(context, skip_special_tokens=False)) :]
-
-        self._decode = lru_cache(_CACHED_TOKENS)(decode)
-
-    def __getitem__(self, token_id: int) -> str:
-        return self._decode(token_id, False, False)
-
-    def at_start(self, token_id: int) -> str:
-        """The text of a token that begins a text."""
-        return self._decode(token_id, False, True)
-
-    def width(self, token_id: int, *, skip_special_tokens: bool, is_first: bool = False) -> int:
-        """Characters the token takes in a text, which may leave special tokens out."""
-        return len(self._decode(token_id, skip_special_tokens, is_first))
 
 
 def completion_logprobs(
@@ -81,13 +50,16 @@ def completion_logprobs(
     with_top: bool = False,
     skip_special_tokens: bool = False,
 ) -> tuple[CompletionLogprobs, int]:
-    """Logprobs of tokens whose text starts `start_offset` characters into the choice, and where it ends.
+    """Returns the `logprobs` of some consecutive tokens of a choice, and the offset at which their text ends.
 
     Args:
-      first_token_id: the first token of an echoed prompt, ahead of the others.
-      is_echo: the text begins with a prompt whose first tokens came in an earlier call.
-      with_top: give `top_logprobs` even where none of these tokens has alternatives.
-      skip_special_tokens: the choice's text has none, so they take no place in its offsets.
+      tokens: The tokens with their log-probabilities.
+      texts: The texts of tokens.
+      start_offset: The offset in the choice's text at which the first token starts, in characters.
+      first_token_id: The first token of an echoed prompt, which precedes `tokens`; None if there is none.
+      is_echo: Whether the text begins with a prompt whose first tokens came in an earlier call.
+      with_top: Whether to include `top_logprobs` even if none of these tokens has alternatives.
+      skip_special_tokens: Whether the text of the choice omits special tokens, which then have a width of 0.
     """
     found = CompletionLogprobs(tokens=[], token_logprobs=[], top_logprobs=None, text_offset=[])
     alternatives: list[dict[str, float] | None] = []
@@ -98,16 +70,16 @@ def completion_logprobs(
         start_offset += texts.width(first_token_id, skip_special_tokens=skip_special_tokens, is_first=True)
         alternatives.append(None)
     for token in tokens:
-        # In an echoed prompt, what follows tokens that the text leaves out begins the text.
+        # In an echoed prompt, the token after omitted special tokens is the first one of the text.
         is_first = (is_echo or first_token_id is not None) and not start_offset
-        # A token has one spelling at a position, chosen or not: clients look the chosen one up among the likeliest.
+        # The chosen token is spelled like its entry in `top_logprobs`, where clients look it up.
         spell = texts.at_start if is_first else texts.__getitem__
         found["tokens"].append(spell(token.token_id))
         found["token_logprobs"].append(_finite(token.logprob))
         found["text_offset"].append(start_offset)
         start_offset += texts.width(token.token_id, skip_special_tokens=skip_special_tokens, is_first=is_first)
-        # Tokens may share a text (parts of one character; with and without a space, where a text begins): the
-        # likelier one keeps the place.
+        # Several tokens may have the same text: parts of one character, or, at the start of a text, a word with and
+        # without a leading space. The likelier token keeps the entry.
         top: dict[str, float] = {}
         for token_id, logprob in (*token.top, (token.token_id, token.logprob)):
             top.setdefault(spell(token_id), _finite(logprob))
@@ -118,7 +90,7 @@ def completion_logprobs(
 
 
 def chat_logprobs(tokens: Sequence[TokenLogprobs], texts: TokenTexts) -> ChatLogprobs:
-    """Logprobs of a chat completion's tokens."""
+    """Returns the `logprobs` of a chat completion's tokens."""
     content: list[_ChatToken] = []
     for token in tokens:
         chosen = _alternative(token.token_id, token.logprob, texts)
@@ -129,7 +101,7 @@ def chat_logprobs(tokens: Sequence[TokenLogprobs], texts: TokenTexts) -> ChatLog
 
 def _alternative(token_id: int, logprob: float, texts: TokenTexts) -> _Alternative:
     text = texts[token_id]
-    # A token that is part of a character has no text of its own, and wrong bytes are worse than none.
+    # A token that is a part of a character has no text of its own. No bytes are better than wrong bytes.
     utf8 = None if "\ufffd" in text else list(text.encode())
     return {"token": text, "logprob": _finite(logprob), "bytes": utf8}
 

@@ -1,4 +1,7 @@
-"""What the HTTP layer needs of an engine: `ryzjax.serving.frontend.async_engine.AsyncEngine`, or a fake in tests."""
+"""EngineFrontend: what a server needs of an engine. `AsyncEngine` implements it, and so does a fake in tests.
+
+It knows nothing of HTTP, so servers of other protocols can use it too.
+"""
 
 from __future__ import annotations
 
@@ -18,29 +21,33 @@ __all__ = ["ChatTokenizer", "EngineFrontend"]
 
 
 class ChatTokenizer(Protocol):
-    """The tokenizer calls that the HTTP layer makes, from any number of threads."""
+    """The tokenizer methods that servers call, from any number of threads."""
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
-        """Token ids of `text`."""
+        """Returns the token ids of `text`."""
         ...
 
     def max_chars(self, num_tokens: int) -> int:
-        """Most characters of a text of so many tokens: a longer text has more tokens."""
+        """Returns the largest number of characters that `num_tokens` tokens can have."""
         ...
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
-        """Text of `ids`."""
+        """Returns the text of `ids`."""
         ...
 
     def apply_chat_template(
         self, messages: list[dict[str, str]], *, tools: None = None, add_generation_prompt: bool = True
     ) -> list[int]:
-        """Token ids of a conversation. Raises RequestError where the template refuses it or there is none."""
+        """Returns the token ids of a conversation.
+
+        Raises:
+          RequestError: The chat template refuses the conversation, or the model has none.
+        """
         ...
 
 
 class EngineFrontend(Protocol):
-    """The asyncio face of an engine."""
+    """An engine for callers on an event loop."""
 
     @property
     def tokenizer(self) -> ChatTokenizer:
@@ -49,17 +56,17 @@ class EngineFrontend(Protocol):
 
     @property
     def model_name(self) -> str:
-        """What the model is called when the server gives it no other name."""
+        """The name of the model, unless the server gives it another one."""
         ...
 
     @property
     def certificate(self) -> Mapping[str, object] | None:
-        """What its quantization cost, in short; None where it has no certificate."""
+        """A summary of the model's quantization certificate; None if it has none."""
         ...
 
     @property
     def default_sampling(self) -> SamplingDefaults:
-        """The sampling settings of requests that do not name their own, as far as the model gives them."""
+        """The model's own sampling settings, for requests that do not name theirs."""
         ...
 
     @property
@@ -70,34 +77,37 @@ class EngineFrontend(Protocol):
     def load_adapter(
         self, name: str, source: Adapter | str | Path, *, replace: bool = False, root: str | None = None
     ) -> ServedAdapter:
-        """Takes an adapter in, while requests run; from any thread, which it holds up.
+        """Loads an adapter while requests run. Blocks its thread, which may be any thread.
 
-        Raises ConfigError, CheckpointError (both: it is not one for this model), AdapterConflictError.
+        Raises:
+          ConfigError: No adapters are served, or this one does not fit the model.
+          CheckpointError: The directory holds no adapter, or a damaged one.
+          AdapterConflictError: The name is taken, or too many adapters are loaded.
         """
         ...
 
     def unload_adapter(self, name: str) -> None:
-        """Takes no more requests for an adapter. Raises AdapterNotFoundError, and ConfigError where none are served."""
+        """Removes an adapter. Raises AdapterNotFoundError, or ConfigError if no adapters are served."""
         ...
 
     @property
     def max_context_tokens(self) -> int:
-        """Most tokens of prompt and output together."""
+        """The largest number of tokens of a prompt and its output together."""
         ...
 
     @property
     def max_open_sequences(self) -> int:
-        """Most sequences that wait or run at once; more are refused with QueueFullError."""
+        """The largest number of sequences that wait or run at once. More are refused with QueueFullError."""
         ...
 
     @property
     def is_ready(self) -> bool:
-        """Whether it takes requests now."""
+        """Whether the engine accepts requests now."""
         ...
 
     @property
     def is_healthy(self) -> bool:
-        """False once the engine thread has failed."""
+        """Whether the engine's thread runs. False once it has failed."""
         ...
 
     def stream(
@@ -110,8 +120,14 @@ class EngineFrontend(Protocol):
     ) -> AsyncIterator[StreamDelta]:
         """Runs one prompt. Closing or cancelling the iterator aborts the request and frees its pages.
 
-        Raises (before the first delta): AdapterNotFoundError, RequestError (token ids outside the vocabulary included),
-        ContextLengthError, QueueFullError, EngineStoppedError.
+        All errors are raised before the first delta.
+
+        Raises:
+          AdapterNotFoundError: No adapter has this name.
+          RequestError: The request is invalid, for example because of token ids outside the vocabulary.
+          ContextLengthError: The prompt is too long.
+          QueueFullError: Too many requests are waiting.
+          EngineStoppedError: The engine is draining, was stopped or has failed.
         """
         ...
 
@@ -123,7 +139,7 @@ class EngineFrontend(Protocol):
         request_id: str | None = None,
         adapter: str | None = None,
     ) -> RequestOutput:
-        """Runs one prompt to its end. Cancelling aborts it. Raises as `stream` does."""
+        """Runs one prompt to its end. Cancelling aborts it. Raises the errors of `stream`."""
         ...
 
     async def embed(
@@ -136,9 +152,9 @@ class EngineFrontend(Protocol):
         request_id: str | None = None,
         adapter: str | None = None,
     ) -> EmbeddingOutput:
-        """One prompt's vector. Cancelling aborts it. Raises as `stream` does."""
+        """Returns the vector of one prompt. Cancelling aborts it. Raises the errors of `stream`."""
         ...
 
     async def drain(self, timeout_s: float, *, reason: str = ...) -> None:
-        """Takes no new request, lets the running ones finish, and ends what is left after `timeout_s` with `reason`."""
+        """Refuses new requests and lets open ones finish. Those left after `timeout_s` seconds fail with `reason`."""
         ...

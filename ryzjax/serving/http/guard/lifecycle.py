@@ -1,4 +1,4 @@
-"""Whether the server takes generation requests, and how many it is answering."""
+"""Lifecycle: whether the server accepts generation requests, and how many it is answering."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ __all__ = ["Lifecycle"]
 
 
 class Lifecycle:
-    """Counts requests in flight and remembers that a drain has begun. Used on the event loop only."""
+    """Counts requests in flight, and records the start of a drain. Use it only on the event loop."""
 
     def __init__(self) -> None:
         self._draining = False
@@ -18,31 +18,31 @@ class Lifecycle:
 
     @property
     def is_draining(self) -> bool:
-        """Whether new generation requests are refused for good."""
+        """Whether a drain has started, so that new generation requests are refused."""
         return self._draining
 
     @property
     def in_flight(self) -> int:
-        """Generation requests whose response has not been sent whole."""
+        """The number of generation requests whose response is not complete."""
         return self._in_flight
 
     def begin_drain(self) -> None:
-        """Refuses new generation requests from now on."""
+        """Starts the drain: new generation requests are refused."""
         self._draining = True
 
     def enter(self) -> None:
-        """A generation request came in."""
+        """Counts a generation request that has arrived."""
         self._in_flight += 1
         self._idle.clear()
 
     def leave(self) -> None:
-        """A generation request was answered, or its client left."""
+        """Counts out a generation request that was answered or whose client left."""
         self._in_flight -= 1
         if self._in_flight == 0:
             self._idle.set()
 
     async def wait_idle(self, timeout_s: float) -> bool:
-        """Waits until nothing is in flight; False where that took longer than `timeout_s`."""
+        """Waits until no request is in flight. Returns False after `timeout_s` seconds."""
         try:
             await asyncio.wait_for(self._idle.wait(), timeout_s)
         except TimeoutError:

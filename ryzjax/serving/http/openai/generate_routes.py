@@ -1,4 +1,4 @@
-"""POST /v1/completions and /v1/chat/completions."""
+"""The routes /v1/completions and /v1/chat/completions."""
 
 from __future__ import annotations
 
@@ -6,15 +6,17 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from ryzjax.errors import RequestError
-from ryzjax.serving.http.answers import AnswerFormat, ChatFormat, CompletionFormat, answer_size, usage_of
+from ryzjax.serving.http.answer import AnswerFormat, answer_size, usage_of
 from ryzjax.serving.http.context import ServerContext, context_of, request_id_of
 from ryzjax.serving.http.disconnect import until_disconnect
-from ryzjax.serving.http.echo import Echo
-from ryzjax.serving.http.fields import GenerationRequest
 from ryzjax.serving.http.generation import Generation
+from ryzjax.serving.http.openai.chat_answer import ChatFormat
+from ryzjax.serving.http.openai.completion_answer import CompletionFormat
+from ryzjax.serving.http.openai.echo import Echo
+from ryzjax.serving.http.openai.fields import GenerationRequest
+from ryzjax.serving.http.openai.protocol import ChatCompletionRequest, CompletionRequest
 from ryzjax.serving.http.pieces import json_response
 from ryzjax.serving.http.prompts import decode_prompts, encode_messages, encode_prompts
-from ryzjax.serving.http.protocol import ChatCompletionRequest, CompletionRequest
 from ryzjax.serving.http.sse import EventStream
 from ryzjax.serving.messages.sampling_params import SamplingParams
 

@@ -1,4 +1,4 @@
-"""The OpenAI requests this server reads: /v1/completions and /v1/chat/completions."""
+"""The request bodies of /v1/completions and /v1/chat/completions."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from ryzjax.errors import RequestError
 from ryzjax.serving.frontend.sampling_defaults import SamplingDefaults
-from ryzjax.serving.http.fields import GenerationRequest, Integer, Prompts, check_extra_fields, prompt_list
+from ryzjax.serving.http.openai.extra_fields import check_extra_fields
+from ryzjax.serving.http.openai.fields import GenerationRequest, Integer, Prompts, prompt_list
 from ryzjax.serving.messages.sampling_params import SamplingParams
 
 __all__ = ["ChatCompletionRequest", "ChatMessage", "CompletionRequest", "ContentPart"]
@@ -19,8 +20,8 @@ __all__ = ["ChatCompletionRequest", "ChatMessage", "CompletionRequest", "Content
 class CompletionRequest(GenerationRequest):
     """Body of /v1/completions.
 
-    `logprobs` is how many alternatives to report beside each token; `max_tokens` is 16 by default. `echo` puts the
-    prompt, with its log-probabilities where they are asked for, in front; with it, `max_tokens` may be 0.
+    `logprobs` is the number of alternatives to report with each token. `max_tokens` is 16 by default. `echo` repeats
+    the prompt before the completion, with log-probabilities if they are requested; `max_tokens` may then be 0.
     """
 
     prompt: Prompts
@@ -29,25 +30,28 @@ class CompletionRequest(GenerationRequest):
     add_special_tokens: bool | None = None
 
     def prompts(self) -> list[str | list[int]]:
-        """The prompts, one or more. Raises RequestError where there is none."""
+        """Returns the prompts, one or more. Raises RequestError if there is none."""
         return prompt_list(self.prompt, "prompt")
 
     def sampling_params(self, defaults: SamplingDefaults) -> SamplingParams:
-        """The sampling settings, with `defaults` where the request names none.
+        """Returns the sampling settings, with `defaults` for those that the request does not name.
 
-        Raises RequestError for values out of range.
+        Raises:
+          RequestError: A value is out of range.
         """
         max_tokens = 16 if self.max_tokens is None else self.max_tokens
         prompt_logprobs = self.logprobs if self.echo else None
         if self.echo and max_tokens == 0 and prompt_logprobs is None:
-            prompt_logprobs = 0  # shown to nobody: it makes a request for no token a valid one
+            prompt_logprobs = (
+                0  # not part of the answer: SamplingParams allows max_tokens=0 only with prompt log-probabilities
+            )
         return self._sampling_params(
             defaults, max_tokens=max_tokens, logprobs=self.logprobs, prompt_logprobs=prompt_logprobs
         )
 
 
 class ContentPart(BaseModel):
-    """One part of a message's content; only text is taken."""
+    """One part of a message's content. Only text is supported."""
 
     model_config = ConfigDict(strict=True, extra="allow")
 
@@ -56,7 +60,7 @@ class ContentPart(BaseModel):
 
 
 class ChatMessage(BaseModel):
-    """One message of a conversation; `content` may be null only beside null tool calls, and counts as empty."""
+    """One message of a conversation. Only an assistant's `content` may be null, which counts as empty."""
 
     model_config = ConfigDict(strict=True, extra="allow")
 
@@ -65,14 +69,14 @@ class ChatMessage(BaseModel):
     name: str | None = None
 
     def as_template_input(self, where: str) -> dict[str, str]:
-        """The message with its content as one string (text parts joined by newlines), as chat templates want it."""
+        """Returns the message as chat templates expect it, with the text parts of its content joined by newlines."""
         if self.role not in _ROLES:
             raise RequestError(
                 f"{where}role={self.role[:80]!r} is not supported; expected one of {', '.join(_ROLES)}",
                 param=f"{where}role",
             )
         for field, value in (self.model_extra or {}).items():
-            # Clients send an assistant's message back as they got it, with its empty fields.
+            # Clients send an assistant's message back as they received it, with its empty fields.
             if value is not None and value != []:
                 if field in _UNSUPPORTED_MESSAGE_FIELDS:
                     raise RequestError(
@@ -117,7 +121,7 @@ _UNSUPPORTED_MESSAGE_FIELDS = frozenset(
 class ChatCompletionRequest(GenerationRequest):
     """Body of /v1/chat/completions.
 
-    Without `max_completion_tokens` (or its old name, `max_tokens`) a completion may fill the context.
+    Without `max_completion_tokens`, or its old name `max_tokens`, a completion may fill the context.
     """
 
     messages: Annotated[list[ChatMessage], Field(fail_fast=True)]
@@ -127,15 +131,16 @@ class ChatCompletionRequest(GenerationRequest):
     add_generation_prompt: bool | None = None
 
     def template_messages(self) -> list[dict[str, str]]:
-        """The conversation for a chat template. Raises RequestError for an empty one, or one with anything but text."""
+        """Returns the conversation for a chat template. Raises RequestError if it is empty or has anything but text."""
         if not self.messages:
             raise RequestError("messages is an empty list; give at least one message", param="messages")
         return [message.as_template_input(f"messages.{number}.") for number, message in enumerate(self.messages)]
 
     def sampling_params(self, defaults: SamplingDefaults) -> SamplingParams:
-        """The sampling settings, with `defaults` where the request names none.
+        """Returns the sampling settings, with `defaults` for those that the request does not name.
 
-        Raises RequestError for values out of range or at odds.
+        Raises:
+          RequestError: A value is out of range, or two values contradict each other.
         """
         if None not in (self.max_tokens, self.max_completion_tokens) and self.max_tokens != self.max_completion_tokens:
             raise RequestError(
@@ -155,6 +160,6 @@ class ChatCompletionRequest(GenerationRequest):
 
 
 def _renamed(error: RequestError, names: Mapping[str, str]) -> RequestError:
-    """The error with the fields of SamplingParams called as the request calls them."""
+    """Returns the error with the names of SamplingParams' fields replaced by those of the request."""
     message = re.sub(rf"\b({'|'.join(names)})\b", lambda found: names[found[0]], str(error))
     return RequestError(message, param=names.get(error.param or "", error.param), code=error.code)

@@ -1,6 +1,6 @@
-"""Request bodies: read whole, under deadlines, out of a bounded amount of memory, before a request begins.
+"""Reads request bodies whole before the routes see a request, under deadlines and in a bounded amount of memory.
 
-A request whose body has not arrived has not begun: it does not hold up a drain, and it can be ended at any time.
+A request whose body has not arrived has not started. It does not delay a drain, and it can be ended at any time.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from ryzjax.serving.http.errors import ApiError, error_response
 __all__ = ["BodyMiddleware", "BodyReaders", "ReceivedBody", "body_of"]
 
 SMALL_BODY_BYTES = 64 * 1024
-"""Bodies up to this size need no share of the memory for bodies: the number of connections bounds them."""
+"""Bodies up to this size do not count towards the memory for bodies, because the number of connections bounds them."""
 _STALLED_S = 1.0
 _POLL_S = 0.1
 
 
 class _RefusedError(Exception):
-    """A body is not read to its end; `error` is the answer."""
+    """A body was not read to its end. `error` is the answer to the request."""
 
     def __init__(self, error: ApiError):
         super().__init__(error.message)
@@ -33,7 +33,7 @@ class _RefusedError(Exception):
 
 
 class _Reader:
-    """One body that is being read."""
+    """A body that is being read."""
 
     def __init__(self, timer: asyncio.Timeout, now_s: float):
         self._timer = timer
@@ -43,17 +43,17 @@ class _Reader:
         self.ended_by: ApiError | None = None
 
     def end(self, error: ApiError) -> None:
-        """Stops the reading; `error` is the answer."""
+        """Stops reading and answers the request with `error`."""
         if self.ended_by is None and not self._timer.expired():
             self.ended_by = error
             self._timer.reschedule(0.0)
 
 
 class BodyReaders:
-    """The bodies that are being read or parsed, and the memory they share. Used on the event loop only.
+    """The bodies that are being read or parsed, and the memory that they share. Use it only on the event loop.
 
     Args:
-      capacity_bytes: memory of all large bodies together; also an attribute.
+      capacity_bytes: The memory of all large bodies together. Also an attribute.
     """
 
     def __init__(self, capacity_bytes: int):
@@ -63,18 +63,18 @@ class BodyReaders:
 
     @property
     def reserved_bytes(self) -> int:
-        """Memory that large bodies hold or may come to hold."""
+        """The memory that large bodies hold or have reserved, in bytes."""
         return self._reserved_bytes
 
     def end_all(self, error: ApiError) -> None:
-        """Ends every request whose body has not arrived whole."""
+        """Ends every request whose body has not arrived completely, with `error` as the answer."""
         for reader in tuple(self._readers):
             reader.end(error)
 
     async def reserve(self, reader: _Reader, size_bytes: int) -> None:
-        """Waits for room for a large body. The reader's own deadline bounds the wait.
+        """Waits until there is room for a large body, at most until the deadline of its reader.
 
-        A body that has made no progress for a second loses its room to one that is waiting.
+        A body that has made no progress for a second loses its room to a waiting one.
         """
         loop = asyncio.get_running_loop()
         size_bytes = min(size_bytes, self.capacity_bytes)
@@ -90,20 +90,20 @@ class BodyReaders:
         self._reserved_bytes += size_bytes
 
     def release(self, size_bytes: int) -> None:
-        """Gives back room that a reader has reserved."""
+        """Releases memory that a reader has reserved."""
         self._reserved_bytes -= size_bytes
 
     def enter(self, reader: _Reader) -> None:
-        """A body begins to be read."""
+        """Adds a body whose reading starts."""
         self._readers.add(reader)
 
     def leave(self, reader: _Reader) -> None:
-        """A body is no longer being read."""
+        """Removes a body whose reading has ended."""
         self._readers.discard(reader)
 
 
 class ReceivedBody:
-    """A whole body. `release` forgets it and gives its memory back; it is called once the body has been parsed."""
+    """A complete body. Call `release` after parsing it, which frees its memory for other bodies."""
 
     def __init__(self, content: bytes, readers: BodyReaders, reserved_bytes: int):
         self.content = content
@@ -111,14 +111,14 @@ class ReceivedBody:
         self._reserved_bytes = reserved_bytes
 
     def release(self) -> None:
-        """Forgets the content; further calls do nothing."""
+        """Drops the content. Further calls do nothing."""
         self.content = b""
         self._readers.release(self._reserved_bytes)
         self._reserved_bytes = 0
 
 
 def body_of(request: Request) -> ReceivedBody:
-    """The body of a request, as `BodyMiddleware` has read it."""
+    """Returns the body of a request, which `BodyMiddleware` has read."""
     body = request.state.body
     assert isinstance(body, ReceivedBody)
     return body
@@ -144,14 +144,14 @@ _NO_ROOM = ApiError(
 class BodyMiddleware:
     """Reads the body of a request into `request.state.body` before the routes see the request.
 
-    A body over the limit is refused with 413, by its Content-Length or while it is read; one that arrives too slowly
-    with 408.
+    A body over the limit is refused with 413, because of its Content-Length or while it is read. A body that arrives
+    too slowly is refused with 408.
 
     Args:
-      app: the routes.
-      config: the limits.
-      readers: the bodies of most requests.
-      larger: the bodies of requests whose paths begin with a prefix: they may be as large as their own memory.
+      app: The application behind this middleware.
+      config: The limits.
+      readers: The bodies of ordinary requests.
+      larger: Bodies by a prefix of the request's path. They may be as large as the capacity of their `BodyReaders`.
     """
 
     def __init__(self, app: ASGIApp, *, config: HttpConfig, readers: BodyReaders, larger: Mapping[str, BodyReaders]):
@@ -213,7 +213,7 @@ class BodyMiddleware:
                     if not message.get("more_body", False):
                         break
                     if received_bytes > SMALL_BODY_BYTES and not reader.reserved_bytes:
-                        await readers.reserve(reader, limit)  # sent in chunks, so nobody knows how long it will be
+                        await readers.reserve(reader, limit)  # sent in chunks, so its length is unknown
                     if reader.ended_by is None and not timer.expired():
                         reader.last_progress_s = loop.time()
                         extra_s = received_bytes / self._config.min_body_bytes_per_s
@@ -246,6 +246,6 @@ def _too_large(limit: int, setting: str) -> ApiError:
         message=f"the body is larger than {limit} bytes; shorten it, or raise {setting}",
         type="invalid_request_error",
         code="body_too_large",
-        # The rest of the body stays unread, so the connection cannot serve another request.
+        # The rest of the body is not read, so the connection cannot serve another request.
         headers={"connection": "close"},
     )

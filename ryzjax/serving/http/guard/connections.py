@@ -1,12 +1,12 @@
-"""Connections with deadlines: a bound on how many there are, and on how long each may make the server wait.
+"""Bounds the number of connections, and the time for which each one may make the server wait.
 
-uvicorn waits without end for the headers of a request and for a client that does not read its answer. The protocol
-below adds what is missing:
+uvicorn waits forever for the headers of a request and for a client that does not read its answer. `GuardedProtocol`
+adds deadlines to the three states of a connection:
 
     waiting   no request is being answered: nothing has arrived, or only a part of the headers. The connection is
-              closed after `header_timeout_s`, or earlier where a new connection needs its place.
+              closed after `header_timeout_s`, or earlier if a new connection needs its place.
     working   a request is being read or answered. Such a connection is never closed to make room.
-    stalled   the client does not read what it is sent; the connection is cut after `send_timeout_s`.
+    stalled   the client does not read its answer. The connection is cut after `send_timeout_s`.
 
 A client that closes its sending side after a whole request still gets its answer. A client that has left looks the
 same at first, so the server sends interim responses (`100 Continue`) until the answer begins: the kernel of a client
@@ -36,10 +36,10 @@ _PROBE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
 class ConnectionGuard:
-    """The connections of one server. Used on the event loop only.
+    """The connections of one server. Use it only on the event loop.
 
     Args:
-      config: the limits.
+      config: The limits.
     """
 
     def __init__(self, config: HttpConfig):
@@ -47,21 +47,21 @@ class ConnectionGuard:
         self.header_timeout_s = config.header_timeout_s
         self.keep_alive_timeout_s = config.keep_alive_timeout_s
         self.send_timeout_s = config.send_timeout_s
-        # Waiting connection -> when it is closed. In the order in which they began to wait.
+        # Waiting connection -> the time at which it is closed, in the order in which they started to wait.
         self._waiting: dict[GuardedProtocol, float] = {}
         self._working: set[GuardedProtocol] = set()
         self._sweeper: asyncio.TimerHandle | None = None
 
     @property
     def num_connections(self) -> int:
-        """Open connections."""
+        """The number of open connections."""
         return len(self._waiting) + len(self._working)
 
     def admit(self, connection: GuardedProtocol, loop: asyncio.AbstractEventLoop) -> bool:
-        """Counts a new connection in. At the limit it closes the connection that has waited longest.
+        """Admits a new connection. At the limit, it closes the connection that has waited longest.
 
         Returns:
-          False where every connection is working, so that the new one must be refused.
+          False if every connection is working, so that the new one must be refused.
         """
         if self.num_connections >= self.max_connections:
             if not self._waiting:
@@ -75,7 +75,7 @@ class ConnectionGuard:
         return True
 
     def update(self, connection: GuardedProtocol) -> None:
-        """Notes whether a connection that was admitted is waiting or working now."""
+        """Records whether an admitted connection is now waiting or working."""
         if connection.is_working:
             if self._waiting.pop(connection, None) is not None:
                 self._working.add(connection)
@@ -86,7 +86,7 @@ class ConnectionGuard:
             self._waiting[connection] = connection.loop.time() + allowed_s
 
     def forget(self, connection: GuardedProtocol) -> None:
-        """Counts a closed connection out."""
+        """Removes a closed connection."""
         self._waiting.pop(connection, None)
         self._working.discard(connection)
 
@@ -99,7 +99,7 @@ class ConnectionGuard:
 
 
 class GuardedProtocol(H11Protocol):
-    """uvicorn's HTTP/1.1 protocol under a `ConnectionGuard`."""
+    """uvicorn's HTTP/1.1 protocol with the deadlines of a `ConnectionGuard`."""
 
     def __init__(
         self,
@@ -122,7 +122,7 @@ class GuardedProtocol(H11Protocol):
         return self.cycle is not None and not self.cycle.response_complete
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Refuses the connection with 503 where there is no place for it."""
+        """Registers the connection, or refuses it with 503 if there is no place for it."""
         super().connection_made(transport)
         if not self._guard.admit(self, self.loop):
             limit = self._guard.max_connections
@@ -138,19 +138,19 @@ class GuardedProtocol(H11Protocol):
             )
 
     def data_received(self, data: bytes) -> None:
-        """Reads what a client sent."""
+        """Handles data from the client."""
         super().data_received(data)
         self._guard.update(self)
 
     def on_response_complete(self) -> None:
-        """Waits for the next request, or begins to answer one that has arrived meanwhile."""
+        """Waits for the next request, or answers one that has arrived meanwhile."""
         super().on_response_complete()
         self._guard.update(self)
 
     def eof_received(self) -> bool:
-        """Keeps the connection for the answer to a whole request; closes it otherwise."""
+        """Keeps the connection open for the answer to a complete request; closes it otherwise."""
         if self._is_half_closed:
-            return True  # reading was paused and taken up again
+            return True  # reading was paused and resumed
         cycle = self.cycle
         if not self.is_working or cycle.more_body or cycle.response_started:
             return False
@@ -162,7 +162,7 @@ class GuardedProtocol(H11Protocol):
         return True
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Counts the connection out; what it asked for is aborted."""
+        """Removes the connection. Its request is aborted."""
         self._guard.forget(self)
         for timer in (self._stall_timer, self._probe_timer):
             if timer is not None:
@@ -170,19 +170,19 @@ class GuardedProtocol(H11Protocol):
         super().connection_lost(exc)
 
     def pause_writing(self) -> None:
-        """The client does not read: gives it `send_timeout_s`."""
+        """Starts the deadline of `send_timeout_s`, because the client does not read."""
         super().pause_writing()
         self._stall_timer = self.loop.call_later(self._guard.send_timeout_s, self.transport.abort)
 
     def resume_writing(self) -> None:
-        """The client reads again."""
+        """Stops the deadline, because the client reads again."""
         super().resume_writing()
         if self._stall_timer is not None:
             self._stall_timer.cancel()
             self._stall_timer = None
 
     def time_out(self) -> None:
-        """Closes a connection that has waited too long; a client that began a request is told why."""
+        """Closes a connection that has waited too long, with a 408 if a part of a request has arrived."""
         received, _ = self.conn.trailing_data
         if not received:
             self.transport.close()

@@ -1,7 +1,7 @@
-"""Pure ASGI middleware, outermost first: request context, API key, drain gate, (`bodies`), requests in flight.
+"""ASGI middleware. From the outermost: request context, API key, drain gate, (`bodies`), requests in flight.
 
-Pure ASGI and not Starlette's BaseHTTPMiddleware: that one hides disconnects from the routes and copies every chunk of
-a stream through a queue.
+Starlette's BaseHTTPMiddleware is not used, because it hides disconnects from the routes and copies every chunk of a
+stream through a queue.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from dataclasses import replace
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from ryzjax.serving.frontend.protocol import EngineFrontend
 from ryzjax.serving.http.errors import ApiError, error_response, internal_error
-from ryzjax.serving.http.frontend_protocol import EngineFrontend
-from ryzjax.serving.http.lifecycle import Lifecycle
+from ryzjax.serving.http.guard.lifecycle import Lifecycle
 
 __all__ = [
     "SHUTTING_DOWN",
@@ -44,13 +44,13 @@ _UNSAFE_ID_CHARS = re.compile(r"[^A-Za-z0-9._:-]")
 
 
 def _request_id(headers: Headers) -> str:
-    # What a client sends ends up in logs and in a response header: only harmless characters stay.
+    # The id appears in logs and in a response header, so only harmless characters of the client's id are kept.
     given = _UNSAFE_ID_CHARS.sub("", headers.get("x-request-id", "")[:_MAX_REQUEST_ID_CHARS])
     return given or uuid.uuid4().hex
 
 
 class RequestContextMiddleware:
-    """Gives each request an id, returns it as `X-Request-Id`, logs the access, and turns any bug into a plain 500."""
+    """Gives each request an id, returns it as `X-Request-Id`, logs the access, and answers unknown errors with 500."""
 
     def __init__(self, app: ASGIApp, *, access_log: bool):
         self._app = app
@@ -75,7 +75,7 @@ class RequestContextMiddleware:
         try:
             await self._app(scope, receive, send_with_id)
         except asyncio.CancelledError:
-            # The server cancels requests only where it exits without waiting for them.
+            # The server cancels requests only when it exits without waiting for them.
             if status is not None:
                 raise
             await error_response(SHUTTING_DOWN)(scope, receive, send_with_id)
@@ -97,7 +97,7 @@ class RequestContextMiddleware:
 
 
 class ApiKeyMiddleware:
-    """Demands the key on every path but /health and /ready, known or unknown: denial is the default."""
+    """Requires the key on every path but /health and /ready, even on unknown paths."""
 
     def __init__(self, app: ASGIApp, *, api_key: str):
         self._app = app
@@ -123,13 +123,13 @@ class ApiKeyMiddleware:
 
     def _is_allowed(self, authorization: str) -> bool:
         scheme, _, key = authorization.partition(" ")
-        # In constant time: how long a refusal takes must not tell how much of the key was right.
+        # The comparison takes constant time, so that the time of a refusal does not tell how much of the key is right.
         given = f"{scheme.lower()} {key}".encode("utf-8", "surrogateescape")
         return hmac.compare_digest(given, self._expected)
 
 
 class DrainGateMiddleware:
-    """Refuses generation requests (503) unless the engine is up, before their bodies are read."""
+    """Refuses generation requests with 503 before their bodies are read, unless the engine accepts requests."""
 
     def __init__(
         self,
@@ -155,7 +155,7 @@ class DrainGateMiddleware:
         await self._app(scope, receive, send)
 
     def _refusal(self) -> ApiError | None:
-        # The body stays unread: close.
+        # The connection must close, because the body is not read.
         headers = {"retry-after": str(self._retry_after_s), "connection": "close"}
         if self._lifecycle.is_draining:
             return replace(SHUTTING_DOWN, headers=headers)
@@ -169,7 +169,7 @@ class DrainGateMiddleware:
 
 
 class InFlightMiddleware:
-    """Counts generation requests from the arrival of their whole body until their last byte is sent."""
+    """Counts generation requests from the arrival of their complete body until their last byte is sent."""
 
     def __init__(self, app: ASGIApp, *, lifecycle: Lifecycle, paths: frozenset[str]):
         self._app = app

@@ -1,4 +1,4 @@
-"""/v1/embeddings on the wire: the request, one HTTP request's inputs run as one, and the answer."""
+"""/v1/embeddings: its request, the run of all inputs of one request, and its answer."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from typing import Literal
 import numpy as np
 
 from ryzjax.errors import ContextLengthError, RequestError
-from ryzjax.serving.http.fields import ApiRequest, Integer, Prompts, prompt_list
-from ryzjax.serving.http.frontend_protocol import EngineFrontend
+from ryzjax.serving.frontend.protocol import EngineFrontend
 from ryzjax.serving.http.generation import first_error
+from ryzjax.serving.http.openai.fields import ApiRequest, Integer, Prompts, prompt_list
 from ryzjax.serving.messages.request import Pooling
 
 __all__ = ["TOO_LONG_REMEDY", "EmbeddingRequest", "Embeddings", "embeddings_pieces"]
 
 TOO_LONG_REMEDY = "shorten it, or split it and embed the parts"
-"""What a client can do about an input that is longer than the context."""
+"""What errors advise for an input that is longer than the context."""
 
 
 class EmbeddingRequest(ApiRequest):
-    """Body of /v1/embeddings. `pooling`, `normalize` and `add_special_tokens` are extensions of ours."""
+    """Body of /v1/embeddings. `pooling`, `normalize` and `add_special_tokens` are extensions of RyzJAX."""
 
     input: Prompts
     encoding_format: Literal["float", "base64"] | None = None
@@ -34,7 +34,7 @@ class EmbeddingRequest(ApiRequest):
     add_special_tokens: bool | None = None
 
     def inputs(self) -> list[str | list[int]]:
-        """The texts or token ids, one or more. Raises RequestError where there is none, or an empty one."""
+        """Returns the texts or token ids, one or more. Raises RequestError if there is none or one is empty."""
         inputs = prompt_list(self.input, "input")
         for number, one in enumerate(inputs):
             if not one:
@@ -44,18 +44,18 @@ class EmbeddingRequest(ApiRequest):
 
 
 class Embeddings:
-    """The inputs of one HTTP request and what is wanted of them.
+    """The inputs of one HTTP request and the settings of their embeddings.
 
     Args:
-      engine: what runs them.
-      inputs: token ids, one list an input.
-      request: the settings all of them share.
-      concurrency: inputs the engine is given at once: a long list must not fill its queue.
-      adapter: name of the adapter they run with; None for the model alone.
+      engine: The engine that runs the inputs.
+      inputs: A list of token ids for each input.
+      request: The settings of all inputs.
+      concurrency: The number of inputs that run at once, so that a long list does not fill the engine's queue.
+      adapter: The name of the adapter to run with; None runs the model alone.
 
     Raises:
-      RequestError: for an input without tokens.
-      ContextLengthError: for one longer than the context. Checked for all inputs before any starts.
+      RequestError: An input has no tokens.
+      ContextLengthError: An input is longer than the context. All inputs are checked before any of them starts.
     """
 
     def __init__(
@@ -87,11 +87,11 @@ class Embeddings:
 
     @property
     def prompt_tokens(self) -> int:
-        """Tokens of all inputs."""
+        """The number of tokens of all inputs."""
         return sum(map(len, self._inputs))
 
     async def collect(self) -> list[np.ndarray]:
-        """Runs all inputs; their vectors in order. Cancelling it, or an error of one, aborts the others."""
+        """Runs all inputs and returns their vectors in order. If one fails or the call is cancelled, the rest abort."""
         try:
             async with asyncio.TaskGroup() as group:
                 tasks = [group.create_task(self._one(number)) for number in range(len(self._inputs))]
@@ -114,7 +114,7 @@ class Embeddings:
             except RequestError as error:
                 if error.param != "prompt":
                     raise
-                # The engine's word for what is called input here.
+                # The engine calls an input "prompt".
                 raise RequestError(f"input {number}: {error}", param="input", code=error.code) from error
         return output.embedding
 
@@ -122,7 +122,10 @@ class Embeddings:
 def embeddings_pieces(
     vectors: Sequence[np.ndarray], *, model: str, prompt_tokens: int, encoding_format: Literal["float", "base64"]
 ) -> Iterator[bytes]:
-    """The whole answer, a piece for each vector. base64 is of little-endian float32, as the openai client reads it."""
+    """Yields the whole answer, a piece for each vector.
+
+    base64 encodes little-endian float32, which the openai client expects.
+    """
     yield b'{"object":"list","data":['
     for index, vector in enumerate(vectors):
         numbers = (

@@ -1,4 +1,4 @@
-"""POST /v1/embeddings."""
+"""The route /v1/embeddings."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from starlette.responses import Response
 
 from ryzjax.serving.http.context import context_of
 from ryzjax.serving.http.disconnect import until_disconnect
-from ryzjax.serving.http.embeddings import TOO_LONG_REMEDY, EmbeddingRequest, Embeddings, embeddings_pieces
+from ryzjax.serving.http.openai.embeddings import TOO_LONG_REMEDY, EmbeddingRequest, Embeddings, embeddings_pieces
 from ryzjax.serving.http.pieces import json_response
 from ryzjax.serving.http.prompts import encode_prompts
 
@@ -22,7 +22,7 @@ router = APIRouter()
 
 @router.post("/v1/embeddings")
 async def embeddings(request: Request) -> Response:
-    """A vector for each input."""
+    """Answers with a vector for each input."""
     context = context_of(request)
     body = await context.read(request, EmbeddingRequest)
     adapter = context.adapter_of(body.model)
