@@ -20,6 +20,8 @@ from ryzjax.data.synthetic.vocabulary import write_tokenizer
 from ryzjax.evaluation import NoData, TaskOptions, evaluate
 from ryzjax.shipped import DEMO_MODEL, demo_folder
 
+pytestmark = pytest.mark.optimized
+
 ROOT = Path(__file__).resolve().parents[1]
 
 

@@ -29,6 +29,8 @@ from ryzjax.sharding import Layout, Placement
 from tests.ops.test_paged_attention import make_batch
 from tests.qarrays import FORMATS, random_qarray
 
+pytestmark = pytest.mark.optimized
+
 HERE = Path(__file__).parent
 needs_kernels = pytest.mark.skipif(native_refusal() is not None, reason=f"no native kernels: {native_refusal()}")
 PLAIN = {"scale": 0.35, "window": None, "softcap": None, "sinks": None}
