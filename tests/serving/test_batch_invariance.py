@@ -29,8 +29,8 @@ def test_neighbours_and_chunks_change_no_bit(
     weights: Literal["auto", "int8", "int4"],
     kv_dtype: Literal["auto", "int8", "float32"],
 ):
-    def logprobs(prompts: list[str], max_batch_tokens: int) -> tuple[list[int], list[float]]:
-        llm = LLM(
+    def engine(max_batch_tokens: int) -> LLM:
+        return LLM(
             DEMO_MODEL,
             dtype="bfloat16",
             weights=weights,
@@ -41,14 +41,15 @@ def test_neighbours_and_chunks_change_no_bit(
             max_context_tokens=128,
             compile_cache=compile_cache,
         )
-        try:
-            params = SamplingParams(temperature=0, max_tokens=24, logprobs=1, ignore_eos=True)
-            answer = llm.generate(prompts, params)[-1].outputs[0]
-        finally:
-            llm.close()
+
+    def last(llm: LLM, prompts: list[str]) -> tuple[list[int], list[float]]:
+        params = SamplingParams(temperature=0, max_tokens=24, logprobs=1, ignore_eos=True)
+        answer = llm.generate(prompts, params, use_tqdm=False)[-1].outputs[0]
         assert answer.logprobs is not None
         return list(answer.token_ids), [entry.logprob for entry in answer.logprobs]
 
-    alone = logprobs([PROMPT], 128)
-    assert logprobs([*NEIGHBOURS, PROMPT], 128) == alone
-    assert logprobs([*NEIGHBOURS, PROMPT], 8) == alone
+    with engine(128) as llm:
+        alone = last(llm, [PROMPT])
+        assert last(llm, [*NEIGHBOURS, PROMPT]) == alone
+    with engine(8) as llm:
+        assert last(llm, [*NEIGHBOURS, PROMPT]) == alone

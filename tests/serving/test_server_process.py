@@ -24,6 +24,7 @@ from ryzjax.shipped import demo_folder
 pytestmark = pytest.mark.essential
 
 MODEL = "demo"
+FLAGS = ("--dtype", "float32", "--max-context-tokens", "512")
 GOLDEN = json.loads((Path(__file__).parents[1] / "goldens" / "demo.json").read_text(encoding="utf-8"))["cases"]
 TEXTS = [case for case in GOLDEN if case["chat"] is None]
 
@@ -77,7 +78,7 @@ def start(model: Path, compile_cache: str, *flags: str) -> Server:
 
 @pytest.fixture(scope="module")
 def server(compile_cache: str) -> Iterator[Server]:
-    server = start(demo_folder(), compile_cache, "--dtype", "float32", "--max-context-tokens", "512")
+    server = start(demo_folder(), compile_cache, *FLAGS)
     yield server
     server.process.send_signal(signal.SIGTERM)
     assert server.finish() == 0
@@ -263,7 +264,7 @@ def test_a_mixed_load_of_200_requests_compiles_nothing(server: Server, client: o
 
 
 def test_sigterm_lets_running_streams_finish(compile_cache: str):
-    server = start(demo_folder(), compile_cache, "--max-context-tokens", "512")
+    server = start(demo_folder(), compile_cache, *FLAGS)
     with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
         stream = client.completions.create(
             model=MODEL, prompt="Once", max_tokens=400, temperature=0, stream=True, extra_body={"ignore_eos": True}
