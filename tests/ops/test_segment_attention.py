@@ -50,7 +50,7 @@ def test_against_the_reference(attention, case: dict) -> None:
 
     q, k, v = draw(2, length, 4, dim), draw(2, length, kv_heads, dim), draw(2, length, kv_heads, dim)
     sinks = draw(4) if options["sinks"] else None
-    real = jnp.asarray(segments > 0)[:, :, None, None]
+    real = jnp.asarray(segments > 0, jnp.float32)[:, :, None, None]
     towards = draw(2, length, 4, dim) * real
 
     def loss(attention, q, k, v, sinks):
