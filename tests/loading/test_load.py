@@ -25,6 +25,7 @@ from ryzjax.models.registry import AbstractModel, abstract_model
 from ryzjax.models.weight_spec import WeightSpec
 from ryzjax.sharding import Layout, Placement
 from tests.models.configs import CONFIGS
+from tests.shared import SHARED, needs_shared
 
 
 def spec(*shape: int, dtype: object = jnp.float32, sharding: jax.sharding.Sharding | None = None) -> WeightSpec:
@@ -205,7 +206,6 @@ from ryzjax.models.registry import abstract_model
 from ryzjax.models.weight_spec import WeightSpec
 from ryzjax.sharding import Layout, Placement
 from tests.models.configs import CONFIGS
-from tests.shared import SHARED, needs_shared
 
 def high_water():
     return int(next(l for l in Path("/proc/self/status").read_text().splitlines() if "VmHWM" in l).split()[1]) * 1024

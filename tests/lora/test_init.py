@@ -17,6 +17,8 @@ from ryzjax.lora.init import largest_factors
 from ryzjax.qarray import QArray, dequantize
 from ryzjax.quant.scheme import Scheme
 
+pytestmark = pytest.mark.optimized
+
 N, K = 48, 64
 KEY = jax.random.key(3)
 FORMAT = Scheme(bits=4, group=32).format(K, "bfloat16")

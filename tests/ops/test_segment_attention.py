@@ -43,7 +43,7 @@ def test_against_the_reference(attention, case: dict) -> None:
     rng = np.random.default_rng(0)
     options = {"heads": 2, "window": None, "softcap": None, "sinks": False} | case
     length, kv_heads, dim = options["length"], options["heads"], 8
-    segments, positions = packed(rng, 2, length)
+    segments, positions = map(jnp.asarray, packed(rng, 2, length))
 
     def draw(*shape: int) -> jax.Array:
         return jnp.asarray(rng.normal(size=shape), jnp.float32)
