@@ -16,8 +16,14 @@ os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_p
 
 import jax
 import pytest
+from jaxtyping import install_import_hook
 
 from tests.shared import SHARED
+from tests.typecheck import CHECKER
+
+# Shapes and dtypes of annotated arrays are checked where arrays are computed with.
+CHECKED = ("batch", "layers", "lora", "models", "ops", "qarray", "quant", "training")
+install_import_hook([f"ryzjax.{name}" for name in CHECKED], CHECKER)
 
 # Most of the time of these tests is XLA compiling tiny programs, and many tests need the same ones. All processes of a
 # run (workers, servers, commands) share one compile cache. It is new with each run unless a caller names a folder.
