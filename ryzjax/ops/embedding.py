@@ -6,14 +6,14 @@ from dataclasses import replace
 
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Shaped
 
 from ryzjax.qarray import QArray, dequantize
 
 __all__ = ["embed", "embed_quantized"]
 
 
-def embed(token_ids: Int[Array, " T"], table: Float[Array, "V E"]) -> Float[Array, "T E"]:
+def embed(token_ids: Int[Array, " T"], table: Shaped[Array, "V E"]) -> Shaped[Array, "T E"]:
     """`table[token_ids]` in the table's dtype; ids outside the vocabulary are clamped (padding may hold any)."""
     return jnp.take(table, token_ids, axis=0, mode="clip")
 
