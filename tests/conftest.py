@@ -37,8 +37,10 @@ for setting, value in (
     jax.config.update(setting, value)
     os.environ[setting.upper()] = str(value)
 
-# Arrays of two dtypes meet in no operation by accident.
-jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_disable_most_optimizations", True)
+
+# Folders whose tests forbid implicit promotion: arrays of two dtypes meet in no operation by accident.
+STRICT = ("lora", "models", "native", "ops", "quant", "quantizing", "training/objectives", "training/optimizers")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -150,12 +152,16 @@ def compile_cache() -> str:
 
 @pytest.fixture(scope="module", autouse=True)
 def programs(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Compiles without XLA's expensive passes, and drops a module's programs after it.
+    """Sets how a module's programs are traced and compiled, and drops them after it.
 
-    Tests of what the optimizer decides, of bits and bytes, and those whose programs run longer than they compile are
-    marked `optimized`, as a whole module.
+    Most are compiled without XLA's expensive passes. Tests of what the optimizer decides, of bits and bytes, and those
+    whose programs run longer than they compile are marked `optimized`, as a whole module.
     """
+    here = request.path.relative_to(Path(__file__).parent).as_posix()
+    strict = here.startswith(tuple(f"{folder}/" for folder in STRICT))
     jax.config.update("jax_disable_most_optimizations", request.node.get_closest_marker("optimized") is None)
-    yield
+    with jax.numpy_dtype_promotion("strict" if strict else "standard"):
+        yield
+    jax.config.update("jax_disable_most_optimizations", True)
     jax.clear_caches()
     gc.collect()

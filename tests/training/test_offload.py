@@ -38,7 +38,6 @@ INT4 = QFormat(kind="int4", group=16, pack=16, scale_dtype="bfloat16")
 LAYERS = ("q", "k", "v", "o")
 
 pytestmark = [
-    pytest.mark.optimized,
     pytest.mark.skipif(jax.default_backend() != "cpu", reason="written for the devices of the test set-up"),
 ]
 
