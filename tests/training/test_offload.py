@@ -37,7 +37,9 @@ KEY = jnp.asarray(jax.random.PRNGKey(7))
 INT4 = QFormat(kind="int4", group=16, pack=16, scale_dtype="bfloat16")
 LAYERS = ("q", "k", "v", "o")
 
-pytestmark = pytest.mark.skipif(jax.default_backend() != "cpu", reason="written for the devices of the test set-up")
+pytestmark = [
+    pytest.mark.skipif(jax.default_backend() != "cpu", reason="written for the devices of the test set-up"),
+]
 
 
 def on_host(model: LoraModel, frozen: Frozen) -> tuple[LoraModel, Frozen]:

@@ -13,6 +13,8 @@ from ryzjax.training.config import BaseConfig, TrainConfig
 from ryzjax.training.optimizers.config import OptimizerConfig
 from ryzjax.training.plan import MemoryPlan, plan_table, plan_training
 
+pytestmark = pytest.mark.optimized
+
 CONFIG = {
     "architectures": ["LlamaForCausalLM"],
     "model_type": "llama",

@@ -24,7 +24,10 @@ from tests.models.configs import CONFIGS
 
 TOKENS = 512
 
-pytestmark = pytest.mark.skipif(jax.default_backend() != "cpu", reason="another backend plans otherwise")
+pytestmark = [
+    pytest.mark.optimized,
+    pytest.mark.skipif(jax.default_backend() != "cpu", reason="another backend plans otherwise"),
+]
 
 
 class MemoryStats(Protocol):

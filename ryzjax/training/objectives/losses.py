@@ -132,7 +132,7 @@ def _backward(
     head: Head, chunk: int, saved: tuple[PyTree, Array], cotangent: LossSums
 ) -> tuple[PyTree, None, Array, None, None]:
     scale = cotangent.loss
-    grads, hidden_grad = jax.tree.map(lambda grad: (grad * scale).astype(grad.dtype), saved)
+    grads, hidden_grad = jax.tree.map(lambda grad: (grad.astype(jnp.float32) * scale).astype(grad.dtype), saved)
     return grads, None, hidden_grad, None, None
 
 

@@ -62,8 +62,8 @@ def scale_by_adam_8bit(b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8) ->
         del params
         assert isinstance(state, ScaleByAdam8bitState)
         count = state.count + 1
-        correct1 = 1 - jnp.float32(b1) ** count
-        correct2 = 1 - jnp.float32(b2) ** count
+        steps = count.astype(jnp.float32)
+        correct1, correct2 = 1 - jnp.float32(b1) ** steps, 1 - jnp.float32(b2) ** steps
 
         def step(g: jax.Array, mu: Moment, root_nu: Moment) -> Leaf:
             gradient = g.astype(jnp.float32)

@@ -106,7 +106,7 @@ def _codes(x: Float[Array, "*shape"], *, signed: bool, keep_positive: bool) -> I
         power = jnp.where(above, np.float32(10.0 ** (6 - d)), power)
     steps = jnp.left_shift(1, decade if signed else decade + 1)
     place = jnp.floor((x * power - 0.1) * (steps.astype(jnp.float32) / 0.9)).astype(jnp.int32)
-    codes = steps - (not signed) + jnp.clip(place, 0, steps - 1)
+    codes = steps - int(not signed) + jnp.clip(place, 0, steps - 1)
     zero = x <= 0 if keep_positive else x < positive[1] / 2
     return jnp.where(zero, 0, jnp.where(x >= (positive[-1] + 1) / 2, 128 if signed else 255, codes))
 

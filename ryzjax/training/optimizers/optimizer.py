@@ -70,7 +70,19 @@ def make_optimizer(
         parts.append(
             optax.stateless(lambda updates, _: jax.tree.map(lambda u, rate: u * rate, updates, rates)),
         )
-    return optax.chain(*parts)
+    return _with_standard_promotion(optax.chain(*parts))
+
+
+def _with_standard_promotion(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
+    """Lets optax mix integer counts with floats where the caller forbids implicit dtype promotion."""
+
+    def update(
+        updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None
+    ) -> tuple[optax.Updates, optax.OptState]:
+        with jax.numpy_dtype_promotion("standard"):
+            return optimizer.update(updates, state, params)
+
+    return optax.GradientTransformation(optimizer.init, update)
 
 
 def _check(config: OptimizerConfig, params: object, roles: set[Role]) -> None:
