@@ -23,7 +23,7 @@ from ryzjax.evaluation.batches import evaluation_progress
 from ryzjax.evaluation.forward import Forward, Head
 from ryzjax.evaluation.statistics import accuracy, mean_and_error, perplexity_metric
 from ryzjax.evaluation.text import Window, sliding_windows
-from ryzjax.models.registry import AbstractModel
+from ryzjax.models.abstract import AbstractModel
 
 __all__ = ["Divergence", "ReferenceStates", "check_vocabularies", "divergence", "reference_states"]
 

@@ -7,7 +7,6 @@ compiled whatever the lengths: the chunk, and the head.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -15,8 +14,8 @@ import numpy as np
 
 from ryzjax.batch import KVCache, TokenBatch
 from ryzjax.errors import ConfigError, RequestError
+from ryzjax.models.abstract import AbstractModel
 from ryzjax.models.kv_cache import KVFormat, empty_kv_cache
-from ryzjax.models.registry import AbstractModel
 
 __all__ = ["Forward", "Head"]
 
@@ -97,31 +96,17 @@ class Head:
 
     def __init__(self, model: AbstractModel, leaves: tuple[jax.Array, ...]):
         self.model = model
-        self.weights: dict[int, jax.Array] = {i: leaves[i] for i in _leaves_of_head(model)}
-        self._logits = jax.jit(partial(_head_logits, model), out_shardings=model.placement.replicated)
+        by_name = dict(zip(model.weights, leaves, strict=True))
+        self.weights: dict[str, jax.Array] = {name: by_name[name] for name in model.head_names}
+
+        def logits(weights: dict[str, jax.Array], hidden: jax.Array) -> jax.Array:
+            return model.merge_some(weights).logits(hidden)
+
+        self._logits = jax.jit(logits, out_shardings=model.placement.replicated)
 
     def logits(self, hidden: jax.Array | np.ndarray) -> jax.Array:
         """[S, E] of `Forward` -> float32 logits [S, V], on every device of the model's mesh."""
         return self._logits(self.weights, jax.device_put(hidden, self.model.placement.replicated))
-
-
-def _head_logits(model: AbstractModel, weights: dict[int, jax.Array], hidden: jax.Array) -> jax.Array:
-    # What the head does not read is never computed: XLA drops the zeros.
-    leaves = tuple(
-        weights[i] if i in weights else jnp.zeros(spec.shape, spec.stored_dtype)
-        for i, spec in enumerate(model.weights.values())
-    )
-    return model.merge(leaves).logits(hidden)
-
-
-def _leaves_of_head(model: AbstractModel) -> list[int]:
-    """Indices of the leaves that the logits depend on, read off the traced head: families differ (tied tables)."""
-    config = model.config
-    shapes = [jax.ShapeDtypeStruct(spec.shape, spec.stored_dtype) for spec in model.weights.values()]
-    hidden = jax.ShapeDtypeStruct((1, config.hidden_size), jnp.dtype(config.dtype))
-    traced = jax.make_jaxpr(lambda leaves, hidden: model.merge(leaves).logits(hidden))(tuple(shapes), hidden).jaxpr
-    read = {id(variable) for equation in traced.eqns for variable in equation.invars}
-    return [i for i, variable in enumerate(traced.invars[: len(shapes)]) if id(variable) in read]
 
 
 def _chunk_batch(ids: np.ndarray, start: int, *, width: int, pages: int) -> TokenBatch:

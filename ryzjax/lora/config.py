@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from ryzjax.errors import ConfigError
+from ryzjax.models.weight_names import split_layer
 
 __all__ = ["ALL_LINEAR", "LoraConfig", "LoraInit", "shortest_endings"]
 
@@ -103,7 +104,7 @@ class LoraConfig:
             for target in self.targets:
                 found = [name for name in linears if _ends_in(name, (target,))]
                 if not found:
-                    known = sorted({re.sub(r"^layers\.\d+\.", "", name) for name in linears})
+                    known = sorted({split_layer(name)[1] for name in linears})
                     raise ConfigError(
                         f"LoRA target {target!r} is no linear layer of this model; it has {', '.join(known)}"
                     )

@@ -12,8 +12,8 @@ import numpy as np
 from ryzjax.lora.adapter import Adapter, LoraWeights, check_adapter
 from ryzjax.lora.linear import attach
 from ryzjax.lora.norms import row_norms
+from ryzjax.models.abstract import AbstractModel
 from ryzjax.models.decoder import Decoder
-from ryzjax.models.registry import AbstractModel
 from ryzjax.models.weight_spec import WeightSpec
 from ryzjax.qarray import LEAVES, QArray
 

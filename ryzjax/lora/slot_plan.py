@@ -18,7 +18,8 @@ from ryzjax.layers.quantized import QuantizedWeight
 from ryzjax.lora.adapter import Adapter, check_adapter
 from ryzjax.lora.linear import module_at
 from ryzjax.lora.slots import BlockSlots, SlotLayer, slot_parts
-from ryzjax.models.registry import AbstractModel
+from ryzjax.models.abstract import AbstractModel
+from ryzjax.models.weight_names import split_layer
 
 __all__ = ["PackedAdapter", "SlotPlan"]
 
@@ -60,13 +61,12 @@ class SlotPlan:
         decoder = nnx.merge(self.model.graphdef, self.model.state)
         blocks: list[list[SlotLayer]] = [[] for _ in range(self.model.config.num_layers)]
         for name, shape in self.model.linears.items():
-            prefix, _, rest = name.partition(".")
-            if prefix != "layers" or len(shape) != 2 or name.endswith(".router"):
+            number, path = split_layer(name)
+            if number is None or len(shape) != 2 or name.endswith(".router"):
                 continue
-            number, _, path = rest.partition(".")
             owner, attribute = module_at(decoder, name)
             axes, units = _split_of(getattr(owner, attribute))
-            blocks[int(number)].append(SlotLayer(name=name, path=path, shape=shape, axes=axes, units=units))
+            blocks[number].append(SlotLayer(name=name, path=path, shape=shape, axes=axes, units=units))
         return tuple(map(tuple, blocks))
 
     @cached_property

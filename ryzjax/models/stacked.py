@@ -22,9 +22,10 @@ from ryzjax.batch import SegmentBatch
 from ryzjax.bits import from_bits, storage_dtype, to_bits
 from ryzjax.layers.block import Block
 from ryzjax.layers.rope import Rope
+from ryzjax.models.abstract import AbstractModel
 from ryzjax.models.decoder import Decoder
-from ryzjax.models.registry import AbstractModel
 from ryzjax.models.scan_layers import Received, Remat, scan_layers, with_remat
+from ryzjax.models.weight_names import layer_name
 from ryzjax.models.weight_spec import WeightSpec
 from ryzjax.sharding.host_memory import is_host_sharding, is_on_host, to_device
 
@@ -107,7 +108,7 @@ class StackedModel:
         self.scanned = tuple(stack(first, repeats) for first in range(period)) if repeats > 1 else ()
         behind = range(period * repeats if repeats > 1 else 0, len(kinds))
         self.tail = tuple(stack(first, 1) for first in behind)
-        self.outer = {name: spec for name, spec in model.weights.items() if not name.startswith("layers.")}
+        self.outer = {name: model.weights[name] for name in model.outer_names}
         self.weights = dict(self._specs())
 
     @property
@@ -123,7 +124,7 @@ class StackedModel:
         yield from self.outer.items()
         for stack in self.stacks:
             for path in stack.paths:
-                one = self.model.weights[f"layers.{stack.first}.{path}"]
+                one = self.model.weights[layer_name(stack.first, path)]
                 yield (
                     f"{stack.name}.{path}",
                     WeightSpec(
@@ -141,7 +142,7 @@ class StackedModel:
             for path in stack.paths:
                 name = f"{stack.name}.{path}"
                 sharding = self.weights[name].sharding
-                parts = [weights.pop(f"layers.{layer}.{path}") for layer in stack.layers]
+                parts = [weights.pop(layer_name(layer, path)) for layer in stack.layers]
                 if is_host_sharding(sharding):
                     stacked[name] = _stack_on_host(parts, sharding)
                 else:
@@ -158,7 +159,8 @@ class StackedModel:
                 # Nothing is computed on arrays in the host's memory but by numpy.
                 parts = map(jnp.asarray, np.asarray(whole)) if is_on_host(whole) else whole
                 for layer, part in zip(stack.layers, parts, strict=True):
-                    yield f"layers.{layer}.{path}", _as(part, self.model.weights[f"layers.{layer}.{path}"].stored_dtype)
+                    name = layer_name(layer, path)
+                    yield name, _as(part, self.model.weights[name].stored_dtype)
 
     def decoder(self, weights: Mapping[str, jax.Array]) -> Decoder:
         """The model over its outer weights alone: embedding, final norm and head; cheap inside jit."""

@@ -20,7 +20,8 @@ from ryzjax.checkpoint.peft.write import write_adapter
 from ryzjax.errors import CheckpointError, ConfigError, RyzJAXError, UnsupportedModelError
 from ryzjax.lora import Adapter, LoraConfig, LoraWeights, delta
 from ryzjax.lora.adapter import BaseRounding
-from ryzjax.models.registry import AbstractModel, abstract_model
+from ryzjax.models.abstract import AbstractModel
+from ryzjax.models.registry import abstract_model
 from ryzjax.sharding import Layout, Placement
 from tests.models.configs import CONFIGS
 

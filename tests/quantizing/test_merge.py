@@ -21,7 +21,7 @@ from ryzjax.loading.weight_plan import plan_weights
 from ryzjax.lora import Adapter, LoraConfig, LoraWeights, adapted, row_norms
 from ryzjax.lora.adapter import BaseRounding, OnLoadWeights
 from ryzjax.lora.model import weight_of
-from ryzjax.models.registry import AbstractModel
+from ryzjax.models.abstract import AbstractModel
 from ryzjax.quant.recipe import Recipe
 from ryzjax.quantizing.merge import MergedDtype, merge_checkpoint, merged_dtype, quantize_merged
 from ryzjax.quantizing.quantize import quantize

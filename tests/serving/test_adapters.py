@@ -17,10 +17,9 @@ import pytest
 
 from ryzjax import LLM, SamplingParams
 from ryzjax.checkpoint.peft.write import write_adapter
-from ryzjax.errors import CheckpointError, ConfigError, RequestError
+from ryzjax.errors import AdapterConflictError, AdapterNotFoundError, CheckpointError, ConfigError, RequestError
 from ryzjax.lora import Adapter, LoraConfig, LoraWeights, attach
 from ryzjax.native.library import native_refusal
-from ryzjax.serving.messages.adapter import AdapterConflictError, AdapterNotFoundError
 from ryzjax.serving.messages.config import EngineOptions
 from tests.adapters import random_adapter
 from tests.goldens.make_llama3_tiny import prompt

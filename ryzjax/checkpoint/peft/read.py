@@ -32,7 +32,8 @@ from ryzjax.errors import CheckpointError
 from ryzjax.lora.adapter import Adapter, BaseRounding, LoraWeights, OnLoadWeights, check_adapter
 from ryzjax.lora.base_name import base_name
 from ryzjax.lora.config import shortest_endings
-from ryzjax.models.registry import AbstractModel, family_of
+from ryzjax.models.abstract import AbstractModel
+from ryzjax.models.registry import family_of
 
 __all__ = ["read_adapter"]
 

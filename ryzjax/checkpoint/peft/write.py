@@ -25,7 +25,8 @@ from ryzjax.checkpoint.safetensors_write import TensorToWrite, write_safetensors
 from ryzjax.errors import CheckpointError, ConfigError
 from ryzjax.lora.adapter import Adapter, check_adapter
 from ryzjax.lora.config import shortest_endings
-from ryzjax.models.registry import AbstractModel, family_of
+from ryzjax.models.abstract import AbstractModel
+from ryzjax.models.registry import family_of
 
 __all__ = ["write_adapter"]
 

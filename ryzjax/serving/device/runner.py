@@ -13,8 +13,8 @@ import numpy as np
 from ryzjax.batch import KVCache
 from ryzjax.dims import Int32Array
 from ryzjax.lora.slot_plan import SlotPlan
+from ryzjax.models.abstract import AbstractModel
 from ryzjax.models.kv_cache import KVFormat, empty_kv_cache, kv_cache_shapes
-from ryzjax.models.registry import AbstractModel
 from ryzjax.ops.sampling.sampling import PROMPT_BIT, STOP_BIT
 from ryzjax.serving.device.adapter_memory import AdapterMemory
 from ryzjax.serving.device.buckets import Buckets
@@ -83,7 +83,7 @@ class ModelRunner:
         self.max_sequences = max_sequences
         self.page_size_tokens = page_size_tokens
         self._leaves = tuple(weights[name] for name in model.weights)
-        self._outer = {name: weights[name] for name in model.weights if not name.startswith("layers.")}
+        self._outer = {name: weights[name] for name in model.outer_names}
         self._packer = StepPacker(
             max_sequences=max_sequences,
             max_pages=-(-max_context_tokens // page_size_tokens),

@@ -25,7 +25,7 @@ from ryzjax.batch import KVCache, TokenBatch
 from ryzjax.dims import Int32Array
 from ryzjax.lora.slot_plan import SlotPlan
 from ryzjax.lora.slots import BlockSlots, attach_slots
-from ryzjax.models.registry import AbstractModel
+from ryzjax.models.abstract import AbstractModel
 from ryzjax.ops.sampling.sampling import MAX_TOP, Sampled, SamplingInputs, sample
 from ryzjax.serving.host.packing import ADAPTER_SLOT, SAMPLE_FIELDS, PackedLayout
 from ryzjax.serving.messages.request import PromptScores

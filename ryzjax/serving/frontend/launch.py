@@ -26,9 +26,9 @@ from ryzjax.loading.model_config import read_model_config
 from ryzjax.loading.weight_plan import WeightPlan, plan_weights
 from ryzjax.lora import Adapter
 from ryzjax.lora.slot_plan import SlotPlan
+from ryzjax.models.abstract import AbstractModel
 from ryzjax.models.config import ModelConfig
 from ryzjax.models.kv_cache import KVFormat
-from ryzjax.models.registry import AbstractModel
 from ryzjax.obs.metrics import EngineMetrics
 from ryzjax.serving.device.buckets import Buckets
 from ryzjax.serving.device.capacity import Capacity, most_pages, plan_capacity

@@ -8,10 +8,10 @@ from typing import TypeVar
 
 from fastapi import Request
 
+from ryzjax.errors import ModelNotFoundError
 from ryzjax.obs.metrics import EngineMetrics
 from ryzjax.serving.http.bodies import BodyReaders, body_of
 from ryzjax.serving.http.config import HttpConfig
-from ryzjax.serving.http.errors import ModelNotFoundError
 from ryzjax.serving.http.fields import JsonBody
 from ryzjax.serving.http.frontend_protocol import EngineFrontend
 from ryzjax.serving.http.lifecycle import Lifecycle

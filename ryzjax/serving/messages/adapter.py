@@ -1,4 +1,4 @@
-"""ServedAdapter: one version of an adapter, as requests and the engine hold on to it; what can be wrong with a name."""
+"""ServedAdapter: one version of an adapter, as requests and the engine hold on to it."""
 
 from __future__ import annotations
 
@@ -6,9 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ryzjax.errors import RequestError
-
-__all__ = ["AdapterConflictError", "AdapterNotFoundError", "ServedAdapter"]
+__all__ = ["ServedAdapter"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -40,18 +38,3 @@ class ServedAdapter:
     def nbytes(self) -> int:
         """Bytes on the host."""
         return sum(array.nbytes for array in (*self.values, *self.scales))
-
-
-class AdapterNotFoundError(RequestError):
-    """No adapter has this name (HTTP 404)."""
-
-    def __init__(self, name: str):
-        super().__init__(
-            f"the lora adapter {name[:200]!r} cannot be found; /v1/models lists those there are",
-            param="model",
-            code="model_not_found",
-        )
-
-
-class AdapterConflictError(RequestError):
-    """The name is taken, or no more adapters are taken (HTTP 409)."""
