@@ -7,7 +7,7 @@
     ├── CheckpointError         a checkpoint file is missing, damaged, or does not match the model
     ├── DataError               training or evaluation data is missing, malformed or too short
     │   └── UntrainedRowError       a row is well-formed but has no token to train on
-    ├── TrainingError           a training run cannot continue because its loss is not a finite number
+    ├── TrainingError           a training run cannot continue because its loss or gradients are not finite
     ├── LogError                the log or the plot of a training run cannot be written
     ├── PublishError            a running server cannot be reached or refuses an adapter
     ├── MissingExtraError       an optional package is not installed
@@ -85,7 +85,7 @@ class UntrainedRowError(DataError):
 
 
 class TrainingError(RyzJAXError):
-    """A training run cannot continue because its loss is not a finite number."""
+    """A training run cannot continue because its loss or its gradients are not finite."""
 
 
 class LogError(RyzJAXError):

@@ -1,4 +1,4 @@
-"""Model families by name, built abstractly: shapes and shardings first, weights later."""
+"""The model families by name, and `abstract_model`, which builds a model without allocating its weights."""
 
 from __future__ import annotations
 
@@ -48,14 +48,14 @@ FAMILIES: Mapping[str, tuple[type[ModelConfig], type[Decoder]]] = {
     "olmo3": (Olmo3Config, Olmo3),
     "gpt_oss": (GptOssConfig, GptOss),
 }
-"""Family name -> its config's class and its model's."""
+"""Family name -> the classes of its config and of its model."""
 
 
 def family_of(config: ModelConfig) -> str:
-    """The family's name, a key of `FAMILIES`.
+    """Returns the name of a config's family, a key of `FAMILIES`.
 
     Raises:
-      UnsupportedModelError: no family has a config of this class.
+      UnsupportedModelError: No family has a config of this class.
     """
     for name, (config_class, _) in FAMILIES.items():
         if type(config) is config_class:
@@ -67,16 +67,18 @@ def family_of(config: ModelConfig) -> str:
 def abstract_model(
     config: ModelConfig, placement: Placement, quantization: Mapping[str, QFormat] | None = None
 ) -> AbstractModel:
-    """Builds a family's model without allocating a weight.
+    """Builds the model of a config without allocating its weights.
 
     Args:
-      quantization: name of a linear layer ("layers.0.attention.q"), or "embed" -> how its weight is quantized; the
-        others are arrays of the config's dtype. A quantized weight's leaves are named as `qarray.LEAVES`.
+      config: The config, of a family's own class.
+      placement: The devices of the weights and activations.
+      quantization: Name of a linear layer ("layers.0.attention.q"), or "embed" -> the format of its quantized weight.
+        All other weights have the config's dtype. The leaves of a quantized weight are named as in `qarray.LEAVES`.
 
     Raises:
-      UnsupportedModelError: no such family.
-      LayoutError: the layout puts two dimensions of a weight on one mesh axis, or splits a quantized group.
-      ConfigError: a quantized layer that the model does not have, or a format that does not fit its shape.
+      UnsupportedModelError: No family has a config of this class.
+      LayoutError: The layout puts two dimensions of a weight on one mesh axis, or splits a quantized group.
+      ConfigError: The model lacks a quantized layer, or a format does not fit the shape of its layer.
     """
     _, build = FAMILIES[family_of(config)]
 
@@ -116,7 +118,7 @@ def abstract_model(
 
 
 def _quantize(model: Decoder, name: str, format: QFormat) -> None:
-    """Makes one linear layer of an empty model a quantized one."""
+    """Replaces the weight of one linear layer, or of the embedding, by an empty quantized weight."""
     module: object = model
     for part in name.split("."):
         if isinstance(module, nnx.List):
@@ -124,5 +126,5 @@ def _quantize(model: Decoder, name: str, format: QFormat) -> None:
         else:
             module = getattr(module, part, None)
     if not isinstance(module, (Linear, Embedding)):
-        raise ConfigError(f"{name!r} is to be quantized, but the model has no such linear layer")
+        raise ConfigError(f"cannot quantize {name!r}: the model has no such linear layer")
     module.quantize(name, format)
