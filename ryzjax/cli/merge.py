@@ -15,7 +15,7 @@ from ryzjax.errors import ConfigError
 if TYPE_CHECKING:
     from ryzjax.evaluation.divergence import Divergence, ReferenceStates
     from ryzjax.loading.open_model import OpenModel
-    from ryzjax.lora.adapter import Adapter, BaseRounding
+    from ryzjax.lora.adapter import Adapter, BaseQuantization
     from ryzjax.quant.recipe import Recipe
 
 __all__ = ["Merge"]
@@ -148,13 +148,13 @@ class _Merging:
     trained_on: OpenModel
     base: OpenModel
     adapter: Adapter
-    rounding: BaseRounding | None
+    rounding: BaseQuantization | None
     base_message: str
 
     @property
     def trained_on_name(self) -> str:
         """Name of the model that the adapter was trained on, with its quantization while loading."""
-        rounding = self.adapter.base_rounding
+        rounding = self.adapter.base_quantization
         return self.trained_on.source.name + ("" if rounding is None else f" quantized to {rounding}")
 
     @classmethod
@@ -166,7 +166,7 @@ class _Merging:
         revision = options.model_revision
         trained_on = open_model(options.model, revision=revision, dtype="float32")
         adapter = read_adapter(Path(options.adapter).expanduser(), trained_on.model)
-        rounding, name = adapter.base_rounding, trained_on.source.name
+        rounding, name = adapter.base_quantization, trained_on.source.name
         if rounding is not None and trained_on.model.quantization:
             raise ConfigError(
                 f"the adapter was trained on a plain model quantized to {rounding} while loading, and {name} "
@@ -280,7 +280,9 @@ def _record(folder: Path, merging: _Merging, options: Merge, checks: dict[str, D
         "base_rounding": None if merging.rounding is None else str(merging.rounding),
         "adapter": options.adapter,
         "trained_on": merging.trained_on.source.name,
-        "trained_on_rounding": None if merging.adapter.base_rounding is None else str(merging.adapter.base_rounding),
+        "trained_on_rounding": None
+        if merging.adapter.base_quantization is None
+        else str(merging.adapter.base_quantization),
         "dtype": options.dtype,
         "weights": options.weights,
         "against_the_live_adapter": {name: {key: getattr(one, key) for key in figures} for name, one in checks.items()},

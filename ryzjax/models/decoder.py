@@ -104,7 +104,7 @@ class Decoder(nnx.Module, Generic[Config]):
         sinks: bool = False,
         qk_norm: QKNorm | None = None,
     ) -> Attention:
-        """Builds attention of the config's shape. The arguments are those of `Attention`; `scale` defaults to D^-0.5."""
+        """Builds attention of the config's shape. Arguments are those of `Attention`; `scale` defaults to D^-0.5."""
         config = self.config
         return Attention(
             hidden_size=config.hidden_size,

@@ -73,7 +73,7 @@ def write_adapter(
         alpha_pattern=shortest_patterns(alphas, adapter.config.alpha, modules.paths),
     )
     targets = shortest_endings(joined, modules.paths)
-    rounding = adapter.base_rounding
+    rounding = adapter.base_quantization
     texts = {} if rounding is None else {BASE_WEIGHTS_KEY: rounding.weights, BASE_GROUP_KEY: str(rounding.group)}
     _write(folder, joined, peft_config_json(config, targets, base_model), texts, np.dtype(_DTYPES[dtype]))
 

@@ -14,7 +14,7 @@ from ryzjax.checkpoint.hf.save import in_dtype, save_hf
 from ryzjax.checkpoint.peft.write import write_adapter
 from ryzjax.loading.open_model import OpenModel
 from ryzjax.loading.text_files import copy_text_files
-from ryzjax.lora.adapter import Adapter, BaseRounding
+from ryzjax.lora.adapter import Adapter, BaseQuantization
 from ryzjax.lora.merge import difference
 from ryzjax.lora.model import weight_of
 from ryzjax.qarray import QArray, dequantize
@@ -25,7 +25,7 @@ __all__ = ["export_adapter", "export_model", "text_files_of"]
 
 
 def export_adapter(
-    folder: Path, opened: OpenModel, beginning: Beginning, params: dict, *, rounding: BaseRounding | None = None
+    folder: Path, opened: OpenModel, beginning: Beginning, params: dict, *, rounding: BaseQuantization | None = None
 ) -> tuple[Path, Adapter]:
     """Writes `folder`/adapter, and `folder`/base where the adapter belongs to a base that is no longer the model's.
 
@@ -41,7 +41,7 @@ def export_adapter(
     """
     model = beginning.model
     assert isinstance(model, LoraModel)
-    adapter = replace(model.adapter(params, base_model=opened.source.name), base_rounding=rounding)
+    adapter = replace(model.adapter(params, base_model=opened.source.name), base_quantization=rounding)
     base_name = opened.source.name
     if beginning.initial is not None:
         plain = Adapter(config=model.lora, weights=beginning.initial, base_model=base_name)
@@ -58,7 +58,7 @@ def export_adapter(
 def _without_beginning(adapter: Adapter, base_model: str) -> Adapter:
     """The adapter for the plain base that was written beside it, whatever it began as."""
     config = replace(adapter.config, init="default")
-    return replace(adapter, config=config, base_model=base_model, base_rounding=None)
+    return replace(adapter, config=config, base_model=base_model, base_quantization=None)
 
 
 def export_model(
