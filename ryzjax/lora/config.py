@@ -42,11 +42,11 @@ class LoraConfig:
     dropout: float = 0.0
     """The dropout rate of the input of A in training."""
     targets: tuple[str, ...] = (ALL_LINEAR,)
-    """Layers to adapt, by the end of their names (attention.q, mlp.down, lm_head), or all-linear: all but head and routers."""
+    """Layers to adapt, by the end of their names (attention.q, lm_head); all-linear means all but head and routers."""
     exclude: tuple[str, ...] = ()
     """Layers not to adapt, by the end of their names."""
     rank_pattern: Mapping[str, int] = field(default_factory=dict)
-    """Regular expression -> rank of the layers whose whole name, or end after a dot, it matches. The first match counts."""
+    """Regular expression -> rank of the layers whose name, or its end after a dot, it matches. The first one wins."""
     alpha_pattern: Mapping[str, float] = field(default_factory=dict)
     """Regular expression -> alpha, with the same rules as rank_pattern."""
     use_rslora: bool = False

@@ -92,9 +92,7 @@ def initial_weights(
         return InitialWeights(_with_magnitude(config, update, weight), None)
     assert not isinstance(weight, jax.ShapeDtypeStruct), f"{config.init} starts from the weight itself"
     if rank > min(n, k):
-        raise ConfigError(
-            f"LoRA init={config.init!r}: rank {rank} of {layer} is more than its {n} x {k} weight can have"
-        )
+        raise ConfigError(f"LoRA init={config.init!r}: rank {rank} of {layer} is more than its {n} x {k} weight allows")
     if config.init == "pissa":
         return _pissa(config, layer, weight, key, quantize, rank, scale)
     return _loftq(config, layer, weight, key, quantize, rank, scale)

@@ -136,7 +136,7 @@ def attach(
 
 
 def module_at(module: nnx.Module, path: str) -> tuple[nnx.Module, str]:
-    """Returns the module that owns a layer, and its attribute name there, given its dotted path. Numbers index lists."""
+    """Returns the module that owns a layer, and its attribute name there, by its dotted path. Numbers index lists."""
     *owners, name = path.split(".")
     for part in owners:
         module = module[int(part)] if isinstance(module, nnx.List) else getattr(module, part)  # pyright: ignore

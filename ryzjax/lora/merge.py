@@ -62,11 +62,9 @@ def difference(adapter: Adapter, initial: Adapter) -> Adapter:
     for layer in {**adapter.weights, **initial.weights}:
         ours, theirs = adapter.weights.get(layer), initial.weights.get(layer)
         if ours is None or theirs is None or (ours.a.shape, ours.b.shape) != (theirs.a.shape, theirs.b.shape):
-            raise ConfigError(f"the trained and the initial adapter differ in {layer!r}; they are from different runs")
+            raise ConfigError(f"trained and initial adapter differ in {layer!r}; they are from different runs")
         if config.scale_of(layer) != initial.config.scale_of(layer):
-            raise ConfigError(
-                f"the trained and the initial adapter scale {layer!r} differently; they are from different runs"
-            )
+            raise ConfigError(f"trained and initial adapter scale {layer!r} differently; they are from different runs")
     alpha_factor = math.sqrt(2.0) if config.use_rslora else 2.0
     doubled = replace(
         config,

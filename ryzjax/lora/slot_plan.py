@@ -1,4 +1,4 @@
-"""SlotPlan: the layers of a model that adapters in slots can update, the arrays of the slots, and how to fill a slot."""
+"""SlotPlan: the layers of a model that adapters in slots can update, the slots' arrays, and how to fill a slot."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class PackedAdapter(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class SlotPlan:
-    """The slots of a model. Adapters can update the plain linear layers of its blocks, but not routers, experts or head.
+    """The slots of a model. Adapters can update plain linear layers of blocks, but not routers, experts or the head.
 
     Args:
       model: The abstract model.

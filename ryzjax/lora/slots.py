@@ -179,14 +179,14 @@ def write_slot(
 
 
 def _updated(array: jax.Array, part: jax.Array, start: tuple[jax.Array | int, ...]) -> jax.Array:
-    """Applies dynamic_update_slice. bfloat16 values are updated as their bits, for the reason given in `ryzjax.bits`."""
+    """Applies dynamic_update_slice. bfloat16 values are updated as their bits, for the reason in `ryzjax.bits`."""
     stored = storage_dtype(array.dtype)
     bits = lax.dynamic_update_slice(to_bits(array, stored), to_bits(part, stored), start)
     return from_bits(bits).astype(array.dtype)
 
 
 def slot_parts(flat: Values, at: int, layer: SlotLayer, rank: int) -> tuple[Values, Values]:
-    """Returns A [r, K] and B [N, r] of a layer whose values start at `at`. They are views if `flat` is a numpy array."""
+    """Returns A [r, K] and B [N, r] of a layer whose values start at `at`, as views if `flat` is a numpy array."""
     n, k = layer.shape
     middle, end = at + rank * k, at + rank * (k + n)
     return flat[at:middle].reshape(rank, k), flat[middle:end].reshape(n, rank)

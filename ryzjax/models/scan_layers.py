@@ -174,7 +174,7 @@ def _run(stages: _Stages, layers: jax.Array, last: jax.Array, state: _State, giv
     def one(state: _State, layer: jax.Array) -> tuple[_State, jax.Array]:
         x, fetched = state
         upcoming = given.fetch(jnp.minimum(layer + 1, last))
-        # XLA moves no code across a branch; without one, it would slice all weights of a layer before the first product.
+        # XLA moves no code across a branch; without one, it would slice all weights of a layer before its first use.
         branches = [lambda x, stage=stage: stage(x, *given.at(layer, fetched), given.shared) for stage in stages]
         x, inputs = lax.scan(lambda x, i: (lax.switch(i, branches, x), _bits(x)), x, jnp.arange(len(stages)))
         return (x, upcoming), inputs

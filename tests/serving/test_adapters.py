@@ -298,7 +298,7 @@ def test_adapters_that_do_not_fit(llm: LLM) -> None:
     bad = {
         "rank 9.*max_lora_rank is 8.*--max-lora-rank 9": random_adapter(linears, 3, rank=9),
         "lora_A of layers.0.attention.q is": broken(good, q, a=jnp.zeros((4, 3))),
-        "no plain linear layer": random_adapter({"layers.9.attention.q": (64, 64)}, 3),
+        "not a plain linear layer": random_adapter({"layers.9.attention.q": (64, 64)}, 3),
         "layers.1.mlp.down hold NaN or infinity": broken(
             good, "layers.1.mlp.down", b=good.weights["layers.1.mlp.down"].b.at[0, 0].set(jnp.nan)
         ),

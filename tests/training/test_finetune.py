@@ -290,7 +290,7 @@ def test_an_adapter_is_trained_on(tiny_model: Path, rows_file: Path, tmp_path: P
 def test_bad_input(tiny_model: Path, rows_file: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="sequence_tokens=512 is more than the 256 positions"):
         run(tiny_model, rows_file, tmp_path, data={"sequence_tokens": 512})
-    with pytest.raises(ConfigError, match="LoRA target 'qproj' is no linear layer"):
+    with pytest.raises(ConfigError, match="LoRA target 'qproj' is not a linear layer"):
         run(tiny_model, rows_file, tmp_path, lora=LoraConfig(targets=("qproj",)))
     with pytest.raises(DataError):
         run(tiny_model, tmp_path / "none.jsonl", tmp_path)
