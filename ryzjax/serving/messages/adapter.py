@@ -1,4 +1,4 @@
-"""ServedAdapter: one version of an adapter that requests and the engine share, and the errors of adapter names."""
+"""ServedAdapter: one version of an adapter that requests and the engine share."""
 
 from __future__ import annotations
 
@@ -6,9 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ryzjax.errors import RequestError
-
-__all__ = ["AdapterConflictError", "AdapterNotFoundError", "ServedAdapter"]
+__all__ = ["ServedAdapter"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -41,18 +39,3 @@ class ServedAdapter:
     def nbytes(self) -> int:
         """The bytes on the host."""
         return sum(array.nbytes for array in (*self.values, *self.scales))
-
-
-class AdapterNotFoundError(RequestError):
-    """No adapter has this name (HTTP 404)."""
-
-    def __init__(self, name: str):
-        super().__init__(
-            f"the lora adapter {name[:200]!r} cannot be found; /v1/models lists the adapters",
-            param="model",
-            code="model_not_found",
-        )
-
-
-class AdapterConflictError(RequestError):
-    """The name is in use, or the largest number of adapters is registered (HTTP 409)."""
