@@ -1,10 +1,13 @@
-"""How tokens meet their experts across devices, inside `shard_map`; the layout chooses.
+"""The two ways in which tokens reach their experts on other devices. The layout selects one of them.
 
-all_gather   every device that holds experts gets all tokens, computes what is its own, and the sums are reduced
-             (and scattered back where the tokens were split). Each token travels to all E devices.
-all_to_all   each token travels to the devices of its k experts only, and back: k/E of the bytes. Shapes are
-             static and no token is dropped, so the exchange runs in rounds of a fixed capacity until everything
-             is sent; with balanced experts that is one round.
+all_gather   Every device that holds experts receives all tokens and computes the outputs of its own experts. The
+             outputs are summed over the devices, and scattered if the tokens were split. Each token travels to all of
+             the D devices that split the experts.
+all_to_all   Each token travels only to the devices of its k experts and back, which is k/D of the bytes. Shapes are
+             static and no token is dropped, so the exchange runs in rounds of a fixed capacity until all tokens are
+             sent. With balanced experts one round is enough.
+
+These functions run inside `shard_map`. Their shapes are those of one device.
 """
 
 from __future__ import annotations
@@ -14,18 +17,25 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jaxtyping import Array, Bool, Float, Int
 
 __all__ = ["CAPACITY_FACTOR", "ExpertAxes", "exchange_tokens", "gather_tokens"]
 
 CAPACITY_FACTOR = 1.5
-"""Rows a device may send another in a round, over what it would send if experts were chosen evenly."""
+"""The rows that a device may send to another in a round, relative to the rows it sends if experts are balanced."""
 
-Compute = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
-"""(x [T, E], row of x [R], local expert [R]) -> float32 [R, E], see `Experts`."""
+Compute = Callable[[Float[Array, "T E"], Int[Array, " M"], Int[Array, " M"]], Float[Array, "M E"]]
+"""Takes activations, the row of each computation, and its expert on this device. Returns float32 outputs."""
 
 
 class ExpertAxes:
-    """Mesh axes (each maybe none) that split tokens, experts and the inside of an expert, in one call."""
+    """The mesh axes of one call, each possibly empty.
+
+    Args:
+      tokens: the axes that split the tokens.
+      experts: the axes that split the experts.
+      inner: the axes that split the inner size of each expert.
+    """
 
     def __init__(self, *, tokens: tuple[str, ...], experts: tuple[str, ...], inner: tuple[str, ...]):
         self.experts = experts
@@ -35,22 +45,32 @@ class ExpertAxes:
 
     @property
     def can_exchange(self) -> bool:
-        """Whether the devices that split the experts split the tokens too, and nothing else does."""
+        """Whether the axes that split the experts are also those that split the tokens, as all_to_all needs."""
         return bool(self.experts) and self.shared == self.experts
 
     def index(self, names: tuple[str, ...]) -> jax.Array | int:
-        """This device's position along `names`."""
+        """Returns the position of this device along `names`."""
         return lax.axis_index(names) if names else 0
 
 
 def gather_tokens(
-    x: jax.Array, weights: jax.Array, ids: jax.Array, compute: Compute, *, axes: ExpertAxes, num_local: int
-) -> jax.Array:
-    """All tokens to all devices that hold experts: float32 [T, E] of this device's own tokens.
+    x: Float[Array, "T E"],
+    weights: Float[Array, "T k"],
+    ids: Int[Array, "T k"],
+    compute: Compute,
+    *,
+    axes: ExpertAxes,
+    num_local: int,
+) -> Float[Array, "T E"]:
+    """Gathers all tokens on all devices that hold experts. Returns the float32 outputs of this device's tokens.
 
     Args:
-      x, weights, ids: [T, E], [T, k] and [T, k] of this device's tokens.
-      num_local: experts this device holds.
+      x: the activations of this device's tokens.
+      weights: the weight of each expert of a token.
+      ids: the k experts of each token.
+      compute: computes the outputs of this device's experts.
+      axes: the mesh axes that split tokens and experts.
+      num_local: the number of experts that this device holds.
     """
     if axes.shared:
         x, weights, ids = (lax.all_gather(a, axes.shared, tiled=True) for a in (x, weights, ids))
@@ -66,11 +86,17 @@ def gather_tokens(
 
 
 def exchange_tokens(
-    x: jax.Array, weights: jax.Array, ids: jax.Array, compute: Compute, *, axes: ExpertAxes, num_local: int
-) -> jax.Array:
-    """Each token to the devices of its experts and back, in rounds; arguments and result as in `gather_tokens`.
+    x: Float[Array, "T E"],
+    weights: Float[Array, "T k"],
+    ids: Int[Array, "T k"],
+    compute: Compute,
+    *,
+    axes: ExpertAxes,
+    num_local: int,
+) -> Float[Array, "T E"]:
+    """Sends each token to the devices of its experts and back, in rounds. Takes and returns what `gather_tokens` does.
 
-    A round moves `capacity` rows (one a token and expert) from each device to each:
+    There is one row for each token and expert. A round moves `capacity` rows from each device to each device:
 
         rows by owner   [ to 0: a b c d e | to 1: f g | to 2: h i j ]      capacity 3
         round 0         [ a b c | f g . | h i j ]
@@ -86,10 +112,10 @@ def exchange_tokens(
     starts = jnp.cumsum(counts) - counts
     rounds = lax.pmax((jnp.max(counts) + capacity - 1) // capacity, axes.experts)
 
-    def swap(a: jax.Array) -> jax.Array:
+    def swap(a: Array) -> Array:
         return lax.all_to_all(a, axes.experts, split_axis=0, concat_axis=0, tiled=True)
 
-    def one_round(number: jax.Array, out: jax.Array) -> jax.Array:
+    def one_round(number: Int[Array, ""], out: Float[Array, "M E"]) -> Float[Array, "M E"]:
         place = number * capacity + jnp.arange(capacity)
         is_sent = (place < counts[:, None]).reshape(-1)
         row = order[jnp.minimum(starts[:, None] + place, rows - 1)].reshape(-1)
@@ -104,6 +130,8 @@ def exchange_tokens(
     return _weighted_sum(out.reshape(num_tokens, top_k, -1), weights, jnp.ones_like(ids, bool))
 
 
-def _weighted_sum(out: jax.Array, weights: jax.Array, is_real: jax.Array) -> jax.Array:
-    """[T, k, E] -> [T, E]; rows that are not real may hold anything."""
+def _weighted_sum(
+    out: Float[Array, "T k E"], weights: Float[Array, "T k"], is_real: Bool[Array, "T k"]
+) -> Float[Array, "T E"]:
+    """Returns the weighted sum over the experts of each token. Rows that are not real may hold any number."""
     return jnp.sum(jnp.where(is_real[..., None], out * weights[..., None], 0), axis=1)

@@ -1,11 +1,11 @@
-"""The experts of a mixture: one gated MLP each, split over devices by expert and inside each expert."""
+"""Experts: the gated MLPs of a mixture of experts, split over devices by expert and inside each expert."""
 
 from __future__ import annotations
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int, Shaped
 
 from ryzjax.layers.expert_exchange import ExpertAxes, exchange_tokens, gather_tokens
 from ryzjax.layers.glu import Gate
@@ -15,9 +15,22 @@ from ryzjax.sharding import Placement
 
 __all__ = ["ExpertLinear", "Experts"]
 
+Projection = tuple[Shaped[Array, "X _ _"], Float[Array, "X _"] | None]
+"""The weights [X, out, in] of one projection of X experts, bfloat16 as its bits, and their biases [X, out] or None."""
+
 
 class ExpertLinear(nnx.Module):
-    """One linear layer an expert: weight [X, out, in] as bits where bfloat16, bias [X, out]."""
+    """One linear layer for each of X experts.
+
+    The weight is [X, out, in]. bfloat16 weights are stored as their bits (`ryzjax.bits`). The bias is [X, out].
+
+    Args:
+      num_experts: the number of experts, X.
+      in_size, out_size: the numbers of in and out features.
+      in_axis, out_axis: their logical axes.
+      bias: whether the layers have biases.
+      dtype: the dtype of weights and biases.
+    """
 
     def __init__(
         self,
@@ -34,13 +47,23 @@ class ExpertLinear(nnx.Module):
         self.weight = Weight(shape, dtype, axes, as_bits=True)
         self.bias = Weight(shape[:2], dtype, axes[:2]) if bias else None
 
-    def leaves(self) -> tuple[jax.Array, jax.Array | None]:
-        """(weight, bias or None), as arrays."""
+    def leaves(self) -> Projection:
+        """Returns the weight and the bias as arrays."""
         return self.weight[...], None if self.bias is None else self.bias[...]
 
 
 class Experts(nnx.Module):
-    """sum over a token's experts of weight * down(glu(gate(x), up(x)))."""
+    """The sum of weight * down(glu(gate(x), up(x))) over the experts of each token.
+
+    Args:
+      hidden_size: the size of the layer's input and output.
+      expert_size: the inner size of one expert.
+      num_experts: the number of experts.
+      glu: how an expert combines its gate and up projections.
+      bias: whether the projections have biases.
+      dtype: the dtype of the weights.
+      placement: the devices.
+    """
 
     def __init__(
         self,
@@ -67,8 +90,16 @@ class Experts(nnx.Module):
         self.up = linear(hidden_size, expert_size, "embed", "expert_ffn")
         self.down = linear(expert_size, hidden_size, "expert_ffn", "embed")
 
-    def __call__(self, x: jax.Array, weights: jax.Array, ids: jax.Array) -> jax.Array:
-        """[T, E], [T, k], [T, k] -> float32 [T, E]."""
+    def __call__(
+        self, x: Float[Array, "T E"], weights: Float[Array, "T k"], ids: Int[Array, "T k"]
+    ) -> Float[Array, "T E"]:
+        """Returns the float32 output of the layer.
+
+        Args:
+          x: activations.
+          weights: the weight of each expert of a token.
+          ids: the k experts of each token.
+        """
         placement = self.placement
         axes = ExpertAxes(
             tokens=placement.mesh_axes("tokens", x.shape[0]),
@@ -77,15 +108,19 @@ class Experts(nnx.Module):
         )
         uses_all_to_all = placement.layout.expert_exchange == "all_to_all" and axes.can_exchange
 
-        def local(x: jax.Array, weights: jax.Array, ids: jax.Array, *projections: _Projection) -> jax.Array:
-            def compute(x: jax.Array, source: jax.Array, expert: jax.Array) -> jax.Array:
+        def local(
+            x: Float[Array, "T E"], weights: Float[Array, "T k"], ids: Int[Array, "T k"], *projections: Projection
+        ) -> Float[Array, "T E"]:
+            def compute(
+                x: Float[Array, "T E"], source: Int[Array, " M"], expert: Int[Array, " M"]
+            ) -> Float[Array, "M E"]:
                 return self._rows(x, source, expert, *projections, axes=axes)
 
             move = exchange_tokens if uses_all_to_all else gather_tokens
             return move(x, weights, ids, compute, axes=axes, num_local=projections[0][0].shape[0])
 
         token_spec = placement.spec(("tokens", None), x.shape)
-        # The hidden dimension of a weight may be split too (fsdp): it is gathered here, on entry.
+        # If the layout also splits the hidden dimension of a weight (fsdp), it is gathered here, on entry.
         up_spec = (
             placement.spec(("experts", "expert_ffn", None), self.gate.weight.shape),
             placement.spec(("experts", "expert_ffn"), self.gate.weight.shape[:2]),
@@ -103,41 +138,40 @@ class Experts(nnx.Module):
 
     def _rows(
         self,
-        x: jax.Array,
-        source: jax.Array,
-        expert: jax.Array,
-        gate: _Projection,
-        up: _Projection,
-        down: _Projection,
+        x: Float[Array, "T E"],
+        source: Int[Array, " M"],
+        expert: Int[Array, " M"],
+        gate: Projection,
+        up: Projection,
+        down: Projection,
         *,
         axes: ExpertAxes,
-    ) -> jax.Array:
-        """float32 [R, E], row i the expert's output for x[source[i]]; a partial sum over `axes.inner`.
+    ) -> Float[Array, "M E"]:
+        """Returns the float32 output of expert[i] for x[source[i]] in row i, a partial sum over `axes.inner`.
 
         Args:
-          x: [T, E].
-          source: [R], a row of x.
-          expert: [R], an expert of this device; the number of them where there is nothing to do, and the result
-            is finite but of no meaning.
+          x: activations.
+          source: an index into the rows of x.
+          expert: the index of an expert of this device, or the number of experts of this device for a row that none
+            of them computes. The output of such a row is finite and has no meaning.
+          gate, up, down: the projections of this device's experts.
+          axes: the mesh axes that split tokens and experts.
         """
         num_local = gate[0].shape[0]
-        # Sorted by expert; rows with nothing to do come last, behind all groups.
+        # Rows are sorted by expert. Rows that no expert of this device computes come last, behind all groups.
         order = jnp.argsort(expert, stable=True)
         sizes = jnp.zeros(num_local, jnp.int32).at[expert].add(1, mode="drop")
         row_expert = jnp.minimum(expert[order], num_local - 1)
 
-        def project(rows: jax.Array, projection: _Projection, *, is_partial: bool) -> jax.Array:
+        def project(rows: Float[Array, "M K"], projection: Projection, *, is_partial: bool) -> Float[Array, "M N"]:
             weight, bias = projection
             out = grouped_matmul(rows, weight, sizes)
             if bias is None:
                 return out
             added = bias.astype(jnp.float32)[row_expert]
-            # Partial sums over the inner dimension: the bias must come from one of the devices only.
+            # The down projection is a partial sum over the inner dimension. Only one of its devices adds the bias.
             return out + (jnp.where(axes.index(axes.inner) == 0, added, 0) if is_partial else added)
 
         rows = x[source[order]]
         inner = self.glu(project(rows, gate, is_partial=False), project(rows, up, is_partial=False))
         return project(inner.astype(x.dtype), down, is_partial=True)[jnp.argsort(order)]
-
-
-_Projection = tuple[jax.Array, jax.Array | None]

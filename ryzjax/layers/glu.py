@@ -1,4 +1,7 @@
-"""What a gated MLP does between its projections: plain dataclasses, so that layers with equal ones share a trace."""
+"""The gates that combine the gate and up projections of a gated MLP.
+
+They are plain dataclasses that compare by value, so that layers with equal gates share one trace.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +12,12 @@ from typing import Literal, Protocol
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 __all__ = ["GLU", "Activation", "ClampedSwiGLU", "Gate"]
 
 Activation = Literal["silu", "gelu", "gelu_tanh"]
+"""The activation of a gate. "gelu" is the exact GELU, "gelu_tanh" its approximation by tanh."""
 
 _ACTIVATIONS: Mapping[Activation, Callable[[jax.Array], jax.Array]] = {
     "silu": jax.nn.silu,
@@ -22,38 +27,42 @@ _ACTIVATIONS: Mapping[Activation, Callable[[jax.Array], jax.Array]] = {
 
 
 class Gate(Protocol):
-    """Joins the gate's and the up projection's outputs."""
+    """Combines the outputs of the gate and up projections."""
 
-    def __call__(self, gate: jax.Array, up: jax.Array) -> jax.Array:
-        """[..., F], [..., F] -> [..., F]."""
+    def __call__(self, gate: Float[Array, "T F"], up: Float[Array, "T F"]) -> Float[Array, "T F"]:
+        """Returns the input of the down projection."""
         ...
 
 
 @dataclass(frozen=True)
 class GLU:
-    """activation(gate) * up: SwiGLU with "silu", GeGLU with "gelu" (Shazeer, arXiv 2002.05202)."""
+    """activation(gate) * up (Shazeer, arXiv 2002.05202).
+
+    Attributes:
+      activation: "silu" gives SwiGLU, "gelu" and "gelu_tanh" give GeGLU.
+    """
 
     activation: Activation
 
-    def __call__(self, gate: jax.Array, up: jax.Array) -> jax.Array:
-        """See `Gate`."""
+    def __call__(self, gate: Float[Array, "T F"], up: Float[Array, "T F"]) -> Float[Array, "T F"]:
+        """Returns activation(gate) * up."""
         return _ACTIVATIONS[self.activation](gate) * up
 
 
 @dataclass(frozen=True)
 class ClampedSwiGLU:
-    """GPT-OSS: both inputs clamped, gate * sigmoid(alpha * gate) * (up + 1) (transformers' `GptOssExperts`).
+    """gate * sigmoid(alpha * gate) * (up + 1) with clamped inputs (GPT-OSS; transformers' `GptOssExperts`).
 
     Attributes:
-      alpha: gain of the sigmoid.
-      limit: upper bound of the gate, bound of the up projection's size.
+      alpha: the gain of the sigmoid.
+      limit: the upper bound of the gate. The up projection is clamped to [-limit, limit].
     """
 
     alpha: float
     limit: float
 
-    def __call__(self, gate: jax.Array, up: jax.Array) -> jax.Array:
-        """See `Gate`."""
+    def __call__(self, gate: Float[Array, "T F"], up: Float[Array, "T F"]) -> Float[Array, "T F"]:
+        """Returns the gated product of the clamped inputs."""
         gate = jnp.minimum(gate, self.limit)
         up = jnp.clip(up, -self.limit, self.limit)
         return (up + 1) * gate * jax.nn.sigmoid(self.alpha * gate)

@@ -1,6 +1,6 @@
-"""Mixture of experts: a router, and gated MLPs of which each token takes its top k (Shazeer et al., arXiv 1701.06538).
+"""MoE: a mixture of experts, in which a router selects the top k gated MLPs for each token.
 
-Routing is exact: no expert has a capacity and no token is dropped.
+The source is Shazeer et al., arXiv 1701.06538. Routing is exact: no expert has a capacity and no token is dropped.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import jax
 from flax import nnx
 from jax.typing import DTypeLike
+from jaxtyping import Array, Float
 
 from ryzjax.layers.experts import Experts
 from ryzjax.layers.glu import Gate
@@ -19,13 +20,18 @@ __all__ = ["MoE"]
 
 
 class MoE(nnx.Module):
-    """sum over the top k experts of weight * expert(x).
+    """The sum of weight * expert(x) over the top k experts of each token.
 
     Args:
-      expert_size: inner dimension of one expert.
-      routing: how the router's scores become weights.
-      glu: what an expert does between its projections.
-      router_bias, expert_bias: whether these have biases.
+      hidden_size: the size of the layer's input and output.
+      expert_size: the inner size of one expert.
+      num_experts: the number of experts.
+      top_k: the number of experts that each token uses.
+      routing: how the scores of the router become weights.
+      glu: how an expert combines its gate and up projections.
+      dtype: the dtype of the weights.
+      placement: the devices.
+      router_bias, expert_bias: whether the router and the experts have biases.
     """
 
     def __init__(
@@ -64,8 +70,8 @@ class MoE(nnx.Module):
             placement=placement,
         )
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """[T, E] -> float32 [T, E]."""
+    def __call__(self, x: Float[Array, "T E"]) -> Float[Array, "T E"]:
+        """Returns the float32 output of the layer."""
         with jax.named_scope("router"):
             logits = self.placement.constrain(self.router(x), "tokens", None)
             weights, ids = route_top_k(logits, self.top_k, routing=self.routing)

@@ -1,4 +1,4 @@
-"""QuantizedWeight: the weight of a linear layer as the leaves of a QArray, sharded as the matrix would be."""
+"""QuantizedWeight: a quantized matrix [..., N, K], held as the leaves of a QArray and sharded as the matrix is."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ __all__ = ["QuantizedWeight"]
 
 
 class QuantizedWeight(nnx.Module):
-    """A QArray [..., N, K] in parameters of its own.
+    """A QArray [..., N, K] with one parameter for each leaf.
 
     Args:
-      name: of the weight, for messages.
-      format: of the QArray.
-      shape, axes, units: of the matrix it stands for, as of a `Weight`.
-      placement: decides how the matrix is split; a shard holds whole groups.
+      name: the name of the weight in error messages.
+      format: the format of the QArray.
+      shape, axes, units: the shape, logical axes and indivisible runs of the matrix, as in `Weight`.
+      placement: the devices. Each shard holds whole groups.
 
     Raises:
       LayoutError: the layout splits a group of columns or a block of rows.
@@ -49,7 +49,7 @@ class QuantizedWeight(nnx.Module):
         _check_split(name, placement, axes[-2], n, units[-2], self.row_unit, format)
         _check_split(name, placement, axes[-1], k, units[-1], self.column_unit, format)
         outer_axes, outer_units = axes[: len(lead)], units[: len(lead)]
-        # A scale for all rows, or all columns, is the same on every device.
+        # A scale that all rows or all columns share is the same on every device.
         scale_axes = (
             *outer_axes,
             None if format.rows is None else axes[-2],
@@ -62,7 +62,7 @@ class QuantizedWeight(nnx.Module):
             if name == "values":
                 return Weight(leaf_shape, dtype, axes, value_units)
             if name in ("scales", "zeros"):
-                # bfloat16 scales are declared as their bits: a panel's are sliced out of them.
+                # bfloat16 scales are stored as their bits, because products slice the scales of a panel out of them.
                 is_bits = name == "scales" and format.scale_dtype == "bfloat16"
                 return Weight(leaf_shape, "bfloat16" if is_bits else dtype, scale_axes, scale_units, as_bits=is_bits)
             leaf_axes = (*outer_axes, None) if name == "order" else (None,) * len(leaf_shape)
@@ -71,23 +71,24 @@ class QuantizedWeight(nnx.Module):
         try:
             shapes = format.leaf_shapes(shape)
         except ValueError as error:
-            raise ConfigError(f"{name}: {error}; quantize it with another group size, or leave it as it is") from error
+            raise ConfigError(f"{name}: {error}; quantize it with another group size, or keep its dtype") from error
         for part in LEAVES:
             setattr(self, part, leaf(part, *shapes[part]) if part in shapes else None)
 
     def leaves(self) -> dict[str, Weight]:
-        """The parameters there are, by their name in a QArray."""
+        """Returns the parameters by their name in a QArray. Leaves that the format does not have are left out."""
         return {name: weight for name in LEAVES if (weight := getattr(self, name)) is not None}
 
     def array(self) -> QArray:
-        """The leaves as one QArray."""
+        """Returns the leaves as one QArray."""
         return QArray(format=self.format, **{name: weight[...] for name, weight in self.leaves().items()})
 
     def specs(self, placement: Placement, whole: tuple[str, ...]) -> QArray:
-        """A QArray of PartitionSpecs, for `shard_map`.
+        """Returns the PartitionSpec of each leaf, for `shard_map`.
 
         Args:
-          whole: logical axes along which a device sees all of the matrix (it is gathered on entry).
+          placement: the devices.
+          whole: the logical axes that are gathered on entry, so that each device sees all of the matrix along them.
         """
 
         def spec(weight: Weight) -> PartitionSpec:
@@ -102,7 +103,10 @@ class QuantizedWeight(nnx.Module):
 def _check_split(
     name: str, placement: Placement, axis: str | None, size: int, unit: int, grouped: int, format: QFormat
 ) -> None:
-    """Whole groups must divide over the devices as the plain matrix does: nothing is repeated in silence."""
+    """Raises a LayoutError unless whole groups are split over as many devices as the rows or columns of the matrix.
+
+    Without this check, an axis that cannot be split would silently be repeated on every device.
+    """
     if axis is None:
         return
     parts = placement.split(axis, size // unit)
@@ -111,5 +115,5 @@ def _check_split(
         raise LayoutError(
             f"layout {placement.layout.name!r}: {name} of size {size} along {axis} is split over {parts} devices, "
             f"{size // parts} each, which is no whole number of groups of {grouped} ({format.kind}); quantize with a "
-            f"smaller group size, or take a layout that does not split {axis}"
+            f"smaller group size, or use a layout that does not split {axis}"
         )

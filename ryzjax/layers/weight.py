@@ -1,4 +1,4 @@
-"""Weight: a parameter's shape, dtype and logical axes, in one declaration."""
+"""Weight: a parameter that declares its shape, dtype and logical axes in one place."""
 
 from __future__ import annotations
 
@@ -14,13 +14,15 @@ __all__ = ["Weight"]
 
 
 class Weight(nnx.Param):
-    """An nnx.Param that knows its logical axes.
+    """An nnx.Param with logical axes.
 
     Args:
-      shape: as stored; a linear's weight is [out, in].
-      axes: a logical axis (or None) per dimension.
-      units: indivisible run per dimension, head_dim for the fused heads of a projection.
-      as_bits: store bfloat16 as its bits (`ryzjax.bits`), for weights that a loop takes slices of.
+      shape: the shape as stored. The weight of a linear layer is [out, in].
+      dtype: the dtype of the numbers.
+      axes: the logical axis of each dimension; None for a dimension that is never split.
+      units: the indivisible run of each dimension, such as head_dim for the fused heads of a projection. The default
+        is 1 for each.
+      as_bits: whether bfloat16 is stored as its bits (`ryzjax.bits`). Weights that a loop slices need this.
     """
 
     def __init__(

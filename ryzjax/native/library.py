@@ -21,22 +21,22 @@ _TARGETS = (
     "ryzjax_segment_forward",
 )
 ISAS = ("avx512", "avx2", "portable")
-"""The instruction sets there are kernels for; RYZJAX_NATIVE_ISA asks for one, for tests and comparisons."""
+"""The instruction sets that have kernels. RYZJAX_NATIVE_ISA selects one, for tests and comparisons."""
 
 
 def native_refusal() -> str | None:
-    """Why the kernels cannot run in this process; None where they can. Loads them at the first call."""
+    """Returns why the kernels cannot run in this process, or None if they can. The first call loads them."""
     return _load()[1]
 
 
 def isa() -> str | None:
-    """The instruction set whose kernels run: "avx512", "avx2" or "portable"; None where none can."""
+    """Returns the instruction set of the kernels, "avx512", "avx2" or "portable", or None if they cannot run."""
     return _load()[0]
 
 
 @cache
 def _load() -> tuple[str | None, str | None]:
-    """(instruction set, reason why not); one of them is None."""
+    """Loads the library. Returns the instruction set, or why the kernels cannot run; the other one is None."""
     if os.environ.get("RYZJAX_NATIVE", "1") == "0":
         return None, "turned off by RYZJAX_NATIVE=0"
     if not _LIBRARY.is_file():

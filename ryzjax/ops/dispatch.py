@@ -144,8 +144,11 @@ class Op(Generic[Params, Out]):
 
     def describe(self, dtype: DTypeLike, platform: str) -> list[OpChoice]:
         """Returns what runs for each example call on a platform, and why."""
-        probes = self._probes(dtype) if self._probes else [Probe(label="", arrays=())]
-        return [self._describe(probe, platform) for probe in probes]
+        return [self._describe(probe, platform) for probe in self.probes(dtype)]
+
+    def probes(self, dtype: DTypeLike) -> Sequence[Probe]:
+        """Returns the example calls of `describe`."""
+        return self._probes(dtype) if self._probes else [Probe(label="", arrays=())]
 
     def _describe(self, probe: Probe, platform: str) -> OpChoice:
         reasons: list[str] = []

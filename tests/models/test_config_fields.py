@@ -6,6 +6,7 @@ import dataclasses
 from functools import cache
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -119,8 +120,8 @@ ROPE_FIELDS = [(kind, field.name) for kind, rope in ROPES.items() for field in d
 
 def rotated(rope: Rope) -> np.ndarray:
     """cos and sin of a short and of a long sequence."""
-    positions = np.arange(32)
-    tables = [rope.cos_sin(positions, np.full(32, length)) for length in (8, 20)]
+    positions = jnp.arange(32)
+    tables = [rope.cos_sin(positions, jnp.full(32, length)) for length in (8, 20)]
     return np.asarray(tables)
 
 

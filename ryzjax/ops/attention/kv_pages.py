@@ -1,12 +1,14 @@
-"""Pages of a KV cache as numbers, and numbers as they are stored in pages: the four storage formats of `KVCache`.
+"""Reads and quantizes the numbers in KV cache pages. There are four storage formats, one for each dtype of `KVCache`.
 
-    float32    as it is
-    uint16     bits of a bfloat16
-    int8       x = q * scale, |q| <= 127; a scale a token and KV head, rounded to bfloat16 before q is rounded with it
-    uint8      x = e4m3 * scale; one calibrated scale a layer and KV head
+    float32    the numbers themselves
+    uint16     the bits of a bfloat16
+    int8       x = q * scale, |q| <= 127, with one scale for each token and KV head. The scale is rounded to bfloat16
+               before it divides x.
+    uint8      x = e4m3 * scale, with one calibrated scale for each layer and KV head
 
-Scales never touch the [tokens, head_dim] blocks: a key's scales its scores, a value's its weights, and what is one
-number a head scales queries before the loop and outputs after it (docs/log.md has what that saves).
+No [tokens, head_dim] block is multiplied by a scale. The scale of a key multiplies its score, the scale of a value
+multiplies its softmax weight, and the scale of a whole head multiplies the queries before the loop over blocks and the
+outputs after it (docs/log.md has the time that this saves).
 """
 
 from __future__ import annotations
@@ -26,16 +28,17 @@ E4M3_MAX = 448.0
 """The largest number of float8 e4m3 (OCP 8-bit floating point, revision 1.0)."""
 _INT8_MAX = 127.0
 _SMALLEST_SCALE = 1e-30
-"""Of rows that are all zero: any would do, but it is divided by."""
+"""The scale of rows that are all zero. Any number but 0 would do."""
 
 
 class KVBlock(NamedTuple):
     """One block of pages of each row.
 
     Attributes:
-      keys, values: float32, without their scales; values of slots the row has not written are zero or finite.
-      key_scale, value_scale: a number a token and head, the latter zero in slots the row has not written; None where
-        the format has none.
+      keys, values: float32 numbers, not yet multiplied by their scales. Values in slots that the row has not written
+        are finite.
+      key_scale, value_scale: one scale for each token and head, or None if the format has none. Value scales are zero
+        in slots that the row has not written.
     """
 
     keys: Float[Array, "R H B D"]
@@ -44,7 +47,7 @@ class KVBlock(NamedTuple):
     value_scale: Float[Array, "R H B"] | None
 
     def row(self, index: int) -> KVBlock:
-        """One row, without the axis R."""
+        """Returns one row, without the axis R."""
         scales = (None if scale is None else scale[index] for scale in (self.key_scale, self.value_scale))
         return KVBlock(self.keys[index], self.values[index], *scales)
 
@@ -52,10 +55,16 @@ class KVBlock(NamedTuple):
 def load_block(
     cache: KVCache, layer: int | Int[Array, ""], pages: Int[Array, "R P"], written: Bool[Array, "R B"]
 ) -> KVBlock:
-    """The keys and values of one block of pages of each row.
+    """Returns the keys and values of one block of pages of each row.
 
-    A page's unused slots hold what an earlier sequence left there; were that NaN, a weight of 0 would not hide it.
-    Stored integers and bytes are always finite, so with them only what multiplies them is masked.
+    The unused slots of a page hold numbers of an earlier sequence. If one of them is NaN, a weight of 0 does not hide
+    it, so values are set to zero there. Stored int8 and e4m3 numbers are always finite and need no mask.
+
+    Args:
+      cache: the pages of all layers.
+      layer: the index of the layer in the cache.
+      pages: the pages of the block, which hold B tokens.
+      written: whether a slot holds a token of the row.
     """
     keys, values = _numbers(_tokens(cache.k, layer, pages)), _numbers(_tokens(cache.v, layer, pages))
     key_scale = value_scale = None
@@ -71,7 +80,7 @@ def load_block(
 def head_scales(
     cache: KVCache, layer: int | Int[Array, ""]
 ) -> tuple[Float[Array, " H"] | None, Float[Array, " H"] | None]:
-    """The scales of keys and of values that a whole head has; None where the format has none."""
+    """Returns the scale of the keys and of the values of each head, or None for both if the format has none."""
     if cache.k.dtype != jnp.uint8:
         return None, None
     assert cache.k_scale is not None and cache.v_scale is not None
@@ -79,11 +88,12 @@ def head_scales(
 
 
 def quantize_int8(x: Float[Array, "T H D"]) -> tuple[Int[Array, "T H D"], UInt[Array, "T H"]]:
-    """Rounds each row of D numbers to a 254th of its range: int8 values, and the bits of their bfloat16 scales.
+    """Quantizes each row of D numbers to int8. Returns the int8 values and the bits of their bfloat16 scales.
 
-    A row's error is at most half its scale, also where rounding the scale down leaves the largest number above 127
-    (by at most 2^-9 of it, a quarter of a step). int8 has no NaN: a number that is not finite is stored as 0, so that
-    it spoils neither its row nor a later sequence.
+    The range of a row is divided into 254 steps. The error is at most half a step. This holds even if the scale was
+    rounded down, so that the largest number exceeds 127 steps: it does by at most 2^-9 of itself, a quarter of a step.
+    int8 has no NaN. A number that is not finite is stored as 0, so that it affects neither the rest of its row nor a
+    later sequence in the page.
     """
     x = x.astype(jnp.float32)
     x = jnp.where(jnp.isfinite(x), x, 0.0)
@@ -93,32 +103,33 @@ def quantize_int8(x: Float[Array, "T H D"]) -> tuple[Int[Array, "T H D"], UInt[A
 
 
 def quantize_e4m3(x: Float[Array, "T H D"], scale: Float[Array, " H"]) -> UInt[Array, "T H D"]:
-    """The bits of x / scale as float8 e4m3, clipped to its range; NaN is stored as 0, as in int8."""
+    """Returns the bits of x / scale as float8 e4m3, clipped to its range. NaN is stored as 0."""
     x = x.astype(jnp.float32) / scale[:, None]
     x = jnp.where(jnp.isnan(x), 0.0, jnp.clip(x, -E4M3_MAX, E4M3_MAX))
     return lax.bitcast_convert_type(x.astype(jnp.float8_e4m3fn), jnp.uint8)
 
 
 def _tokens(pages_array: Array, layer: int | Int[Array, ""], pages: Int[Array, "R P"]) -> Array:
-    """One block of pages of each row as it is stored: [rows, kv_heads, tokens, ...]."""
+    """Returns one block of pages of each row as it is stored, [R, H, B, ...]."""
     loaded = pages_array[layer, pages].swapaxes(1, 2)
     rows, heads, num_pages, page_size, *rest = loaded.shape
     return loaded.reshape(rows, heads, num_pages * page_size, *rest)
 
 
 def _numbers(stored: Array) -> Array:
-    """float32 of what is stored, before its scale."""
-    if stored.dtype == jnp.uint16:  # bfloat16 bits are the upper half of a float32
+    """Converts stored numbers to float32, without their scale."""
+    if stored.dtype == jnp.uint16:  # The bits of a bfloat16 are the upper half of a float32.
         return lax.bitcast_convert_type(stored.astype(jnp.uint32) << 16, jnp.float32)
     return _e4m3(stored) if stored.dtype == jnp.uint8 else stored.astype(jnp.float32)
 
 
 def _e4m3(bits: Array) -> Array:
-    """float32 of float8 e4m3 bits, with integer operations: XLA's own conversion on CPU is slower (docs/log.md).
+    """Converts the bits of float8 e4m3 to float32 with integer operations.
 
-    Both biases differ by 120. Subnormals (exponent 0) have no hidden one: it is added with the exponent of the
-    smallest normals and subtracted again, which never makes a subnormal float32, a number XLA on CPU takes for zero.
-    NaN, which `quantize_e4m3` does not write, becomes 480.
+    XLA's own conversion is slower on CPU (docs/log.md). The exponent biases of the two formats differ by 120. Subnormal
+    e4m3 numbers (exponent 0) have no implicit leading 1. It is added with the exponent of the smallest normal numbers
+    and then subtracted as a float. No step makes a subnormal float32, which XLA on CPU flushes to zero.
+    NaN, which `quantize_e4m3` never writes, becomes 480.
     """
     wide = bits.astype(jnp.uint32)
     shifted = (wide & 0x7F) << 20

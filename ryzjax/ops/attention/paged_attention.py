@@ -138,12 +138,12 @@ def _attend_rows(
     lengths: Int[Array, " R"],
     to_scores: _Scores,
 ) -> Float[Array, "R H G D"]:
-    """One query per row, its last token, over the row's own pages."""
+    """Returns the attention output of one query a row, its last token, over the pages of the row."""
     block_pages = max(1, BLOCK_TOKENS // cache.page_size)
     block = block_pages * cache.page_size
     table = jnp.pad(table, ((0, 0), (0, -table.shape[1] % block_pages)))
 
-    # With a window each row begins at its own first block, so that a long row costs no more than a short one.
+    # With a window each row starts at its own first block, so that a long row costs no more than a short one.
     first = to_scores.first_block(lengths - 1, block)
     blocks = (lengths + block - 1) // block - first
 
@@ -163,7 +163,7 @@ def _attend_rows(
 def _pages_of_block(
     table: Int[Array, "R P"], block: Int[Array, ""] | Int[Array, " R"], block_pages: int
 ) -> Int[Array, "R pages"]:
-    """The pages of one block, the same for all rows or one a row (clipped to the table)."""
+    """Returns the pages of a block. `block` is one index for all rows, or one a row, which is clipped to the table."""
     if block.ndim == 0:
         return lax.dynamic_slice_in_dim(table, block * block_pages, block_pages, axis=1)
     index = block[:, None] * block_pages + jnp.arange(block_pages)
@@ -178,9 +178,9 @@ def _chunks(
     batch: TokenBatch,
     to_scores: _Scores,
 ) -> Float[Array, "T H G D"]:
-    """`out` with the tokens of the prefill chunks filled in, tile by tile in token order.
+    """Returns `out` with the outputs of the prefill chunks, computed tile by tile in token order.
 
-    A row's last tile may reach into the next row's tokens: those are written again by their own tiles.
+    The last tile of a row may overlap the tokens of the next row. The tiles of that row overwrite them later.
     """
     num_tokens = q.shape[0]
     tile = min(QUERY_TILE, num_tokens)
@@ -212,7 +212,16 @@ def _attend_tile(
     context_len: Int[Array, ""],
     to_scores: _Scores,
 ) -> Float[Array, "Q H G D"]:
-    """Consecutive queries of one row, from `first_position` on, over the row's pages."""
+    """Returns the attention output of consecutive queries of one row over the pages of the row.
+
+    Args:
+      q: the queries.
+      cache, layer: the pages of all layers, and the index of the layer.
+      pages: the pages of the row.
+      first_position: the position of the first query in its sequence.
+      context_len: the number of tokens of the row in the cache.
+      to_scores: the changes of scores before the softmax.
+    """
     tile, num_kv_heads, group, head_dim = q.shape
     block_pages = max(1, BLOCK_TOKENS // cache.page_size)
     block = block_pages * cache.page_size
@@ -237,30 +246,31 @@ def _attend_tile(
 
 
 def _start(q: Float[Array, "... D"], sinks: Float[Array, ...] | None) -> _Softmax:
-    """Nothing seen yet; a sink is a score seen first, whose value is zero."""
+    """Returns the state before any key. A sink counts as a first score whose value is zero."""
     lanes = q.shape[:-1]
     if sinks is None:
         return _Softmax(jnp.full(lanes, _MASKED), jnp.zeros(lanes), jnp.zeros(q.shape))
     return _Softmax(jnp.broadcast_to(sinks, lanes), jnp.ones(lanes), jnp.zeros(q.shape))
 
 
-def _raw_scores(queries: Array, block: KVBlock, look: str) -> Array:
-    """Queries times keys; the scale of a key is that of its scores. Lanes of a head share its keys."""
-    scores = jnp.einsum(look, queries, block.keys, preferred_element_type=jnp.float32)
+def _raw_scores(queries: Array, block: KVBlock, queries_keys: str) -> Array:
+    """Returns the products of queries and keys times the scales of the keys. `queries_keys` is their einsum."""
+    scores = jnp.einsum(queries_keys, queries, block.keys, preferred_element_type=jnp.float32)
     return scores if block.key_scale is None else scores * block.key_scale[..., None, :]
 
 
-def _accumulate(state: _Softmax, scores: Array, visible: Array, block: KVBlock, weigh: str) -> _Softmax:
+def _accumulate(state: _Softmax, scores: Array, visible: Array, block: KVBlock, weights_values: str) -> _Softmax:
+    """Returns the state after one more block. `weights_values` is the einsum of softmax weights and values."""
     scores = jnp.where(visible, scores, _MASKED)
     peak = jnp.maximum(state.peak, scores.max(axis=-1))
-    # A lane that has seen nothing yet has peak _MASKED, where exp(score - peak) would be 1: mask again.
+    # The peak of a query that has seen no key yet is _MASKED. exp(score - peak) would be 1 there, so mask again.
     weights = jnp.where(visible, jnp.exp(scores - peak[..., None]), 0.0)
     shrink = jnp.exp(state.peak - peak)
     total = state.total * shrink + weights.sum(axis=-1)
     if block.value_scale is not None:
         weights = weights * block.value_scale[..., None, :]
-    weighed = jnp.einsum(weigh, weights, block.values, preferred_element_type=jnp.float32)
-    return _Softmax(peak, total, state.weighted * shrink[..., None] + weighed)
+    added = jnp.einsum(weights_values, weights, block.values, preferred_element_type=jnp.float32)
+    return _Softmax(peak, total, state.weighted * shrink[..., None] + added)
 
 
 def _finish(state: _Softmax) -> Array:

@@ -1,11 +1,12 @@
-"""Sampling inside the compiled step: one executable for all settings of all rows.
+"""Samples tokens inside the compiled step. One executable serves all sampling settings.
 
-Order, as in vLLM: raw log-probabilities are reported; then bias and bans, penalties, temperature, top-k,
-top-p, min-p, and a draw. Work that no row of the step asks for is skipped by `lax.cond`; a row's own result
-is the same either way, so neighbours never change it.
+The order is that of vLLM: report raw log-probabilities, apply bias, penalties and bans, divide by the temperature,
+truncate by top-k, top-p and min-p, and draw. `lax.cond` skips work that no row of the step asks for. The result of a
+row is the same with and without that work, so it does not depend on the other rows of the step.
 
-Truncation needs no sort: the k-th largest logit and the top-p boundary are found by bisecting the 32 bits of
-an order-preserving integer key, one pass over the row per bit (a sort of 152K logits costs 10x on CPU).
+Truncation needs no sort. The k-th largest logit and the top-p boundary are found by bisecting the 32 bits of an
+integer key that keeps the order of the logits, with one pass over the row for each bit. A sort of 152K logits takes 10
+times as long on CPU.
 """
 
 from __future__ import annotations
@@ -23,28 +24,28 @@ from ryzjax.ops.sampling.argmax import argmax_logsumexp
 __all__ = ["MAX_TOP", "PROMPT_BIT", "STOP_BIT", "Sampled", "SamplingInputs", "sample", "score"]
 
 MAX_TOP = 20
-"""Alternatives reported beside each token."""
+"""The number of alternative tokens reported for each sampled token."""
 PROMPT_BIT = 1 << 30
-"""In a history entry: the token occurs in the prompt."""
+"""The bit of a history entry that is set if the token occurs in the prompt."""
 STOP_BIT = 1 << 29
-"""In a history entry: the token ends the sequence, and is banned before min_tokens."""
+"""The bit of a history entry that is set if the token ends the sequence. Such a token is banned before min_tokens."""
 _COUNT_MASK = STOP_BIT - 1
 _NEVER = -1e30
 
 
 class SamplingInputs(NamedTuple):
-    """Settings of S rows.
+    """The sampling settings of S rows.
 
     Attributes:
-      temperature: 0 is greedy.
-      top_k: 0 keeps all.
-      top_p, min_p: 1 and 0 keep all.
-      repetition, presence, frequency: penalties; 1, 0, 0 do nothing.
-      seed: [S, 2] halves of the row's 64-bit seed.
-      output_index: tokens generated before this one: with the seed, the draw's key.
-      use_history: the row reads its history (penalties, bans) and bias.
-      ban_stops: tokens with STOP_BIT are not to be chosen yet.
-      wants_top: the row reports alternatives.
+      temperature: 0 selects the most likely token.
+      top_k: the number of most likely tokens that are kept; 0 keeps all tokens.
+      top_p, min_p: the bounds of nucleus sampling and of min-p; 1 and 0 keep all tokens.
+      repetition, presence, frequency: the penalties; 1, 0 and 0 have no effect.
+      seed: the two halves of the 64-bit seed of a row.
+      output_index: the number of tokens generated before this one. With the seed, it is the key of the draw.
+      use_history: whether the row reads its history (penalties and bans) and its bias.
+      ban_stops: whether tokens with STOP_BIT are banned.
+      wants_top: whether the row reports alternatives.
     """
 
     temperature: Float[Array, " S"]
@@ -62,13 +63,15 @@ class SamplingInputs(NamedTuple):
 
 
 class Sampled(NamedTuple):
-    """The chosen tokens, with raw log-probabilities.
+    """The chosen tokens with their raw log-probabilities.
 
     Attributes:
-      token: chosen id.
+      token: the chosen token id.
       logprob: its raw log-probability.
-      rank: tokens at least as likely, 1 for the likeliest; 0 where no row asked for alternatives.
-      top_tokens, top_logprobs: [S, MAX_TOP], likeliest first; zeros where no row asked.
+      rank: the number of tokens that are at least as likely, 1 for the most likely token; 0 if no row of the step asked
+        for alternatives.
+      top_tokens, top_logprobs: the MAX_TOP most likely tokens and their log-probabilities, the most likely first; zeros
+        if no row of the step asked for alternatives.
     """
 
     token: Int[Array, " S"]
@@ -86,14 +89,14 @@ def sample(
     bias: Float[Array, "slots V"],
     slots: Int[Array, " S"],
 ) -> Sampled:
-    """Chooses a token per row.
+    """Chooses a token for each row.
 
     Args:
-      logits: float32.
-      inputs: settings.
-      history: per slot and token, how often it was generated, with PROMPT_BIT and STOP_BIT.
-      bias: per slot, added to the logits.
-      slots: the rows' slots; history and bias are read where `use_history` says so.
+      logits: float32 logits.
+      inputs: the settings.
+      history: for each slot and token, how often the token was generated, with PROMPT_BIT and STOP_BIT.
+      bias: for each slot, what is added to the logits.
+      slots: the slot of each row. Rows without `use_history` do not read history and bias.
     """
     likeliest, normalizer = argmax_logsumexp(logits)
 
@@ -112,10 +115,10 @@ def sample(
 
 
 def score(logits: Float[Array, "S V"], tokens: Int[Array, " S"]) -> Sampled:
-    """What `sample` reports, of tokens that are given: every row with its rank and alternatives.
+    """Returns what `sample` reports, for given tokens. Every row has its rank and alternatives.
 
     Args:
-      logits: float32.
+      logits: float32 logits.
       tokens: the token of each row.
     """
     normalizer = argmax_logsumexp(logits)[1]
@@ -124,7 +127,7 @@ def score(logits: Float[Array, "S V"], tokens: Int[Array, " S"]) -> Sampled:
 
 
 def _logprobs_of(logits: Array, normalizer: Array, tokens: Array) -> Array:
-    """Log-probability of one token a row, [S, 1]."""
+    """Returns the log-probability of one token a row, [S, 1]."""
     return jnp.take_along_axis(logits, tokens[:, None], axis=-1) - normalizer[:, None]
 
 
@@ -141,7 +144,7 @@ def _shape_by_history(logits: Array, inputs: SamplingInputs, history: Array, bia
 
 
 def _draw(logits: Array, inputs: SamplingInputs) -> Int[Array, " S"]:
-    """A token from softmax(logits / temperature), truncated; by the Gumbel maximum."""
+    """Draws a token from the truncated softmax(logits / temperature), by the Gumbel-max trick."""
     scaled = logits / jnp.maximum(inputs.temperature, 1e-5)[:, None]
     truncates = (inputs.top_k > 0) | (inputs.top_p < 1) | (inputs.min_p > 0)
     kept = lax.cond(jnp.any(truncates), lambda: _truncate(scaled, inputs), lambda: scaled)
@@ -154,7 +157,7 @@ def _draw(logits: Array, inputs: SamplingInputs) -> Int[Array, " S"]:
 
 
 def _truncate(scaled: Array, inputs: SamplingInputs) -> Array:
-    """`scaled` with everything outside top-k, then top-p of what is left, then min-p, at minus infinity."""
+    """Returns `scaled` with _NEVER for tokens that top-k, then top-p of the remaining tokens, or min-p removes."""
     vocab = scaled.shape[-1]
     keys = _order_key(scaled)
     k = jnp.where(inputs.top_k > 0, jnp.minimum(inputs.top_k, vocab), vocab)
@@ -162,19 +165,19 @@ def _truncate(scaled: Array, inputs: SamplingInputs) -> Array:
     weights = jnp.where(in_top_k, jnp.exp(scaled - scaled.max(axis=-1, keepdims=True)), 0.0)
     wanted = inputs.top_p * weights.sum(axis=-1)
     boundary = _bisect(keys, lambda above: jnp.where(above, weights, 0.0).sum(axis=-1) >= wanted)
-    # top_p = 1 keeps all: rounding in the sum must not drop the tail.
+    # top_p = 1 keeps all tokens. The rounding error of the sum must not drop the tail.
     in_top_p = (keys >= boundary[:, None]) | (inputs.top_p >= 1)[:, None]
     return jnp.where(in_top_k & in_top_p & (weights >= inputs.min_p[:, None]), scaled, _NEVER)
 
 
 def _order_key(x: Float[Array, "S V"]) -> UInt[Array, "S V"]:
-    """Unsigned integers in the order of the floats."""
+    """Returns unsigned integers that sort like the floats."""
     bits = lax.bitcast_convert_type(x, jnp.uint32)
     return jnp.where(bits >> 31 == 1, ~bits, bits | jnp.uint32(1 << 31))
 
 
 def _bisect(keys: UInt[Array, "S V"], enough) -> UInt[Array, " S"]:
-    """The largest threshold per row for which `enough(keys >= threshold)` still holds."""
+    """Returns the largest threshold of each row for which `enough(keys >= threshold)` holds."""
 
     def bit(i: Array, low: Array) -> Array:
         candidate = low | (jnp.uint32(1) << (31 - i).astype(jnp.uint32))
