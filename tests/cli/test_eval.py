@@ -102,4 +102,4 @@ def test_an_adapter_is_measured(tmp_path: Path, compile_cache: str, capsys: pyte
     assert nll(*lora) == pytest.approx(alone, abs=1e-6)
     for flags in (["--kl", "f.txt", "--reference", "m"], ["--verify"]):
         assert main(["eval", str(folder), "--adapter", "x", *flags]) == 2
-        assert "merge it first" in capsys.readouterr().err
+        assert "merge the adapter first" in capsys.readouterr().err

@@ -12,7 +12,7 @@ import numpy as np
 from ryzjax.errors import RyzJAXError
 from ryzjax.obs.metrics import EngineMetrics, RequestStats
 from ryzjax.serving.device.runner import InFlightStep, ModelRunner
-from ryzjax.serving.device.step import StepResult
+from ryzjax.serving.device.step_result import StepResult
 from ryzjax.serving.host.scheduler import Scheduler
 from ryzjax.serving.host.sequence import Sequence, SequenceState
 from ryzjax.serving.host.step_plan import StepPlan
