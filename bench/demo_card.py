@@ -4,7 +4,7 @@ python bench/demo_card.py stage RUN --command COMMAND [--note TEXT] --output ben
 python bench/demo_card.py card ryzjax/demo --stages bench/results/demo-stage-1.json bench/results/demo-stage-2.json \
   --scores eval.json ... --sampled eval-t1.json ... --defaults eval-defaults.json ... --output ryzjax/demo/README.md
 
-RUN is the folder of a stage, the --out of `ryzjax pretrain` on this machine. `stage` keeps those parts of its log and its
+RUN is the folder of a stage: the --out of `ryzjax pretrain` on this machine. `stage` keeps the parts of its log and its
 settings that the card shows. `ryzjax eval` writes the score files: greedy, at temperature 1, and with the sampling
 defaults of the model's generation_config.json. Files of one kind hold different tasks. The note is printed under the
 settings. It says what happened to a run that the settings do not show.
