@@ -187,7 +187,7 @@ def _chunks(
     padding = ((0, tile), (0, 0), (0, 0), (0, 0))
     queries, out = jnp.pad(q, padding), jnp.pad(out, padding)
 
-    def row(r: Int[Array, ""], out: Array) -> Array:
+    def row(r: int | Int[Array, ""], out: Array) -> Array:
         start, length = batch.query_start[r], batch.query_len[r]
         first_position = batch.context_len[r] - length
 
