@@ -115,7 +115,7 @@ def exchange_tokens(
     def swap(a: Array) -> Array:
         return lax.all_to_all(a, axes.experts, split_axis=0, concat_axis=0, tiled=True)
 
-    def one_round(number: Int[Array, ""], out: Float[Array, "M E"]) -> Float[Array, "M E"]:
+    def one_round(number: int | Int[Array, ""], out: Float[Array, "M E"]) -> Float[Array, "M E"]:
         place = number * capacity + jnp.arange(capacity)
         is_sent = (place < counts[:, None]).reshape(-1)
         row = order[jnp.minimum(starts[:, None] + place, rows - 1)].reshape(-1)

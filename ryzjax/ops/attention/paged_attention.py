@@ -116,7 +116,7 @@ def _decode_rows(
     lengths = jnp.pad(jnp.where(is_decode, batch.context_len[:rows], 0), (0, padding))
     queries = jnp.pad(q[:rows], ((0, padding), (0, 0), (0, 0), (0, 0)))
 
-    def group(first: Int[Array, ""], out: Array) -> Array:
+    def group(first: int | Int[Array, ""], out: Array) -> Array:
         here = [lax.dynamic_slice_in_dim(a, first, size) for a in (queries, table, lengths)]
         attended = _attend_rows(here[0], cache, layer, here[1], here[2], to_scores)
         return lax.dynamic_update_slice_in_dim(out, attended, first, 0)
@@ -147,7 +147,7 @@ def _attend_rows(
     first = to_scores.first_block(lengths - 1, block)
     blocks = (lengths + block - 1) // block - first
 
-    def body(i: Int[Array, ""], state: _Softmax) -> _Softmax:
+    def body(i: int | Int[Array, ""], state: _Softmax) -> _Softmax:
         here = first + i
         pages = _pages_of_block(table, here, block_pages)
         at = here[..., None] * block + jnp.arange(block)
@@ -187,11 +187,11 @@ def _chunks(
     padding = ((0, tile), (0, 0), (0, 0), (0, 0))
     queries, out = jnp.pad(q, padding), jnp.pad(out, padding)
 
-    def row(r: Int[Array, ""], out: Array) -> Array:
+    def row(r: int | Int[Array, ""], out: Array) -> Array:
         start, length = batch.query_start[r], batch.query_len[r]
         first_position = batch.context_len[r] - length
 
-        def one_tile(i: Int[Array, ""], out: Array) -> Array:
+        def one_tile(i: int | Int[Array, ""], out: Array) -> Array:
             first = start + i * tile
             here = lax.dynamic_slice_in_dim(queries, first, tile)
             where = first_position + i * tile, batch.context_len[r]
@@ -230,7 +230,7 @@ def _attend_tile(
     positions = jnp.tile(first_position + jnp.arange(tile), group)
     end = jnp.minimum(first_position + tile, context_len)
 
-    def body(i: Int[Array, ""], state: _Softmax) -> _Softmax:
+    def body(i: int | Int[Array, ""], state: _Softmax) -> _Softmax:
         here = lax.dynamic_slice_in_dim(pages, i * block_pages, block_pages)
         at = i * block + jnp.arange(block)
         written = at < context_len

@@ -150,7 +150,7 @@ def project_by_panels(x: Float[Array, "T K"], weight: QArray) -> Float[Array, "T
     panel = _panel_rows(n, k)
     parts = _split_columns(x, fmt.pack)
 
-    def one_panel(i: Int[Array, ""], out: Array) -> Array:
+    def one_panel(i: int | Int[Array, ""], out: Array) -> Array:
         first = jnp.minimum(i * panel, n - panel)
 
         def rows_of(a: Array) -> Array:

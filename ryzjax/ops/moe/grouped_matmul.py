@@ -39,7 +39,7 @@ def _tiles(x: Array, weight: Array, group_sizes: Array) -> Array:
     tile_ends = jnp.cumsum(tiles)
     x = jnp.pad(x, ((0, tile), (0, 0)))
 
-    def one_tile(i: Int[Array, ""], out: Array) -> Array:
+    def one_tile(i: int | Int[Array, ""], out: Array) -> Array:
         group = jnp.searchsorted(tile_ends, i, side="right")
         first = ends[group] - group_sizes[group] + (i - (tile_ends[group] - tiles[group])) * tile
         matrix = from_bits(lax.dynamic_index_in_dim(weight, group, keepdims=False))
