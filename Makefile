@@ -1,5 +1,5 @@
 # make serve [MODEL=<directory or Hugging Face id>] [ARGS="--port 8080"]; without MODEL, the demo model
-# make test | lint | bench | constraints | clean
+# make test | lint | docs | bench | constraints | clean
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -8,7 +8,7 @@ INSTALL := $(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.t
 # $(call phase,what it does,command) prints what it does, runs the command, and prints the seconds it took.
 phase = @printf 'set-up: %s ... ' '$(1)'; start=$$(date +%s); { $(2); } && echo "$$(( $$(date +%s) - start )) s"
 
-.PHONY: serve test lint format bench constraints clean
+.PHONY: serve test lint docs format bench constraints clean
 
 serve: $(VENV)/.installed
 	$(BIN)/ryzjax serve $(if $(MODEL),"$(MODEL)") $(ARGS)
@@ -23,6 +23,10 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
+
+# The documentation as a site in site/, from the sources alone: nothing of RyzJAX is imported.
+docs: $(VENV)/.installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .
@@ -48,11 +52,15 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	$(call phase,downloading the tools of development,$(INSTALL) -r pyproject.toml --extra dev)
 	@touch $@
 
+$(VENV)/.installed-docs: $(VENV)/.packages
+	$(call phase,downloading the tools of the documentation,$(INSTALL) -r pyproject.toml --extra docs)
+	@touch $@
+
 # Pinned versions without hosts: what `make` installs everywhere, for every supported Python.
 constraints: $(VENV)/bin/uv
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --upgrade --no-header --no-annotate \
-		--no-emit-index-url --no-emit-find-links --extra dev pyproject.toml -o constraints.txt
+		--no-emit-index-url --no-emit-find-links --extra dev --extra docs pyproject.toml -o constraints.txt
 	@echo "uv==$$($(BIN)/uv --version | cut -d' ' -f2)" >> constraints.txt
 
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis dist
+	rm -rf $(VENV) site .pytest_cache .ruff_cache .hypothesis dist

@@ -4,10 +4,10 @@ python bench/demo_card.py stage RUN --command COMMAND [--note TEXT] --output ben
 python bench/demo_card.py card ryzjax/demo --stages bench/results/demo-stage-1.json bench/results/demo-stage-2.json \
   --scores eval.json ... --sampled eval-t1.json ... --defaults eval-defaults.json ... --output ryzjax/demo/README.md
 
-RUN is the folder of a stage, the --out of `ryzjax pretrain` on this machine: `stage` keeps of its log and its settings
-what the card says of them. The score files are of `ryzjax eval`: greedy, at temperature 1, and with the sampling
-defaults of the model's generation_config.json. Files of one kind hold different tasks. The note stands under the
-settings: what happened to a run that they do not say.
+RUN is the folder of a stage: the --out of `ryzjax pretrain` on this machine. `stage` keeps the parts of its log and its
+settings that the card shows. `ryzjax eval` writes the score files: greedy, at temperature 1, and with the sampling
+defaults of the model's generation_config.json. Files of one kind hold different tasks. The note is printed under the
+settings. It says what happened to a run that the settings do not show.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def model_table(folder: Path) -> str:
 
 
 def scores_table(greedy: Mapping[str, Any], sampled: Mapping[str, Any], defaults: Mapping[str, Any]) -> str:
-    """The results of `ryzjax eval`, those with a target first; "" where a file has no such task."""
+    """The results of `ryzjax eval`, tasks with a target first. A cell is empty if its file has no such task."""
     rows = []
     for name in sorted(greedy, key=lambda name: name not in TARGETS):
         metric = greedy[name]["metrics"]["exact_match"]
@@ -86,25 +86,25 @@ def scores_table(greedy: Mapping[str, Any], sampled: Mapping[str, Any], defaults
         rows.append(
             (f"`{name}`", *(_score(report.get(name)) for report in (greedy, sampled, defaults)), metric["n"], target)
         )
-    return table(("task", "greedy", "temperature 1", "with its defaults", "items", "wanted"), rows)
+    return table(("task", "greedy", "temperature 1", "with its defaults", "items", "target"), rows)
 
 
 def sampling_of(report: Mapping[str, Any]) -> str:
-    """How a score file was sampled: "temperature 0.7, top-p 0.9"."""
+    """How a score file was sampled, such as "temperature 0.7, top-p 0.9"."""
     settings = report["settings"]
     top_p = "" if settings["top_p"] == 1 else f", top-p {settings['top_p']:g}"
     return f"temperature {settings['temperature']:g}{top_p}"
 
 
 def losses_table(losses: Sequence[Mapping[str, float | None]]) -> str:
-    """A step a row."""
+    """A Markdown table with one row for each evaluated step."""
     return table(
         ("step", *LOSS_COLUMNS), [[line["step"], *(_cell(line.get(name)) for name in LOSS_COLUMNS)] for line in losses]
     )
 
 
 def stage_of(run: Path, command: str, note: str) -> dict[str, Any]:
-    """What the card says of a run, from run.json and metrics.jsonl in its folder."""
+    """The part of a run that the card shows, from run.json and metrics.jsonl in its folder."""
     summary, log = read_json(run / "run.json"), read_log(run / "metrics.jsonl")
     settings = summary["settings"]
     tokens = settings["train.batch_rows"] * settings["train.accumulate"] * settings["data.sequence_tokens"]
@@ -125,7 +125,7 @@ def stage_of(run: Path, command: str, note: str) -> dict[str, Any]:
         "tokens_trained_on": summary["tokens"],
         "last_loss": summary["loss"],
         "evaluation_loss": summary["eval_loss"],
-        # wall_s is the last process's, of a run that was stopped and went on; the log has all of them, but for
+        # If a run was stopped and resumed, wall_s is that of its last process. The log covers all of them, without
         # compilations and evaluations.
         "minutes": max(summary["wall_s"] / 60, minutes_of(log, settings["train.log_every"] * tokens)),
         "losses": [
@@ -162,7 +162,7 @@ def stages_table(stages: Sequence[Mapping[str, Any]]) -> str:
 def card(
     folder: Path, stages: Sequence[Path], *, scores: Sequence[Path], sampled: Sequence[Path], defaults: Sequence[Path]
 ) -> str:
-    """The whole text."""
+    """Returns the whole card."""
     told = [read_json(stage) for stage in stages]
     reports = [merged(files) for files in (scores, sampled, defaults)]
     mixture = [
@@ -185,7 +185,7 @@ def card(
 
 
 def merged(files: Sequence[Path]) -> dict[str, Any]:
-    """Score files of one kind of sampling as one: the first one's settings, the tasks of all."""
+    """Joins score files of one kind of sampling: the settings of the first, the tasks of all."""
     reports = [read_json(file) for file in files]
     for file, report in zip(files, reports, strict=True):
         if sampling_of(report) != sampling_of(reports[0]):
@@ -194,12 +194,12 @@ def merged(files: Sequence[Path]) -> dict[str, Any]:
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """An object."""
+    """Reads a JSON object."""
     return json.loads(file.read_text(encoding="utf-8"))
 
 
 def minutes_of(log: Sequence[Mapping[str, float | None]], tokens: int) -> float:
-    """Minutes of the updates that a log has, `tokens` a line."""
+    """The minutes of the updates in a log, which has a line for every `tokens` tokens."""
     return sum(tokens / speed for line in log if (speed := line.get("tokens_per_s"))) / 60
 
 

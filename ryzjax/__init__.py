@@ -1,8 +1,8 @@
-"""RyzJAX: one Flax model definition, sharded, batched, served and fine-tuned.
+"""RyzJAX: one Flax model definition that is served, sharded, quantized and fine-tuned.
 
     from ryzjax import LLM, SamplingParams, finetune, DataConfig, LoraConfig
 
-Importing this package loads no jax: `LLM` and `finetune` do, on first use.
+Importing this package does not import JAX. Names that need JAX, such as `LLM` and `finetune`, import it on first use.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ __all__ = [
 
 try:
     __version__ = version("ryzjax")
-except PackageNotFoundError:  # run from a checkout that was not installed
+except PackageNotFoundError:  # the package runs from a checkout and is not installed
     __version__ = "0+unknown"
 
 _HOME = {

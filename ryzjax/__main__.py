@@ -1,4 +1,4 @@
-"""python -m ryzjax: the command line, see `ryzjax.cli`."""
+"""Runs the command line of `ryzjax.cli` for `python -m ryzjax`."""
 
 import sys
 

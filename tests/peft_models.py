@@ -9,7 +9,8 @@ import jax
 
 from ryzjax.checkpoint import model_config_from_hf, resolve_source
 from ryzjax.loading import load_weights
-from ryzjax.models.registry import AbstractModel, abstract_model
+from ryzjax.models.abstract import AbstractModel
+from ryzjax.models.registry import abstract_model
 from ryzjax.sharding import Layout, Placement
 
 __all__ = ["adapted_by_peft", "opened"]

@@ -24,8 +24,9 @@ from ryzjax.checkpoint.source import CheckpointSource
 from ryzjax.checkpoint.stored_weight import StoredWeight, TensorRows, WholeTensors
 from ryzjax.checkpoint.tensor_file import TensorFile
 from ryzjax.errors import CheckpointError
+from ryzjax.models.abstract import AbstractModel
 from ryzjax.models.config import ModelConfig
-from ryzjax.models.registry import AbstractModel, family_of
+from ryzjax.models.registry import family_of
 from ryzjax.qarray import QFormat
 
 __all__ = ["OpenCheckpoint", "StoredLinear"]

@@ -15,7 +15,7 @@ from ryzjax.errors import ConfigError
 if TYPE_CHECKING:
     from ryzjax.evaluation.divergence import Divergence, ReferenceStates
     from ryzjax.loading.open_model import OpenModel
-    from ryzjax.lora.adapter import Adapter, BaseRounding
+    from ryzjax.lora.adapter import Adapter, BaseQuantization
     from ryzjax.quant.recipe import Recipe
 
 __all__ = ["Merge"]
@@ -148,13 +148,13 @@ class _Merging:
     trained_on: OpenModel
     base: OpenModel
     adapter: Adapter
-    rounding: BaseRounding | None
+    rounding: BaseQuantization | None
     base_message: str
 
     @property
     def trained_on_name(self) -> str:
         """Name of the model that the adapter was trained on, with its quantization while loading."""
-        rounding = self.adapter.base_rounding
+        rounding = self.adapter.base_quantization
         return self.trained_on.source.name + ("" if rounding is None else f" quantized to {rounding}")
 
     @classmethod
@@ -166,7 +166,7 @@ class _Merging:
         revision = options.model_revision
         trained_on = open_model(options.model, revision=revision, dtype="float32")
         adapter = read_adapter(Path(options.adapter).expanduser(), trained_on.model)
-        rounding, name = adapter.base_rounding, trained_on.source.name
+        rounding, name = adapter.base_quantization, trained_on.source.name
         if rounding is not None and trained_on.model.quantization:
             raise ConfigError(
                 f"the adapter was trained on a plain model quantized to {rounding} while loading, and {name} "
@@ -250,14 +250,14 @@ class _Check:
 
         Returns the reason for a refusal.
         """
-        from ryzjax.evaluation.merge_check import merge_divergence, rounded_on_load, rounding_limit
+        from ryzjax.evaluation.merge_check import merge_divergence, quantization_limit, quantized_while_loading
         from ryzjax.loading.open_model import open_model
 
         merged = open_model(str(written), dtype="float32")
-        on_load = rounded_on_load(open_model(str(plain), dtype="float32"), merged)
+        on_load = quantized_while_loading(open_model(str(plain), dtype="float32"), merged)
         expected = self.found["rounded as it is loaded"] = merge_divergence(self.live, on_load, show_progress=True)
         found = self.found["written"] = merge_divergence(self.live, merged, show_progress=True)
-        limit = rounding_limit(expected) if self.options.max_kl is None else self.options.max_kl
+        limit = quantization_limit(expected) if self.options.max_kl is None else self.options.max_kl
         print(f"merged ({self.options.weights}) against the same:")
         print(_figures(found), f"(tolerance {limit:.2e} nats)")
         print(f"merged, and quantized to {self.options.weights} while loading, against the same:")
@@ -275,12 +275,13 @@ def _record(folder: Path, merging: _Merging, options: Merge, checks: dict[str, D
     from ryzjax.errors import CheckpointError
 
     figures = ("tokens", "mean_kl", "max_logit_difference", "top1_agreement")
+    trained_on = merging.adapter.base_quantization
     content = {
         "base": merging.base.source.name,
         "base_rounding": None if merging.rounding is None else str(merging.rounding),
         "adapter": options.adapter,
         "trained_on": merging.trained_on.source.name,
-        "trained_on_rounding": None if merging.adapter.base_rounding is None else str(merging.adapter.base_rounding),
+        "trained_on_rounding": None if trained_on is None else str(trained_on),
         "dtype": options.dtype,
         "weights": options.weights,
         "against_the_live_adapter": {name: {key: getattr(one, key) for key in figures} for name, one in checks.items()},

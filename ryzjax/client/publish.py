@@ -9,15 +9,11 @@ from urllib.parse import quote
 
 import httpx
 
-from ryzjax.errors import CheckpointError, ConfigError, RyzJAXError
+from ryzjax.errors import CheckpointError, ConfigError, PublishError
 
-__all__ = ["PublishError", "publish_adapter"]
+__all__ = ["publish_adapter"]
 
 _FILES = ("adapter_config.json", "adapter_model.safetensors")
-
-
-class PublishError(RyzJAXError):
-    """The server could not be reached or refused the adapter. The adapter's folder is unchanged."""
 
 
 def publish_adapter(

@@ -1,4 +1,4 @@
-"""How good a model is: perplexity, divergence from a reference, benchmarks."""
+"""Measures how good a model is: perplexity, divergence from a reference model, and benchmarks."""
 
 from __future__ import annotations
 

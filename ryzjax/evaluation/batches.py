@@ -1,4 +1,4 @@
-"""Many prompts through an engine, in batches: the memory of their scores is bounded, and a bar shows when it ends."""
+"""Runs many prompts through an engine in batches, which bounds the memory of their scores, with a progress bar."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ from ryzjax.serving.messages.sampling_params import SamplingParams
 __all__ = ["evaluation_progress", "run_batched"]
 
 _BATCHES_IN_FLIGHT = 16
-"""Prompts of a batch, as a multiple of the sequences that run at once: its last ones run with few neighbours."""
+"""The size of a batch, as a multiple of the sequences that run at once. The last ones of a batch have few neighbours,
+so small batches are slow."""
 
 
 def evaluation_progress(*, show: bool) -> Progress:
-    """A bar on stderr with elapsed and remaining time."""
+    """Returns a progress bar on stderr with elapsed and remaining time."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -38,17 +39,20 @@ def run_batched(
     adapter: str | None = None,
     show_progress: bool = False,
 ) -> Iterator[tuple[int, RequestOutput]]:
-    """Runs prompts of token ids, the longest first, and gives each one's index and output as its batch ends.
+    """Runs prompts, the longest first, and yields the index and the output of each when its batch has finished.
 
     Args:
-      params: of all prompts, or of each.
-      title: in front of the bar.
-      adapter: name of a loaded adapter to run them with.
+      llm: The engine.
+      prompts: The token ids of each prompt.
+      params: The sampling parameters of all prompts, or of each prompt.
+      title: The label of the progress bar.
+      adapter: The name of a loaded adapter to run the prompts with; None for the model alone.
+      show_progress: Whether to show the progress bar.
 
     Raises:
-      RequestError: a prompt is bad or does not fit the context, or there is no such adapter.
+      RequestError: A prompt is invalid or does not fit the context, or the adapter does not exist.
     """
-    # The longest first: the remaining time is over-estimated, never under, and what does not fit shows at once.
+    # With the longest first, the remaining time is never underestimated, and a prompt that does not fit fails at once.
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
     size = _BATCHES_IN_FLIGHT * llm.engine.engine.runner.max_sequences
     with evaluation_progress(show=show_progress) as progress:

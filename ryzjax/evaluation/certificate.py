@@ -1,4 +1,8 @@
-"""Certificates: a quantized model measured against the one it was made of, and measured again to verify it."""
+"""Certificates: measure a quantized model against its base model, record the figures, and verify them later.
+
+`certify` measures a new model and writes the certificate into its folder. `verify` repeats the measurements of a
+certificate and compares the figures.
+"""
 
 from __future__ import annotations
 
@@ -28,20 +32,21 @@ __all__ = ["Check", "Measurement", "certify", "measure", "verify"]
 
 Dtype = Literal["auto", "float32", "bfloat16"]
 _TOLERANCE = 1e-3
-"""Relative: figures on another machine, or after an update, differ by rounding."""
+"""The relative difference that `verify` accepts. Figures from another machine or version differ by rounding."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measurement:
-    """What is measured of a quantized model and its base; all of it is in the certificate, so that it can be repeated.
+    """The settings of a measurement. The certificate contains them, so that the measurement can be repeated.
 
     Attributes:
-      text: file for KL, agreement and perplexity; None to leave them out.
-      tasks: benchmarks, for both models.
-      data: where the benchmarks' data is.
-      options: of the benchmarks.
-      context_tokens, stride_tokens: of the text's windows; None as `text_divergence` has them.
-      dtype: both models are computed in it.
+      text: The text file for KL divergence, agreement and perplexity; None to skip them.
+      tasks: The names of the benchmarks, which both models run.
+      data: The source of the benchmarks' data, for `open_data`.
+      options: The options of the benchmarks.
+      context_tokens, stride_tokens: The length and the distance of the text's windows; None for the defaults of
+        `text_divergence`.
+      dtype: The dtype that both models compute in.
     """
 
     text: str | None = None
@@ -55,12 +60,13 @@ class Measurement:
 
 @dataclass(frozen=True, kw_only=True)
 class Check:
-    """One figure of a certificate, measured again.
+    """One certified figure or file, and its new value.
 
     Attributes:
-      name: of the figure, dotted.
-      certified, measured: then and now.
-      is_same: within rounding.
+      name: The dotted name of the figure, or the name of the file.
+      certified: The value in the certificate.
+      measured: The new value.
+      is_same: Whether the two are equal. Numbers may differ by rounding.
     """
 
     name: str
@@ -69,39 +75,45 @@ class Check:
     is_same: bool
 
 
-def measure(model: str, base: str, what: Measurement, *, show_progress: bool = False) -> dict[str, object]:
-    """Measures a quantized model against its base.
+def measure(model: str, base: str, settings: Measurement, *, show_progress: bool = False) -> dict[str, object]:
+    """Measures a quantized model against its base model.
 
     Args:
-      model, base: directories or Hub ids.
+      model, base: The directories or Hub ids of the two models.
+      settings: The settings of the measurement.
+      show_progress: Whether to show progress bars on stderr.
+
+    Returns:
+      The entry "measured" of a certificate: the settings, the divergence, and the task results of both models.
 
     Raises:
-      ConfigError: no such task, or models that cannot be compared.
-      DataError: text or data that is missing or malformed.
+      ConfigError: A task does not exist, or the models cannot be compared.
+      DataError: Text or data is missing or malformed.
     """
-    if what.tasks:
-        check_tasks(what.tasks)
-    text = None if what.text is None else EvaluationText.read(what.text)
-    data = open_data(what.data) if what.tasks else None
-    found: dict[str, object] = {"settings": dataclasses.asdict(what), "divergence": None, "tasks": {}}
+    if settings.tasks:
+        check_tasks(settings.tasks)
+    text = None if settings.text is None else EvaluationText.read(settings.text)
+    data = open_data(settings.data) if settings.tasks else None
+    measured: dict[str, object] = {"settings": dataclasses.asdict(settings), "divergence": None, "tasks": {}}
     if text is not None:
         distance = text_divergence(
-            open_model(base, dtype=what.dtype),
-            open_model(model, dtype=what.dtype),
+            open_model(base, dtype=settings.dtype),
+            open_model(model, dtype=settings.dtype),
             text,
-            context_tokens=what.context_tokens,
-            stride_tokens=what.stride_tokens,
+            context_tokens=settings.context_tokens,
+            stride_tokens=settings.stride_tokens,
             show_progress=show_progress,
         )
-        found["divergence"] = {"text_sha256": text.sha256, **result_json(distance)}
+        measured["divergence"] = {"text_sha256": text.sha256, **result_json(distance)}
     if data is not None:
-        scores: dict[str, dict[str, object]] = {name: {} for name in what.tasks}
-        for which, path in (("quantized", model), ("base", base)):
-            with LLM(path, dtype=what.dtype) as llm:
-                for name, result in evaluate(llm, what.tasks, data, what.options, show_progress=show_progress).items():
-                    scores[name][which] = result_json(result)
-        found["tasks"] = scores
-    return found
+        scores: dict[str, dict[str, object]] = {name: {} for name in settings.tasks}
+        for role, path in (("quantized", model), ("base", base)):
+            with LLM(path, dtype=settings.dtype) as llm:
+                results = evaluate(llm, settings.tasks, data, settings.options, show_progress=show_progress)
+            for name, result in results.items():
+                scores[name][role] = result_json(result)
+        measured["tasks"] = scores
+    return measured
 
 
 def certify(
@@ -109,22 +121,26 @@ def certify(
     source: CheckpointSource,
     recipe: Recipe,
     calibration: Calibration | None,
-    what: Measurement,
+    settings: Measurement,
     *,
     seed: int,
     kv_scales: Mapping[str, object] | None = None,
     show_progress: bool = False,
 ) -> Path:
-    """Measures a model that was just written, puts the certificate beside it, and gives the folder its name.
+    """Measures a model that has just been quantized, writes its certificate, and finishes the model.
 
     Args:
-      quantized: not finished yet.
-      source: of the plain model.
-      recipe, calibration, seed: how it was made.
-      what: to measure.
-      kv_scales: where scales of an fp8 KV cache come from, where there are some.
+      quantized: The quantized model, which is not finished yet.
+      source: The plain model.
+      recipe, calibration, seed: How the model was quantized.
+      settings: The settings of the measurement.
+      kv_scales: How the scales of an fp8 KV cache were calibrated; None without such scales.
+      show_progress: Whether to show progress bars on stderr.
+
+    Returns:
+      The final folder of the model.
     """
-    measured = measure(str(quantized.folder), source.name, what, show_progress=show_progress)
+    measured = measure(str(quantized.folder), source.name, settings, show_progress=show_progress)
     quantized_layers = [report for report in quantized.reports if report.method != "none"]
     weights = sum(math.prod(report.shape) for report in quantized_layers)
     certificate = {
@@ -152,30 +168,44 @@ def verify(
     data: str | None = None,
     show_progress: bool = False,
 ) -> list[Check]:
-    """Measures again what a certificate holds.
+    """Repeats the measurements of a certificate, and compares the figures and the files.
 
     Args:
-      folder: of the quantized model.
-      base: the plain model, where it is not where it was.
-      text, data: likewise.
+      folder: The directory or Hub id of the quantized model.
+      base: The plain model; None for the one that the certificate names.
+      text: The text file; None for the one that the certificate names.
+      data: The source of the benchmarks' data; None for the one that the certificate names.
+      show_progress: Whether to show progress bars on stderr.
+
+    Returns:
+      A check for each file, then one for each figure.
 
     Raises:
-      ConfigError: there is no certificate, or it measures nothing.
+      ConfigError: The model has no certificate, or the models cannot be compared.
+      CheckpointError: The certificate is damaged, or weights cannot be read.
+      DataError: Text or data is missing or malformed.
     """
     source = resolve_source(folder)
     certificate = read_certificate(source.directory)
     if certificate is None:
-        raise ConfigError(f"{folder}: no {CERTIFICATE_FILE}; models that ryzjax quantize wrote have one")
+        raise ConfigError(f"{folder}: no {CERTIFICATE_FILE}; only models written by ryzjax quantize have one")
     checks = _check_files(certificate, source.directory)
-    before = cast("Mapping[str, object]", certificate["measured"])
-    settings = dict(cast("Mapping[str, object]", before["settings"]))
-    options = TaskOptions(**cast("dict", settings.pop("options")))
-    settings["tasks"] = tuple(cast("Sequence[str]", settings["tasks"]))
-    what = dataclasses.replace(Measurement(**cast("dict", settings)), options=options)
-    what = dataclasses.replace(what, text=text or what.text if what.text else None, data=data or what.data)
-    name = base or cast("str", cast("Mapping[str, object]", certificate["base_model"])["name"])
-    now = measure(folder, name, what, show_progress=show_progress)
-    return [*checks, *_compare("divergence", before, now), *_compare("tasks", before, now)]
+    certified = cast("Mapping[str, object]", certificate["measured"])
+    settings = _settings(cast("Mapping[str, object]", certified["settings"]))
+    if settings.text and text:
+        settings = dataclasses.replace(settings, text=text)
+    if data:
+        settings = dataclasses.replace(settings, data=data)
+    base_name = base or cast("str", cast("Mapping[str, object]", certificate["base_model"])["name"])
+    measured = measure(folder, base_name, settings, show_progress=show_progress)
+    return [*checks, *_compare("divergence", certified, measured), *_compare("tasks", certified, measured)]
+
+
+def _settings(fields: Mapping[str, object]) -> Measurement:
+    """Returns the settings of a measurement from their JSON form."""
+    options = TaskOptions(**cast("dict", fields["options"]))
+    tasks = tuple(cast("Sequence[str]", fields["tasks"]))
+    return Measurement(**cast("dict", {**fields, "options": options, "tasks": tasks}))
 
 
 def _check_files(certificate: Mapping[str, object], directory: Path) -> list[Check]:
@@ -187,17 +217,19 @@ def _check_files(certificate: Mapping[str, object], directory: Path) -> list[Che
     return checks
 
 
-def _compare(key: str, before: Mapping[str, object], now: Mapping[str, object]) -> list[Check]:
-    old, new = dict(_leaves(key, before.get(key))), dict(_leaves(key, now.get(key)))
+def _compare(key: str, certified: Mapping[str, object], measured: Mapping[str, object]) -> list[Check]:
+    """Compares all figures under `key` of two measurements."""
+    new = dict(_figures(key, measured.get(key)))
     return [
         Check(name=name, certified=value, measured=new.get(name), is_same=_is_same(value, new.get(name)))
-        for name, value in old.items()
+        for name, value in _figures(key, certified.get(key))
     ]
 
 
-def _leaves(name: str, value: object) -> list[tuple[str, object]]:
+def _figures(name: str, value: object) -> list[tuple[str, object]]:
+    """Flattens nested figures to (dotted name, value). The options of tasks are not figures."""
     if isinstance(value, Mapping):
-        return [leaf for key, inner in value.items() if key != "options" for leaf in _leaves(f"{name}.{key}", inner)]
+        return [leaf for key, inner in value.items() if key != "options" for leaf in _figures(f"{name}.{key}", inner)]
     return [(name, value)]
 
 
@@ -209,7 +241,7 @@ def _is_same(one: object, two: object) -> bool:
 
 
 def _hashes(files: Sequence[Path]) -> dict[str, str]:
-    """File name -> sha256."""
+    """Returns file name -> SHA-256 of the file, hexadecimal."""
     found = {}
     for path in files:
         with path.open("rb") as file:

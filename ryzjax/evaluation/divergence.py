@@ -1,11 +1,11 @@
-"""How far a model's next-token distributions are from a reference's, over the whole vocabulary.
+"""The divergence of a model's next-token distributions from those of a reference model, over the whole vocabulary.
 
-    reference model   -> hidden states of every scored position, on the host, and its head
-    (its other weights are dropped)
-    other model       -> hidden states, chunk by chunk
-                         both heads -> logits [chunk, V] twice -> KL, agreement, likelihoods
+1. The reference runs over the text. The hidden states of all scored positions go to the host. Of its weights, only
+   those of the head are kept.
+2. The other model runs over the text, chunk by chunk.
+3. For each chunk, both heads compute logits, from which KL divergence, agreement and likelihoods follow.
 
-So two models are never in memory at once, and of T x V logits two chunks exist at a time.
+Two whole models are therefore never in memory at once. Of the T x V logits, two chunks exist at a time.
 """
 
 from __future__ import annotations
@@ -17,35 +17,36 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Int
 
 from ryzjax.errors import ConfigError
 from ryzjax.evaluation.batches import evaluation_progress
 from ryzjax.evaluation.forward import Forward, Head
 from ryzjax.evaluation.statistics import accuracy, mean_and_error, perplexity_metric
 from ryzjax.evaluation.text import Window, sliding_windows
-from ryzjax.models.registry import AbstractModel
+from ryzjax.models.abstract import AbstractModel
 
 __all__ = ["Divergence", "ReferenceStates", "check_vocabularies", "divergence", "reference_states"]
 
 _ROWS = 64
-"""Positions compared at a time: two such rows of float32 logits exist, 80 MB with 150K tokens of vocabulary."""
+"""The number of positions compared at a time. Two such chunks of float32 logits take 80 MB with 150K token ids."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Divergence:
-    """A model against a reference, over the scored tokens of one text.
+    """The divergence of a model from a reference, over the scored tokens of one text.
 
     Attributes:
-      tokens: compared positions.
-      mean_kl: of KL(reference || model), nats a token.
-      kl_standard_error: of that mean, as of independent tokens.
-      kl_p99, kl_max: 99th percentile and maximum over the tokens.
-      max_logit_difference: largest |difference| of a logit, over tokens and vocabulary.
-      top1_agreement: share of positions where both find the same token likeliest.
-      top1_low, top1_high: its 95% interval, Wilson's.
-      reference_perplexity, perplexity: of the text under each, by the same windows.
-      context_tokens, stride_tokens: of the windows.
-      tokens_sha256: of the text's tokens as little-endian int32.
+      tokens: The number of compared positions.
+      mean_kl: The mean of KL(reference || model), in nats per token.
+      kl_standard_error: The standard error of that mean, if tokens were independent.
+      kl_p99, kl_max: The 99th percentile and the maximum of the KL over the tokens.
+      max_logit_difference: The largest absolute difference of a logit, over tokens and vocabulary.
+      top1_agreement: The share of positions at which both models give the same token the highest probability.
+      top1_low, top1_high: The ends of Wilson's 95% interval of that share.
+      reference_perplexity, perplexity: The perplexity of the text under each model, with the same windows.
+      context_tokens, stride_tokens: The length and the distance of the windows.
+      tokens_sha256: The SHA-256 of the text's token ids as little-endian int32.
     """
 
     tokens: int
@@ -66,14 +67,14 @@ class Divergence:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ReferenceStates:
-    """What is kept of a reference model: enough to have its distributions again.
+    """The part of a reference model from which its distributions over one text can be computed.
 
     Attributes:
-      head: its final norm and head.
-      hidden: [N, E] on the host, one row a scored token, before the final norm.
-      tokens: int32 [T], the text.
-      windows: as run; the other model runs the same.
-      context_tokens, stride_tokens: of the windows.
+      head: The final norm and the head.
+      hidden: The hidden states before the final norm on the host, [S, E], one row for each scored token.
+      tokens: The token ids of the text, int32 [T].
+      windows: The windows of the text. The other model runs the same windows.
+      context_tokens, stride_tokens: The length and the distance of the windows.
     """
 
     head: Head
@@ -93,18 +94,19 @@ def reference_states(
     stride_tokens: int,
     show_progress: bool = False,
 ) -> ReferenceStates:
-    """Runs the reference. Its weights but those of the head can be dropped afterwards.
+    """Runs the reference model over a text. The result holds the weights of the head and no others.
 
     Args:
-      model, leaves: as of `Forward`.
-      tokens: the text's, special tokens included.
-      context_tokens, stride_tokens: as for `sliding_windows`.
-      show_progress: a bar on stderr.
+      model: The abstract reference model.
+      leaves: Its weights, in the order of `model.weights`.
+      tokens: The token ids of the text, with special tokens.
+      context_tokens, stride_tokens: The length and the distance of the windows, for `sliding_windows`.
+      show_progress: Whether to show a progress bar on stderr.
 
     Raises:
-      ConfigError: windows longer than the model's context, or a stride that does not fit them.
-      DataError: fewer than 2 tokens.
-      RequestError: a token outside the vocabulary.
+      ConfigError: The windows are longer than the model's context, or the stride does not fit them.
+      DataError: There are fewer than 2 tokens.
+      RequestError: A token id is outside the vocabulary.
     """
     windows = sliding_windows(len(tokens), context_tokens=context_tokens, stride_tokens=stride_tokens)
     forward = Forward(model, leaves, max_tokens=context_tokens)
@@ -132,26 +134,28 @@ def divergence(
 ) -> Divergence:
     """Compares a model with a reference that has been run, in float32 over the whole vocabulary.
 
-    Rounding errs by about 1e-9 nats where the models are close; a model against itself has exactly 0.
+    The rounding error of the KL is about 1e-9 nats if the models are close. A model has a KL of exactly 0 from itself.
 
     Args:
-      model, leaves: as of `Forward`; under any placement, also another one than the reference's.
-      show_progress: a bar on stderr.
+      reference: The result of `reference_states`.
+      model: The abstract model. Its placement may differ from the reference's.
+      leaves: Its weights, in the order of `model.weights`.
+      show_progress: Whether to show a progress bar on stderr.
 
     Raises:
-      ConfigError: the vocabularies differ in size, or the model's context is shorter than the windows.
+      ConfigError: The vocabularies differ in size, or the model's context is shorter than the windows.
     """
     check_vocabularies(reference.head.model, model)
     forward = Forward(model, leaves, max_tokens=reference.context_tokens)
     compare = _Comparison(reference.head, Head(model, leaves))
-    columns: list[np.ndarray] = []
+    figures: list[np.ndarray] = []
     at = 0
     for targets, hidden in _scored_states(
         forward, reference.tokens, reference.windows, title="KL", show_progress=show_progress
     ):
         for row in range(0, len(targets), _ROWS):
             count = min(_ROWS, len(targets) - row)
-            columns.append(
+            figures.append(
                 compare(
                     reference.hidden[at : at + count],
                     np.asarray(hidden[row : row + count]),
@@ -159,7 +163,7 @@ def divergence(
                 )
             )
             at += count
-    kl, same, apart, reference_nll, nll = np.concatenate(columns, axis=1).astype(np.float64)
+    kl, same, apart, reference_nll, nll = np.concatenate(figures, axis=1).astype(np.float64)
     mean, error = mean_and_error(kl)
     agreement = accuracy([bool(value) for value in same])
     return Divergence(
@@ -181,19 +185,19 @@ def divergence(
 
 
 def check_vocabularies(reference: AbstractModel, model: AbstractModel) -> None:
-    """Raises ConfigError where two models' distributions are not over as many tokens."""
+    """Raises ConfigError if the vocabularies of two models differ in size."""
     ours, theirs = model.config.vocab_size, reference.config.vocab_size
     if ours != theirs:
         raise ConfigError(
-            f"the model has vocab_size={ours} and the reference {theirs}; distributions can be compared over one "
-            "vocabulary only: take a reference of the same tokenizer and padding"
+            f"the model has vocab_size={ours} and the reference {theirs}; distributions can only be "
+            "compared over one vocabulary; use a reference with the same tokenizer and padding"
         )
 
 
 def _scored_states(
     forward: Forward, ids: np.ndarray, windows: Sequence[Window], *, title: str, show_progress: bool
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """(indices of the tokens [N], hidden states [N, E] that predict them), chunk by chunk; each token once."""
+    """Yields (indices of scored tokens [S], hidden states [S, E] that predict them), for each chunk of each window."""
     with evaluation_progress(show=show_progress) as progress:
         task = progress.add_task(title, total=len(windows))
         for window in windows:
@@ -209,32 +213,43 @@ def _scored_states(
 
 
 class _Comparison:
-    """Both heads over the same positions, padded to one shape."""
+    """Runs both heads over the same positions, padded to one shape."""
 
     def __init__(self, reference: Head, head: Head):
         self._reference = reference
         self._head = head
-        self._columns = jax.jit(_columns, out_shardings=head.model.placement.replicated)
+        self._figures = jax.jit(_figures, out_shardings=head.model.placement.replicated)
 
     def __call__(self, reference_hidden: np.ndarray, hidden: np.ndarray, targets: np.ndarray) -> np.ndarray:
-        """float32 [5, N]: KL, whether the likeliest tokens agree, largest |difference| of a logit, and both negative
-        log-likelihoods.
+        """Returns the figures of `_figures` for some positions, float32 [5, S].
+
+        Args:
+          reference_hidden, hidden: The hidden states of both models, [S, E].
+          targets: The tokens that follow the positions, int32 [S].
         """
         reference = self._reference.logits(_padded(reference_hidden))
         # The two models may be on different devices.
         reference = jax.device_put(reference, self._head.model.placement.replicated)
-        columns = self._columns(reference, self._head.logits(_padded(hidden)), _padded(targets))
-        return np.asarray(columns)[:, : len(targets)]
+        figures = self._figures(reference, self._head.logits(_padded(hidden)), _padded(targets))
+        return np.asarray(figures)[:, : len(targets)]
 
 
 def _padded(rows: np.ndarray) -> np.ndarray:
     return np.concatenate([rows, np.zeros((_ROWS - len(rows), *rows.shape[1:]), rows.dtype)])
 
 
-def _columns(reference: jax.Array, logits: jax.Array, targets: jax.Array) -> jax.Array:
+def _figures(
+    reference: Float[Array, "S V"], logits: Float[Array, "S V"], targets: Int[Array, " S"]
+) -> Float[Array, "5 S"]:
+    """Returns five figures for each position, in float32.
+
+    They are the KL, whether the most likely tokens agree (0 or 1), the largest absolute difference of a logit, and the
+    negative log-likelihoods of the target under the reference and under the model.
+    """
     p, q = jax.nn.log_softmax(reference), jax.nn.log_softmax(logits)
     ratio = q - p
-    # sum p (p - q), with sum (exp q - exp p) = 0 added: what float32 loses then is of second order in the ratio.
+    # For log-probabilities p and q, KL is sum exp(p) (p - q). Adding sum (exp q - exp p) = 0 makes the rounding error
+    # of float32 second-order in q - p.
     near = jnp.exp(p) * (jnp.expm1(ratio) - ratio)
     far = jnp.exp(q) - jnp.exp(p) - jnp.exp(p) * ratio
     kl = jnp.sum(jnp.where(jnp.abs(ratio) < 1, near, far), axis=-1)

@@ -1,4 +1,4 @@
-"""Running tasks on an engine, and two models against each other: what `ryzjax eval` and certificates call."""
+"""Runs tasks on an engine, and compares two models over a text. `ryzjax eval` and certificates use both."""
 
 from __future__ import annotations
 
@@ -29,19 +29,20 @@ def evaluate(
     adapter: str | None = None,
     show_progress: bool = False,
 ) -> dict[str, TaskResult]:
-    """Runs tasks one after the other; results are by name, in the order of `tasks`.
+    """Runs tasks sequentially, and returns task name -> result in the order of `tasks`.
 
     Args:
-      tasks: names, keys of `TASKS`; each is run once.
-      data: where their data is.
-      options: of all of them.
-      adapter: name of a loaded adapter to measure with the model; None measures the model alone.
-      show_progress: a bar on stderr for each.
+      llm: The engine.
+      tasks: The names of the tasks, which are keys of `TASKS`. Each runs once.
+      data: The source of the tasks' data.
+      options: The options of all tasks.
+      adapter: The name of a loaded adapter to run the tasks with; None for the model alone.
+      show_progress: Whether to show a progress bar for each task on stderr.
 
     Raises:
-      ConfigError: no such task, or options the engine's context has no room for.
-      DataError: data is missing or malformed.
-      RequestError: `chat` with a model that has no template, or an item that does not fit the context.
+      ConfigError: A task does not exist, or the engine's context is too short for the options.
+      DataError: Data is missing or malformed.
+      RequestError: `chat` is set and the model has no chat template, or an item does not fit the context.
     """
     check_tasks(tasks)
     return {
@@ -51,7 +52,7 @@ def evaluate(
 
 
 def check_tasks(tasks: Sequence[str]) -> None:
-    """Raises ConfigError where there is no task of such a name, or none is named."""
+    """Raises ConfigError if `tasks` is empty or has a name that is not in `TASKS`."""
     unknown = [name for name in tasks if name not in TASKS]
     if unknown or not tasks:
         found = f"task {unknown[0]!r} is not known" if unknown else "no task is named"
@@ -67,7 +68,7 @@ def evaluate_task(
     adapter: str | None = None,
     show_progress: bool = False,
 ) -> TaskResult:
-    """Runs one task, which may be one of your own; errors as of `evaluate`."""
+    """Runs one task, which need not be in `TASKS`. Arguments and errors are those of `evaluate`."""
     loaded = task.load(data, options)
     groups: dict[str, Metric] = {}
     if isinstance(task, ContinuationTask):
@@ -127,32 +128,39 @@ def text_divergence(
     stride_tokens: int | None = None,
     show_progress: bool = False,
 ) -> Divergence:
-    """Loads the reference, runs it, drops it, then loads and compares the model. Checks come before either load.
+    """Compares a model with a reference over a text.
 
-    Models in memory are compared with `reference_states` and `divergence`, which this is made of.
+    The reference is loaded, run and freed before the model is loaded. The arguments are checked before either is
+    loaded. To compare models that are already in memory, call `reference_states` and `divergence`.
 
     Args:
-      context_tokens: longest window; by default 2048, or the shorter context of the two where that is less.
-      stride_tokens: between windows; by default half the context.
-      show_progress: bars on stderr.
+      reference: The reference model.
+      model: The model.
+      text: The text.
+      context_tokens: The length of the longest window, in tokens. The default is 2048, or the shorter of the two
+        models' contexts if that is less.
+      stride_tokens: The distance between the starts of windows, in tokens. The default is half of `context_tokens`.
+      show_progress: Whether to show progress bars on stderr.
 
     Raises:
-      ConfigError: the models do not read the text as the same tokens, or the windows do not fit them.
-      CheckpointError: weights cannot be read.
-      DataError: the text has fewer than 2 tokens.
+      ConfigError: The models tokenize the text differently, or the windows do not fit them.
+      CheckpointError: Weights cannot be read.
+      DataError: The text has fewer than 2 tokens.
     """
     tokens = reference.tokenizer.encode(text.text)
     if model.tokenizer.encode(text.text) != tokens:
         raise ConfigError(
-            f"{model.source.name} and {reference.source.name} tokenize {text.name} differently; take a reference of "
+            f"{model.source.name} and {reference.source.name} tokenize {text.name} differently; use a reference with "
             "the same tokenizer"
         )
     check_vocabularies(reference.model, model.model)
     longest = min(reference.model.config.max_position, model.model.config.max_position)
     context = min(DEFAULT_CONTEXT_TOKENS, longest) if context_tokens is None else context_tokens
     if context > longest:
-        raise ConfigError(f"context_tokens={context} is more than the {longest} tokens both models have; lower it")
-    # The leaves have no other name: they are freed with the call.
+        raise ConfigError(
+            f"context_tokens={context} is more than the {longest} tokens both models have room for; lower it"
+        )
+    # Nothing else refers to the leaves, so they are freed when the call returns.
     states = reference_states(
         reference.model,
         reference.load(show_progress=show_progress),

@@ -1,22 +1,22 @@
-"""A model run over token sequences outside the engine: the hidden states of every token, and the head over them.
+"""Runs a model over token sequences without an engine: `Forward` gives hidden states, and `Head` gives their logits.
 
-One sequence at a time, in prefill chunks of one shape over a small paged cache of its own, so that two programs are
-compiled whatever the lengths: the chunk, and the head.
+Sequences run one at a time, in prefill chunks of one shape, over a small paged KV cache. Two programs are therefore
+compiled, for sequences of any length: one for the chunk, and one for the head.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float
 
 from ryzjax.batch import KVCache, TokenBatch
 from ryzjax.errors import ConfigError, RequestError
+from ryzjax.models.abstract import AbstractModel
 from ryzjax.models.kv_cache import KVFormat, empty_kv_cache
-from ryzjax.models.registry import AbstractModel
 
 __all__ = ["Forward", "Head"]
 
@@ -24,15 +24,16 @@ _PAGE_TOKENS = 64
 
 
 class Forward:
-    """Hidden states of token sequences, one sequence at a time.
+    """Computes hidden states of token sequences, one sequence at a time.
 
     Args:
-      model, leaves: of an AbstractModel, and its weights in their order; under any placement.
-      max_tokens: longest sequence.
-      chunk_tokens: tokens of a step; a longer sequence takes several.
+      model: The abstract model, with any placement.
+      leaves: Its weights, in the order of `model.weights`.
+      max_tokens: The length of the longest sequence, in tokens.
+      chunk_tokens: The number of tokens of a step. A longer sequence takes several steps.
 
     Raises:
-      ConfigError: `max_tokens` is less than 1 or more than the model was made for.
+      ConfigError: `max_tokens` is less than 1, or more than the model was made for.
     """
 
     def __init__(
@@ -64,12 +65,15 @@ class Forward:
         self._step = jax.jit(step, donate_argnums=1, out_shardings=(model.placement.replicated, shardings))
 
     def chunks(self, tokens: Sequence[int]) -> Iterator[jax.Array]:
-        """Hidden states [N, E] before the final norm, chunk by chunk; together one row a token.
+        """Yields hidden states [tokens of the chunk, E] before the final norm, with one row for each token.
 
-        Each is on every device of the model's mesh, in its dtype.
+        Each array is in the model's dtype and replicated over its mesh.
+
+        Args:
+          tokens: The token ids of one sequence.
 
         Raises:
-          RequestError: no token, more than `max_tokens`, or one outside the vocabulary.
+          RequestError: There are no tokens or more than `max_tokens`, or a token id is outside the vocabulary.
         """
         vocab = self._model.config.vocab_size
         if not 1 <= len(tokens) <= self._max_tokens:
@@ -83,56 +87,46 @@ class Forward:
             hidden, self._cache = self._step(self._leaves, self._cache, batch)
             yield hidden[: len(ids) - start]
 
-    def hidden(self, tokens: Sequence[int]) -> jax.Array:
-        """Hidden states [T, E] before the final norm, of all tokens; errors as of `chunks`."""
+    def hidden(self, tokens: Sequence[int]) -> Float[Array, "T E"]:
+        """Returns the hidden states of all tokens before the final norm. Raises the errors of `chunks`."""
         return jnp.concatenate(list(self.chunks(tokens)))
 
 
 class Head:
-    """A model's final norm and head alone: the weights that its logits read, and no others.
+    """The final norm and the head of a model. It keeps the weights that the logits read, and no others.
 
     Args:
-      model, leaves: as of `Forward`. The other weights are not kept.
+      model: The abstract model.
+      leaves: All of its weights, in the order of `model.weights`.
+
+    Attributes:
+      weights: Name -> array of the weights in `model.head_names`.
     """
 
     def __init__(self, model: AbstractModel, leaves: tuple[jax.Array, ...]):
         self.model = model
-        self.weights: dict[int, jax.Array] = {i: leaves[i] for i in _leaves_of_head(model)}
-        self._logits = jax.jit(partial(_head_logits, model), out_shardings=model.placement.replicated)
+        by_name = dict(zip(model.weights, leaves, strict=True))
+        self.weights: dict[str, jax.Array] = {name: by_name[name] for name in model.head_names}
 
-    def logits(self, hidden: jax.Array | np.ndarray) -> jax.Array:
-        """[S, E] of `Forward` -> float32 logits [S, V], on every device of the model's mesh."""
+        def logits(weights: dict[str, jax.Array], hidden: jax.Array) -> jax.Array:
+            return model.merge_some(weights).logits(hidden)
+
+        self._logits = jax.jit(logits, out_shardings=model.placement.replicated)
+
+    def logits(self, hidden: Float[Array | np.ndarray, "S E"]) -> Float[Array, "S V"]:
+        """Returns the float32 logits of hidden states from `Forward`, replicated over the model's mesh."""
         return self._logits(self.weights, jax.device_put(hidden, self.model.placement.replicated))
 
 
-def _head_logits(model: AbstractModel, weights: dict[int, jax.Array], hidden: jax.Array) -> jax.Array:
-    # What the head does not read is never computed: XLA drops the zeros.
-    leaves = tuple(
-        weights[i] if i in weights else jnp.zeros(spec.shape, spec.stored_dtype)
-        for i, spec in enumerate(model.weights.values())
-    )
-    return model.merge(leaves).logits(hidden)
-
-
-def _leaves_of_head(model: AbstractModel) -> list[int]:
-    """Indices of the leaves that the logits depend on, read off the traced head: families differ (tied tables)."""
-    config = model.config
-    shapes = [jax.ShapeDtypeStruct(spec.shape, spec.stored_dtype) for spec in model.weights.values()]
-    hidden = jax.ShapeDtypeStruct((1, config.hidden_size), jnp.dtype(config.dtype))
-    traced = jax.make_jaxpr(lambda leaves, hidden: model.merge(leaves).logits(hidden))(tuple(shapes), hidden).jaxpr
-    read = {id(variable) for equation in traced.eqns for variable in equation.invars}
-    return [i for i, variable in enumerate(traced.invars[: len(shapes)]) if id(variable) in read]
-
-
 def _chunk_batch(ids: np.ndarray, start: int, *, width: int, pages: int) -> TokenBatch:
-    """The step that feeds ids[start : start + width] of one sequence on pages 1, 2, ...; padded to `width`."""
+    """Returns the step for ids[start : start + width] of one sequence on pages 1, 2, ..., padded to `width` tokens."""
     count = min(width, len(ids) - start)
     real = np.arange(width) < count
     positions = np.where(real, start + np.arange(width), 0)
     fields = {
         "token_ids": np.pad(ids[start : start + count], (0, width - count)),
         "positions": positions,
-        # As the engine does: a prompt's rotations are those of its whole length.
+        # As in the engine, the length of the whole prompt determines its rotations.
         "rope_lengths": np.full(width, len(ids)),
         "write_page": np.where(real, 1 + positions // _PAGE_TOKENS, 0),
         "write_offset": positions % _PAGE_TOKENS,

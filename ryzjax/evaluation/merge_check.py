@@ -1,8 +1,11 @@
-"""Whether a merged model is the base with its adapter: the logits of both, in float32 arithmetic, over one text.
+"""Checks that a merged model computes the same as its base model with the live adapter.
 
-What rounding to fewer bits moves depends on the model, so there is no fixed tolerance of it. The plain weights are
-checked before they are rounded, with a tight one; then what was written is held to what the same weights answer when
-they are rounded to nearest as they are loaded, by other code.
+The check compares the logits of both over one text, with float32 arithmetic. It has two steps:
+
+1. The plain merged weights must agree within a tight tolerance (`TOLERANCES`).
+2. If the weights are then quantized, there is no fixed tolerance, because the effect of quantizing depends on the
+   model. The written model must diverge little more than the same plain weights quantized to nearest while loading,
+   which different code does (`quantized_while_loading`, `quantization_limit`).
 """
 
 from __future__ import annotations
@@ -24,26 +27,26 @@ __all__ = [
     "adapter_states",
     "check_tokens",
     "merge_divergence",
-    "rounded_on_load",
-    "rounding_limit",
+    "quantization_limit",
+    "quantized_while_loading",
 ]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tolerance:
-    """How far a merged model may be from the base with its adapter.
+    """The largest accepted divergence of a merged model from the base with its adapter.
 
     Attributes:
-      logits: largest |difference| of a logit.
-      mean_kl: nats a token.
+      logits: The largest absolute difference of a logit.
+      mean_kl: The mean KL, in nats per token.
     """
 
     logits: float
     mean_kl: float
 
     def excess(self, found: Divergence) -> str | None:
-        """What is above it, in words; None where nothing is."""
-        if not found.max_logit_difference <= self.logits:  # NaN is above it too
+        """Returns a sentence about the figure that exceeds the tolerance; None if none does."""
+        if not found.max_logit_difference <= self.logits:  # true for NaN
             return f"the largest difference of a logit is {found.max_logit_difference:.3g}, above {self.logits:g}"
         if not found.mean_kl <= self.mean_kl:
             return f"the mean KL is {found.mean_kl:.3g} nats a token, above {self.mean_kl:g}"
@@ -55,12 +58,13 @@ TOLERANCES: Mapping[str, Tolerance] = {
     "float16": Tolerance(logits=0.15, mean_kl=1e-4),
     "bfloat16": Tolerance(logits=1.0, mean_kl=5e-3),
 }
-"""By the dtype of the merged weights, before they are rounded to fewer bits. The dtype alone gives about a fifth of
-it or less, a wrong update more. Measured on stories260K (logits with deviation 8), update of 2 to 10% of the weights,
-LoRA and DoRA: float32 4e-5 and 4e-12, float16 0.025 and 3e-6, bfloat16 0.19 and 2e-4."""
+"""The tolerance for each dtype of plain merged weights. Rounding to the dtype causes about a fifth of it or less, and a
+wrong update causes more. Largest logit differences and mean KLs measured on stories260K, whose logits have a standard
+deviation of 8, with LoRA and DoRA updates of 2 to 10% of the weights: float32 4e-5 and 4e-12, float16 0.025 and 3e-6,
+bfloat16 0.19 and 2e-4."""
 
-_ROUNDING_FACTOR = 1.5
-_ROUNDING_FLOOR_NATS = 1e-3
+_QUANTIZATION_FACTOR = 1.5
+_QUANTIZATION_FLOOR_NATS = 1e-3
 
 _CONTEXT_TOKENS = 2048
 
@@ -76,42 +80,44 @@ def total(crates, kilometres):
 
 {"name": "Holm", "people": 214, "has_harbour": true, "ferries": ["06:30", "12:15", "19:00"]}
 """
-"""Prose, numbers, code and JSON: what is read where the caller gives no text."""
+"""The default text of the check: prose, numbers, code and JSON."""
 
 
 def check_tokens(opened: OpenModel, text: str | None, limit: int) -> list[int]:
-    """The tokens two models are compared on.
+    """Returns the token ids of the text that models are compared on.
 
     Args:
-      opened: a model, for its tokenizer.
-      text: what to read; None for `CHECK_TEXT`.
-      limit: no more tokens than this.
+      opened: A model with the tokenizer.
+      text: The text; None for `CHECK_TEXT`.
+      limit: The largest number of tokens to return.
 
     Raises:
-      DataError: fewer than 2 tokens.
+      DataError: There are fewer than 2 tokens.
     """
     tokens = opened.tokenizer.encode(CHECK_TEXT if text is None else text)[:limit]
     if len(tokens) < 2:
-        raise DataError(f"the text has {len(tokens)} tokens; give one of at least 2 to compare models on")
+        raise DataError(f"the text has {len(tokens)} tokens; give a text of at least 2 tokens to compare models on")
     return tokens
 
 
 def adapter_states(
     base: OpenModel, adapter: Adapter, tokens: Sequence[int], *, name: str, show_progress: bool = False
 ) -> ReferenceStates:
-    """Runs a base with its adapter beside it, and drops it; what is left is what merged models are compared with.
+    """Runs the base model with the live adapter over the check text, and frees its weights except the head's.
 
     Args:
-      base: opened in float32, so that its arithmetic adds nothing to what merging changed.
-      tokens: of `check_tokens`.
-      name: of the adapter, for messages.
+      base: The base model, opened in float32 so that only the merge causes differences.
+      adapter: The adapter.
+      tokens: The result of `check_tokens`.
+      name: The name of the adapter in error messages.
+      show_progress: Whether to show progress bars on stderr.
 
     Raises:
-      ConfigError: the adapter does not fit the base.
-      CheckpointError: weights cannot be read.
+      ConfigError: The adapter does not fit the base.
+      CheckpointError: Weights cannot be read.
     """
     context = min(len(tokens), base.model.config.max_position, _CONTEXT_TOKENS)
-    # The leaves are freed with the call that uses them.
+    # Nothing else refers to the leaves, so they are freed when the call returns.
     return reference_states(
         *adapted(base.model, base.load(show_progress=show_progress), adapter, name=name),
         tokens,
@@ -122,16 +128,26 @@ def adapter_states(
 
 
 def merge_divergence(live: ReferenceStates, merged: OpenModel, *, show_progress: bool = False) -> Divergence:
-    """How far a merged model, opened in float32, is from a base with its live adapter.
+    """Returns the divergence of a merged model, opened in float32, from its base with the live adapter.
+
+    Args:
+      live: The result of `adapter_states`.
+      merged: The merged model.
+      show_progress: Whether to show progress bars on stderr.
 
     Raises:
-      CheckpointError: weights cannot be read.
+      CheckpointError: Weights cannot be read.
     """
     return divergence(live, merged.model, merged.load(show_progress=show_progress), show_progress=show_progress)
 
 
-def rounded_on_load(plain: OpenModel, written: OpenModel) -> OpenModel:
-    """The plain merged model, with the layers that are quantized in `written` rounded to nearest as they are loaded."""
+def quantized_while_loading(plain: OpenModel, written: OpenModel) -> OpenModel:
+    """Returns the plain merged model such that loading quantizes the layers that are quantized in `written`.
+
+    Args:
+      plain: The merged model with plain weights.
+      written: The merged model as it was written in a low-bit format.
+    """
     formats = {
         layer: replace(format, scale_dtype="bfloat16", has_zeros=False)
         for layer, format in written.model.quantization.items()
@@ -140,14 +156,14 @@ def rounded_on_load(plain: OpenModel, written: OpenModel) -> OpenModel:
     return replace(plain, plan=replace(plain.plan, model=model))
 
 
-def rounding_limit(on_load: Divergence) -> float:
-    """The largest mean KL, in nats a token, of a merged model written in few bits.
+def quantization_limit(while_loading: Divergence) -> float:
+    """Returns the largest accepted mean KL of a merged model in a low-bit format, in nats per token.
 
-    1.5 times that of the same weights rounded as they are loaded, and 0.001 nats: of a sound rounding it is 0.7 to 1.1
-    times (a tiny Llama and the demo model, int8 and int4), and of one whose scales of one layer in fourteen are doubled
-    it is 2 times.
+    It is 1.5 times the KL of the same weights quantized while loading, plus 0.001 nats. A correctly quantized model has
+    0.7 to 1.1 times that KL (measured with int8 and int4 on a tiny Llama and on the demo model). A model with doubled
+    scales in one of fourteen layers has 2 times that KL.
 
     Args:
-      on_load: of `rounded_on_load`, from the same live adapter.
+      while_loading: The divergence of `quantized_while_loading` from the same live adapter.
     """
-    return _ROUNDING_FACTOR * on_load.mean_kl + _ROUNDING_FLOOR_NATS
+    return _QUANTIZATION_FACTOR * while_loading.mean_kl + _QUANTIZATION_FLOOR_NATS

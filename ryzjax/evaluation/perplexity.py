@@ -1,4 +1,4 @@
-"""Perplexity of a text by sliding window, over the engine."""
+"""Computes the perplexity of a text with sliding windows, on an engine."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ryzjax.serving.messages.sampling_params import SamplingParams
 __all__ = ["DEFAULT_CONTEXT_TOKENS", "Perplexity", "perplexity"]
 
 DEFAULT_CONTEXT_TOKENS = 2048
-"""Longest window where none is asked for: what most published figures use."""
+"""The default length of the longest window, which most published figures use."""
 _SCORE_ONLY = SamplingParams(max_tokens=0, prompt_logprobs=0)
 
 
@@ -26,16 +26,18 @@ class Perplexity:
     """How well a model predicts a text.
 
     Attributes:
-      nll: mean negative log-likelihood of a token, nats.
-      nll_standard_error: of that mean, as if tokens were independent (they are not quite: it is a lower bound).
+      nll: The mean negative log-likelihood, in nats per token.
+      nll_standard_error: The standard error of that mean, if tokens were independent. They are not quite, so it is a
+        lower bound.
       perplexity: exp(nll).
-      perplexity_low, perplexity_high: 95% interval from that error.
-      bits_per_byte: all nats as bits, over the text's bytes: comparable between tokenizers.
-      tokens: scored; all of the text but the first, which is BOS where the tokenizer adds one.
-      windows: run.
-      context_tokens, stride_tokens: of the windows.
-      text: the file's name.
-      text_sha256: of its bytes.
+      perplexity_low, perplexity_high: The ends of the 95% interval from that error.
+      bits_per_byte: The negative log-likelihood of the whole text in bits, divided by the bytes of the text. It can be
+        compared between tokenizers.
+      tokens: The number of scored tokens: all but the first, which is BOS if the tokenizer adds one.
+      windows: The number of windows.
+      context_tokens, stride_tokens: The length and the distance of the windows.
+      text: The name of the text file.
+      text_sha256: The SHA-256 of its bytes.
     """
 
     nll: float
@@ -61,20 +63,23 @@ def perplexity(
     adapter: str | None = None,
     show_progress: bool = False,
 ) -> Perplexity:
-    """Scores every token of a text but the first, once, with the windows of `sliding_windows`.
+    """Scores every token of a text except the first, once, with the windows of `sliding_windows`.
 
-    The text is tokenized whole, with the special tokens the tokenizer adds, as Hugging Face's guide to perplexity
-    does; windows after the first begin in the middle of the text, without BOS.
+    As in Hugging Face's guide to perplexity, the text is tokenized as a whole, with the special tokens that the
+    tokenizer adds. Windows after the first start in the middle of the text, without BOS.
 
     Args:
-      context_tokens: longest window; by default 2048, or the engine's context where that is less.
-      stride_tokens: between windows; by default half the context.
-      adapter: name of a loaded adapter to measure with.
-      show_progress: a bar on stderr.
+      llm: The engine.
+      text: The text.
+      context_tokens: The length of the longest window, in tokens. The default is 2048, or the engine's context if that
+        is less.
+      stride_tokens: The distance between the starts of windows, in tokens. The default is half of `context_tokens`.
+      adapter: The name of a loaded adapter to measure with; None for the model alone.
+      show_progress: Whether to show a progress bar on stderr.
 
     Raises:
-      ConfigError: a context the engine does not have, or a stride that does not fit it.
-      DataError: the text has fewer than 2 tokens.
+      ConfigError: `context_tokens` is more than the engine's context, or the stride does not fit it.
+      DataError: The text has fewer than 2 tokens.
     """
     longest = llm.engine.max_context_tokens
     context = min(DEFAULT_CONTEXT_TOKENS, longest) if context_tokens is None else context_tokens

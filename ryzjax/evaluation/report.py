@@ -1,4 +1,4 @@
-"""Results for people, as tables, and for programs, as JSON that says how they came about."""
+"""Reports results: as tables for people, and as JSON with their provenance for programs."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ def evaluation_table(
     perplexity: Perplexity | None = None,
     divergence: Divergence | None = None,
 ) -> Table:
-    """One line a figure, with its 95% interval and what it is over."""
-    # Without frames, a line fits a terminal of 80 columns.
+    """Returns a table with one line for each figure, its 95% interval, and the number of items or tokens behind it."""
+    # Without frames, a line fits in a terminal of 80 columns.
     table = Table(title=title, title_justify="left", box=SIMPLE, show_edge=False, padding=(0, 1, 0, 0))
     for column in ("", "figure", "value", "95% interval", "n"):
         table.add_column(column, justify="left" if column in ("", "figure") else "right", no_wrap=True)
@@ -65,14 +65,14 @@ def evaluation_table(
 
 
 def result_json(result: TaskResult | Perplexity | Divergence | Metric) -> dict[str, object]:
-    """A result's fields, nested, with null for what JSON has no number for."""
+    """Returns the fields of a result, nested. Numbers that JSON cannot represent (NaN, infinity) become None."""
     fields = _finite(asdict(result))
     assert isinstance(fields, dict)
     return fields
 
 
 def provenance() -> dict[str, object]:
-    """Versions, devices and time, for a result file."""
+    """Returns versions, devices and the current time, for a result file."""
     packages = ("jax", "jaxlib", "flax", "numpy", "tokenizers")
     kinds = sorted({device.device_kind for device in jax.devices()})
     return {
@@ -87,14 +87,14 @@ def provenance() -> dict[str, object]:
 
 
 def _number(value: float) -> str:
-    """As many decimals as say something; three digits where none does."""
+    """Formats a number with 4 decimals below 10, with 2 below 1e5, and with 3 digits outside 0.001 to 1e5."""
     if value == 0 or 1e-3 <= abs(value) < 10:
         return f"{value:.4f}"
     return f"{value:.2f}" if 10 <= abs(value) < 1e5 else f"{value:.2e}"
 
 
 def certificate_table(certificate: Mapping[str, object]) -> Table:
-    """The figures of a quantized model's certificate that a reader looks for first."""
+    """Returns a table with the main figures of a quantized model's certificate."""
     table = Table(title="certificate", title_justify="left", show_header=False)
     table.add_column("")
     table.add_column("")
@@ -110,7 +110,7 @@ def certificate_table(certificate: Mapping[str, object]) -> Table:
 
 
 def check_table(checks: Sequence[Check]) -> Table:
-    """Figures of a certificate beside those measured again; of names, sizes and files only those that differ."""
+    """Returns a table of certified and measured figures. Of files and other values, it lists only those that differ."""
     table = Table(title="certificate, verified", title_justify="left", box=SIMPLE, show_edge=False)
     for column in ("figure", "certified", "measured", ""):
         table.add_column(column, overflow="fold")

@@ -1,4 +1,4 @@
-"""Log-likelihoods of continuations, and completions: what tasks ask of a model, batched through the engine."""
+"""Computes what tasks need from a model: log-likelihoods of continuations, and completions, batched on an engine."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ __all__ = [
     "score",
 ]
 
-# One alternative says what is likeliest, which is what "greedy" is read from.
+# The one alternative is the most likely token, which `is_greedy` needs.
 _SCORE_ONLY = SamplingParams(max_tokens=0, prompt_logprobs=1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Continuation:
-    """A text to score after another."""
+    """A text to score, and the context that precedes it."""
 
     context: str
     continuation: str
@@ -37,13 +37,13 @@ class Continuation:
 
 @dataclass(frozen=True, kw_only=True)
 class ContinuationScore:
-    """How likely a continuation is.
+    """The score of a continuation.
 
     Attributes:
-      logprob: of all its tokens, nats.
-      is_greedy: whether each of them is the likeliest (ties count).
-      num_tokens: of the continuation.
-      is_cut: the context lost tokens on its left, to fit.
+      logprob: The sum of the log-probabilities of its tokens, in nats.
+      is_greedy: Whether each of them is the most likely token. Ties count.
+      num_tokens: The number of tokens of the continuation.
+      is_cut: Whether the context was cut on the left to fit.
     """
 
     logprob: float
@@ -54,7 +54,12 @@ class ContinuationScore:
 
 @dataclass(frozen=True, kw_only=True)
 class Completion:
-    """A completion's text; `is_cut` where its prompt lost tokens on its left, to fit."""
+    """A completion.
+
+    Attributes:
+      text: The generated text.
+      is_cut: Whether the prompt was cut on the left to fit.
+    """
 
     text: str
     is_cut: bool
@@ -62,7 +67,12 @@ class Completion:
 
 @dataclass(frozen=True, kw_only=True)
 class EncodedPair:
-    """Token ids of a context and of what follows it; `is_cut` as in ContinuationScore."""
+    """A tokenized pair.
+
+    Attributes:
+      context, continuation: The token ids of both parts.
+      is_cut: Whether the context was cut on the left to fit.
+    """
 
     context: tuple[int, ...]
     continuation: tuple[int, ...]
@@ -72,15 +82,17 @@ class EncodedPair:
 def encode_pair(tokenizer: Tokenizer, pair: Continuation, *, add_special_tokens: bool = True) -> EncodedPair:
     """Tokenizes a pair as lm-evaluation-harness does.
 
-    White space at the context's end moves to the continuation; both are tokenized as one text, of which the
-    continuation is what comes after as many tokens as the context has alone. An empty context is BOS, or EOS where
-    there is none.
+    White space at the end of the context moves to the continuation. Both are tokenized as one text. If the context
+    alone has n tokens, the continuation is everything after the first n tokens of that text. An empty context becomes
+    BOS, or EOS if the tokenizer has no BOS.
 
     Args:
-      add_special_tokens: as `Tokenizer.encode` does (BOS where the model wants it).
+      tokenizer: The tokenizer.
+      pair: The pair.
+      add_special_tokens: Whether the tokenizer adds its special tokens, such as BOS.
 
     Raises:
-      ConfigError: the context is empty and the tokenizer has neither BOS nor EOS.
+      ConfigError: The context is empty, and the tokenizer has neither BOS nor EOS.
     """
     stripped = pair.context.rstrip()
     if not pair.context:
@@ -94,15 +106,15 @@ def encode_pair(tokenizer: Tokenizer, pair: Continuation, *, add_special_tokens:
     )
     context = tokenizer.encode(stripped, add_special_tokens=add_special_tokens)
     following = whole[len(context) :]
-    # A context of nothing but white space may have no token: something must come before the first that is scored.
+    # A context of white space may have no tokens, but at least one must precede the first scored token.
     return EncodedPair(context=tuple(context) or (_prefix(tokenizer),), continuation=tuple(following))
 
 
 def fit_pair(pair: EncodedPair, max_tokens: int) -> EncodedPair:
-    """The pair with its context cut on the left, so that both have at most `max_tokens` tokens.
+    """Cuts the context on the left, so that the pair has at most `max_tokens` tokens.
 
     Raises:
-      ContextLengthError: no token of the context would be left.
+      ContextLengthError: No token of the context would remain.
     """
     surplus = len(pair.context) + len(pair.continuation) - max_tokens
     if surplus <= 0:
@@ -126,17 +138,20 @@ def score(
     adapter: str | None = None,
     show_progress: bool = False,
 ) -> list[ContinuationScore]:
-    """Scores continuations; results are in the order of `pairs`.
+    """Scores continuations, and returns the scores in the order of `pairs`.
 
     Args:
-      title: in front of the bar.
-      max_tokens: longest context and continuation together; by default the engine's context.
-      add_special_tokens: as for `encode_pair`.
-      adapter: name of a loaded adapter to score with.
+      llm: The engine.
+      pairs: The contexts and continuations.
+      title: The label of the progress bar.
+      max_tokens: The largest number of tokens of a context and its continuation. The default is the engine's context.
+      add_special_tokens: Whether the tokenizer adds its special tokens, such as BOS.
+      adapter: The name of a loaded adapter to score with; None for the model alone.
+      show_progress: Whether to show a progress bar on stderr.
 
     Raises:
       ConfigError: `max_tokens` is more than the engine's context.
-      ContextLengthError: a continuation fills the context alone.
+      ContextLengthError: A continuation alone fills `max_tokens`.
     """
     longest = _checked_length(llm, max_tokens)
     tokenizer = llm.engine.tokenizer
@@ -169,18 +184,21 @@ def complete(
     adapter: str | None = None,
     show_progress: bool = False,
 ) -> list[Completion]:
-    """Completions, greedy unless a temperature is given; results are in the order of `prompts`.
+    """Generates completions, and returns them in the order of `prompts`.
 
     Args:
-      prompts: token ids; cut on the left where a completion would not fit after them.
-      stop: strings that end a completion.
-      max_new_tokens: most tokens of a completion.
-      title: in front of the bar.
-      max_tokens: longest prompt and completion together; by default the engine's context.
-      temperature, top_p: of the sampling; temperature 0 is greedy.
-      seed: of the sampling. Each prompt has a random stream of its own, so that errors of different prompts are
+      llm: The engine.
+      prompts: The token ids of each prompt. A prompt is cut on the left if a completion would not fit after it.
+      stop: The strings that end a completion.
+      max_new_tokens: The largest number of tokens of a completion.
+      title: The label of the progress bar.
+      max_tokens: The largest number of tokens of a prompt and its completion. The default is the engine's context.
+      temperature: The temperature of the sampling; 0 is greedy.
+      top_p: The total probability of the most likely tokens that are sampled from.
+      seed: The seed of the sampling. Each prompt has its own random stream, so that errors of different prompts are
         independent.
-      adapter: name of a loaded adapter to complete with.
+      adapter: The name of a loaded adapter to generate with; None for the model alone.
+      show_progress: Whether to show a progress bar on stderr.
 
     Raises:
       ConfigError: `max_tokens` is more than the engine's context, or leaves no room for a prompt.
@@ -216,5 +234,5 @@ def _prefix(tokenizer: Tokenizer) -> int:
     if tokenizer.bos_token_id is not None:
         return tokenizer.bos_token_id
     if not tokenizer.eos_token_ids:
-        raise ConfigError("a context is empty and the tokenizer has neither BOS nor EOS to begin with; give it one")
+        raise ConfigError("a context is empty and the tokenizer has neither BOS nor EOS to start with; give it one")
     return tokenizer.eos_token_ids[0]

@@ -1,4 +1,4 @@
-"""A text to measure a model on, cut into windows that fit its context."""
+"""Held-out texts, and the windows that cut a text to the context of a model."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ __all__ = ["EvaluationText", "Window", "sliding_windows"]
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationText:
-    """A text and where it is from.
+    """A text to measure a model on.
 
     Attributes:
-      text: not empty.
-      name: the file's, for messages and reports.
-      num_bytes: of the UTF-8 text.
-      sha256: of those bytes, hexadecimal.
+      text: The text, which is not empty.
+      name: The name of its file, for messages and reports.
+      num_bytes: The number of its UTF-8 bytes.
+      sha256: The SHA-256 of those bytes, hexadecimal.
     """
 
     text: str
@@ -29,10 +29,10 @@ class EvaluationText:
 
     @classmethod
     def read(cls, path: str | Path) -> EvaluationText:
-        """Reads a UTF-8 file, whole and unchanged.
+        """Reads a whole UTF-8 file, unchanged.
 
         Raises:
-          DataError: the file is missing, empty or not UTF-8.
+          DataError: The file is missing, empty or not UTF-8.
         """
         where = Path(path).expanduser()
         try:
@@ -48,10 +48,10 @@ class EvaluationText:
 
     @classmethod
     def of(cls, text: str, *, name: str = "text") -> EvaluationText:
-        """A text that is in memory.
+        """Wraps a text that is in memory.
 
         Raises:
-          DataError: it is empty, or has lone surrogates.
+          DataError: The text is empty, or has lone surrogates.
         """
         if not text:
             raise DataError(f"{name!r} is empty; give a text of at least two tokens")
@@ -64,7 +64,7 @@ class EvaluationText:
 
 @dataclass(frozen=True, kw_only=True)
 class Window:
-    """Tokens [begin, end) of a text, run at once; those of [first_target, end) are scored.
+    """A window of a text. The tokens [begin, end) run together, and those in [first_target, end) are scored.
 
     begin            first_target        end
       | context ...       | targets ...   |
@@ -76,26 +76,26 @@ class Window:
 
     @property
     def num_targets(self) -> int:
-        """Tokens scored in this window."""
+        """The number of tokens that this window scores."""
         return self.end - self.first_target
 
 
 def sliding_windows(num_tokens: int, *, context_tokens: int, stride_tokens: int) -> tuple[Window, ...]:
-    """Windows that score every token of a text but the first exactly once.
+    """Returns windows that score each token of a text exactly once, except the first token.
 
-    The first window scores all it can; each further one begins `stride_tokens` later and scores what the one before
-    did not reach, with at least `context_tokens - stride_tokens` tokens of context where the text goes on so far. It
-    is the sliding window of Hugging Face's guide to perplexity. A stride of `context_tokens - 1` gives windows that
-    share one token only.
+    The first window scores all of its tokens but the first. Each later window starts `stride_tokens` after the previous
+    one and scores the tokens past the previous one's end. Each of them has at least `context_tokens - stride_tokens`
+    tokens of context. These are the sliding windows of Hugging Face's guide to perplexity. With a stride of
+    `context_tokens - 1`, neighbouring windows share one token.
 
     Args:
-      num_tokens: of the text, those the tokenizer adds included.
-      context_tokens: longest window.
-      stride_tokens: from 1 to `context_tokens` - 1.
+      num_tokens: The number of tokens of the text, including those that the tokenizer adds.
+      context_tokens: The length of the longest window.
+      stride_tokens: The distance between the starts of windows, from 1 to `context_tokens` - 1.
 
     Raises:
-      ConfigError: a context of fewer than 2 tokens, or a stride that leaves tokens without context.
-      DataError: fewer than 2 tokens.
+      ConfigError: The context is less than 2 tokens, or the stride leaves tokens without context.
+      DataError: The text has fewer than 2 tokens.
     """
     if context_tokens < 2:
         raise ConfigError(f"context_tokens={context_tokens} is too small; expected at least 2")

@@ -92,7 +92,7 @@ class Linear(LinearLike):
         return y if self.bias is None else y + self.bias[...].astype(y.dtype)
 
 
-def project(x: Float[Array, "T K"], layers: Sequence[LinearLike]) -> tuple[Float[Array, "T N"], ...]:
+def project(x: Float[Array, "T K"], layers: Sequence[LinearLike]) -> tuple[Float[Array, "T _"], ...]:
     """Runs several layers on the same input. A kernel multiplies their weights in one call if it supports them.
 
     Returns:
@@ -107,7 +107,7 @@ def project(x: Float[Array, "T K"], layers: Sequence[LinearLike]) -> tuple[Float
 
 def project_weights(
     x: Float[Array, "T K"], weights: Sequence[Weight | QuantizedWeight], placement: Placement
-) -> tuple[Float[Array, "T N"], ...]:
+) -> tuple[Float[Array, "T _"], ...]:
     """Returns `x @ weight.T` in float32 for weights [out, in] that share the logical axis of `in`."""
     return ops.project(x, [_matrix(weight, placement) for weight in weights], placement)
 

@@ -23,8 +23,9 @@ from ryzjax.errors import CheckpointError
 from ryzjax.loading.buffers import aligned_empty
 from ryzjax.loading.orbax import load_converted
 from ryzjax.loading.progress import byte_progress
+from ryzjax.models.abstract import AbstractModel
 from ryzjax.models.config import ModelConfig
-from ryzjax.models.registry import AbstractModel, abstract_model
+from ryzjax.models.registry import abstract_model
 from ryzjax.models.weight_spec import WeightSpec
 from ryzjax.sharding import Placement
 

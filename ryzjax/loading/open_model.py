@@ -12,7 +12,7 @@ from ryzjax.data.tokenizer import Tokenizer
 from ryzjax.errors import ConfigError
 from ryzjax.loading.model_config import read_model_config
 from ryzjax.loading.weight_plan import WeightChoice, WeightPlan, plan_weights
-from ryzjax.models.registry import AbstractModel
+from ryzjax.models.abstract import AbstractModel
 from ryzjax.sharding import Layout, Placement
 
 __all__ = ["OpenModel", "open_model"]

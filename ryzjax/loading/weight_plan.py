@@ -17,8 +17,9 @@ from ryzjax.errors import ConfigError
 from ryzjax.loading.buffers import placed
 from ryzjax.loading.load import load_weights, stored_model, weight_reader
 from ryzjax.loading.progress import byte_progress
+from ryzjax.models.abstract import AbstractModel
 from ryzjax.models.config import ModelConfig
-from ryzjax.models.registry import AbstractModel, abstract_model
+from ryzjax.models.registry import abstract_model
 from ryzjax.qarray import LEAVES, QArray, QFormat
 from ryzjax.quant.nf4 import nf4_format
 from ryzjax.quant.quantize_matrix import quantize_matrix

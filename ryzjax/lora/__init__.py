@@ -1,6 +1,6 @@
-"""LoRA: low-rank updates of linear layers, trained on a frozen base and served beside it.
+"""LoRA: low-rank updates of linear layers, trained on a frozen base model and served beside it.
 
-Importing this package loads no jax: its names do, on first use; `LoraConfig` does not.
+Importing this package does not import JAX. Its names do so on first use, except `LoraConfig`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Adapter: the matrices of a LoRA, by the layers they adapt; and what they must be for a model."""
+"""Adapter: the matrices of a LoRA adapter by layer, and the check that they fit a model."""
 
 from __future__ import annotations
 
@@ -14,21 +14,23 @@ from ryzjax.errors import ConfigError
 from ryzjax.lora.base_name import base_name
 from ryzjax.lora.config import LoraConfig
 
-__all__ = ["Adapter", "BaseRounding", "LoraWeights", "OnLoadWeights", "check_adapter"]
+__all__ = ["Adapter", "BaseQuantization", "LoraWeights", "OnLoadWeights", "check_adapter"]
 
 OnLoadWeights = Literal["int8", "int4", "nf4"]
-"""What a plain base can be rounded to as it is loaded."""
+"""The formats that a plain base model can be quantized to while loading."""
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["a", "b", "magnitude"], meta_fields=[])
 @dataclass(frozen=True, kw_only=True)
 class LoraWeights:
-    """The update of one layer, or of a stack of layers [L, ...]: scale * B A; on a device, or on the host as read.
+    """The matrices of the update scale * B A of one layer, or of a stack of layers [L, ...].
+
+    The arrays are on a device, or on the host as they were read. r is the rank.
 
     Attributes:
-      a: [..., r, K].
-      b: [..., N, r].
-      magnitude: [..., N], of DoRA alone: the norm of each row of W + scale * B A.
+      a: A, [..., r, K].
+      b: B, [..., N, r].
+      magnitude: The magnitude of each row of the adapted weight, [..., N]. DoRA only; None otherwise.
     """
 
     a: jax.Array | np.ndarray
@@ -37,17 +39,17 @@ class LoraWeights:
 
     @property
     def rank(self) -> int:
-        """r."""
+        """The rank r of the update."""
         return self.a.shape[-2]
 
 
 @dataclass(frozen=True, kw_only=True)
-class BaseRounding:
-    """How a plain base was rounded as it was loaded, for an adapter to be trained beside it (`--weights`).
+class BaseQuantization:
+    """How a plain base model was quantized while loading, when an adapter was trained on it (`--weights`).
 
     Attributes:
-      weights: to what.
-      group: in features that share a scale.
+      weights: The format.
+      group: The group size, in in features.
     """
 
     weights: OnLoadWeights
@@ -59,43 +61,44 @@ class BaseRounding:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Adapter:
-    """An adapter that is complete: no other file is needed to apply it.
+    """A complete adapter. No other file is needed to apply it.
 
     Attributes:
-      config: ranks and scales.
-      weights: layer name ("layers.0.attention.q") -> its matrices.
-      base_model: what it was trained on, as it calls itself; None where it does not say.
-      base_rounding: how that base was rounded as it was loaded; None where it was not, or the adapter does not say.
+      config: The ranks and scales.
+      weights: Layer name ("layers.0.attention.q") -> its matrices.
+      base_model: The name of the model that it was trained on; None if unknown.
+      base_quantization: How that model was quantized while loading; None if it was not, or if unknown.
     """
 
     config: LoraConfig
     weights: Mapping[str, LoraWeights]
     base_model: str | None = None
-    base_rounding: BaseRounding | None = None
+    base_quantization: BaseQuantization | None = None
 
     @property
     def max_rank(self) -> int:
-        """The largest r of a layer."""
+        """The largest rank of a layer."""
         return max(weights.rank for weights in self.weights.values())
 
 
 def check_adapter(adapter: Adapter, linears: Mapping[str, tuple[int, ...]], *, name: str) -> None:
-    """Whether an adapter fits a model.
+    """Checks that an adapter fits a model.
 
     Args:
-      linears: layer name -> [N, K], as of `AbstractModel.linears`.
-      name: of the adapter, for messages.
+      adapter: The adapter.
+      linears: Layer name -> shape of its weight, [N, K], as in `AbstractModel.linears`.
+      name: The name of the adapter in error messages.
 
     Raises:
-      ConfigError: a layer that the model does not have, or matrices of other sizes.
+      ConfigError: The model lacks an adapted layer, or matrices have other sizes.
     """
     base = base_name(adapter.base_model)
     for layer, weights in adapter.weights.items():
         shape = linears.get(layer)
         if shape is None or len(shape) != 2:
             raise ConfigError(
-                f"adapter {name!r} adapts {layer!r}, which is no plain linear layer of this model; it was made for "
-                f"another one ({base or 'it does not say which'})"
+                f"adapter {name!r} adapts {layer!r}, which is not a plain linear layer of this model; it was made for "
+                f"another model ({base or 'of unknown name'})"
             )
         n, k = shape
         rank = adapter.config.rank_of(layer)

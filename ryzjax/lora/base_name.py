@@ -1,4 +1,4 @@
-"""What messages call the model that an adapter was made for, or a quantized model was made from."""
+"""base_name: the name, for messages, of the model that an adapter or a quantized model was made from."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ __all__ = ["base_name"]
 
 
 def base_name(base_model: str | None) -> str | None:
-    """A Hub id or a relative path as it is, and the last part of an absolute path.
+    """Returns a Hub id or a relative path unchanged, and the last part of an absolute path.
 
-    What has this name may go to a client of a server, who need not know the server's directories.
+    Messages with this name may be sent to clients of a server, which should not learn the server's directories.
     """
     if base_model is None or not base_model.startswith(("/", "~")):
         return base_model

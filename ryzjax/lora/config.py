@@ -12,14 +12,15 @@ from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from ryzjax.errors import ConfigError
+from ryzjax.models.weight_names import split_layer
 
 __all__ = ["ALL_LINEAR", "LoraConfig", "LoraInit", "shortest_endings"]
 
 ALL_LINEAR = "all-linear"
-"""Target of every linear layer but the head, routers and experts."""
+"""The target for all linear layers except the head, routers and experts."""
 
 LoraInit = Literal["default", "gaussian", "pissa", "loftq"]
-"""default: A uniform as a torch linear, B zero. gaussian: A normal / rank, B zero. pissa, loftq: `lora.init`."""
+"""The initialization of A and B. `ryzjax.lora.init.initial_weights` describes each."""
 
 _MAX_RANK = 512
 
@@ -28,32 +29,32 @@ _MAX_RANK = 512
 class LoraConfig:
     """The hyperparameters of an adapter.
 
-    Layers are named as in `AbstractModel.linears`: "layers.0.attention.q", "layers.0.mlp.down", "lm_head".
+    Layers have their names in `AbstractModel.linears`: "layers.0.attention.q", "layers.0.mlp.down", "lm_head".
 
     Raises:
-      ConfigError: a value out of range.
+      ConfigError: A value is out of range.
     """
 
     rank: int = 8
-    """r, columns of B and rows of A."""
+    """The rank r: the number of columns of B and of rows of A."""
     alpha: float = 16.0
-    """The update is alpha / r * B A, or alpha / sqrt(r) with use_rslora."""
+    """The update is alpha / r * B A, or alpha / sqrt(r) * B A with use_rslora."""
     dropout: float = 0.0
-    """Of the input of A, in training."""
+    """The dropout rate of the input of A in training."""
     targets: tuple[str, ...] = (ALL_LINEAR,)
-    """Layers by the end of their names (attention.q, mlp.down, lm_head), or all-linear: all but head and routers."""
+    """Layers to adapt, by the end of their names (attention.q, lm_head); all-linear means all but head and routers."""
     exclude: tuple[str, ...] = ()
-    """Layers to leave alone, by the end of their names."""
+    """Layers not to adapt, by the end of their names."""
     rank_pattern: Mapping[str, int] = field(default_factory=dict)
-    """Regular expression -> rank of the layers whose names, or their ends after a dot, it matches; the first counts."""
+    """Regular expression -> rank of the layers whose name, or its end after a dot, it matches. The first one wins."""
     alpha_pattern: Mapping[str, float] = field(default_factory=dict)
-    """The same for alpha."""
+    """Regular expression -> alpha, with the same rules as rank_pattern."""
     use_rslora: bool = False
-    """See alpha (arXiv:2312.03732)."""
+    """Scale the update by alpha / sqrt(r) instead of alpha / r (arXiv:2312.03732)."""
     use_dora: bool = False
-    """Learn each row's magnitude apart from its direction (arXiv:2402.09353)."""
+    """Learn the magnitude of each row separately from its direction (arXiv:2402.09353)."""
     init: LoraInit = "default"
-    """How A and B begin: default (B zero), gaussian, pissa (arXiv:2404.02948) or loftq (arXiv:2310.08659)."""
+    """How A and B are initialized: default (B zero), gaussian, pissa (arXiv:2404.02948) or loftq (arXiv:2310.08659)."""
 
     def __post_init__(self) -> None:
         for name, rank in (("rank", self.rank), *((f"rank_pattern[{p!r}]", r) for p, r in self.rank_pattern.items())):
@@ -73,29 +74,29 @@ class LoraConfig:
             try:
                 re.compile(pattern)
             except re.error as error:
-                raise ConfigError(f"LoRA pattern {pattern!r} is no regular expression: {error}") from error
+                raise ConfigError(f"LoRA pattern {pattern!r} is not a regular expression: {error}") from error
 
     def rank_of(self, layer: str) -> int:
-        """r of a layer."""
+        """Returns the rank of a layer."""
         return next((rank for pattern, rank in self.rank_pattern.items() if _matches(pattern, layer)), self.rank)
 
     def alpha_of(self, layer: str) -> float:
-        """alpha of a layer."""
+        """Returns alpha of a layer."""
         return next((alpha for pattern, alpha in self.alpha_pattern.items() if _matches(pattern, layer)), self.alpha)
 
     def scale_of(self, layer: str) -> float:
-        """What B A of a layer is multiplied by."""
+        """Returns the factor of B A of a layer."""
         rank = self.rank_of(layer)
         return self.alpha_of(layer) / (math.sqrt(rank) if self.use_rslora else rank)
 
     def choose(self, linears: Mapping[str, tuple[int, ...]]) -> tuple[str, ...]:
-        """The layers to adapt, in the model's order.
+        """Returns the names of the layers to adapt, in the model's order.
 
         Args:
-          linears: layer name -> shape of its weight, as of `AbstractModel.linears`.
+          linears: Layer name -> shape of its weight, as in `AbstractModel.linears`.
 
         Raises:
-          ConfigError: a target that no layer ends in, or experts.
+          ConfigError: No layer's name ends in a target, a target is a stack of experts, or no layer is left.
         """
         if self.targets == (ALL_LINEAR,):
             chosen = [name for name, shape in linears.items() if len(shape) == 2 and not _is_special(name)]
@@ -103,9 +104,9 @@ class LoraConfig:
             for target in self.targets:
                 found = [name for name in linears if _ends_in(name, (target,))]
                 if not found:
-                    known = sorted({re.sub(r"^layers\.\d+\.", "", name) for name in linears})
+                    known = sorted({split_layer(name)[1] for name in linears})
                     raise ConfigError(
-                        f"LoRA target {target!r} is no linear layer of this model; it has {', '.join(known)}"
+                        f"LoRA target {target!r} is not a linear layer of this model; it has {', '.join(known)}"
                     )
                 if any(len(linears[name]) != 2 for name in found):
                     raise ConfigError(
@@ -119,7 +120,7 @@ class LoraConfig:
 
 
 def shortest_endings(chosen: Iterable[str], names: Iterable[str]) -> tuple[str, ...]:
-    """The shortest endings on a dot that name the chosen layers, and no other of `names`, in their order."""
+    """Returns the shortest endings, cut at a dot, that match the chosen layers and none of the other `names`."""
     wanted = dict.fromkeys(chosen)
     unwanted = {ending for name in names if name not in wanted for ending in _endings(name)}
     return tuple(dict.fromkeys(next((e for e in _endings(name) if e not in unwanted), name) for name in wanted))
@@ -131,7 +132,7 @@ def _endings(name: str) -> Iterable[str]:
 
 
 def _matches(pattern: str, layer: str) -> bool:
-    """As PEFT matches its patterns: the whole name, or its end after a dot."""
+    """Matches a pattern as PEFT does: to the whole name, or to its end after a dot."""
     return re.fullmatch(rf"(?:.*\.)?(?:{pattern})", layer) is not None
 
 

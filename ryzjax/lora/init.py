@@ -1,7 +1,7 @@
-"""How A and B begin: random (LoRA), from a weight's largest singular vectors (PiSSA), or from what quantizing it loses
-(LoftQ).
+"""The initial A and B: random (LoRA), from a weight's largest singular vectors (PiSSA), or from the error of quantizing
+the weight (LoftQ).
 
-A layer at a time: the caller gives a weight, takes what it becomes, and drops it before the next.
+Layers are initialized one at a time, so that the caller can free a weight before it reads the next one.
 """
 
 from __future__ import annotations
@@ -28,23 +28,23 @@ __all__ = ["InitialWeights", "Quantize", "initial_weights", "largest_factors"]
 
 Matrix = jax.Array | QArray
 Quantize = Callable[[jax.Array], QArray]
-"""float32 [N, K] -> as the base stores it."""
+"""float32 [N, K] -> the matrix in the format of the base model."""
 
 _LOFTQ_ROUNDS = 5
-"""Alternations of LoftQ (T in the paper, which gains little after 5)."""
+"""The number of alternations of LoftQ (T in the paper, which finds little gain after 5)."""
 _EXACT_SIZE = 1024
-"""Up to this many rows or columns the singular vectors are exact."""
+"""The singular vectors are exact if a matrix has at most this many rows or columns."""
 _OVERSAMPLING = 16
 _POWER_STEPS = 8
-"""Of the randomized method: weights have spectra that fall slowly, which takes more than the usual 2."""
+"""Power iterations of the randomized SVD. Singular values of weights fall slowly, so the usual 2 are too few."""
 
 
 class InitialWeights(NamedTuple):
-    """What a layer begins with.
+    """The initial weights of one adapted layer.
 
     Attributes:
-      update: A, B and the magnitude, float32.
-      base: what the frozen weight becomes; None where it stays as it is.
+      update: A, B and the magnitude, in float32.
+      base: The new frozen weight; None if it does not change.
     """
 
     update: LoraWeights
@@ -58,24 +58,26 @@ def initial_weights(
     key: jax.Array,
     quantize: Quantize | None = None,
 ) -> InitialWeights:
-    """The beginning of one layer's update; the same for the same key and layer, whatever else is adapted.
+    """Returns the initial update of one layer. It depends on the key and the layer only, not on other adapted layers.
 
-    default    A uniform in +-1 / sqrt(K), B zero: the layer's output does not change (Hu et al., arXiv 2106.09685)
-    gaussian   A normal with deviation 1 / r, B zero
-    pissa      scale * B A = the best approximation of W of rank r, the base W - scale * B A (Meng et al., 2404.02948)
-    loftq      base Q = quantize(W - scale * B A) and B A of what that loses, in turn (Li et al., 2310.08659): the best
-               of the rounds, so never worse than quantize(W)
+    default    A is uniform in +-1 / sqrt(K) and B is zero, so the layer's output does not change (Hu et al.,
+               arXiv 2106.09685).
+    gaussian   A is normal with standard deviation 1 / r, and B is zero.
+    pissa      scale * B A is the best approximation of W of rank r, and the base is W - scale * B A (Meng et al.,
+               arXiv 2404.02948).
+    loftq      In turn, the base is quantize(W - scale * B A), and scale * B A approximates W minus that base (Li et
+               al., arXiv 2310.08659). The best round is returned, so it is never worse than quantize(W).
 
     Args:
-      config: ranks, scales and `init`.
-      layer: its name.
-      weight: [N, K]; of "default" and "gaussian" without DoRA the shape alone is looked at.
-      key: of the run; the layer's name is folded in.
-      quantize: how the base is stored, where it is quantized: needed by "loftq", and by "pissa" for a QArray.
+      config: The ranks, the scales and `init`.
+      layer: The name of the layer.
+      weight: The weight [N, K]. "default" and "gaussian" without DoRA use its shape only.
+      key: The random key of the run. The layer's name is folded into it.
+      quantize: Quantizes the base. "loftq" needs it, and so does "pissa" for a QArray.
 
     Raises:
-      ConfigError: "pissa" of a QArray, or "loftq", without `quantize`; "loftq" of a weight that is quantized already;
-        a rank that the weight does not have.
+      ConfigError: `quantize` is missing; "loftq" is asked for with a weight that is already quantized; or the rank is
+        larger than a side of the weight.
     """
     n, k = weight.shape
     rank, scale = config.rank_of(layer), config.scale_of(layer)
@@ -90,7 +92,7 @@ def initial_weights(
         return InitialWeights(_with_magnitude(config, update, weight), None)
     assert not isinstance(weight, jax.ShapeDtypeStruct), f"{config.init} starts from the weight itself"
     if rank > min(n, k):
-        raise ConfigError(f"LoRA init={config.init!r}: rank {rank} of {layer} is more than its {n} x {k} weight has")
+        raise ConfigError(f"LoRA init={config.init!r}: rank {rank} of {layer} is more than its {n} x {k} weight allows")
     if config.init == "pissa":
         return _pissa(config, layer, weight, key, quantize, rank, scale)
     return _loftq(config, layer, weight, key, quantize, rank, scale)
@@ -101,8 +103,8 @@ def _pissa(
 ) -> InitialWeights:
     if isinstance(weight, QArray) and quantize is None:
         raise ConfigError(
-            f"LoRA init='pissa': {layer} is quantized, and what PiSSA leaves of it must be quantized anew; start from "
-            "a plain model, or take init='default'"
+            f"LoRA init='pissa': {layer} is quantized, and what PiSSA leaves of it must be quantized again; start from "
+            "a plain model, or use init='default'"
         )
     w = dequantize(weight) if isinstance(weight, QArray) else weight.astype(jnp.float32)
     update = largest_factors(w, rank, scale, key)
@@ -118,11 +120,11 @@ def _loftq(
 ) -> InitialWeights:
     if isinstance(weight, QArray):
         raise ConfigError(
-            f"LoRA init='loftq': {layer} is quantized already, and LoftQ makes up for what quantizing loses; start "
+            f"LoRA init='loftq': {layer} is quantized already, and LoftQ compensates the error of quantizing; start "
             "from the plain model"
         )
     if quantize is None:
-        raise ConfigError(f"LoRA init='loftq': {layer} is not to be quantized; take init='pissa' or 'default'")
+        raise ConfigError(f"LoRA init='loftq': {layer} is not to be quantized; use init='pissa' or 'default'")
     w = weight.astype(jnp.float32)
     best: tuple[float, LoraWeights, QArray] | None = None
     update = None
@@ -146,7 +148,7 @@ def _quantized(quantize: Quantize | None, w: jax.Array) -> QArray:
 def _with_magnitude(
     config: LoraConfig, update: LoraWeights, base: Matrix | jax.ShapeDtypeStruct, scale: float = 0.0
 ) -> LoraWeights:
-    """With DoRA's magnitudes, the norms of the rows as they are now: the output is that of base and update."""
+    """Adds DoRA's magnitudes. They start as the norms of the rows, so that the output is that of base and update."""
     if not config.use_dora:
         return update
     assert not isinstance(base, jax.ShapeDtypeStruct), "DoRA starts from the norms of the weight's rows"
@@ -157,9 +159,10 @@ def _with_magnitude(
 
 
 def largest_factors(w: Float[Array, "N K"], rank: int, scale: float, key: jax.Array) -> LoraWeights:
-    """A and B with scale * B A = the best approximation of `w` of this rank, the singular values shared evenly.
+    """Returns A and B such that scale * B A is the best approximation of `w` of this rank.
 
-    Exact where a side is at most 1024; else by the randomized method with power iterations (Halko et al., 0909.4061).
+    A and B each have the square roots of the singular values. The factors are exact if a side has at most 1024
+    elements, and otherwise come from a randomized SVD with power iterations (Halko et al., arXiv 0909.4061).
     """
     with jax.default_matmul_precision("highest"):
         if min(w.shape) <= _EXACT_SIZE:
@@ -171,8 +174,10 @@ def largest_factors(w: Float[Array, "N K"], rank: int, scale: float, key: jax.Ar
 
 
 @partial(jax.jit, static_argnums=1)
-def _randomized_svd(w: jax.Array, rank: int, key: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """(U, S, V^T) of the largest singular values of [N, K]."""
+def _randomized_svd(
+    w: Float[Array, "N K"], rank: int, key: jax.Array
+) -> tuple[Float[Array, "N r"], Float[Array, " r"], Float[Array, "r K"]]:
+    """Returns U, S and V^T for the largest singular values: at least `rank` of them, unless a side is smaller."""
     n, k = w.shape
     width = min(rank + _OVERSAMPLING, n, k)
 

@@ -1,4 +1,4 @@
-"""AdaptedModel: an abstract model with an adapter in it, whose leaves are the base's and then the adapter's."""
+"""AdaptedModel: an abstract model with one adapter. Its leaves are those of the base, then those of the adapter."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import numpy as np
 from ryzjax.lora.adapter import Adapter, LoraWeights, check_adapter
 from ryzjax.lora.linear import attach
 from ryzjax.lora.norms import row_norms
+from ryzjax.models.abstract import AbstractModel
 from ryzjax.models.decoder import Decoder
-from ryzjax.models.registry import AbstractModel
 from ryzjax.models.weight_spec import WeightSpec
 from ryzjax.qarray import LEAVES, QArray
 
@@ -22,16 +22,16 @@ __all__ = ["AdaptedModel", "adapted", "weight_of"]
 
 @dataclass(frozen=True, kw_only=True)
 class AdaptedModel(AbstractModel):
-    """A model that runs with one adapter, wherever an AbstractModel does.
+    """A model with one adapter, which can be used wherever an AbstractModel can.
 
     Attributes:
-      scales: layer -> its update's scale.
+      scales: Layer name -> factor of its update.
     """
 
     scales: Mapping[str, float]
 
     def merge(self, leaves: tuple[jax.Array, ...]) -> Decoder:
-        """The model over `leaves`, its adapted layers with their updates beside them."""
+        """Returns the model over `leaves`, with its adapted layers."""
         base = len(jax.tree.leaves(self.state))
         decoder = super().merge(leaves[:base])
         extra = dict(zip(list(self.weights)[base:], leaves[base:], strict=True))
@@ -49,14 +49,19 @@ class AdaptedModel(AbstractModel):
 def adapted(
     model: AbstractModel, leaves: tuple[jax.Array, ...], adapter: Adapter, *, name: str
 ) -> tuple[AdaptedModel, tuple[jax.Array, ...]]:
-    """A model and its weights with an adapter beside them; the base's arrays are shared, not copied.
+    """Adds an adapter to a model and its weights. The base's arrays are shared, not copied.
 
     Args:
-      model, leaves: of the base; its linear layers may be quantized.
-      name: of the adapter, for messages.
+      model: The abstract base model. Its linear layers may be quantized.
+      leaves: The weights of the base, in the order of `model.weights`.
+      adapter: The adapter.
+      name: The name of the adapter in error messages.
+
+    Returns:
+      The adapted model and its leaves.
 
     Raises:
-      ConfigError: the adapter does not fit the model.
+      ConfigError: The adapter does not fit the model.
     """
     check_adapter(adapter, model.linears, name=name)
     base = dict(zip(model.weights, leaves, strict=True))
@@ -87,7 +92,7 @@ def adapted(
 
 
 def weight_of(model: AbstractModel, weights: Mapping[str, jax.Array], layer: str) -> jax.Array | QArray:
-    """A linear layer's matrix [N, K] among a model's weights by name."""
+    """Returns the matrix [N, K] of a linear layer, given a model's weights by name."""
     format = model.quantization.get(layer)
     if format is None:
         return weights[f"{layer}.weight"]

@@ -1,4 +1,4 @@
-"""row_norms: the length of each row of a weight, plain or quantized; what DoRA's magnitudes begin as."""
+"""row_norms: the norm of each row of a plain or quantized weight. DoRA's magnitudes start from it."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from ryzjax.qarray import QArray, dequantize, take_columns
 __all__ = ["row_norms"]
 
 _PANEL_ELEMENTS = 2**22
-"""Weights dequantized at a time."""
+"""The number of weights that are dequantized at a time."""
 
 
 @jax.jit
 def row_norms(weight: jax.Array | QArray) -> Float[Array, " N"]:
-    """|W| of each row, in float32.
+    """Returns the norm of each row, in float32.
 
     Args:
-      weight: [N, K]; a quantized one is dequantized a panel of columns at a time.
+      weight: The weight [N, K]. A quantized weight is dequantized one panel of columns at a time.
     """
     if not isinstance(weight, QArray):
         return jnp.sqrt(_squares(weight))

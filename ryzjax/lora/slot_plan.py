@@ -1,4 +1,4 @@
-"""SlotPlan: which layers of a model adapters in slots may update, their arrays, and an adapter packed for a slot."""
+"""SlotPlan: the layers of a model that adapters in slots can update, the slots' arrays, and how to fill a slot."""
 
 from __future__ import annotations
 
@@ -18,17 +18,19 @@ from ryzjax.layers.quantized import QuantizedWeight
 from ryzjax.lora.adapter import Adapter, check_adapter
 from ryzjax.lora.linear import module_at
 from ryzjax.lora.slots import BlockSlots, SlotLayer, slot_parts
-from ryzjax.models.registry import AbstractModel
+from ryzjax.models.abstract import AbstractModel
+from ryzjax.models.weight_names import split_layer
 
 __all__ = ["PackedAdapter", "SlotPlan"]
 
 
 class PackedAdapter(NamedTuple):
-    """An adapter as `write_slot` takes it, on the host.
+    """An adapter on the host, in the form that `write_slot` reads.
 
     Attributes:
-      values: of each block, A [r, K] and B [N, r] of its layers one after the other; zeros where it has none.
-      scales: of each block, float32 [layers].
+      values: For each block, a flat array of A [r, K] and B [N, r] of each of its layers in order. Both are zero for a
+        layer that is not adapted.
+      scales: For each block, the factors of the updates, float32 [layers].
     """
 
     values: tuple[np.ndarray, ...]
@@ -36,18 +38,18 @@ class PackedAdapter(NamedTuple):
 
     @property
     def nbytes(self) -> int:
-        """Bytes on the host."""
+        """The size on the host in bytes."""
         return sum(array.nbytes for array in (*self.values, *self.scales))
 
 
 @dataclass(frozen=True, eq=False)
 class SlotPlan:
-    """The slots of a model. Each plain linear layer of its blocks can be updated; routers, experts and the head cannot.
+    """The slots of a model. Adapters can update plain linear layers of blocks, but not routers, experts or the head.
 
     Args:
-      model: whose layers.
-      slots: adapters that the device holds at once.
-      rank: the largest r; smaller ones are padded with zeros.
+      model: The abstract model.
+      slots: The number of adapters that the device holds at once.
+      rank: The largest rank. Adapters of smaller rank are padded with zeros.
     """
 
     model: AbstractModel
@@ -56,47 +58,46 @@ class SlotPlan:
 
     @cached_property
     def blocks(self) -> tuple[tuple[SlotLayer, ...], ...]:
-        """The layers of each block."""
+        """The layers of each block that adapters can update."""
         decoder = nnx.merge(self.model.graphdef, self.model.state)
         blocks: list[list[SlotLayer]] = [[] for _ in range(self.model.config.num_layers)]
         for name, shape in self.model.linears.items():
-            prefix, _, rest = name.partition(".")
-            if prefix != "layers" or len(shape) != 2 or name.endswith(".router"):
+            number, path = split_layer(name)
+            if number is None or len(shape) != 2 or name.endswith(".router"):
                 continue
-            number, _, path = rest.partition(".")
             owner, attribute = module_at(decoder, name)
             axes, units = _split_of(getattr(owner, attribute))
-            blocks[int(number)].append(SlotLayer(name=name, path=path, shape=shape, axes=axes, units=units))
+            blocks[number].append(SlotLayer(name=name, path=path, shape=shape, axes=axes, units=units))
         return tuple(map(tuple, blocks))
 
     @cached_property
     def shapes(self) -> tuple[BlockSlots, ...]:
-        """Shape, dtype and sharding of the arrays."""
+        """The shapes, dtypes and shardings of the slots of each block."""
         return tuple(self._block_shapes(block) for block in self.blocks)
 
     @cached_property
     def kind_of(self) -> tuple[int, ...]:
-        """For each block the first one whose arrays are like its own: they share a compiled `write_slot`."""
+        """For each block, the first block with arrays of the same kind. They share a compiled `write_slot`."""
         kinds = [tuple(layer.kind for layer in layers) for layers in self.blocks]
         return tuple(kinds.index(kind) for kind in kinds)
 
     @property
     def kinds(self) -> tuple[int, ...]:
-        """The blocks that are the first of their kind."""
+        """The indices of the blocks that are the first of their kind."""
         return tuple(dict.fromkeys(self.kind_of))
 
     @property
     def device_bytes(self) -> int:
-        """Bytes of the arrays on one device."""
+        """The size of all slots on one device, in bytes."""
         leaves = jax.tree.leaves(self.shapes)
         return sum(int(np.prod(s.sharding.shard_shape(s.shape))) * s.dtype.itemsize for s in leaves)
 
     def empty(self) -> tuple[BlockSlots, ...]:
-        """The arrays, of zeros."""
+        """Returns the slots of each block, filled with zeros."""
         return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype, device=s.sharding), self.shapes)
 
     def packed_shapes(self, block: int) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
-        """Of a block's `PackedAdapter.values` and `scales`."""
+        """Returns the shapes of a block's `PackedAdapter.values` and `PackedAdapter.scales`."""
         size = sum(self.rank * sum(layer.shape) for layer in self.blocks[block])
         replicated = self.model.placement.replicated
         return (
@@ -105,14 +106,15 @@ class SlotPlan:
         )
 
     def pack(self, adapter: Adapter, name: str) -> PackedAdapter:
-        """An adapter in the model's dtype, padded to the rank.
+        """Packs an adapter in the model's dtype, padded to the rank.
 
         Args:
-          name: of the adapter, for messages.
+          adapter: The adapter.
+          name: The name of the adapter in error messages.
 
         Raises:
-          ConfigError: it was made for another model, adapts layers that cannot be served, has a larger rank, is a DoRA,
-            or holds numbers that are not finite.
+          ConfigError: The adapter was made for another model, adapts layers that cannot be served, has a larger rank,
+            is a DoRA, or has numbers that are not finite.
         """
         self._check(adapter, name)
         dtype = jnp.dtype(self.model.config.dtype)
@@ -180,7 +182,7 @@ class SlotPlan:
 
 
 def _split_of(linear: Linear) -> tuple[tuple[str | None, str | None], tuple[int, int]]:
-    """Logical axes and indivisible runs of a layer's weight."""
+    """Returns the logical axes and the indivisible runs of a layer's weight."""
     weight = linear.weight
     if isinstance(weight, QuantizedWeight):
         row_axis, column_axis = weight.axes

@@ -1,10 +1,15 @@
-"""Many adapters in one batch: their matrices side by side, each token taking those of its own adapter's slot.
+"""Many adapters in one batch. Each adapter has a slot, and each token uses the matrices of its own adapter's slot.
 
-A layer holds the A of all slots as one matrix [slots * r, K] and the B of all as [N, slots * r], so that a step runs
-two plain products a layer, whatever adapters its tokens belong to: the first together with the layer's own product,
-then what a token computed with the A of other slots is set to zero, then the second. The cost is that of slots * r more
-columns. Beside gathering matrices for each token (Punica, arXiv 2310.18547) and products by group of sorted tokens it
-was the fastest on a CPU for 1 to 16 slots of rank 8, at 1 to 512 tokens; and a row's result depends on the row alone.
+A layer holds the A of all slots as one matrix [slots * r, K], and the B of all slots as one matrix [N, slots * r]. A
+step then needs two plain products for each layer, whichever adapters its tokens use:
+
+1. The product with A runs together with the layer's own product.
+2. For each token, the results that belong to other slots are set to zero.
+3. The product with B follows.
+
+This costs as much as slots * r more columns. It was measured against gathering matrices for each token (Punica, arXiv
+2310.18547) and against grouped products over sorted tokens. On a CPU it was the fastest for 1 to 16 slots of rank 8
+and 1 to 512 tokens. The result of a row depends on that row only.
 """
 
 from __future__ import annotations
@@ -18,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax import lax
+from jaxtyping import Array, Float, Int
 
 from ryzjax.bits import from_bits, storage_dtype, to_bits
 from ryzjax.layers.linear import Linear, LinearLike, project_weights
@@ -35,9 +41,9 @@ class BlockSlots(NamedTuple):
     """The slots of one block.
 
     Attributes:
-      a: [slots * r, K] of each layer, in the order of the plan's layers.
-      b: [N, slots * r] of each layer.
-      scales: float32 [slots, layers].
+      a: A of all slots, [slots * r, K], for each layer in the order of the plan.
+      b: B of all slots, [N, slots * r], for each layer.
+      scales: The factors of the updates, float32 [slots, layers].
     """
 
     a: tuple[jax.Array, ...]
@@ -47,13 +53,13 @@ class BlockSlots(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class SlotLayer:
-    """A layer that adapters may update.
+    """A layer that adapters can update.
 
     Attributes:
-      name: in the model ("layers.0.attention.q").
-      path: in its block ("attention.q").
-      shape: [N, K] of its weight.
-      axes, units: of its weight.
+      name: The name in the model ("layers.0.attention.q").
+      path: The name in the block ("attention.q").
+      shape: The shape of the weight, [N, K].
+      axes, units: The logical axes and the indivisible runs of the weight.
     """
 
     name: str
@@ -64,22 +70,22 @@ class SlotLayer:
 
     @property
     def kind(self) -> tuple[object, ...]:
-        """What layers whose arrays are alike share."""
+        """A key that is equal for layers whose arrays have the same shapes and shardings."""
         return self.path, self.shape, self.axes, self.units
 
 
 class SlottedLinear(LinearLike):
-    """y = W x + scale * B A x + bias in a linear layer's place, with A, B and scale of each token's slot.
+    """A linear layer with the update of each token's slot: y = W x + scale * B A x + bias.
 
-    As `lora.linear.low_rank_update`: A x is rounded to the dtype of x, the scale multiplies in float32.
+    As in `lora.linear.low_rank_update`, A x is rounded to the dtype of x, and the scale multiplies in float32.
 
     Args:
-      base: the layer.
-      layer: of the plan.
-      rank: r of a slot.
-      a, b: of all slots.
-      scale: of each token, float32 [T, 1].
-      slots: of each token, int32 [T]; -1 for the layer alone.
+      base: The linear layer.
+      layer: Its entry in the plan.
+      rank: The rank of a slot.
+      a, b: The matrices of all slots, [slots * r, K] and [N, slots * r].
+      scale: The factor for each token, float32 [T, 1].
+      slots: The slot of each token, int32 [T]; -1 for a token without an adapter.
     """
 
     def __init__(
@@ -88,10 +94,10 @@ class SlottedLinear(LinearLike):
         layer: SlotLayer,
         *,
         rank: int,
-        a: jax.Array,
-        b: jax.Array,
-        scale: jax.Array,
-        slots: jax.Array,
+        a: Float[Array, "slot_ranks K"],
+        b: Float[Array, "N slot_ranks"],
+        scale: Float[Array, "T 1"],
+        slots: Int[Array, " T"],
     ):
         self.placement = base.placement
         self.base = base
@@ -102,11 +108,11 @@ class SlottedLinear(LinearLike):
         self.slots = nnx.Variable(slots)
 
     def matrices(self) -> tuple[Weight | QuantizedWeight, ...]:
-        """The layer's own, and A of all slots."""
+        """Returns the layer's own matrices, and A of all slots."""
         return (*self.base.matrices(), self.a)
 
-    def finish(self, products: Sequence[jax.Array]) -> jax.Array:
-        """Adds each token's update. A token without one gets exactly zero more, whatever the slots hold."""
+    def finish(self, products: Sequence[Float[Array, "T _"]]) -> Float[Array, "T N"]:
+        """Adds each token's update. For a token without an adapter the update is exactly zero."""
         *own, inner = products
         slot_of_column = jnp.arange(inner.shape[1]) // self.rank
         inner = jnp.where(self.slots[...][:, None] == slot_of_column, inner, 0.0).astype(self.b[...].dtype)
@@ -118,17 +124,18 @@ def attach_slots(
     decoder: Decoder,
     blocks: Sequence[Sequence[SlotLayer]],
     slots: Sequence[BlockSlots],
-    token_slots: jax.Array,
+    token_slots: Int[Array, " T"],
     *,
     rank: int,
 ) -> None:
-    """Puts a SlottedLinear in the place of layers; inside jit, on a model merged there.
+    """Replaces the planned layers by SlottedLinears. Call it inside jit, on a model that was merged there.
 
     Args:
-      blocks: the layers of each block.
-      slots: the arrays of each block.
-      token_slots: int32 [T], -1 for tokens without an adapter.
-      rank: r of a slot.
+      decoder: The model.
+      blocks: The layers of each block (`SlotPlan.blocks`).
+      slots: The slots of each block.
+      token_slots: The slot of each token, int32 [T]; -1 for a token without an adapter.
+      rank: The rank of a slot.
     """
     for number, (layers, arrays) in enumerate(zip(blocks, slots, strict=True)):
         scales = arrays.scales[jnp.maximum(token_slots, 0)]
@@ -149,7 +156,15 @@ def attach_slots(
 def write_slot(
     block: BlockSlots, values: jax.Array, scales: jax.Array, slot: jax.Array, *, layers: Sequence[SlotLayer], rank: int
 ) -> BlockSlots:
-    """A block's arrays (donated by the caller) with one slot replaced by a block of a `PackedAdapter`."""
+    """Writes one block of a `PackedAdapter` into a slot, and returns the block's slots.
+
+    Args:
+      block: The slots of the block, which the caller donates.
+      values, scales: The block's arrays of the `PackedAdapter`.
+      slot: The index of the slot, an int32 scalar.
+      layers: The layers of the block (`SlotPlan.blocks`).
+      rank: The rank of a slot.
+    """
     a_out: list[jax.Array] = []
     b_out: list[jax.Array] = []
     at = 0
@@ -164,14 +179,14 @@ def write_slot(
 
 
 def _updated(array: jax.Array, part: jax.Array, start: tuple[jax.Array | int, ...]) -> jax.Array:
-    """dynamic_update_slice, of bits where values are bfloat16: see `ryzjax.bits`."""
+    """Applies dynamic_update_slice. bfloat16 values are updated as their bits, for the reason in `ryzjax.bits`."""
     stored = storage_dtype(array.dtype)
     bits = lax.dynamic_update_slice(to_bits(array, stored), to_bits(part, stored), start)
     return from_bits(bits).astype(array.dtype)
 
 
 def slot_parts(flat: Values, at: int, layer: SlotLayer, rank: int) -> tuple[Values, Values]:
-    """(A [r, K], B [N, r]) of a layer whose values begin at `at`; views where `flat` is an array of numpy's."""
+    """Returns A [r, K] and B [N, r] of a layer whose values start at `at`, as views if `flat` is a numpy array."""
     n, k = layer.shape
     middle, end = at + rank * k, at + rank * (k + n)
     return flat[at:middle].reshape(rank, k), flat[middle:end].reshape(n, rank)

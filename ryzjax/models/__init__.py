@@ -1,1 +1,1 @@
-"""Model families: one file each, over shared layers."""
+"""The model families, one file each, built from shared layers."""

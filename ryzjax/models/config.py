@@ -1,6 +1,7 @@
-"""ModelConfig: the shape and the maths that all families share, in our words. Vendors' spellings live in `checkpoint/`.
+"""ModelConfig: the config fields that all model families share.
 
-A family adds its own fields in its own file: `class Gemma2Config(ModelConfig)`.
+The fields have RyzJAX's names. The names that vendors use are known to `ryzjax.checkpoint` only. A family adds its own
+fields in its own file, as in `class Gemma2Config(ModelConfig)`.
 """
 
 from __future__ import annotations
@@ -13,15 +14,21 @@ __all__ = ["ModelConfig"]
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """Shape and maths of a decoder. Every field changes the output or a shape.
+    """The shape and the maths of a decoder. Each field changes the output or a shape.
 
     Attributes:
-      dtype: "float32" or "bfloat16": of weights, activations and KV cache.
-      intermediate_size: inner dimension of the MLP, of one expert in a mixture.
-      num_heads, num_kv_heads: query heads, and the key/value heads they share (GQA).
-      max_position: longest context the checkpoint was made for, in tokens.
-      tie_embeddings: the head is the embedding table.
-      eos_token_ids: tokens that end a sequence (generation_config wins over config).
+      dtype: The dtype of weights, activations and KV cache.
+      vocab_size: The number of token ids, V.
+      hidden_size: The size of a hidden state, E.
+      intermediate_size: The inner dimension of the MLP, F. Families with experts say whether it is that of one expert.
+      num_layers: The number of layers, L.
+      num_heads, num_kv_heads: The number of query heads, and of the KV heads that they share (GQA).
+      head_dim: The size of a head, D.
+      rms_norm_eps: The epsilon of all RMSNorms.
+      max_position: The longest context that the checkpoint was made for, in tokens.
+      tie_embeddings: Whether the embedding table is also the head.
+      bos_token_id: The token id that starts a sequence; None for none.
+      eos_token_ids: The token ids that end a sequence. generation_config.json takes precedence over config.json.
     """
 
     dtype: Literal["float32", "bfloat16"]

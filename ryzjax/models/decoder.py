@@ -1,4 +1,4 @@
-"""Decoder: what every family is: an embedding, blocks, a norm and a head. A family says what its blocks are."""
+"""Decoder: the base class of all model families. It has an embedding, blocks, a final norm and a head."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Generic, TypeVar
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Float, Int
 
 from ryzjax.batch import KVCache, TokenBatch
 from ryzjax.errors import ConfigError
@@ -34,19 +35,22 @@ Config = TypeVar("Config", bound=ModelConfig)
 
 
 class Decoder(nnx.Module, Generic[Config]):
-    """A decoder. `forward` gives hidden states, `logits` the head, so only the rows that need it pay.
+    """A decoder-only transformer. A family subclasses it and builds its blocks in `block`.
+
+    `forward` returns hidden states. `logits` applies the head, so that the caller computes it only for the tokens that
+    need logits.
 
     Args:
-      config: shape and maths, of the family's own class.
-      placement: where weights and activations live.
+      config: The config, of the family's own class.
+      placement: The devices of weights and activations.
     """
 
     embedding_scale: float | None = None
-    """Multiplies the embeddings (Gemma); rounded to the model's dtype first, as the reference does."""
+    """The factor of the embeddings (Gemma). It is rounded to the model's dtype first, as the reference does."""
     logit_softcap: float | None = None
-    """Bound of the logits, by tanh (Gemma 2)."""
+    """The bound of the logits, applied by tanh (Gemma 2)."""
     norm_offset: float = 0.0
-    """Of all norms: 1.0 where weights are stored as their distance from one (Gemma)."""
+    """The number that all norms add to their weights: 1.0 if weights are stored as their distance from one (Gemma)."""
 
     def __init__(self, config: Config, placement: Placement):
         self.config = config
@@ -70,15 +74,15 @@ class Decoder(nnx.Module, Generic[Config]):
 
     @property
     def ropes(self) -> tuple[Rope, ...]:
-        """The different ropes of the layers, in the order they come."""
+        """The distinct rotary embeddings of the layers, in the order of their first layers."""
         return tuple(dict.fromkeys(rope for layer in self.layers if (rope := layer.attention.rope) is not None))
 
     @abstractmethod
     def block(self, layer: int) -> Block:
-        """Builds block `layer`, an index from 0."""
+        """Builds layer `layer`, an index from 0."""
 
     def norm(self) -> RMSNorm:
-        """A norm over the hidden dimension."""
+        """Builds a norm over the hidden dimension."""
         config = self.config
         return RMSNorm(
             config.hidden_size,
@@ -100,7 +104,7 @@ class Decoder(nnx.Module, Generic[Config]):
         sinks: bool = False,
         qk_norm: QKNorm | None = None,
     ) -> Attention:
-        """Attention of the config's shape; the arguments as in Attention, a scale of None is head_dim^-0.5."""
+        """Builds attention of the config's shape. Arguments are those of `Attention`; `scale` defaults to D^-0.5."""
         config = self.config
         return Attention(
             hidden_size=config.hidden_size,
@@ -122,7 +126,7 @@ class Decoder(nnx.Module, Generic[Config]):
         )
 
     def gated_mlp(self, activation: Activation, *, bias: bool = False) -> GatedMLP:
-        """A gated MLP of the config's shape."""
+        """Builds a gated MLP of the config's shape."""
         return GatedMLP(
             hidden_size=self.config.hidden_size,
             intermediate_size=self.config.intermediate_size,
@@ -135,7 +139,7 @@ class Decoder(nnx.Module, Generic[Config]):
     def moe(
         self, *, expert_size: int, num_experts: int, top_k: int, routing: Routing, glu: Gate, bias: bool = False
     ) -> MoE:
-        """A mixture of experts; `bias` is of the router and of the experts, the rest as in MoE."""
+        """Builds a mixture of experts. `bias` is for router and experts; the other arguments are those of `MoE`."""
         return MoE(
             hidden_size=self.config.hidden_size,
             expert_size=expert_size,
@@ -150,15 +154,15 @@ class Decoder(nnx.Module, Generic[Config]):
         )
 
     def forward(self, batch: TokenBatch, cache: KVCache, *, max_query_len: int) -> tuple[jax.Array, KVCache]:
-        """One step over the paged cache.
+        """Runs all layers over the tokens of one step, with the paged KV cache.
 
         Args:
-          batch: T tokens of R rows.
-          cache: donated by the caller; comes back with this step's keys and values.
-          max_query_len: 1 promises that every row decodes.
+          batch: The T tokens of R rows.
+          cache: The KV cache, which the caller donates.
+          max_query_len: The largest number of tokens of a row. With 1, every row must be decoding.
 
         Returns:
-          Hidden states [T, E] before the final norm, and the cache.
+          The hidden states [T, E] before the final norm, and the cache with the keys and values of this step.
         """
         x = self.embed_tokens(batch.token_ids)
         tables = self.rope_tables(batch.positions, batch.rope_lengths)
@@ -168,20 +172,27 @@ class Decoder(nnx.Module, Generic[Config]):
             x, cache = _run_block(graphdef, weights, x, rope, cache, jnp.int32(i), batch, max_query_len)
         return x, cache
 
-    def rope_tables(self, positions: jax.Array, lengths: jax.Array) -> dict[Rope, tuple[jax.Array, jax.Array]]:
-        """cos and sin of T tokens for each rope of the layers; the arguments as of `Rope.cos_sin`."""
+    def rope_tables(
+        self, positions: Int[Array, " T"], lengths: Int[Array, " T"]
+    ) -> dict[Rope, tuple[Float[Array, "T half"], Float[Array, "T half"]]]:
+        """Returns cos and sin for each rotary embedding of the layers.
+
+        Args:
+          positions: The position of each token.
+          lengths: The length of each token's sequence, by which `LongRope` chooses its rotations.
+        """
         return {rope: rope.cos_sin(positions, lengths) for rope in self.ropes}
 
-    def embed_tokens(self, token_ids: jax.Array) -> jax.Array:
-        """[T] -> [T, E], what the first block is given."""
+    def embed_tokens(self, token_ids: Int[Array, " T"]) -> Float[Array, "T E"]:
+        """Returns the input of the first layer: the scaled embeddings."""
         with jax.named_scope("embed"):
             x = self.embed(token_ids)
             if self.embedding_scale is not None:
                 x = x * jnp.asarray(self.embedding_scale, x.dtype)
             return self.placement.constrain(x, "tokens", None)
 
-    def logits(self, hidden: jax.Array) -> jax.Array:
-        """[S, E] of `forward` -> float32 logits [S, V]."""
+    def logits(self, hidden: Float[Array, "S E"]) -> Float[Array, "S V"]:
+        """Returns the float32 logits of hidden states from `forward`."""
         with jax.named_scope("head"):
             normed = self.final_norm(hidden)
             logits = self.embed.logits(normed) if self.lm_head is None else self.lm_head(normed)
@@ -189,7 +200,7 @@ class Decoder(nnx.Module, Generic[Config]):
 
 
 class Embedding(nnx.Module):
-    """The token embedding table, weight [V, E]; the head too, where it is tied."""
+    """The token embedding table, with a weight [V, E]. It is also the head if the two are tied."""
 
     def __init__(self, vocab_size: int, hidden_size: int, dtype: jnp.dtype, placement: Placement):
         self.placement = placement
@@ -197,23 +208,23 @@ class Embedding(nnx.Module):
         self.weight: Weight | QuantizedWeight = Weight((vocab_size, hidden_size), dtype, ("vocab", "embed"))
 
     def quantize(self, name: str, format: QFormat) -> None:
-        """Replaces the table by an empty quantized one, with scales of its rows; `name` is for messages."""
+        """Replaces the table by an empty quantized one with scales for each row. `name` is for error messages."""
         assert isinstance(self.weight, Weight), f"{name} is quantized already"
         if format.kind != "int8" or format.rows != 1 or format.has_zeros or format.has_order:
-            raise ConfigError(f"{name!r} cannot be {format}; expected int8 with a scale a row and group")
+            raise ConfigError(f"{name!r} cannot be {format}; expected int8 with a scale for each row and group")
         metadata = self.weight.get_metadata()
         self.weight = QuantizedWeight(
             name, format, self.weight.shape, metadata["axes"], metadata["units"], self.placement
         )
 
-    def __call__(self, token_ids: jax.Array) -> jax.Array:
-        """[T] -> [T, E]."""
+    def __call__(self, token_ids: Int[Array, " T"]) -> Float[Array, "T E"]:
+        """Returns the embeddings of token ids."""
         if isinstance(self.weight, Weight):
             return embed(token_ids, self.weight[...])
         return embed_quantized(token_ids, self.weight.array(), self.dtype)
 
-    def logits(self, hidden: jax.Array) -> jax.Array:
-        """[S, E] -> float32 [S, V]: the table as the head."""
+    def logits(self, hidden: Float[Array, "S E"]) -> Float[Array, "S V"]:
+        """Returns float32 logits, with the table as the head."""
         return project_weights(hidden, (self.weight,), self.placement)[0]
 
 
@@ -228,9 +239,10 @@ def _run_block(
     batch: TokenBatch,
     max_query_len: int,
 ) -> tuple[jax.Array, KVCache]:
-    """One block, traced and lowered once for all layers of its kind: they differ in weights and in `layer` only.
+    """Runs one block. All layers of a kind share one trace, because they differ only in their weights and in `layer`.
 
-    XLA inlines the calls, so the layers are as unrolled as if they were traced one by one; start-up is not.
+    XLA inlines the calls, so the compiled layers are as unrolled as if each had been traced. Tracing and lowering are
+    not repeated for each layer.
     """
     x, written = nnx.merge(graphdef, weights)(x, rope, cache, layer, batch, max_query_len=max_query_len)
     assert written is not None

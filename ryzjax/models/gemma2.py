@@ -1,7 +1,8 @@
 """Gemma 2 (Gemma Team, arXiv 2408.00118).
 
-Norms on both sides of attention and MLP, all stored as distance from one; scores and logits bounded by tanh;
-sliding and full attention take turns; GeGLU; scaled embeddings, which are the head too.
+Norms come before and after the attention and the MLP, and their weights are stored as the distance from one. Attention
+scores and logits are bounded by tanh. Layers alternate between sliding and full attention. The MLP is a GeGLU. The
+embeddings are scaled, and their table is also the head.
 """
 
 from __future__ import annotations
@@ -20,16 +21,16 @@ __all__ = ["Gemma2", "Gemma2Config"]
 
 @dataclass(frozen=True, kw_only=True)
 class Gemma2Config(ModelConfig):
-    """A Gemma 2.
+    """The config of Gemma 2.
 
     Attributes:
-      rope: rotary embedding of every layer.
-      windows: tokens a query of each layer sees, itself included; None for all.
-      query_scale: multiplies the scores: query_pre_attn_scalar^-0.5.
-      attention_softcap: bound of the scores; None for none.
-      logit_softcap: bound of the logits; None for none.
-      activation: of the MLP.
-      attention_bias: biases of the attention's projections.
+      rope: The rotary embedding of all layers.
+      windows: For each layer, the tokens that a query attends to, counting itself; None for all.
+      query_scale: The factor of the attention scores, query_pre_attn_scalar^-0.5.
+      attention_softcap: The bound of the attention scores; None for no bound.
+      logit_softcap: The bound of the logits; None for no bound.
+      activation: The activation function of the MLP.
+      attention_bias: Whether the projections of the attention have biases.
     """
 
     rope: Rope
@@ -42,7 +43,7 @@ class Gemma2Config(ModelConfig):
 
 
 class Gemma2(Decoder[Gemma2Config]):
-    """See the module's docstring."""
+    """The decoder of Gemma 2."""
 
     norm_offset = 1.0
 
@@ -52,7 +53,7 @@ class Gemma2(Decoder[Gemma2Config]):
         self.logit_softcap = config.logit_softcap
 
     def block(self, layer: int) -> Block:
-        """See `Decoder`."""
+        """Builds layer `layer`."""
         config = self.config
         return Block(
             attention_norm=self.norm(),

@@ -1,7 +1,7 @@
-"""Gemma 3's language model (Gemma Team, arXiv 2503.19786).
+"""The language model of Gemma 3 (Gemma Team, arXiv 2503.19786).
 
-Gemma 2 with a norm on each query and key head instead of bounded scores, five sliding layers to a full one, and a
-RoPE base for each of the two kinds.
+It differs from Gemma 2 in three ways. Each query and key head has a norm, instead of bounded scores. Five layers with
+sliding attention come before each layer with full attention. The two kinds of layers have different RoPE bases.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ __all__ = ["Gemma3", "Gemma3Config"]
 
 @dataclass(frozen=True, kw_only=True)
 class Gemma3Config(ModelConfig):
-    """A Gemma 3 (text).
+    """The config of Gemma 3 (text).
 
     Attributes:
-      ropes: rotary embedding of each layer: one for the sliding ones, one for the full ones.
-      windows: tokens a query of each layer sees, itself included; None for all.
-      query_scale: multiplies the scores: query_pre_attn_scalar^-0.5.
-      logit_softcap: bound of the logits; None for none.
-      activation: of the MLP.
-      attention_bias: biases of the attention's projections.
+      ropes: The rotary embedding of each layer. Sliding layers share one, and full layers share another.
+      windows: For each layer, the tokens that a query attends to, counting itself; None for all.
+      query_scale: The factor of the attention scores, query_pre_attn_scalar^-0.5.
+      logit_softcap: The bound of the logits; None for no bound.
+      activation: The activation function of the MLP.
+      attention_bias: Whether the projections of the attention have biases.
     """
 
     ropes: tuple[Rope, ...]
@@ -40,7 +40,7 @@ class Gemma3Config(ModelConfig):
 
 
 class Gemma3(Decoder[Gemma3Config]):
-    """See the module's docstring."""
+    """The decoder of Gemma 3."""
 
     norm_offset = 1.0
 
@@ -50,7 +50,7 @@ class Gemma3(Decoder[Gemma3Config]):
         self.logit_softcap = config.logit_softcap
 
     def block(self, layer: int) -> Block:
-        """See `Decoder`."""
+        """Builds layer `layer`."""
         config = self.config
         return Block(
             attention_norm=self.norm(),

@@ -1,7 +1,7 @@
 """GPT-OSS (OpenAI, arXiv 2508.10925).
 
-A mixture of experts with biases and a clamped SwiGLU; attention with a learned sink a head; sliding and full
-attention take turns; YaRN.
+The MLP is a mixture of experts with biases and a clamped SwiGLU. Each query head has a learned sink. Layers alternate
+between sliding and full attention. The rotary embedding is scaled by YaRN.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ __all__ = ["GptOss", "GptOssConfig"]
 
 @dataclass(frozen=True, kw_only=True)
 class GptOssConfig(ModelConfig):
-    """A GPT-OSS; `intermediate_size` is of one expert.
+    """The config of GPT-OSS. `intermediate_size` is the inner dimension of one expert.
 
     Attributes:
-      rope: rotary embedding of every layer.
-      windows: tokens a query of each layer sees, itself included; None for all.
-      attention_bias: biases of the attention's projections.
-      num_experts: experts of a layer.
-      top_k: experts a token goes to.
-      swiglu_alpha, swiglu_limit: see `ClampedSwiGLU`.
+      rope: The rotary embedding of all layers.
+      windows: For each layer, the tokens that a query attends to, counting itself; None for all.
+      attention_bias: Whether the projections of the attention have biases.
+      num_experts: The number of experts of a layer.
+      top_k: The number of experts that process a token.
+      swiglu_alpha, swiglu_limit: The parameters of `ClampedSwiGLU`.
     """
 
     rope: Rope
@@ -40,10 +40,10 @@ class GptOssConfig(ModelConfig):
 
 
 class GptOss(Decoder[GptOssConfig]):
-    """See the module's docstring."""
+    """The decoder of GPT-OSS."""
 
     def block(self, layer: int) -> Block:
-        """See `Decoder`."""
+        """Builds layer `layer`."""
         config = self.config
         return Block(
             attention_norm=self.norm(),

@@ -1,4 +1,4 @@
-"""The KV cache of a model: the numbers it is kept in, and the arrays that takes."""
+"""The KV cache of a model: its number format, and the arrays that hold it."""
 
 from __future__ import annotations
 
@@ -26,14 +26,15 @@ _STORED: Mapping[str, jnp.dtype] = {
     "int8": jnp.dtype(jnp.int8),
     "fp8_e4m3": jnp.dtype(jnp.uint8),
 }
-"""What arrays hold: bits where XLA on CPU would turn the whole cache into float32 before it looks at a page."""
+"""The dtype of the arrays. bfloat16 and float8 are stored as their bits, because XLA for CPU would otherwise convert
+the whole cache to float32 before it reads a page."""
 
 
 class KVScales(NamedTuple):
-    """Calibrated scales of an fp8 cache: a number is its float8 value times the scale of its layer and head.
+    """The calibrated scales of an fp8 cache. A number is its float8 value times the scale of its layer and head.
 
     Attributes:
-      k, v: float32 [layers, kv_heads], more than zero.
+      k, v: The scales of keys and values, float32 [L, H], all positive.
     """
 
     k: Float32Array
@@ -42,14 +43,14 @@ class KVScales(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class KVFormat:
-    """How keys and values are kept.
+    """The number format of keys and values.
 
     Attributes:
-      dtype: of the numbers. int8 brings a scale a token and head; fp8_e4m3 needs calibrated ones.
-      scales: of fp8_e4m3, and of nothing else.
+      dtype: The dtype of the numbers. int8 has a scale for each token and head. fp8_e4m3 needs calibrated scales.
+      scales: The scales of fp8_e4m3; None for every other dtype.
 
     Raises:
-      ConfigError: scales without fp8_e4m3, or the other way round.
+      ConfigError: Scales are given without fp8_e4m3, or missing with it.
     """
 
     dtype: KVDtype
@@ -59,15 +60,15 @@ class KVFormat:
         if (self.dtype == "fp8_e4m3") != (self.scales is not None):
             which = "without" if self.scales is None else "with"
             raise ConfigError(
-                f"a KV cache of {self.dtype} {which} calibrated scales; fp8_e4m3 needs them, and nothing else has "
-                "a use for them"
+                f"a KV cache of {self.dtype} {which} calibrated scales; fp8_e4m3 needs them, and no other dtype "
+                "uses them"
             )
 
 
 def kv_cache_shapes(
     config: ModelConfig, placement: Placement, dtype: KVDtype, *, num_pages: int, page_size_tokens: int
 ) -> KVCache:
-    """A cache of `jax.ShapeDtypeStruct`s, with shardings: KV heads are split, all else is whole on every device."""
+    """Returns a cache of `jax.ShapeDtypeStruct`s. KV heads are sharded; the other dimensions are not split."""
     tokens = (config.num_layers, num_pages, config.num_kv_heads, page_size_tokens)
     pages = jax.ShapeDtypeStruct((*tokens, config.head_dim), _STORED[dtype])
     scales = None
@@ -86,10 +87,10 @@ def kv_cache_shapes(
 def empty_kv_cache(
     config: ModelConfig, placement: Placement, format: KVFormat, *, num_pages: int, page_size_tokens: int
 ) -> KVCache:
-    """A cache of zeros on the mesh; of fp8 with its scales in it.
+    """Returns a cache of zeros on the mesh. An fp8 cache contains its scales.
 
     Raises:
-      ConfigError: scales of another shape than [layers, kv_heads].
+      ConfigError: The scales have another shape than [L, H].
     """
     shapes = kv_cache_shapes(config, placement, format.dtype, num_pages=num_pages, page_size_tokens=page_size_tokens)
     cache: KVCache = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype, device=s.sharding), shapes)
@@ -99,8 +100,8 @@ def empty_kv_cache(
     for name, scale in format.scales._asdict().items():
         if scale.shape != shapes.k_scale.shape:
             raise ConfigError(
-                f"KV scales {name} have shape {list(scale.shape)}; expected {list(shapes.k_scale.shape)}, a scale a "
-                "layer and KV head; calibrate this model"
+                f"KV scales {name} have shape {list(scale.shape)}; expected {list(shapes.k_scale.shape)}, one for "
+                "each layer and KV head; calibrate this model"
             )
     k_scale, v_scale = (np.ascontiguousarray(scale, np.float32) for scale in format.scales)
     return cache._replace(
@@ -110,9 +111,9 @@ def empty_kv_cache(
 
 
 def kv_page_bytes(config: ModelConfig, placement: Placement, dtype: KVDtype, page_size_tokens: int) -> int:
-    """Bytes of one page on one device: keys, values and their scales, of all layers.
+    """Returns the bytes of one page on one device: keys, values and their scales, in all layers.
 
-    Scales of whole heads are not counted: they do not grow with the pool.
+    The scales of an fp8 cache are not counted, because they do not grow with the number of pages.
     """
     cache = kv_cache_shapes(config, placement, dtype, num_pages=1, page_size_tokens=page_size_tokens)
     arrays = [array for array in jax.tree.leaves(cache) if array.ndim > 2]

@@ -1,6 +1,6 @@
 """The Llama family: Llama 2 and 3.x, SmolLM 1 and 2, TinyLlama (arXiv 2307.09288, 2407.21783).
 
-Pre-norm decoder: RMSNorm, grouped-query attention with RoPE, SwiGLU, optionally a tied head.
+A pre-norm decoder with RMSNorm, grouped-query attention with RoPE, a SwiGLU MLP, and optionally a tied head.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ __all__ = ["Llama", "LlamaConfig"]
 
 @dataclass(frozen=True, kw_only=True)
 class LlamaConfig(ModelConfig):
-    """A Llama.
+    """The config of Llama.
 
     Attributes:
-      rope: rotary embedding of every layer.
-      attention_bias, mlp_bias: biases of all their projections.
+      rope: The rotary embedding of all layers.
+      attention_bias, mlp_bias: Whether all projections of the attention, or of the MLP, have biases.
     """
 
     rope: Rope
@@ -30,10 +30,10 @@ class LlamaConfig(ModelConfig):
 
 
 class Llama(Decoder[LlamaConfig]):
-    """See the module's docstring."""
+    """The decoder of the Llama family."""
 
     def block(self, layer: int) -> Block:
-        """See `Decoder`."""
+        """Builds layer `layer`."""
         config = self.config
         return Block(
             attention_norm=self.norm(),

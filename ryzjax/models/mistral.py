@@ -1,4 +1,4 @@
-"""Mistral (Jiang et al., arXiv 2310.06825): a Llama whose attention may slide."""
+"""Mistral (Jiang et al., arXiv 2310.06825): a Llama with optional sliding-window attention."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ __all__ = ["Mistral", "MistralConfig"]
 
 @dataclass(frozen=True, kw_only=True)
 class MistralConfig(ModelConfig):
-    """A Mistral.
+    """The config of Mistral.
 
     Attributes:
-      rope: rotary embedding of every layer.
-      window: tokens a query sees, itself included; None for all.
+      rope: The rotary embedding of all layers.
+      window: The tokens that a query attends to, counting itself; None for all.
     """
 
     rope: Rope
@@ -26,10 +26,10 @@ class MistralConfig(ModelConfig):
 
 
 class Mistral(Decoder[MistralConfig]):
-    """See the module's docstring."""
+    """The decoder of Mistral."""
 
     def block(self, layer: int) -> Block:
-        """See `Decoder`."""
+        """Builds layer `layer`."""
         config = self.config
         return Block(
             attention_norm=self.norm(),

@@ -1,4 +1,4 @@
-"""Mixtral (Jiang et al., arXiv 2401.04088): a Mistral whose MLP is a mixture of experts."""
+"""Mixtral (Jiang et al., arXiv 2401.04088): a Mistral with a mixture of experts in place of the MLP."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ __all__ = ["Mixtral", "MixtralConfig"]
 
 @dataclass(frozen=True, kw_only=True)
 class MixtralConfig(ModelConfig):
-    """A Mixtral; `intermediate_size` is of one expert.
+    """The config of Mixtral. `intermediate_size` is the inner dimension of one expert.
 
     Attributes:
-      rope: rotary embedding of every layer.
-      window: tokens a query sees, itself included; None for all.
-      num_experts: experts of a layer.
-      top_k: experts a token goes to.
+      rope: The rotary embedding of all layers.
+      window: The tokens that a query attends to, counting itself; None for all.
+      num_experts: The number of experts of a layer.
+      top_k: The number of experts that process a token.
     """
 
     rope: Rope
@@ -31,10 +31,10 @@ class MixtralConfig(ModelConfig):
 
 
 class Mixtral(Decoder[MixtralConfig]):
-    """See the module's docstring."""
+    """The decoder of Mixtral."""
 
     def block(self, layer: int) -> Block:
-        """See `Decoder`."""
+        """Builds layer `layer`."""
         config = self.config
         return Block(
             attention_norm=self.norm(),

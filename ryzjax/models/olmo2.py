@@ -1,4 +1,8 @@
-"""OLMo 2 (OLMo Team, arXiv 2501.00656): norms after attention and MLP, and over whole queries and keys."""
+"""OLMo 2 (OLMo Team, arXiv 2501.00656).
+
+A Llama with norms after the attention and the MLP instead of before them, and with norms over all query heads and over
+all key heads together.
+"""
 
 from __future__ import annotations
 
@@ -14,11 +18,11 @@ __all__ = ["Olmo2", "Olmo2Config"]
 
 @dataclass(frozen=True, kw_only=True)
 class Olmo2Config(ModelConfig):
-    """An OLMo 2.
+    """The config of OLMo 2.
 
     Attributes:
-      rope: rotary embedding of every layer.
-      attention_bias: biases of the attention's projections.
+      rope: The rotary embedding of all layers.
+      attention_bias: Whether the projections of the attention have biases.
     """
 
     rope: Rope
@@ -26,10 +30,10 @@ class Olmo2Config(ModelConfig):
 
 
 class Olmo2(Decoder[Olmo2Config]):
-    """See the module's docstring."""
+    """The decoder of OLMo 2."""
 
     def block(self, layer: int) -> Block:
-        """See `Decoder`."""
+        """Builds layer `layer`."""
         config = self.config
         return Block(
             attention=self.attention(

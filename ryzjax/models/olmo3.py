@@ -1,4 +1,4 @@
-"""OLMo 3 (OLMo Team, arXiv 2512.13961): an OLMo 2 with three sliding layers to a full one."""
+"""OLMo 3 (OLMo Team, arXiv 2512.13961): an OLMo 2 with three sliding-window layers before each full one."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ __all__ = ["Olmo3", "Olmo3Config"]
 
 @dataclass(frozen=True, kw_only=True)
 class Olmo3Config(ModelConfig):
-    """An OLMo 3.
+    """The config of OLMo 3.
 
     Attributes:
-      ropes: rotary embedding of each layer: full layers may be scaled, sliding ones are not.
-      windows: tokens a query of each layer sees, itself included; None for all.
-      attention_bias: biases of the attention's projections.
+      ropes: The rotary embedding of each layer. It may be scaled in full layers, and is not in sliding ones.
+      windows: For each layer, the tokens that a query attends to, counting itself; None for all.
+      attention_bias: Whether the projections of the attention have biases.
     """
 
     ropes: tuple[Rope, ...]
@@ -28,10 +28,10 @@ class Olmo3Config(ModelConfig):
 
 
 class Olmo3(Decoder[Olmo3Config]):
-    """See the module's docstring."""
+    """The decoder of OLMo 3."""
 
     def block(self, layer: int) -> Block:
-        """See `Decoder`."""
+        """Builds layer `layer`."""
         config = self.config
         return Block(
             attention=self.attention(

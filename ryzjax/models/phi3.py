@@ -1,6 +1,7 @@
-"""Phi 3 and 3.5 mini and medium, Phi 4 (Abdin et al., arXiv 2404.14219): a Llama with LongRoPE.
+"""Phi 3 and 3.5 mini and medium, and Phi 4 (Abdin et al., arXiv 2404.14219): a Llama with LongRoPE.
 
-Checkpoints store q, k and v, and the MLP's gate and up, as one matrix each; here they are apart.
+Checkpoints store q, k and v as one matrix, and the gate and up matrices of the MLP as another. The model has them as
+separate matrices.
 """
 
 from __future__ import annotations
@@ -17,11 +18,11 @@ __all__ = ["Phi3", "Phi3Config"]
 
 @dataclass(frozen=True, kw_only=True)
 class Phi3Config(ModelConfig):
-    """A Phi 3.
+    """The config of Phi 3.
 
     Attributes:
-      rope: rotary embedding of every layer.
-      window: tokens a query sees, itself included; None for all.
+      rope: The rotary embedding of all layers.
+      window: The tokens that a query attends to, counting itself; None for all.
     """
 
     rope: Rope
@@ -29,10 +30,10 @@ class Phi3Config(ModelConfig):
 
 
 class Phi3(Decoder[Phi3Config]):
-    """See the module's docstring."""
+    """The decoder of Phi 3 and Phi 4."""
 
     def block(self, layer: int) -> Block:
-        """See `Decoder`."""
+        """Builds layer `layer`."""
         config = self.config
         return Block(
             attention_norm=self.norm(),

@@ -14,11 +14,11 @@ __all__ = ["Qwen2", "Qwen2Config"]
 
 @dataclass(frozen=True, kw_only=True)
 class Qwen2Config(ModelConfig):
-    """A Qwen 2.
+    """The config of Qwen 2.
 
     Attributes:
-      rope: rotary embedding of every layer.
-      windows: tokens a query of each layer sees, itself included; None for all.
+      rope: The rotary embedding of all layers.
+      windows: For each layer, the tokens that a query attends to, counting itself; None for all.
     """
 
     rope: Rope
@@ -26,10 +26,10 @@ class Qwen2Config(ModelConfig):
 
 
 class Qwen2(Decoder[Qwen2Config]):
-    """See the module's docstring."""
+    """The decoder of Qwen 2 and 2.5."""
 
     def block(self, layer: int) -> Block:
-        """See `Decoder`."""
+        """Builds layer `layer`."""
         config = self.config
         return Block(
             attention_norm=self.norm(),

@@ -1,4 +1,4 @@
-"""Qwen 3 (Yang et al., arXiv 2505.09388): a Llama with a norm on each query and key head."""
+"""Qwen 3 (Yang et al., arXiv 2505.09388): a Llama with a norm on each query head and each key head."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ __all__ = ["Qwen3", "Qwen3Config"]
 
 @dataclass(frozen=True, kw_only=True)
 class Qwen3Config(ModelConfig):
-    """A Qwen 3.
+    """The config of Qwen 3.
 
     Attributes:
-      rope: rotary embedding of every layer.
-      windows: tokens a query of each layer sees, itself included; None for all.
-      attention_bias: biases of the attention's projections.
+      rope: The rotary embedding of all layers.
+      windows: For each layer, the tokens that a query attends to, counting itself; None for all.
+      attention_bias: Whether the projections of the attention have biases.
     """
 
     rope: Rope
@@ -28,10 +28,10 @@ class Qwen3Config(ModelConfig):
 
 
 class Qwen3(Decoder[Qwen3Config]):
-    """See the module's docstring."""
+    """The decoder of Qwen 3."""
 
     def block(self, layer: int) -> Block:
-        """See `Decoder`."""
+        """Builds layer `layer`."""
         config = self.config
         return Block(
             attention_norm=self.norm(),

@@ -16,17 +16,17 @@ __all__ = ["Qwen3Moe", "Qwen3MoeConfig"]
 
 @dataclass(frozen=True, kw_only=True)
 class Qwen3MoeConfig(ModelConfig):
-    """A Qwen 3 MoE; `intermediate_size` is of the dense layers, where there are any.
+    """The config of Qwen 3 MoE. `intermediate_size` is the inner dimension of the dense layers.
 
     Attributes:
-      rope: rotary embedding of every layer.
-      window: tokens a query sees, itself included; None for all.
-      attention_bias: biases of the attention's projections.
-      is_moe_layer: whether each layer is a mixture (True) or dense.
-      expert_size: inner dimension of one expert.
-      num_experts: experts of a layer.
-      top_k: experts a token goes to.
-      normalize_top_k: scale the weights of the chosen experts to sum to one.
+      rope: The rotary embedding of all layers.
+      window: The tokens that a query attends to, counting itself; None for all.
+      attention_bias: Whether the projections of the attention have biases.
+      is_moe_layer: For each layer, whether its MLP is a mixture of experts (True) or dense.
+      expert_size: The inner dimension of one expert.
+      num_experts: The number of experts of a layer.
+      top_k: The number of experts that process a token.
+      normalize_top_k: Whether the weights of the chosen experts are scaled to sum to one.
     """
 
     rope: Rope
@@ -40,10 +40,10 @@ class Qwen3MoeConfig(ModelConfig):
 
 
 class Qwen3Moe(Decoder[Qwen3MoeConfig]):
-    """See the module's docstring."""
+    """The decoder of Qwen 3 MoE."""
 
     def block(self, layer: int) -> Block:
-        """See `Decoder`."""
+        """Builds layer `layer`."""
         config = self.config
         return Block(
             attention_norm=self.norm(),

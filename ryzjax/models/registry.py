@@ -1,10 +1,8 @@
-"""Model families by name, built abstractly: shapes and shardings first, weights later."""
+"""The model families by name, and `abstract_model`, which builds a model without allocating its weights."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
 
 import jax
 import numpy as np
@@ -13,7 +11,7 @@ from flax import nnx
 from ryzjax.errors import ConfigError, UnsupportedModelError
 from ryzjax.layers.experts import ExpertLinear
 from ryzjax.layers.linear import Linear
-from ryzjax.layers.rope import LongRope, Rope
+from ryzjax.models.abstract import AbstractModel
 from ryzjax.models.config import ModelConfig
 from ryzjax.models.decoder import Decoder, Embedding
 from ryzjax.models.gemma2 import Gemma2, Gemma2Config
@@ -32,9 +30,8 @@ from ryzjax.models.smollm3 import SmolLM3, SmolLM3Config
 from ryzjax.models.weight_spec import WeightSpec
 from ryzjax.qarray import QFormat
 from ryzjax.sharding import Placement
-from ryzjax.sharding.host_memory import check_host_memory, host_sharding
 
-__all__ = ["FAMILIES", "AbstractModel", "abstract_model", "family_of"]
+__all__ = ["FAMILIES", "abstract_model", "family_of"]
 
 FAMILIES: Mapping[str, tuple[type[ModelConfig], type[Decoder]]] = {
     "llama": (LlamaConfig, Llama),
@@ -51,78 +48,14 @@ FAMILIES: Mapping[str, tuple[type[ModelConfig], type[Decoder]]] = {
     "olmo3": (Olmo3Config, Olmo3),
     "gpt_oss": (GptOssConfig, GptOss),
 }
-"""Family name -> its config's class and its model's."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class AbstractModel:
-    """A model without weights.
-
-    Attributes:
-      config, placement: what it was built from.
-      graphdef: the NNX structure.
-      weights: dotted name -> shape, dtype, sharding, in the order of the leaves.
-      state: the NNX state, shapes instead of arrays.
-      ropes: the different ropes of the layers.
-      linears: name of each linear layer -> the shape of its weight, [N, K] or [experts, N, K].
-      quantization: name of a linear layer -> how its weight is quantized, where it is.
-    """
-
-    config: ModelConfig
-    placement: Placement
-    graphdef: nnx.GraphDef
-    weights: dict[str, WeightSpec]
-    state: nnx.State
-    ropes: tuple[Rope, ...]
-    linears: Mapping[str, tuple[int, ...]]
-    quantization: Mapping[str, QFormat] = field(default_factory=dict)
-
-    def merge(self, leaves: tuple[jax.Array, ...]) -> Decoder:
-        """The model over `leaves`; cheap inside jit, where it runs once per trace."""
-        return nnx.merge(self.graphdef, jax.tree.unflatten(jax.tree.structure(self.state), leaves))
-
-    def merge_some(self, weights: Mapping[str, jax.Array]) -> Decoder:
-        """The model over some of its weights by name; what uses others fails. Cheap inside jit."""
-        leaves = dict(zip(self.weights, jax.tree.leaves(self.state), strict=True))
-        leaves.update((name, weights[name]) for name in leaves if name in weights)
-        return self.merge(tuple(leaves.values()))
-
-    def with_layers_on_host(self) -> AbstractModel:
-        """The same model, the weights of its layers in pinned memory of the host.
-
-        Raises:
-          ConfigError: devices without it.
-        """
-        check_host_memory(self.placement)
-        weights = {
-            name: replace(spec, sharding=host_sharding(spec.sharding)) if name.startswith("layers.") else spec
-            for name, spec in self.weights.items()
-        }
-        return replace(self, weights=weights)
-
-    @property
-    def rope_switch_length(self) -> int | None:
-        """Tokens after which all rotations of a sequence change, see `LongRope`; None for most models."""
-        return next((rope.switch_length for rope in self.ropes if isinstance(rope, LongRope)), None)
-
-    @property
-    def num_parameters(self) -> int:
-        """Parameters, a tied head counted once; of a quantized weight those of the matrix it stands for."""
-        total = 0
-        for name, spec in self.weights.items():
-            module, _, leaf = name.rpartition(".weight.")
-            if module not in self.quantization:
-                total += math.prod(spec.shape)
-            elif leaf == "values":
-                total += math.prod(spec.shape) * (2 if self.quantization[module].pack else 1)
-        return total
+"""Family name -> the classes of its config and of its model."""
 
 
 def family_of(config: ModelConfig) -> str:
-    """The family's name, a key of `FAMILIES`.
+    """Returns the name of a config's family, a key of `FAMILIES`.
 
     Raises:
-      UnsupportedModelError: no family has a config of this class.
+      UnsupportedModelError: No family has a config of this class.
     """
     for name, (config_class, _) in FAMILIES.items():
         if type(config) is config_class:
@@ -134,16 +67,18 @@ def family_of(config: ModelConfig) -> str:
 def abstract_model(
     config: ModelConfig, placement: Placement, quantization: Mapping[str, QFormat] | None = None
 ) -> AbstractModel:
-    """Builds a family's model without allocating a weight.
+    """Builds the model of a config without allocating its weights.
 
     Args:
-      quantization: name of a linear layer ("layers.0.attention.q"), or "embed" -> how its weight is quantized; the
-        others are arrays of the config's dtype. A quantized weight's leaves are named as `qarray.LEAVES`.
+      config: The config, of a family's own class.
+      placement: The devices of the weights and activations.
+      quantization: Name of a linear layer ("layers.0.attention.q"), or "embed" -> the format of its quantized weight.
+        All other weights have the config's dtype. The leaves of a quantized weight are named as in `qarray.LEAVES`.
 
     Raises:
-      UnsupportedModelError: no such family.
-      LayoutError: the layout puts two dimensions of a weight on one mesh axis, or splits a quantized group.
-      ConfigError: a quantized layer that the model does not have, or a format that does not fit its shape.
+      UnsupportedModelError: No family has a config of this class.
+      LayoutError: The layout puts two dimensions of a weight on one mesh axis, or splits a quantized group.
+      ConfigError: The model lacks a quantized layer, or a format does not fit the shape of its layer.
     """
     _, build = FAMILIES[family_of(config)]
 
@@ -183,7 +118,7 @@ def abstract_model(
 
 
 def _quantize(model: Decoder, name: str, format: QFormat) -> None:
-    """Makes one linear layer of an empty model a quantized one."""
+    """Replaces the weight of one linear layer, or of the embedding, by an empty quantized weight."""
     module: object = model
     for part in name.split("."):
         if isinstance(module, nnx.List):
@@ -191,5 +126,5 @@ def _quantize(model: Decoder, name: str, format: QFormat) -> None:
         else:
             module = getattr(module, part, None)
     if not isinstance(module, (Linear, Embedding)):
-        raise ConfigError(f"{name!r} is to be quantized, but the model has no such linear layer")
+        raise ConfigError(f"cannot quantize {name!r}: the model has no such linear layer")
     module.quantize(name, format)

@@ -1,14 +1,21 @@
-"""scan_layers: a scan over stacked layers that keeps as little for the backward pass as it is told to.
+"""scan_layers: a scan over stacked layers that controls how much is kept for the backward pass.
 
-JAX's own scan over `jax.checkpoint` keeps each layer's input too. This one differs in four ways, all measured
-(docs/log.md). Inputs are kept as their bits, because XLA for CPU would turn the whole stack of bfloat16 into float32
-ahead of the backward loop. It can keep the input of every n-th layer alone. Then it goes through a layer by its stages,
-attention and MLP, so that the temporaries of one are gone when the other's begin. And gradients of the layers can be
-kept in fewer bits than what is trained, see `Received`.
+Like JAX's scan over `jax.checkpoint`, it keeps the inputs of layers. It differs in four ways, all measured in
+docs/log.md:
 
-What is frozen may lie in the host's memory (`sharding.host_memory`). Then a turn's slices come to the device whole,
-while the turn before is computed: the loops carry them, so a copy depends on nothing that is computed beside it, and
-XLA is free to run both at once. Slices of two turns are on the device, however many layers there are.
+- It keeps inputs as their bits. XLA for CPU would otherwise convert the whole bfloat16 stack to float32 before the
+  backward loop.
+- It can keep the input of every n-th layer only.
+- In that case it runs a layer in stages, attention and MLP, so that the temporaries of one are freed before those of
+  the other are allocated.
+- It can keep the gradients of the layers in fewer bits than the trained arrays (`Received`).
+
+Frozen arrays may be in the host's memory (`sharding.host_memory`). The slices of an iteration are then copied to the
+device while the previous iteration is computed. The loops carry the slices, so a copy does not depend on that
+computation and XLA is free to run both at once. The device holds the slices of two iterations, for any number of
+layers.
+
+An iteration of the scan runs all stages once, on one slice of each stacked array. For most models that is one layer.
 """
 
 from __future__ import annotations
@@ -27,23 +34,23 @@ from ryzjax.sharding.host_memory import is_on_host, to_device
 __all__ = ["Received", "Remat", "Stage", "scan_layers", "with_remat"]
 
 Remat = Literal["none", "dots", "full"]
-"""What a layer keeps for the backward pass: all it computed, its matrix products, or its input alone."""
+"""What a layer keeps for the backward pass: all that it computed ("none"), its matrix products, or only its input."""
 
 PyTree = object
 Stage = Callable[..., jax.Array]
-"""(x, slices of what is trained, slices of what is frozen, what all turns share) -> x of the same shape and dtype."""
+"""(x, slices of the trained arrays, slices of the frozen arrays, shared arguments) -> x of the same shape and dtype."""
 
 
 class Received(NamedTuple):
-    """What is trained, and what gets its gradients.
+    """Trained arrays, and the arrays that receive their gradients.
 
-    JAX gives a gradient the dtype of what it is of. Float32 masters that a layer rounds to bfloat16 have gradients that
-    are bfloat16 numbers, and of all layers they would take twice the bytes that they need. Differentiate with respect
-    to `receivers` instead.
+    JAX gives a gradient the dtype of the differentiated array. If a layer rounds float32 masters to bfloat16, their
+    gradients are bfloat16 numbers, and storing them as float32 for all layers takes twice the bytes that they need.
+    Differentiate with respect to `receivers` instead.
 
     Attributes:
-      values: a pytree of arrays.
-      receivers: the same with arrays of the same shapes, in the dtypes of the gradients; their values are not read.
+      values: A pytree of arrays.
+      receivers: A pytree of the same structure and shapes, in the dtypes of the gradients. Its values are not read.
     """
 
     values: PyTree
@@ -60,18 +67,23 @@ def scan_layers(
     remat: Remat,
     remat_layers: int = 1,
 ) -> jax.Array:
-    """turn(... turn(x)), with gradients to x and `trained`; a turn is stages[-1](... stages[0](x)).
+    """Applies the stages in order, once for each slice of the stacked arrays. Gradients flow to `x` and `trained`.
 
     Args:
-      trained, frozen: pytrees of arrays [count, ...], a slice a turn. With "full", the whole of `trained` may be
-        `Received`.
-      shared: given to every turn.
-      remat: see `Remat`.
-      remat_layers: with "full", keep the input of every n-th turn, n the largest divisor of count that is no more than
-        this. 1 computes each turn twice, more three times.
+      stages: The functions that make up one iteration.
+      x: The input of the first iteration.
+      trained, frozen: Pytrees of arrays [count, ...]. An iteration gets one slice of each. With remat "full",
+        `trained` as a whole may be `Received`.
+      shared: A pytree that every iteration gets.
+      remat: What an iteration keeps for the backward pass.
+      remat_layers: With remat "full", the input of every n-th iteration is kept, where n is the largest divisor of
+        count that is at most this number. With 1, each iteration is computed twice; otherwise three times.
+
+    Returns:
+      The output of the last iteration.
     """
 
-    def turn(x: jax.Array, own: PyTree, rest: PyTree, shared: PyTree) -> jax.Array:
+    def iteration(x: jax.Array, own: PyTree, rest: PyTree, shared: PyTree) -> jax.Array:
         for stage in stages:
             x = stage(x, own, rest, shared)
         return x
@@ -81,17 +93,17 @@ def scan_layers(
         count = len(jax.tree.leaves((values, frozen))[0])
         group = max(n for n in range(1, min(remat_layers, count) + 1) if count % n == 0)
         given = _Given(values, frozen, shared, receivers)
-        return _scan(tuple(stages) if group > 1 else (turn,), group, x, given)
+        return _scan(tuple(stages) if group > 1 else (iteration,), group, x, given)
 
     def body(x: jax.Array, slices: tuple[PyTree, PyTree]) -> tuple[jax.Array, None]:
         own, rest = slices
-        return turn(x, own, to_device(rest), shared), None
+        return iteration(x, own, to_device(rest), shared), None
 
     return lax.scan(with_remat(body, remat), x, (trained, frozen))[0]
 
 
 def with_remat(fn: Callable, remat: Remat) -> Callable:
-    """`fn` under the policy of `jax.checkpoint` that does this."""
+    """Wraps `fn` in `jax.checkpoint` with the policy for `remat`."""
     if remat == "none":
         return fn
     policies = jax.checkpoint_policies
@@ -103,7 +115,7 @@ _Fetched = tuple[jax.Array, ...]
 
 
 class _Given(NamedTuple):
-    """Of the arguments of `scan_layers`, those that are arrays."""
+    """The arguments of `scan_layers` that are arrays."""
 
     trained: PyTree
     frozen: PyTree
@@ -111,18 +123,18 @@ class _Given(NamedTuple):
     receivers: PyTree
 
     def fetch(self, layer: jax.Array) -> _Fetched:
-        """One layer's slices of what is frozen in the host's memory, on their way to the device."""
+        """Starts to copy one layer's slices of the frozen arrays in the host's memory to the device."""
         arrays = [array for array in jax.tree.leaves(self.frozen) if is_on_host(array)]
         return tuple(to_device(_at(array, layer)) for array in arrays)  # pyright: ignore[reportReturnType]
 
     def at(self, layer: jax.Array, fetched: _Fetched) -> tuple[PyTree, PyTree]:
-        """One layer's; sliced where they are used, for a group's weights must not be copied together."""
+        """Returns one layer's slices, taken where they are used, so that a group's weights are not copied at once."""
         there = iter(fetched)
         rest = jax.tree.map(lambda array: next(there) if is_on_host(array) else _at(array, layer), self.frozen)
         return jax.tree.map(lambda array: _at(array, layer), self.trained), rest
 
     def groups(self, size: int) -> jax.Array:
-        """Indices of the layers, [count / size, size]."""
+        """Returns the indices of the layers, [count / size, size]."""
         count = len(jax.tree.leaves((self.trained, self.frozen))[0])
         return jnp.arange(count, dtype=jnp.int32).reshape(-1, size)
 
@@ -130,7 +142,7 @@ class _Given(NamedTuple):
 _Stages = tuple[Stage, ...]
 _Grads = tuple[jax.Array, PyTree]
 _State = tuple[jax.Array, _Fetched]
-"""(x or its gradient, what was fetched for the next layer)."""
+"""(x or its gradient, the slices fetched for the next layer)."""
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -149,18 +161,23 @@ def _forward(stages: _Stages, group: int, x: jax.Array, given: _Given) -> tuple[
 
 
 def _run(stages: _Stages, layers: jax.Array, last: jax.Array, state: _State, given: _Given) -> tuple[_State, jax.Array]:
-    """((x after some layers, what is fetched next), bits of the input of each of their stages [layers, stages, ...]).
+    """Runs some layers, and fetches the slices of the next layer after each.
 
-    Behind each layer the next is fetched, `last` at the most: where the backward pass begins, or nothing does.
+    Args:
+      layers: The indices of the layers.
+      last: The largest index to fetch: the layer at which the backward pass starts, or the last one.
+
+    Returns:
+      (x, the slices fetched last), and the bits of the input of each stage [layers, stages, ...].
     """
 
     def one(state: _State, layer: jax.Array) -> tuple[_State, jax.Array]:
         x, fetched = state
-        coming = given.fetch(jnp.minimum(layer + 1, last))
-        # A branch is a border: XLA would else slice all weights of a layer ahead of its first product.
+        upcoming = given.fetch(jnp.minimum(layer + 1, last))
+        # XLA moves no code across a branch; without one, it would slice all weights of a layer before its first use.
         branches = [lambda x, stage=stage: stage(x, *given.at(layer, fetched), given.shared) for stage in stages]
         x, inputs = lax.scan(lambda x, i: (lax.switch(i, branches, x), _bits(x)), x, jnp.arange(len(stages)))
-        return (x, coming), inputs
+        return (x, upcoming), inputs
 
     return lax.scan(one, state, layers)
 
@@ -178,14 +195,14 @@ def _backward(
         every = bits
         if group > 1 or len(stages) > 1:
             (_, fetched), every = _run(stages, layers, layers[-1], (from_bits(bits), fetched), given)
-        # Behind a group's first layer comes the first of the group before: its inputs are computed first.
+        # After the first layer of a group comes the first layer of the previous group, whose inputs are computed first.
         before = jnp.maximum(jnp.concatenate([layers[:1] - group, layers[:-1]]), 0)
         every = every.reshape(-1, *bits.shape)
         return lax.scan(partial(one, every), (grad, fetched), (layers, before, jnp.arange(group)), reverse=True)
 
     def one(every: jax.Array, state: _State, at: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[_State, PyTree]:
         (grad, fetched), (layer, before, place) = state, at
-        coming = given.fetch(before)
+        upcoming = given.fetch(before)
         zeros = jax.tree.map(lambda array: jnp.zeros(array.shape[1:], array.dtype), given.trained)
 
         def pull(stage: Stage, index: int, grads: _Grads) -> _Grads:
@@ -201,7 +218,7 @@ def _backward(
             lambda grads, i: (lax.switch(i, branches, grads), None), (grad, zeros), each, reverse=True
         )
         grads = jax.tree.map(lambda g, dtype: to_bits(g, storage_dtype(dtype)), total, dtypes)
-        return (grad, coming), grads
+        return (grad, upcoming), grads
 
     (grad, _), grads = lax.scan(one_group, (grad, given.fetch(groups[-1, 0])), (groups, inputs), reverse=True)
     grads = jax.tree.map(lambda g: from_bits(g.reshape(-1, *g.shape[2:])), grads)

@@ -1,4 +1,4 @@
-"""SmolLM 3: a Llama whose every fourth layer has no positions (NoPE)."""
+"""SmolLM 3: a Llama in which every fourth layer has no positions (NoPE)."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ __all__ = ["SmolLM3", "SmolLM3Config"]
 
 @dataclass(frozen=True, kw_only=True)
 class SmolLM3Config(ModelConfig):
-    """A SmolLM 3.
+    """The config of SmolLM 3.
 
     Attributes:
-      rope: rotary embedding of the layers that have one.
-      is_rope_layer: whether each layer rotates its queries and keys.
-      windows: tokens a query of each layer sees, itself included; None for all.
-      attention_bias, mlp_bias: biases of all their projections.
+      rope: The rotary embedding of the layers that have one.
+      is_rope_layer: For each layer, whether it rotates its queries and keys.
+      windows: For each layer, the tokens that a query attends to, counting itself; None for all.
+      attention_bias, mlp_bias: Whether all projections of the attention, or of the MLP, have biases.
     """
 
     rope: Rope
@@ -31,10 +31,10 @@ class SmolLM3Config(ModelConfig):
 
 
 class SmolLM3(Decoder[SmolLM3Config]):
-    """See the module's docstring."""
+    """The decoder of SmolLM 3."""
 
     def block(self, layer: int) -> Block:
-        """See `Decoder`."""
+        """Builds layer `layer`."""
         config = self.config
         return Block(
             attention_norm=self.norm(),

@@ -1,4 +1,4 @@
-"""WeightSpec: what a model wants of one weight."""
+"""WeightSpec: the shape, dtype and sharding of one weight."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ __all__ = ["WeightSpec"]
 
 @dataclass(frozen=True, kw_only=True)
 class WeightSpec:
-    """Shape, dtype and placement of one weight.
+    """Describes one weight of a model.
 
     Attributes:
-      shape: dimensions, `[out, in]` for matrices.
-      dtype: of the values in memory, whatever the file holds.
-      stored_dtype: of the array; uint16 where bfloat16 values are stored as their bits (`ryzjax.bits`).
-      sharding: where its parts go.
+      shape: The shape, [out, in] for a matrix.
+      dtype: The dtype of the values in memory. A checkpoint file may hold another one.
+      stored_dtype: The dtype of the array. It is uint16 if bfloat16 values are stored as their bits (`ryzjax.bits`).
+      sharding: The sharding over the devices.
     """
 
     shape: tuple[int, ...]
@@ -30,5 +30,5 @@ class WeightSpec:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the whole weight, once."""
+        """The size of the whole weight in bytes, counting each replicated shard once."""
         return math.prod(self.shape) * np.dtype(self.dtype).itemsize

@@ -45,8 +45,8 @@ def native_quantized_refusal(x_dtype: jnp.dtype, format: QFormat, k: int) -> str
 
 
 def native_project(
-    x: BFloat16[Array, "M K"], weights: Sequence[BFloat16[Array, "N K"] | QArray]
-) -> tuple[Float[Array, "M N"], ...]:
+    x: BFloat16[Array, "M K"], weights: Sequence[BFloat16[Array, "_ K"] | QArray]
+) -> tuple[Float[Array, "M _"], ...]:
     """Returns `x @ weight.T` for each weight [N, K], accumulated in float32, from one call.
 
     A quantized weight is multiplied by its scale and rounded to bfloat16. A row of a result depends only on the same

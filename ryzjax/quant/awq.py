@@ -55,7 +55,7 @@ def scaled_hessian(hessian: Float[Array, "K K"], scales: Float[Array, " K"]) -> 
 
 
 def search_scales(
-    weights: Sequence[Float[Array, "N K"]], hessian: Float[Array, "K K"], round_weight: Callable[[Array], Array]
+    weights: Sequence[Float[Array, "_ K"]], hessian: Float[Array, "K K"], round_weight: Callable[[Array], Array]
 ) -> ScaleSearch:
     """Searches a grid of strengths for the scales with the least total output error of layers that share their inputs.
 

@@ -18,7 +18,8 @@ from ryzjax.bits import storage_dtype
 from ryzjax.layers.block import Block
 from ryzjax.layers.linear import Linear
 from ryzjax.layers.rope import Rope
-from ryzjax.models.registry import AbstractModel
+from ryzjax.models.abstract import AbstractModel
+from ryzjax.models.weight_names import layer_name
 
 __all__ = ["BlockRunner", "InputSums", "ObservedLinear"]
 
@@ -98,7 +99,7 @@ class BlockRunner:
 
     def _prepare(self, index: int, block: Block) -> _Prepared:
         graphdef, state = nnx.split(block)
-        names = tuple(f"layers.{index}.{'.'.join(map(str, path))}" for path, _ in nnx.to_flat_state(state))
+        names = tuple(layer_name(index, ".".join(map(str, path))) for path, _ in nnx.to_flat_state(state))
         return _Prepared(graphdef=graphdef, state=state, names=names, rope=block.attention.rope)
 
     def weight_names(self, layer: int) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ryzjax.models.registry import AbstractModel
+from ryzjax.models.abstract import AbstractModel
 from ryzjax.quantizing.block_runner import BlockRunner, InputSums
 
 __all__ = ["HiddenStates", "HiddenStatesPair", "embed_sequences"]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ryzjax.models.registry import FAMILIES, AbstractModel, family_of
+from ryzjax.models.abstract import AbstractModel
+from ryzjax.models.registry import FAMILIES, family_of
+from ryzjax.models.weight_names import layer_name
 
 __all__ = ["InputGroup", "input_groups", "norm_offset"]
 
@@ -40,13 +42,12 @@ _GROUPS = (
 
 def input_groups(model: AbstractModel, layer: int) -> list[InputGroup]:
     """Returns the input groups of block `layer`. Experts and routers are in none."""
-    prefix = f"layers.{layer}."
     groups = []
     for group in _GROUPS:
-        if any(prefix + member not in model.linears for member in group.members):
+        if any(layer_name(layer, member) not in model.linears for member in group.members):
             continue
         fold = group.fold
-        if group.fold_is_norm and f"{prefix}{fold}.weight" not in model.weights:
+        if group.fold_is_norm and layer_name(layer, f"{fold}.weight") not in model.weights:
             fold = None  # OLMo: norms come after, not before
         if group.fold == "attention.v" and model.config.num_heads != model.config.num_kv_heads:
             fold = None  # with grouped queries, a row of v feeds several in features

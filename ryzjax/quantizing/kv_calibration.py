@@ -14,8 +14,8 @@ from ryzjax.batch import KVCache, TokenBatch
 from ryzjax.bits import from_bits
 from ryzjax.dims import Float32Array
 from ryzjax.errors import ConfigError
+from ryzjax.models.abstract import AbstractModel
 from ryzjax.models.kv_cache import KVFormat, KVScales, empty_kv_cache
-from ryzjax.models.registry import AbstractModel
 from ryzjax.ops.attention.kv_pages import E4M3_MAX
 
 __all__ = ["KVMaxima", "calibrate_kv_scales", "observe_kv_maxima"]

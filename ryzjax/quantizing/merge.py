@@ -20,7 +20,7 @@ from ryzjax.loading.model_config import read_model_config
 from ryzjax.loading.progress import byte_progress
 from ryzjax.loading.text_files import copy_text_files
 from ryzjax.loading.weight_plan import plan_weights
-from ryzjax.lora.adapter import Adapter, BaseRounding, check_adapter
+from ryzjax.lora.adapter import Adapter, BaseQuantization, check_adapter
 from ryzjax.lora.merge import merged
 from ryzjax.models.registry import abstract_model
 from ryzjax.qarray import dequantize
@@ -40,7 +40,7 @@ def merge_checkpoint(
     adapter: Adapter,
     folder: Path,
     *,
-    rounding: BaseRounding | None = None,
+    rounding: BaseQuantization | None = None,
     dtype: MergedDtype = "auto",
     show_progress: bool = False,
 ) -> None:

@@ -32,8 +32,9 @@ from ryzjax.checkpoint.source import CheckpointSource
 from ryzjax.errors import ConfigError
 from ryzjax.loading.load import check_checkpoint, read_weights
 from ryzjax.loading.text_files import copy_text_files
+from ryzjax.models.abstract import AbstractModel
 from ryzjax.models.config import ModelConfig
-from ryzjax.models.registry import AbstractModel, abstract_model
+from ryzjax.models.registry import abstract_model
 from ryzjax.qarray import QFormat
 from ryzjax.quant.encode_matrix import check_weights
 from ryzjax.quant.recipe import Recipe
@@ -249,13 +250,11 @@ class _Run:
         module = self.shards.module(name)
         self.reports.append(report_of_quantized(name, module, wanted=wanted, scheme=scheme, result=result))
 
-    def _report_plain(self, layer: int, encoded: Mapping[str, EncodedMatrix]) -> None:
-        """Reports on the linear layers of a block, or outside the blocks, that were not quantized."""
-        prefix = f"layers.{layer}."
-        last = self.model.config.num_layers
-        for name, shape in self.model.linears.items():
-            is_here = name.startswith(prefix) if layer < last else not name.startswith("layers.")
-            if is_here and name not in encoded:
+    def _report_plain(self, layer: int | None, encoded: Mapping[str, EncodedMatrix]) -> None:
+        """Reports on the linear layers of a block, or of none (`layer` is None), that were not quantized."""
+        for name in self.model.layer_linears(layer):
+            if name not in encoded:
+                shape = self.model.linears[name]
                 module = "" if len(shape) == 3 else self.shards.module(name)
                 self.reports.append(report_of_plain(name, module, self.model.weights[f"{name}.weight"], shape))
 
@@ -273,7 +272,7 @@ class _Run:
             result = group.members["lm_head"]
             encoded["lm_head"] = result.encoded
             self._report("lm_head", scheme, result)
-        self._report_plain(self.model.config.num_layers, encoded)
+        self._report_plain(None, encoded)
         self.shards.write(self.model.config.num_layers, encoded, {})
 
     def _write_config(self) -> None:

@@ -17,7 +17,9 @@ from ryzjax.checkpoint.open_checkpoint import OpenCheckpoint
 from ryzjax.checkpoint.quantized.encoded_matrix import EncodedMatrix
 from ryzjax.checkpoint.stored_weight import WholeTensors
 from ryzjax.loading.load import read_weights
-from ryzjax.models.registry import AbstractModel, abstract_model
+from ryzjax.models.abstract import AbstractModel
+from ryzjax.models.registry import abstract_model
+from ryzjax.models.weight_names import layer_name
 from ryzjax.quant.encode_matrix import check_weights
 from ryzjax.quant.recipe import Recipe
 from ryzjax.quant.scheme import Scheme
@@ -94,20 +96,18 @@ class BlockQuantizer:
         Raises:
           ConfigError: A weight is NaN or infinite.
         """
-        prefix = f"layers.{layer}."
-        names = [name for name in self.model.weights if name.startswith(prefix)]
-        plain = read_weights(self.checkpoint, self.model, names)
+        plain = read_weights(self.checkpoint, self.model, self.model.layer_names(layer))
         block = QuantizedBlock(plain=plain, weights=dict(plain))
         for group in input_groups(self.model, layer):
             schemes = self._schemes(layer, group)
             if not schemes:
                 continue
             moments = self._moments(layer, group, block, pairs)
-            result = self._quantize_group(prefix, group, schemes, block.weights, moments)
+            result = self._quantize_group(layer, group, schemes, block.weights, moments)
             if result.scales is not None:
-                self._fold_scales(prefix, group, result.scales, block)
+                self._fold_scales(layer, group, result.scales, block)
             for member, member_result in result.members.items():
-                name = prefix + member
+                name = layer_name(layer, member)
                 block.encoded[name] = member_result.encoded
                 block.results[name] = schemes[member], member_result
                 block.weights[f"{name}.weight"] = self._dequantized(member_result.encoded)
@@ -142,7 +142,7 @@ class BlockQuantizer:
         """Returns member -> scheme, for the members that must be quantized."""
         schemes = {}
         for member in group.members:
-            name = f"layers.{layer}.{member}"
+            name = layer_name(layer, member)
             bits = self.bits_of(name)
             if bits != 16:
                 schemes[member] = self.recipe.scheme(bits).fitted(self.model.linears[name][-1])
@@ -163,34 +163,34 @@ class BlockQuantizer:
 
     def _quantize_group(
         self,
-        prefix: str,
+        layer: int,
         group: InputGroup,
         schemes: Mapping[str, Scheme],
         weights: Mapping[str, jax.Array],
         moments: Moments | None,
     ) -> GroupResult:
-        own = {member: weights[f"{prefix}{member}.weight"].astype(jnp.float32) for member in schemes}
+        own = {member: weights[layer_name(layer, f"{member}.weight")].astype(jnp.float32) for member in schemes}
         for member, w in own.items():
-            check_weights(prefix + member, w)
-        can_scale = len(schemes) == len(group.members) and self._can_fold(prefix, group, weights)
+            check_weights(layer_name(layer, member), w)
+        can_scale = len(schemes) == len(group.members) and self._can_fold(layer, group, weights)
         return quantize_group(
             own, schemes, self.recipe.method, moments, model_dtype=self.model.config.dtype, can_scale=can_scale
         )
 
-    def _can_fold(self, prefix: str, group: InputGroup, weights: Mapping[str, jax.Array]) -> bool:
+    def _can_fold(self, layer: int, group: InputGroup, weights: Mapping[str, jax.Array]) -> bool:
         """Whether the layer before a group can take the inverse of AWQ's scales, and be written back."""
         if group.fold is None or group.fold_is_norm:
             return group.fold is not None
-        bias = f"{prefix}{group.fold}.bias"
-        is_quantized = self.bits_of(prefix + group.fold) != 16
+        bias = layer_name(layer, f"{group.fold}.bias")
+        is_quantized = self.bits_of(layer_name(layer, group.fold)) != 16
         return is_quantized and (
             bias not in weights or isinstance(self.checkpoint.stored(bias, self.model), WholeTensors)
         )
 
-    def _fold_scales(self, prefix: str, group: InputGroup, scales: jax.Array, block: QuantizedBlock) -> None:
+    def _fold_scales(self, layer: int, group: InputGroup, scales: jax.Array, block: QuantizedBlock) -> None:
         """Divides the layer before a group by the scales that the group's weights were multiplied by."""
         dtype = self.model.config.dtype
-        before = prefix + (group.fold or "")
+        before = layer_name(layer, group.fold or "")
         if group.fold_is_norm:
             offset = norm_offset(self.model)
             norm = (block.weights[f"{before}.weight"].astype(jnp.float32) + offset) / scales - offset

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from rich.console import Group
 from rich.table import Table
 
+from ryzjax.models.weight_names import split_layer
 from ryzjax.quantizing.layer_report import LayerReport
 
 __all__ = ["report_table"]
@@ -45,11 +46,12 @@ def report_table(reports: Sequence[LayerReport]) -> Group:
 
 
 def _kind(name: str) -> str:
-    return name.split(".", 2)[2] if name.startswith("layers.") else name
+    return split_layer(name)[1]
 
 
 def _block(name: str) -> str:
-    return name.split(".")[1] if name.startswith("layers.") else name
+    layer, path = split_layer(name)
+    return path if layer is None else str(layer)
 
 
 def _counts(values: Iterable[str]) -> str:

@@ -22,7 +22,8 @@ from ryzjax.checkpoint.open_checkpoint import OpenCheckpoint
 from ryzjax.checkpoint.source import CheckpointSource
 from ryzjax.errors import ConfigError
 from ryzjax.loading.load import check_checkpoint, read_weights
-from ryzjax.models.registry import AbstractModel
+from ryzjax.models.abstract import AbstractModel
+from ryzjax.models.weight_names import layer_name
 from ryzjax.quant.encode_matrix import round_to_nearest
 from ryzjax.quant.recipe import Recipe
 from ryzjax.quant.scheme import Scheme
@@ -191,7 +192,7 @@ def sensitivities(
         # A group of an early block runs through all later blocks, so progress counts blocks, not groups.
         task = bar.add_task("sensitivity", total=sum(layers - layer for layer, _ in work))
         for layer, group in work:
-            names = [f"layers.{layer}.{member}" for member in group.members]
+            names = [layer_name(layer, member) for member in group.members]
             names = [name for name in names if recipe.bits_of(name) == 4]
             schemes = {name: recipe.scheme(4) for name in names if recipe.scheme(4).fits(model.linears[name][-1])}
             if schemes:
@@ -245,7 +246,7 @@ class _Comparison:
 
     def __init__(self, model: AbstractModel, weights: Mapping[str, jax.Array], reference: np.ndarray):
         self._reference = reference
-        table = {name: weights[name] for name in weights if not name.startswith("layers.")}
+        table = {name: weights[name] for name in model.outer_names}
 
         @jax.jit
         def kl(table: dict[str, jax.Array], reference: jax.Array, hidden: jax.Array) -> jax.Array:

@@ -16,7 +16,7 @@ from ryzjax.checkpoint.quantized.stored_matrix import read_tensor
 from ryzjax.checkpoint.safetensors_write import TensorToWrite, write_safetensors
 from ryzjax.checkpoint.stored_weight import TensorRows, WholeTensors
 from ryzjax.errors import ConfigError
-from ryzjax.models.registry import AbstractModel
+from ryzjax.models.abstract import AbstractModel
 
 __all__ = ["Shards"]
 

@@ -11,7 +11,7 @@ from ryzjax.data.training.rows import Rows
 from ryzjax.errors import ConfigError
 from ryzjax.loading.model_config import read_model_config
 from ryzjax.loading.open_model import OpenModel, open_model
-from ryzjax.lora.adapter import Adapter, BaseRounding
+from ryzjax.lora.adapter import Adapter, BaseQuantization
 from ryzjax.lora.config import LoraConfig
 from ryzjax.training.config import BaseConfig, TrainConfig
 from ryzjax.training.optimizers.config import OptimizerConfig
@@ -117,7 +117,7 @@ def finetune(
         )
         return FinetuneResult(exported=exported, adapter=None, step=outcome.step, loop=outcome.loop)
     rounding = (
-        None if base.weights in ("auto", "bf16") else BaseRounding(weights=base.weights, group=base.weights_group)
+        None if base.weights in ("auto", "bf16") else BaseQuantization(weights=base.weights, group=base.weights_group)
     )
     exported, trained = export_adapter(folder, opened, start, outcome.params, rounding=rounding)
     return FinetuneResult(exported=exported, adapter=trained, step=outcome.step, loop=outcome.loop)

@@ -18,9 +18,10 @@ from ryzjax.layers.mlp import GatedMLP
 from ryzjax.lora.adapter import Adapter, LoraWeights
 from ryzjax.lora.config import LoraConfig
 from ryzjax.lora.linear import Dropout, attach
-from ryzjax.models.registry import AbstractModel
+from ryzjax.models.abstract import AbstractModel
 from ryzjax.models.scan_layers import Received, Remat
 from ryzjax.models.stacked import Build, LayerStack, StackedModel
+from ryzjax.models.weight_names import layer_name, split_layer
 from ryzjax.training.row_chunks import RowChunks
 
 __all__ = ["AdapterParams", "Frozen", "FullModel", "LoraModel", "TrainModel"]
@@ -171,7 +172,7 @@ class LoraModel(TrainModel):
             keys = jax.random.split(frozen.key, len(updates))
             dropout = {path: Dropout(rate=self.lora.dropout, key=key) for path, key in zip(updates, keys, strict=True)}
         block = stack.block(frozen.weights)
-        scales = {path: self.lora.scale_of(f"layers.{stack.first}.{path}") for path in updates}
+        scales = {path: self.lora.scale_of(layer_name(stack.first, path)) for path in updates}
         attach(block, updates, scales, row_norms=frozen.row_norms, dropout=dropout)
         return block
 
@@ -197,14 +198,15 @@ class LoraModel(TrainModel):
     def stacks_of_layers(self) -> Iterator[tuple[str, dict[str, str]]]:
         """Yields (name of a stack, path in its blocks -> the first adapted layer with that path), and the head last."""
         for stack in self.stacked.stacks:
-            prefix = f"layers.{stack.first}."
-            yield stack.name, {name.removeprefix(prefix): name for name in self.layers if name.startswith(prefix)}
-        yield _OUTER, {name: name for name in self.layers if not name.startswith("layers.")}
+            split = ((*split_layer(name), name) for name in self.layers)
+            yield stack.name, {path: name for layer, path, name in split if layer == stack.first}
+        yield _OUTER, {name: name for name in self.layers if split_layer(name)[0] is None}
 
     def shape_of(self, layer: str) -> tuple[int, int, int]:
         """Returns (layers of its stack, N, K) of a layer's weight."""
         n, k = self.model.linears[layer]
-        count = next((stack.count for stack in self.stacked.stacks if layer.startswith(f"layers.{stack.first}.")), 1)
+        index, _ = split_layer(layer)
+        count = next((stack.count for stack in self.stacked.stacks if stack.first == index), 1)
         return count, n, k
 
     def weight_sharding(self, layer: str) -> jax.sharding.Sharding:
@@ -218,7 +220,7 @@ class LoraModel(TrainModel):
         for name, layers in self.stacks_of_layers():
             stack = next((stack for stack in self.stacked.stacks if stack.name == name), None)
             for path in layers:
-                names = [path] if stack is None else [f"layers.{layer}.{path}" for layer in stack.layers]
+                names = [path] if stack is None else [layer_name(layer, path) for layer in stack.layers]
                 parts = [weights[name] for name in names]
                 params.setdefault(name, {})[path] = jax.tree.map(lambda *each: np.stack(each), *parts)
         return params
@@ -230,7 +232,7 @@ class LoraModel(TrainModel):
         for stack in self.stacked.stacks:
             for path, stacked in host.get(stack.name, {}).items():
                 for index, layer in enumerate(stack.layers):
-                    weights[f"layers.{layer}.{path}"] = jax.tree.map(lambda array, i=index: array[i], stacked)
+                    weights[layer_name(layer, path)] = jax.tree.map(lambda array, i=index: array[i], stacked)
         for path, stacked in host.get(_OUTER, {}).items():
             weights[path] = jax.tree.map(lambda array: array[0], stacked)
         return Adapter(config=self.lora, weights=weights, base_model=base_model)

@@ -108,7 +108,7 @@ def plan_training(
         if is_host_sharding(shape.sharding):
             host += _device_bytes(shape)
         else:
-            frozen["layers" if name.startswith("layers") else "embedding and head"] += _device_bytes(shape)
+            frozen["embedding and head" if name in stacked.outer else "layers"] += _device_bytes(shape)
     frozen["layers"] += sum(_device_bytes(shape) for shape in jax.tree.leaves(programs.frozen.row_norms))
     arguments, temporaries = memory.argument_size_in_bytes, memory.temp_size_in_bytes
     if not memory.host_argument_size_in_bytes:

@@ -21,7 +21,8 @@ from ryzjax.data.tokenizer import Tokenizer
 from ryzjax.data.training import DataConfig, open_data
 from ryzjax.errors import CheckpointError, ConfigError
 from ryzjax.loading.text_files import copy_text_files
-from ryzjax.models.registry import AbstractModel, abstract_model
+from ryzjax.models.abstract import AbstractModel
+from ryzjax.models.registry import abstract_model
 from ryzjax.sharding import Layout, Placement
 from ryzjax.training.config import BaseConfig, TrainConfig
 from ryzjax.training.finetune import FinetuneResult, open_base, settings_of, stored_dtype

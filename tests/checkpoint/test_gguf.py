@@ -14,7 +14,8 @@ from ryzjax.checkpoint import model_config_from_hf, resolve_source
 from ryzjax.checkpoint.gguf.file import GgufFile
 from ryzjax.errors import CheckpointError, ConfigError, LayoutError, UnsupportedModelError
 from ryzjax.loading import load_weights, stored_model
-from ryzjax.models.registry import AbstractModel, abstract_model
+from ryzjax.models.abstract import AbstractModel
+from ryzjax.models.registry import abstract_model
 from ryzjax.qarray import LEAVES, QArray, dequantize
 from ryzjax.sharding import Layout, Placement
 from tests.checkpoint.gguf_files import permute, write_gguf

@@ -19,8 +19,9 @@ from ryzjax.checkpoint.peft.tensor_names import WEIGHTS_FILE
 from ryzjax.checkpoint.peft.write import write_adapter
 from ryzjax.errors import CheckpointError, ConfigError, RyzJAXError, UnsupportedModelError
 from ryzjax.lora import Adapter, LoraConfig, LoraWeights, delta
-from ryzjax.lora.adapter import BaseRounding
-from ryzjax.models.registry import AbstractModel, abstract_model
+from ryzjax.lora.adapter import BaseQuantization
+from ryzjax.models.abstract import AbstractModel
+from ryzjax.models.registry import abstract_model
 from ryzjax.sharding import Layout, Placement
 from tests.models.configs import CONFIGS
 
@@ -139,10 +140,10 @@ def test_the_base_quantization_is_in_the_safetensors_header(tmp_path: Path):
     model = model_of("llama")
     found = random_adapter(model, CONFIGS_OF_ADAPTERS["plain"])
     write_adapter(tmp_path / "plain", found, model, base_model="org/base")
-    rounding = BaseRounding(weights="nf4", group=64)
-    write_adapter(tmp_path / "nf4", replace(found, base_rounding=rounding), model, base_model="org/base")
-    assert read_adapter(tmp_path / "plain", model).base_rounding is None
-    assert read_adapter(tmp_path / "nf4", model).base_rounding == rounding
+    rounding = BaseQuantization(weights="nf4", group=64)
+    write_adapter(tmp_path / "nf4", replace(found, base_quantization=rounding), model, base_model="org/base")
+    assert read_adapter(tmp_path / "plain", model).base_quantization is None
+    assert read_adapter(tmp_path / "nf4", model).base_quantization == rounding
     assert (tmp_path / "nf4" / CONFIG_FILE).read_text() == (tmp_path / "plain" / CONFIG_FILE).read_text()
     tensors = load_file(tmp_path / "nf4" / WEIGHTS_FILE)
     assert tensors.keys() == load_file(tmp_path / "plain" / WEIGHTS_FILE).keys()

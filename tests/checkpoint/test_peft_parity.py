@@ -14,7 +14,7 @@ from ryzjax.checkpoint.peft.write import write_adapter
 from ryzjax.errors import UnsupportedModelError
 from ryzjax.evaluation.forward import Forward, Head
 from ryzjax.lora import Adapter, adapted
-from ryzjax.models.registry import AbstractModel
+from ryzjax.models.abstract import AbstractModel
 from tests.goldens.make_families import build
 from tests.goldens.make_families import prompt as family_prompt
 from tests.peft_models import adapted_by_peft, opened

@@ -19,7 +19,8 @@ from ryzjax.checkpoint.quantized.words import pack_words, unpack_words
 from ryzjax.checkpoint.source import resolve_source
 from ryzjax.errors import CheckpointError, LayoutError, UnsupportedModelError
 from ryzjax.loading.load import load_weights, stored_model
-from ryzjax.models.registry import AbstractModel, abstract_model
+from ryzjax.models.abstract import AbstractModel
+from ryzjax.models.registry import abstract_model
 from ryzjax.qarray import LEAVES, QArray, dequantize
 from ryzjax.sharding import Layout, Placement
 from tests.checkpoint.quantized_files import FORMATS, LINEARS, RAW, Tensors, packed, words, write

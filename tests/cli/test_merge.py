@@ -13,7 +13,7 @@ from ryzjax.checkpoint.peft.write import write_adapter
 from ryzjax.checkpoint.source import resolve_source
 from ryzjax.cli.main import main
 from ryzjax.data.byte_tokenizer import write_byte_tokenizer
-from ryzjax.lora.adapter import BaseRounding
+from ryzjax.lora.adapter import BaseQuantization
 from ryzjax.models.registry import abstract_model
 from ryzjax.quant.recipe import Recipe
 from ryzjax.quantizing.quantize import QuantizedModel, quantize
@@ -140,7 +140,7 @@ def test_an_adapter_of_a_base_that_was_quantized_while_loading(
     """It is merged into those weights, or with --base into the plain ones; the difference is printed and recorded."""
     model, weights = opened(resolve_source(str(base)))
     found = random_adapter(model, weights, LoraConfig(rank=3))
-    found = replace(found, base_rounding=BaseRounding(weights="int4", group=16))
+    found = replace(found, base_quantization=BaseQuantization(weights="int4", group=16))
     write_adapter(tmp_path / "adapter", found, model, base_model=str(base))
     assert merge(base, tmp_path / "adapter") == 0
     printed = capsys.readouterr().out

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from ryzjax.evaluation import Forward, Head
-from ryzjax.models.registry import AbstractModel
+from ryzjax.models.abstract import AbstractModel
 
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:

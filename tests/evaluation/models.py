@@ -5,8 +5,9 @@ from __future__ import annotations
 import jax
 
 from ryzjax.loading.dummy import dummy_weights
+from ryzjax.models.abstract import AbstractModel
 from ryzjax.models.config import ModelConfig
-from ryzjax.models.registry import AbstractModel, abstract_model
+from ryzjax.models.registry import abstract_model
 from ryzjax.sharding import Layout, Placement
 
 ONE = Placement(Layout.load("single"), jax.devices()[:1])

@@ -24,7 +24,7 @@ from ryzjax.evaluation import (
     sliding_windows,
     text_divergence,
 )
-from ryzjax.models.registry import AbstractModel
+from ryzjax.models.abstract import AbstractModel
 from ryzjax.sharding import Layout, Placement
 from tests.evaluation.logprobs import Oracle
 from tests.evaluation.models import ONE, built

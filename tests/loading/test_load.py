@@ -20,8 +20,9 @@ from ryzjax.checkpoint.source import resolve_source
 from ryzjax.errors import CheckpointError, ConfigError
 from ryzjax.loading.dummy import dummy_weights
 from ryzjax.loading.load import load_weights
+from ryzjax.models.abstract import AbstractModel
 from ryzjax.models.config import ModelConfig
-from ryzjax.models.registry import AbstractModel, abstract_model
+from ryzjax.models.registry import abstract_model
 from ryzjax.models.weight_spec import WeightSpec
 from ryzjax.sharding import Layout, Placement
 from tests.models.configs import CONFIGS

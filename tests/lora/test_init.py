@@ -155,7 +155,7 @@ def test_differences_of_what_does_not_belong_together():
         difference(one, other)
     with pytest.raises(ConfigError, match="scale 'q' differently"):
         difference(one, replace(one, config=replace(config, alpha=3.0)))
-    with pytest.raises(ConfigError, match="no DoRA"):
+    with pytest.raises(ConfigError, match="not a DoRA"):
         difference(replace(one, config=replace(config, use_dora=True)), one)
 
 

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from ryzjax.batch import KVCache, TokenBatch
+from ryzjax.models.abstract import AbstractModel
 from ryzjax.models.kv_cache import KVFormat, empty_kv_cache
-from ryzjax.models.registry import AbstractModel
 
 PAGE = 8
 

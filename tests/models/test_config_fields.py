@@ -13,8 +13,9 @@ import pytest
 from ryzjax.errors import UnsupportedModelError
 from ryzjax.layers.rope import Rope
 from ryzjax.loading.dummy import dummy_weights
+from ryzjax.models.abstract import AbstractModel
 from ryzjax.models.config import ModelConfig
-from ryzjax.models.registry import FAMILIES, AbstractModel, abstract_model, family_of
+from ryzjax.models.registry import FAMILIES, abstract_model, family_of
 from ryzjax.sharding import Layout, Placement
 from tests.models.configs import CONFIGS, ROPE, ROPES
 from tests.models.paged import sequence_logits

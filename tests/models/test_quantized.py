@@ -11,7 +11,8 @@ import pytest
 
 from ryzjax.errors import ConfigError, LayoutError
 from ryzjax.loading.dummy import dummy_weights
-from ryzjax.models.registry import AbstractModel, abstract_model
+from ryzjax.models.abstract import AbstractModel
+from ryzjax.models.registry import abstract_model
 from ryzjax.qarray import LEAVES, QArray, QFormat, dequantize
 from ryzjax.sharding import Layout, Placement
 from tests.models.configs import CONFIGS

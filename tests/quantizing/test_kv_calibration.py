@@ -12,7 +12,8 @@ import pytest
 
 from ryzjax.errors import ConfigError
 from ryzjax.loading.dummy import dummy_weights
-from ryzjax.models.registry import AbstractModel, abstract_model
+from ryzjax.models.abstract import AbstractModel
+from ryzjax.models.registry import abstract_model
 from ryzjax.quantizing import kv_calibration
 from ryzjax.quantizing.kv_calibration import KVMaxima, calibrate_kv_scales, observe_kv_maxima
 from ryzjax.sharding import Layout, Placement

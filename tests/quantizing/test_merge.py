@@ -19,9 +19,9 @@ from ryzjax.errors import CheckpointError, ConfigError
 from ryzjax.loading.load import load_weights, stored_model
 from ryzjax.loading.weight_plan import plan_weights
 from ryzjax.lora import Adapter, LoraConfig, LoraWeights, adapted, row_norms
-from ryzjax.lora.adapter import BaseRounding, OnLoadWeights
+from ryzjax.lora.adapter import BaseQuantization, OnLoadWeights
 from ryzjax.lora.model import weight_of
-from ryzjax.models.registry import AbstractModel
+from ryzjax.models.abstract import AbstractModel
 from ryzjax.quant.recipe import Recipe
 from ryzjax.quantizing.merge import MergedDtype, merge_checkpoint, merged_dtype, quantize_merged
 from ryzjax.quantizing.quantize import quantize
@@ -143,7 +143,7 @@ def test_a_base_that_was_quantized_while_loading(weights: OnLoadWeights, tmp_pat
     plan = plan_weights(source, config, ONE, weights=weights, group=16)
     adapter = random_adapter(*opened(source), LoraConfig(rank=3))
     wanted = beside(plan.model, plan.load(), adapter)
-    merge_checkpoint(source, adapter, tmp_path / "merged", rounding=BaseRounding(weights=weights, group=16))
+    merge_checkpoint(source, adapter, tmp_path / "merged", rounding=BaseQuantization(weights=weights, group=16))
     assert np.abs(of_folder(tmp_path / "merged") - wanted).max() < 1e-4
     merge_checkpoint(source, adapter, tmp_path / "original")
     assert np.abs(of_folder(tmp_path / "original") - wanted).max() > 1e-3

@@ -15,7 +15,7 @@ from ryzjax.checkpoint.hf.config import model_config_from_hf
 from ryzjax.checkpoint.source import resolve_source
 from ryzjax.errors import CheckpointError, ConfigError
 from ryzjax.loading.load import load_weights, stored_model
-from ryzjax.models.registry import AbstractModel
+from ryzjax.models.abstract import AbstractModel
 from ryzjax.quant.recipe import Recipe
 from ryzjax.quantizing import quantize as quantize_module
 from ryzjax.quantizing.calibration import Calibration

@@ -17,10 +17,9 @@ import pytest
 
 from ryzjax import LLM, SamplingParams
 from ryzjax.checkpoint.peft.write import write_adapter
-from ryzjax.errors import CheckpointError, ConfigError, RequestError
+from ryzjax.errors import AdapterConflictError, AdapterNotFoundError, CheckpointError, ConfigError, RequestError
 from ryzjax.lora import Adapter, LoraConfig, LoraWeights, attach
 from ryzjax.native.library import native_refusal
-from ryzjax.serving.messages.adapter import AdapterConflictError, AdapterNotFoundError
 from ryzjax.serving.messages.config import EngineOptions
 from tests.adapters import random_adapter
 from tests.goldens.make_llama3_tiny import prompt
@@ -299,7 +298,7 @@ def test_adapters_that_do_not_fit(llm: LLM) -> None:
     bad = {
         "rank 9.*max_lora_rank is 8.*--max-lora-rank 9": random_adapter(linears, 3, rank=9),
         "lora_A of layers.0.attention.q is": broken(good, q, a=jnp.zeros((4, 3))),
-        "no plain linear layer": random_adapter({"layers.9.attention.q": (64, 64)}, 3),
+        "not a plain linear layer": random_adapter({"layers.9.attention.q": (64, 64)}, 3),
         "layers.1.mlp.down hold NaN or infinity": broken(
             good, "layers.1.mlp.down", b=good.weights["layers.1.mlp.down"].b.at[0, 0].set(jnp.nan)
         ),

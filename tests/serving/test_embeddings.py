@@ -13,7 +13,7 @@ import pytest
 
 from ryzjax import LLM, SamplingParams
 from ryzjax.errors import ContextLengthError, EngineStoppedError, RequestError
-from ryzjax.models.registry import AbstractModel
+from ryzjax.models.abstract import AbstractModel
 from ryzjax.serving.device.prompt_programs import make_pool
 from ryzjax.serving.frontend.embedding import finish_embedding
 from ryzjax.serving.messages.request import EmbeddingOutput, Pooling

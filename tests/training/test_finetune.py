@@ -19,7 +19,7 @@ from ryzjax.checkpoint.peft.read import read_adapter
 from ryzjax.errors import CheckpointError, ConfigError, DataError, TrainingError
 from ryzjax.evaluation.forward import Forward
 from ryzjax.loading.open_model import open_model
-from ryzjax.lora.adapter import BaseRounding
+from ryzjax.lora.adapter import BaseQuantization
 from ryzjax.lora.model import adapted
 from ryzjax.training.finetune import FinetuneResult
 from ryzjax.training.run.run_log import read_log
@@ -102,9 +102,9 @@ def test_a_resumed_run_has_the_losses_of_one_that_was_not_stopped(
     result = run(tiny_model, rows_file, tmp_path / "cut", train=once | {"resume": True}, **options)
     assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
     assert result.loop.step == 12
-    rounding = None if weights == "auto" else BaseRounding(weights=weights, group=32)  # pyright: ignore
+    rounding = None if weights == "auto" else BaseQuantization(weights=weights, group=32)  # pyright: ignore
     written = read_adapter(tmp_path / "cut/adapter", open_model(str(tiny_model)).model)
-    assert written.base_rounding == rounding, "what ryzjax merge goes by"
+    assert written.base_quantization == rounding, "what ryzjax merge goes by"
     for part in ("adapter_model.safetensors", "adapter_config.json"):
         assert (tmp_path / "cut/adapter" / part).read_bytes() == (tmp_path / "whole/adapter" / part).read_bytes()
 
@@ -290,7 +290,7 @@ def test_an_adapter_is_trained_on(tiny_model: Path, rows_file: Path, tmp_path: P
 def test_bad_input(tiny_model: Path, rows_file: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="sequence_tokens=512 is more than the 256 positions"):
         run(tiny_model, rows_file, tmp_path, data={"sequence_tokens": 512})
-    with pytest.raises(ConfigError, match="LoRA target 'qproj' is no linear layer"):
+    with pytest.raises(ConfigError, match="LoRA target 'qproj' is not a linear layer"):
         run(tiny_model, rows_file, tmp_path, lora=LoraConfig(targets=("qproj",)))
     with pytest.raises(DataError):
         run(tiny_model, tmp_path / "none.jsonl", tmp_path)

@@ -17,7 +17,8 @@ from ryzjax.checkpoint.hf.config import text_model_config
 from ryzjax.checkpoint.safetensors_write import TensorToWrite, write_safetensors
 from ryzjax.checkpoint.stored_weight import TensorRows, WholeTensors
 from ryzjax.errors import CheckpointError, ConfigError
-from ryzjax.models.registry import AbstractModel, family_of
+from ryzjax.models.abstract import AbstractModel
+from ryzjax.models.registry import family_of
 
 __all__ = ["PLAIN_DTYPES", "in_dtype", "save_hf"]
 

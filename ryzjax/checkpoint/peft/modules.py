@@ -10,7 +10,8 @@ import numpy as np
 from ryzjax.checkpoint.families import HF_FAMILIES
 from ryzjax.checkpoint.stored_weight import TensorRows, WholeTensors
 from ryzjax.errors import CheckpointError
-from ryzjax.models.registry import AbstractModel, family_of
+from ryzjax.models.abstract import AbstractModel
+from ryzjax.models.registry import family_of
 
 __all__ = ["ModuleWeights", "PeftModule", "PeftModules", "join", "peft_modules", "split"]
 

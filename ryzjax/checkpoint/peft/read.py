@@ -29,10 +29,11 @@ from ryzjax.checkpoint.peft.tensor_names import (
 from ryzjax.checkpoint.safetensors import SafetensorsFile
 from ryzjax.checkpoint.stored_weight import FLOATS
 from ryzjax.errors import CheckpointError
-from ryzjax.lora.adapter import Adapter, BaseRounding, LoraWeights, OnLoadWeights, check_adapter
+from ryzjax.lora.adapter import Adapter, BaseQuantization, LoraWeights, OnLoadWeights, check_adapter
 from ryzjax.lora.base_name import base_name
 from ryzjax.lora.config import shortest_endings
-from ryzjax.models.registry import AbstractModel, family_of
+from ryzjax.models.abstract import AbstractModel
+from ryzjax.models.registry import family_of
 
 __all__ = ["read_adapter"]
 
@@ -66,7 +67,7 @@ def read_adapter(folder: Path, model: AbstractModel) -> Adapter:
         for path, parts in tensors.items():
             module = modules.modules[path]
             layers |= split(module, _read_module(file, module, parts, config))
-        rounding = _base_rounding(file)
+        rounding = _base_quantization(file)
     chosen = [layer for layer in model.linears if layer in layers]
     # The matrices stay on the host. A server casts them there, and copying each to a device is slow while other threads
     # are busy.
@@ -84,7 +85,7 @@ def read_adapter(folder: Path, model: AbstractModel) -> Adapter:
             {layer: config.lora.alpha_of(paths[layer]) for layer in chosen}, config.lora.alpha, model.linears
         ),
     )
-    adapter = Adapter(config=lora, weights=weights, base_model=config.base_model, base_rounding=rounding)
+    adapter = Adapter(config=lora, weights=weights, base_model=config.base_model, base_quantization=rounding)
     check_adapter(adapter, model.linears, name=str(folder))
     return adapter
 
@@ -201,7 +202,7 @@ def _read_module(
     )
 
 
-def _base_rounding(file: SafetensorsFile) -> BaseRounding | None:
+def _base_quantization(file: SafetensorsFile) -> BaseQuantization | None:
     """Returns how the adapter's base was quantized while loading, from the header of the safetensors file."""
     weights, group = file.metadata.get(BASE_WEIGHTS_KEY), file.metadata.get(BASE_GROUP_KEY, "")
     if weights is None:
@@ -212,4 +213,4 @@ def _base_rounding(file: SafetensorsFile) -> BaseRounding | None:
             f"{file.path}: its base was quantized to {weights!r} in groups of {group!r}; expected one of "
             f"{', '.join(known)} and a number of features. Save the adapter again, or use a newer RyzJAX"
         )
-    return BaseRounding(weights=cast("OnLoadWeights", weights), group=int(group))
+    return BaseQuantization(weights=cast("OnLoadWeights", weights), group=int(group))

@@ -25,7 +25,8 @@ from ryzjax.checkpoint.safetensors_write import TensorToWrite, write_safetensors
 from ryzjax.errors import CheckpointError, ConfigError
 from ryzjax.lora.adapter import Adapter, check_adapter
 from ryzjax.lora.config import shortest_endings
-from ryzjax.models.registry import AbstractModel, family_of
+from ryzjax.models.abstract import AbstractModel
+from ryzjax.models.registry import family_of
 
 __all__ = ["write_adapter"]
 
@@ -72,7 +73,7 @@ def write_adapter(
         alpha_pattern=shortest_patterns(alphas, adapter.config.alpha, modules.paths),
     )
     targets = shortest_endings(joined, modules.paths)
-    rounding = adapter.base_rounding
+    rounding = adapter.base_quantization
     texts = {} if rounding is None else {BASE_WEIGHTS_KEY: rounding.weights, BASE_GROUP_KEY: str(rounding.group)}
     _write(folder, joined, peft_config_json(config, targets, base_model), texts, np.dtype(_DTYPES[dtype]))
 

@@ -1,4 +1,4 @@
-"""Benchmarks: what each asks of a model, and how its answers are scored."""
+"""Benchmarks. Each task says what it asks of a model, and how the answers are scored."""
 
 from __future__ import annotations
 
@@ -29,4 +29,4 @@ __all__ = [
 TASKS: Mapping[str, ContinuationTask | GenerationTask] = {
     task.name: task for task in (HellaSwag(), MMLU(), Lambada(), GSM8K(), *demo_tasks())
 }
-"""Every task by its name."""
+"""Task name -> task, for all tasks."""

@@ -1,4 +1,4 @@
-"""The demo model's own tasks: held-out problems of the generator that made its training rows. They need no data."""
+"""The tasks of the demo model: held-out problems from the generator of its training rows. They need no data files."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ _PREFIX = "demo_"
 
 
 class DemoTask(GenerationTask[HeldOut]):
-    """exact_match: the share of answers that are right (`HeldOut.check`).
+    """A generated task. Its metric is exact_match, the share of correct answers (`HeldOut.check`).
 
-    Items are asked through the model's chat template, whatever `chat` says, with no examples in front. `limit` is how
-    many are made (500 by default), `sample_seed` the seed they are made with (0 by default).
+    Prompts always use the model's chat template, regardless of the option `chat`, and have no few-shot examples. The
+    option `limit` is the number of generated items (500 by default), and `sample_seed` is their seed (0 by default).
 
     Args:
-      source: which of `ryzjax.data.synthetic.HELD_OUT`; `name` is "demo_" and it.
+      source: One of `ryzjax.data.synthetic.HELD_OUT`. The name of the task is "demo_" followed by it.
     """
 
     needs_data = False
@@ -38,9 +38,9 @@ class DemoTask(GenerationTask[HeldOut]):
         self._source = source
 
     def load(self, data: DataSource, options: TaskOptions) -> Loaded[HeldOut]:
-        """Makes the items; `data` is not read. Raises ConfigError where examples in front are asked for."""
+        """Generates the items without reading `data`. Raises ConfigError if few-shot examples are asked for."""
         if options.num_fewshot:
-            raise ConfigError(f"{self.name} has no examples to put in front; expected num_fewshot=0, or leave it out")
+            raise ConfigError(f"{self.name} has no few-shot examples; expected num_fewshot=0, or leave it out")
         items = held_out(self._source, options.limit or _DEFAULT_ITEMS, options.sample_seed or 0)
         asked = [{"messages": item.messages, "tools": item.tools, "answer": item.answer} for item in items]
         digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
@@ -55,5 +55,5 @@ class DemoTask(GenerationTask[HeldOut]):
 
 
 def demo_tasks() -> tuple[DemoTask, ...]:
-    """One for everything that can be held out."""
+    """Returns one task for each entry of `HELD_OUT`."""
     return tuple(map(DemoTask, HELD_OUT))

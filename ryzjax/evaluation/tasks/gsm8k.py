@@ -1,4 +1,4 @@
-"""GSM8K (Cobbe et al., 2021): word problems of primary school, the answer a number."""
+"""GSM8K (Cobbe et al., 2021): grade-school word problems whose answer is a number."""
 
 from __future__ import annotations
 
@@ -23,7 +23,13 @@ _NUMBER = re.compile(r"-?[$0-9.,]{2,}|-?[0-9]+")
 
 @dataclass(frozen=True, kw_only=True)
 class GSM8KItem:
-    """A problem, the number that solves it, and (question, solution) of the examples in front."""
+    """One problem.
+
+    Attributes:
+      question: The problem.
+      answer: The number that solves it.
+      examples: (question, solution) of each few-shot example.
+    """
 
     question: str
     answer: str
@@ -31,10 +37,12 @@ class GSM8KItem:
 
 
 class GSM8K(GenerationTask[GSM8KItem]):
-    """exact_match_strict: the number after ####; exact_match_flexible: the last number of the completion.
+    """GSM8K with two metrics: exact_match_strict and exact_match_flexible.
 
-    Prompts, stops and what counts as a number are those of lm-evaluation-harness. The examples are the first ones of
-    the train split, 5 where there is one and none otherwise; with `chat` they are turns of a conversation.
+    exact_match_strict takes the first number after #### as the answer, and exact_match_flexible takes the last number
+    of the completion. Prompts, stop strings and the definition of a number are those of lm-evaluation-harness. The
+    few-shot examples are the first rows of the train split: 5 by default, or none if there is no such split. With the
+    option `chat`, they are turns of a conversation.
     """
 
     name = "gsm8k"
@@ -78,13 +86,13 @@ class GSM8K(GenerationTask[GSM8KItem]):
 
 
 def marked_number(text: str) -> str | None:
-    """The first number after ####, without commas, or None."""
+    """Returns the first number after ####, without commas and dollar signs; None if there is none."""
     found = _MARKED.search(text)
     return None if found is None else _plain(found[1])
 
 
 def last_number(text: str) -> str | None:
-    """The last number of a text, without commas and dollar signs, or None."""
+    """Returns the last number of a text, without commas and dollar signs; None if there is none."""
     found = _NUMBER.findall(text)
     return _plain(found[-1]) if found else None
 

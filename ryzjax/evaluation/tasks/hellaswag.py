@@ -1,4 +1,4 @@
-"""HellaSwag (Zellers et al., 2019): which of four endings goes on from a context?"""
+"""HellaSwag (Zellers et al., 2019): which of four endings continues a context?"""
 
 from __future__ import annotations
 
@@ -19,7 +19,13 @@ _BRACKETS = re.compile(r"\[.*?\]")
 
 @dataclass(frozen=True, kw_only=True)
 class HellaSwagItem:
-    """A context, endings without the space before them, and the index of the right one."""
+    """One question.
+
+    Attributes:
+      context: The context.
+      endings: The endings, without the space before them.
+      label: The index of the correct ending.
+    """
 
     context: str
     endings: tuple[str, ...]
@@ -27,9 +33,10 @@ class HellaSwagItem:
 
 
 class HellaSwag(ContinuationTask[HellaSwagItem]):
-    """acc: the likeliest ending; acc_norm and acc_bytes: the likeliest a character, and a byte.
+    """HellaSwag with three metrics, named as in lm-evaluation-harness: acc, acc_norm and acc_bytes.
 
-    Texts are cleaned as lm-evaluation-harness does, whose names for the figures these are.
+    acc chooses the most likely ending. acc_norm and acc_bytes divide the log-likelihood by the number of characters or
+    bytes of the ending first. Texts are cleaned as in lm-evaluation-harness.
     """
 
     name = "hellaswag"
@@ -59,7 +66,7 @@ class HellaSwag(ContinuationTask[HellaSwagItem]):
 
 
 def clean(text: str) -> str:
-    """A text without the traces of the WikiHow pages that half of the data is from."""
+    """Removes the markup of the WikiHow pages that half of the data comes from."""
     text = text.strip().replace(" [title]", ". ")
     return _BRACKETS.sub("", text).replace("  ", " ")
 
@@ -71,6 +78,6 @@ def _item(row: Row) -> HellaSwagItem:
     if "activity_label" in row:
         context = f"{row.text('activity_label')}: {row.text('ctx_a')} {row.text('ctx_b').capitalize()}"
     else:
-        # Laid out with the activity in front already.
+        # The row already has the activity at the start of its context.
         context = row.text("ctx")
     return HellaSwagItem(context=clean(context), endings=endings, label=row.index("label", len(endings)))

@@ -1,4 +1,4 @@
-"""LAMBADA (Paperno et al., 2016): the last word of a passage, which its last sentence alone does not give away."""
+"""LAMBADA (Paperno et al., 2016): predict the last word of a passage, which needs more than its last sentence."""
 
 from __future__ import annotations
 
@@ -15,7 +15,11 @@ _SPLIT = Split(file="lambada_test.jsonl", dataset="EleutherAI/lambada_openai", c
 
 
 class Lambada(ContinuationTask[Continuation]):
-    """acc: every token of the last word is the likeliest; perplexity: of the last word, as one event."""
+    """LAMBADA with two metrics: acc and perplexity.
+
+    acc is the share of passages in which every token of the last word is the most likely one. perplexity is that of
+    the last word, as one event.
+    """
 
     name = "lambada"
 

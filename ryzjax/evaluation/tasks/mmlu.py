@@ -1,4 +1,4 @@
-"""MMLU (Hendrycks et al., 2021): four-way questions of 57 subjects, the answer by its letter."""
+"""MMLU (Hendrycks et al., 2021): multiple-choice questions on 57 subjects, answered by a letter from A to D."""
 
 from __future__ import annotations
 
@@ -20,7 +20,13 @@ _FEWSHOT = 5
 
 @dataclass(frozen=True, kw_only=True)
 class MMLUItem:
-    """A question with everything in front of it, the index of the right letter, and its subject."""
+    """One question.
+
+    Attributes:
+      subject: The subject.
+      context: The whole prompt: the header, the few-shot examples and the question.
+      answer: The index of the correct letter.
+    """
 
     subject: str
     context: str
@@ -28,10 +34,10 @@ class MMLUItem:
 
 
 class MMLU(ContinuationTask[MMLUItem]):
-    """acc: the likeliest of the four letters, over all questions; a group a subject.
+    """MMLU with the metric acc, over all questions and for each subject. The answer is the most likely letter.
 
-    Prompts are those of lm-evaluation-harness: a line that names the subject, the first 5 questions of the dev split
-    where there is one (none otherwise), the question.
+    Prompts are those of lm-evaluation-harness: a line that names the subject, the few-shot examples, and the question.
+    The examples are the first questions of the dev split: 5 by default, or none if there is no such split.
     """
 
     name = "mmlu"
@@ -65,7 +71,7 @@ class MMLU(ContinuationTask[MMLUItem]):
         return {"acc": accuracy(_is_right(items, scores))}
 
     def groups(self, items: Sequence[MMLUItem], scores: Sequence[Sequence[ContinuationScore]]) -> dict[str, Metric]:
-        """Accuracy of each subject."""
+        """Returns subject -> accuracy."""
         by_subject: dict[str, list[bool]] = {}
         for item, right in zip(items, _is_right(items, scores), strict=True):
             by_subject.setdefault(item.subject, []).append(right)
@@ -100,7 +106,7 @@ def _question(row: Row) -> str:
 
 
 def _answer(row: Row) -> int:
-    """The right choice: an index, or a letter as in the first release."""
+    """Returns the index of the correct choice. The row has an index, or a letter as in the data's first release."""
     letter = row.values.get("answer")
     if isinstance(letter, str) and letter.strip() in tuple(_LETTERS):
         return _LETTERS.index(letter.strip())

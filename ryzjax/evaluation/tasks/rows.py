@@ -1,4 +1,4 @@
-"""Rows of evaluation data: local files (JSON lines, CSV) or Hugging Face datasets, read the same way."""
+"""Reads rows of evaluation data from local files (JSON lines, CSV) or from the Hugging Face Hub."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ _LOOSE_ROW = re.compile(r'"(.*?)",([^",\n]*)(?:\n|\Z)', re.DOTALL)
 
 @dataclass(frozen=True, kw_only=True)
 class Split:
-    """One split of a data set, as both kinds of source spell it.
+    """The location of one split of a data set, in a local folder and on the Hub.
 
     Attributes:
-      file: path under the local folder; `.jsonl` or `.csv`.
-      dataset, config, split: of the Hugging Face Hub; the config may be None.
-      columns: of a CSV file, in order; also its header where it has one.
+      file: The path of the `.jsonl` or `.csv` file in the local folder.
+      dataset, config, split: The names on the Hugging Face Hub. The config may be None.
+      columns: The columns of a CSV file, in order. A header row of the file has the same names.
     """
 
     file: str
@@ -39,13 +39,19 @@ class Split:
 
     @property
     def hub_name(self) -> str:
-        """The Hub's spelling in one string."""
+        """The names on the Hub, joined by colons."""
         return ":".join(part for part in (self.dataset, self.config, self.split) if part)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rows:
-    """Rows of one split; `sha256` is of the file's bytes, or of the rows as JSON lines where there is no file."""
+    """The rows of one split.
+
+    Attributes:
+      name: The file, or the names on the Hub.
+      rows: The rows.
+      sha256: The SHA-256 of the file's bytes, or of the rows as JSON lines if there is no file.
+    """
 
     name: str
     rows: tuple[Row, ...]
@@ -53,33 +59,41 @@ class Rows:
 
 
 class DataSource(ABC):
-    """Where data is."""
+    """A source of data sets."""
 
     @abstractmethod
     def read(self, split: Split) -> Rows:
-        """All rows of a split, at least one. Raises DataError where it is missing or malformed."""
+        """Returns all rows of a split, at least one. Raises DataError if the split is missing or malformed."""
 
     @abstractmethod
     def has(self, split: Split) -> bool:
-        """Whether there is such a split."""
+        """Whether the split exists."""
 
     @abstractmethod
     def subsets(self, pattern: str, dataset: str) -> tuple[str, ...]:
-        """Names of a data set's parts, sorted: what `*` stands for in a file pattern, or the configs of the Hub."""
+        """Returns the sorted names of a data set's parts.
+
+        Args:
+          pattern: The path of the local files, in which `*` stands for the name of a part.
+          dataset: The data set on the Hub, whose configs are its parts.
+        """
 
 
 class LocalData(DataSource):
-    """Files in a folder.
+    """The files of a local folder.
+
+    Args:
+      folder: The folder.
 
     Raises:
-      DataError: no such folder.
+      DataError: The folder does not exist.
     """
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder).expanduser()
         if not self.folder.is_dir():
             raise DataError(
-                f"data folder {str(folder)!r} is not there; expected one with files such as gsm8k_test.jsonl"
+                f"data folder {str(folder)!r} does not exist; expected one with files such as gsm8k_test.jsonl"
             )
 
     def read(self, split: Split) -> Rows:
@@ -106,15 +120,15 @@ class LocalData(DataSource):
         before, after = Path(pattern).name.split("*")
         names = sorted(path.name[len(before) : -len(after)] for path in self.folder.glob(pattern))
         if not names:
-            raise DataError(f"{self.folder}: no {pattern}; expected the data set {dataset} there, a file a subject")
+            raise DataError(f"{self.folder}: no {pattern}; expected the data set {dataset}, one file for each subject")
         return tuple(names)
 
 
 class HubData(DataSource):
-    """Data sets of the Hugging Face Hub, or of its local cache.
+    """Data sets on the Hugging Face Hub, or in its local cache.
 
     Raises:
-      MissingExtraError: the package `datasets` is not installed.
+      MissingExtraError: The package `datasets` is not installed.
     """
 
     def __init__(self) -> None:
@@ -152,15 +166,15 @@ class HubData(DataSource):
                 f"data set {dataset}: cannot be found ({type(error).__name__}: {error}); check the network, or name "
                 "a folder of files with --data"
             ) from error
-        # Not subjects: all of them at once, and the training rows.
+        # "all" has the questions of all subjects, and "auxiliary_train" has training rows. Neither is a subject.
         return tuple(sorted(set(names) - {"all", "auxiliary_train"}))
 
 
 class NoData(DataSource):
-    """Nothing, for tasks that make their own items."""
+    """An empty source, for tasks that generate their items."""
 
     def read(self, split: Split) -> Rows:
-        raise DataError(f"{split.file} is asked for and no data was given; give --data FOLDER, or --data hub")
+        raise DataError(f"the task needs {split.file} and no data was given; give --data FOLDER, or --data hub")
 
     def has(self, split: Split) -> bool:
         return False
@@ -170,7 +184,7 @@ class NoData(DataSource):
 
 
 def open_data(data: str) -> DataSource:
-    """The source a flag names: "hub", or a folder. Errors as of the two classes."""
+    """Opens the source that a flag names: "hub", or a local folder. Raises the errors of `HubData` and `LocalData`."""
     return HubData() if data == "hub" else LocalData(data)
 
 
@@ -193,7 +207,7 @@ def _csv_rows(path: Path, text: str, columns: tuple[str, ...]) -> Iterable[Row]:
         reader = csv.reader(io.StringIO(text, newline=""), strict=True)
         lines = [(reader.line_num, cells) for cells in reader]
     except csv.Error:
-        # Copies of MMLU are about whose quoted cells have bare quotes in them.
+        # Some copies of MMLU have unescaped quotes inside quoted cells.
         lines = list(_loose_cells(path, text.replace("\r\n", "\n"), header=",".join(columns)))
     for number, cells in lines:
         where = f"{path}:{number}"
@@ -204,7 +218,7 @@ def _csv_rows(path: Path, text: str, columns: tuple[str, ...]) -> Iterable[Row]:
 
 
 def _loose_cells(path: Path, text: str, *, header: str) -> Iterable[tuple[int, list[str]]]:
-    """(line, cells) of rows whose cells are quoted, but for the last, and end at '","' only."""
+    """Yields (line, cells) of rows in which every cell but the last is quoted, and only '","' ends a quoted cell."""
     at = len(header) + 1 if text.startswith(f"{header}\n") else 0
     while at < len(text):
         line = text.count("\n", 0, at) + 1

@@ -1,4 +1,4 @@
-"""What a task is: items read from data, requests made of them, a score of the answers."""
+"""The base classes of tasks. A task reads items from data, turns them into requests, and scores the answers."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ Chosen = TypeVar("Chosen")
 
 @dataclass(frozen=True, kw_only=True)
 class TaskOptions:
-    """How a task is run.
+    """The options of a task.
 
     Attributes:
-      limit: items of each data set (of each subject of MMLU); None takes all.
-      sample_seed: draws the `limit` items with this seed; None takes the first ones.
-      num_fewshot: examples in front; None is the task's own choice.
-      chat: put generation prompts through the model's chat template.
-      add_special_tokens: what the tokenizer adds to a text (BOS).
-      max_tokens: longest prompt and answer; None is the engine's context.
-      temperature: that completions are sampled at; 0 takes the likeliest tokens.
-      top_p: completions are sampled from the likeliest tokens that have this probability together; 1 is all of them.
-      generation_seed: of sampled completions; each item has a random stream of its own.
+      limit: The number of items of each data set, and of each subject of MMLU; None for all.
+      sample_seed: The seed with which `limit` items are drawn; None for the first items.
+      num_fewshot: The number of few-shot examples; None for the task's default.
+      chat: Whether generation prompts use the model's chat template.
+      add_special_tokens: Whether the tokenizer adds its special tokens, such as BOS.
+      max_tokens: The largest number of tokens of a prompt and its answer; None for the engine's context.
+      temperature: The temperature of sampled completions; 0 is greedy.
+      top_p: Completions are sampled from the most likely tokens that together have this probability; 1 for all tokens.
+      generation_seed: The seed of sampled completions. Each item has its own random stream.
     """
 
     limit: int | None = None
@@ -63,12 +63,12 @@ class TaskOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class Loaded(Generic[Item]):
-    """A task's items.
+    """The items of a task.
 
     Attributes:
-      items: to be scored, at least one.
-      num_fewshot: examples in front of each.
-      data_sha256: of each file or split that was read, by its name.
+      items: The items to score, at least one.
+      num_fewshot: The number of few-shot examples of each item.
+      data_sha256: Name of each file or split that was read -> its SHA-256.
     """
 
     items: tuple[Item, ...]
@@ -78,17 +78,17 @@ class Loaded(Generic[Item]):
 
 @dataclass(frozen=True, kw_only=True)
 class TaskResult:
-    """A task's score.
+    """The result of a task.
 
     Attributes:
-      task: its name.
-      metrics: name -> figure with its 95% interval.
-      groups: part of the data -> its accuracy (MMLU's subjects); empty for most.
-      n: items.
-      num_fewshot: examples in front of each.
-      num_cut: requests whose context was cut on the left to fit.
-      options: as asked for.
-      data_sha256: file or split -> hash.
+      task: The name of the task.
+      metrics: Metric name -> figure with its 95% interval.
+      n: The number of items.
+      num_fewshot: The number of few-shot examples of each item.
+      num_cut: The number of requests whose context was cut on the left to fit.
+      options: The options of the task.
+      data_sha256: Name of each file or split -> its SHA-256.
+      groups: Part of the data -> its accuracy, for the subjects of MMLU. Empty for other tasks.
     """
 
     task: str
@@ -105,8 +105,8 @@ class Task(ABC, Generic[Item]):
     """A benchmark.
 
     Attributes:
-      name: what `--tasks` calls it.
-      needs_data: whether `load` reads data; else it makes the items.
+      name: The name of the task, for `--tasks`.
+      needs_data: Whether `load` reads data. If not, it generates the items.
     """
 
     name: str
@@ -114,42 +114,47 @@ class Task(ABC, Generic[Item]):
 
     @abstractmethod
     def load(self, data: DataSource, options: TaskOptions) -> Loaded[Item]:
-        """Reads the items. Raises DataError where the data is missing or malformed."""
+        """Reads or generates the items. Raises DataError if the data is missing or malformed."""
 
 
 class ContinuationTask(Task[Item]):
-    """A task that compares log-likelihoods."""
+    """A task that compares the log-likelihoods of continuations."""
 
     @abstractmethod
     def requests(self, item: Item) -> Sequence[Continuation]:
-        """What is to be scored for an item; at least one."""
+        """Returns the continuations to score for an item, at least one."""
 
     @abstractmethod
     def metrics(self, items: Sequence[Item], scores: Sequence[Sequence[ContinuationScore]]) -> dict[str, Metric]:
-        """The task's figures, from a score a request."""
+        """Returns metric name -> figure, given the scores of the requests of each item."""
 
     def groups(self, items: Sequence[Item], scores: Sequence[Sequence[ContinuationScore]]) -> dict[str, Metric]:
-        """Figures of parts of the data, by name; none by default."""
+        """Returns the figures of parts of the data, by name. There are none by default."""
         return {}
 
 
 class GenerationTask(Task[Item]):
-    """A task that reads completions: greedy ones, unless `TaskOptions.temperature` says otherwise."""
+    """A task that scores completions. They are greedy, unless `TaskOptions.temperature` is positive.
+
+    Attributes:
+      stop: The strings that end a completion.
+      max_new_tokens: The largest number of tokens of a completion.
+    """
 
     stop: ClassVar[tuple[str, ...]]
     max_new_tokens: ClassVar[int]
 
     @abstractmethod
     def prompt(self, item: Item, tokenizer: Tokenizer, options: TaskOptions) -> list[int]:
-        """Token ids of an item's prompt. Raises RequestError where a chat template is wanted and missing."""
+        """Returns the token ids of an item's prompt. Raises RequestError if a needed chat template is missing."""
 
     @abstractmethod
     def metrics(self, items: Sequence[Item], completions: Sequence[str]) -> dict[str, Metric]:
-        """The task's figures, from a completion an item."""
+        """Returns metric name -> figure, given the completion of each item."""
 
 
 def select(values: Sequence[Chosen], options: TaskOptions) -> tuple[Chosen, ...]:
-    """The first `limit` values, or as many drawn with `sample_seed`, in their order."""
+    """Returns the first `limit` values, or that many drawn with `sample_seed`, in their original order."""
     if options.limit is None or options.limit >= len(values):
         return tuple(values)
     if options.sample_seed is None:
@@ -159,5 +164,5 @@ def select(values: Sequence[Chosen], options: TaskOptions) -> tuple[Chosen, ...]
 
 
 def hashes(*read: Rows) -> dict[str, str]:
-    """Name -> hash of what was read."""
+    """Returns name -> SHA-256 of each split that was read."""
     return {rows.name: rows.sha256 for rows in read}

@@ -108,7 +108,7 @@ def _project_shards(x: jax.Array, matrices: Sequence[Matrix], placement: Placeme
 
 def project_on_device(
     x: Float[Array, "T K"], weights: Sequence[jax.Array | QArray], *, summed_over: tuple[str, ...] = ()
-) -> tuple[Float[Array, "T N"], ...]:
+) -> tuple[Float[Array, "T _"], ...]:
     """Returns `x @ weight.T` for each weight [N, K] on one device, accumulated in float32.
 
     With several devices, call it inside `shard_map`.

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from ryzjax.batch import KVCache
+from ryzjax.models.abstract import AbstractModel
 from ryzjax.models.kv_cache import KVFormat, kv_cache_shapes
-from ryzjax.models.registry import AbstractModel
 from ryzjax.serving.device.sampler_state import SamplerState
 
 __all__ = ["Program", "ProgramKey", "StepShapes"]

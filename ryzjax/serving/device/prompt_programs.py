@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from ryzjax.models.registry import AbstractModel
+from ryzjax.models.abstract import AbstractModel
 from ryzjax.ops.sampling.sampling import score
 from ryzjax.serving.device.program import Program, StepShapes
 from ryzjax.serving.device.step_result import pack_result

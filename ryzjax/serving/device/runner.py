@@ -12,8 +12,8 @@ import numpy as np
 
 from ryzjax.batch import KVCache
 from ryzjax.lora.slot_plan import SlotPlan
+from ryzjax.models.abstract import AbstractModel
 from ryzjax.models.kv_cache import KVFormat, empty_kv_cache
-from ryzjax.models.registry import AbstractModel
 from ryzjax.serving.device.adapter_memory import AdapterMemory
 from ryzjax.serving.device.buckets import Buckets
 from ryzjax.serving.device.compiler import compile_all
@@ -84,7 +84,7 @@ class ModelRunner:
         self._shapes = StepShapes(
             model=model,
             leaves=tuple(weights[name] for name in model.weights),
-            outer={name: weights[name] for name in model.weights if not name.startswith("layers.")},
+            outer={name: weights[name] for name in model.outer_names},
             kv_format=self.kv_format,
             max_sequences=max_sequences,
             page_size_tokens=page_size_tokens,

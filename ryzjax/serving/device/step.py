@@ -23,7 +23,7 @@ from jax import lax
 from ryzjax.batch import KVCache
 from ryzjax.lora.slot_plan import SlotPlan
 from ryzjax.lora.slots import BlockSlots, attach_slots
-from ryzjax.models.registry import AbstractModel
+from ryzjax.models.abstract import AbstractModel
 from ryzjax.ops.sampling.sampling import sample
 from ryzjax.serving.device.program import Program, StepShapes
 from ryzjax.serving.device.sampler_state import set_slot

@@ -9,10 +9,10 @@ import time
 from pathlib import Path
 
 from ryzjax.checkpoint.peft.read import read_adapter
-from ryzjax.errors import ConfigError
+from ryzjax.errors import AdapterConflictError, AdapterNotFoundError, ConfigError
 from ryzjax.lora import Adapter
 from ryzjax.lora.slot_plan import SlotPlan
-from ryzjax.serving.messages.adapter import AdapterConflictError, AdapterNotFoundError, ServedAdapter
+from ryzjax.serving.messages.adapter import ServedAdapter
 
 __all__ = ["AdapterRegistry"]
 

@@ -26,9 +26,9 @@ from ryzjax.loading.model_config import read_model_config
 from ryzjax.loading.weight_plan import WeightPlan, plan_weights
 from ryzjax.lora import Adapter
 from ryzjax.lora.slot_plan import SlotPlan
+from ryzjax.models.abstract import AbstractModel
 from ryzjax.models.config import ModelConfig
 from ryzjax.models.kv_cache import KVFormat
-from ryzjax.models.registry import AbstractModel
 from ryzjax.serving.frontend.sampling_defaults import SamplingDefaults, sampling_defaults
 from ryzjax.serving.messages.config import EngineConfig
 from ryzjax.sharding import Layout, Placement

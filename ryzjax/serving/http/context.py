@@ -8,10 +8,10 @@ from typing import Protocol, Self, TypeVar
 
 from fastapi import Request
 
+from ryzjax.errors import ModelNotFoundError
 from ryzjax.obs.metrics import EngineMetrics
 from ryzjax.serving.frontend.protocol import EngineFrontend
 from ryzjax.serving.http.config import HttpConfig
-from ryzjax.serving.http.errors import ModelNotFoundError
 from ryzjax.serving.http.guard.bodies import BodyReaders, body_of
 from ryzjax.serving.http.guard.lifecycle import Lifecycle
 from ryzjax.serving.http.guard.limits import RequestLimits

@@ -6,21 +6,27 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from fastapi import FastAPI, Request
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from ryzjax.errors import EngineFailedError, EngineStoppedError, QueueFullError, RequestError
-from ryzjax.serving.messages.adapter import AdapterConflictError, AdapterNotFoundError
+from ryzjax.errors import (
+    AdapterConflictError,
+    AdapterNotFoundError,
+    EngineFailedError,
+    EngineStoppedError,
+    ModelNotFoundError,
+    QueueFullError,
+    RequestError,
+)
 
 __all__ = [
     "ApiError",
     "GenerationFailedError",
     "LoraUpdatingDisabledError",
-    "ModelNotFoundError",
     "describe",
     "error_response",
     "install_error_handlers",
@@ -29,18 +35,6 @@ __all__ = [
 
 _MAX_MESSAGE_CHARS = 1000
 _ENGINE_RETRY_AFTER_S = 5
-_MAX_NAMED = 10
-
-
-class ModelNotFoundError(RequestError):
-    """The request names a model that this server does not serve (HTTP 404)."""
-
-    def __init__(self, model: str, served: str, adapters: Sequence[str] = ()):
-        use = ", ".join(map(repr, (served, *adapters[:_MAX_NAMED])))
-        use += f" or {len(adapters) - _MAX_NAMED} more (/v1/models)" if len(adapters) > _MAX_NAMED else ""
-        super().__init__(
-            f"the model {model[:200]!r} is not served here; use {use}", param="model", code="model_not_found"
-        )
 
 
 class LoraUpdatingDisabledError(Exception):

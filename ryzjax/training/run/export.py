@@ -14,10 +14,10 @@ from ryzjax.checkpoint.hf.save import in_dtype, save_hf
 from ryzjax.checkpoint.peft.write import write_adapter
 from ryzjax.loading.open_model import OpenModel
 from ryzjax.loading.text_files import copy_text_files
-from ryzjax.lora.adapter import Adapter, BaseRounding
+from ryzjax.lora.adapter import Adapter, BaseQuantization
 from ryzjax.lora.merge import difference
 from ryzjax.lora.model import weight_of
-from ryzjax.models.registry import AbstractModel
+from ryzjax.models.abstract import AbstractModel
 from ryzjax.models.stacked import StackedModel
 from ryzjax.qarray import QArray, dequantize
 from ryzjax.training.model import FullModel, LoraModel
@@ -27,7 +27,7 @@ __all__ = ["export_adapter", "export_model", "text_files_of"]
 
 
 def export_adapter(
-    folder: Path, opened: OpenModel, start: TrainingStart, params: dict, *, rounding: BaseRounding | None = None
+    folder: Path, opened: OpenModel, start: TrainingStart, params: dict, *, rounding: BaseQuantization | None = None
 ) -> tuple[Path, Adapter]:
     """Writes `folder`/adapter, and `folder`/base if the adapter belongs to a base that training changed.
 
@@ -50,7 +50,7 @@ def export_adapter(
     """
     model = start.model
     assert isinstance(model, LoraModel)
-    adapter = replace(model.adapter(params, base_model=opened.source.name), base_rounding=rounding)
+    adapter = replace(model.adapter(params, base_model=opened.source.name), base_quantization=rounding)
     base_name = opened.source.name
     if start.start_updates is not None:
         plain = Adapter(config=model.lora, weights=start.start_updates, base_model=base_name)
@@ -67,7 +67,7 @@ def export_adapter(
 def _for_written_base(adapter: Adapter, base_model: str) -> Adapter:
     """Returns the adapter for the plain base that is written beside it, whatever its `init` was."""
     config = replace(adapter.config, init="default")
-    return replace(adapter, config=config, base_model=base_model, base_rounding=None)
+    return replace(adapter, config=config, base_model=base_model, base_quantization=None)
 
 
 def export_model(

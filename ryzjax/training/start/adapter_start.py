@@ -20,7 +20,7 @@ from ryzjax.lora.config import LoraConfig
 from ryzjax.lora.init import Quantize, initial_weights
 from ryzjax.lora.model import weight_of
 from ryzjax.lora.norms import row_norms
-from ryzjax.models.registry import AbstractModel
+from ryzjax.models.abstract import AbstractModel
 from ryzjax.qarray import LEAVES, QArray, QFormat
 from ryzjax.quant.quantize_matrix import quantize_matrix
 from ryzjax.sharding.host_memory import to_device

@@ -15,7 +15,7 @@ from ryzjax.errors import ConfigError
 from ryzjax.loading.open_model import OpenModel
 from ryzjax.lora.adapter import LoraWeights
 from ryzjax.lora.config import LoraConfig
-from ryzjax.models.registry import AbstractModel
+from ryzjax.models.abstract import AbstractModel
 from ryzjax.models.stacked import StackedModel
 from ryzjax.training.config import TrainConfig
 from ryzjax.training.model import Frozen, FullModel, LoraModel

@@ -38,7 +38,7 @@ def test_items_come_from_limit_and_seed() -> None:
     assert len(task.load(NoData(), TaskOptions()).items) == 500
     same, other = (task.load(NoData(), TaskOptions(limit=7, sample_seed=seed)).data_sha256 for seed in (3, 4))
     assert loaded.data_sha256 == same != other
-    with pytest.raises(ConfigError, match="demo_addition has no examples to put in front"):
+    with pytest.raises(ConfigError, match="demo_addition has no few-shot examples"):
         task.load(NoData(), TaskOptions(num_fewshot=2))
 
 
@@ -64,7 +64,7 @@ def test_a_model_without_a_template_is_refused(tiny_llm: LLM) -> None:
 
 
 def test_data_that_is_needed() -> None:
-    with pytest.raises(DataError, match=r"gsm8k_test\.jsonl is asked for and no data was given"):
+    with pytest.raises(DataError, match=r"the task needs gsm8k_test\.jsonl and no data was given"):
         TASKS["gsm8k"].load(NoData(), TaskOptions(num_fewshot=0))
     assert not NoData().subsets("*", "mmlu")
 

@@ -81,7 +81,7 @@ def test_bad_csv(tmp_path: Path, text: str, message: str) -> None:
 
 
 def test_missing_files_and_folders(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="is not there; expected one with files"):
+    with pytest.raises(DataError, match="does not exist; expected one with files"):
         open_data(str(tmp_path / "none"))
     data = open_data(str(tmp_path))
     assert not data.has(JSON)

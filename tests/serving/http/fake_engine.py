@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from ryzjax.errors import (
+    AdapterConflictError,
+    AdapterNotFoundError,
     CheckpointError,
     ContextLengthError,
     EngineFailedError,
@@ -19,7 +21,7 @@ from ryzjax.errors import (
 from ryzjax.lora import Adapter
 from ryzjax.serving.frontend.embedding import check_embedding, finish_embedding
 from ryzjax.serving.frontend.sampling_defaults import SamplingDefaults
-from ryzjax.serving.messages.adapter import AdapterConflictError, AdapterNotFoundError, ServedAdapter
+from ryzjax.serving.messages.adapter import ServedAdapter
 from ryzjax.serving.messages.request import (
     CompletionOutput,
     EmbeddingOutput,

@@ -11,8 +11,8 @@ import httpx
 import openai
 import pytest
 
-from ryzjax.client.publish import PublishError, publish_adapter
-from ryzjax.errors import CheckpointError, ConfigError
+from ryzjax.client.publish import publish_adapter
+from ryzjax.errors import CheckpointError, ConfigError, PublishError
 from tests.serving.http.harness import Running, serve
 
 
