@@ -40,7 +40,17 @@ for setting, value in (
 jax.config.update("jax_disable_most_optimizations", True)
 
 # Folders whose tests forbid implicit promotion: arrays of two dtypes meet in no operation by accident.
-STRICT = ("lora", "models", "native", "ops", "quant", "quantizing", "training/objectives", "training/optimizers")
+STRICT = (
+    "layers",
+    "lora",
+    "models",
+    "native",
+    "ops",
+    "quant",
+    "quantizing",
+    "training/objectives",
+    "training/optimizers",
+)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -29,7 +29,7 @@ _ACTIVATIONS: Mapping[Activation, Callable[[jax.Array], jax.Array]] = {
 class Gate(Protocol):
     """Combines the outputs of the gate and up projections."""
 
-    def __call__(self, gate: Float[Array, "T F"], up: Float[Array, "T F"]) -> Float[Array, "T F"]:
+    def __call__(self, gate: Float[Array, "*batch F"], up: Float[Array, "*batch F"]) -> Float[Array, "*batch F"]:
         """Returns the input of the down projection."""
         ...
 
@@ -44,7 +44,7 @@ class GLU:
 
     activation: Activation
 
-    def __call__(self, gate: Float[Array, "T F"], up: Float[Array, "T F"]) -> Float[Array, "T F"]:
+    def __call__(self, gate: Float[Array, "*batch F"], up: Float[Array, "*batch F"]) -> Float[Array, "*batch F"]:
         """Returns activation(gate) * up."""
         return _ACTIVATIONS[self.activation](gate) * up
 
@@ -61,7 +61,7 @@ class ClampedSwiGLU:
     alpha: float
     limit: float
 
-    def __call__(self, gate: Float[Array, "T F"], up: Float[Array, "T F"]) -> Float[Array, "T F"]:
+    def __call__(self, gate: Float[Array, "*batch F"], up: Float[Array, "*batch F"]) -> Float[Array, "*batch F"]:
         """Returns the gated product of the clamped inputs."""
         gate = jnp.minimum(gate, self.limit)
         up = jnp.clip(up, -self.limit, self.limit)

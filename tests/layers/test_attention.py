@@ -12,7 +12,7 @@ from ryzjax.layers.attention import Attention, QKNorm
 from ryzjax.layers.rope import Rope
 from ryzjax.layers.weight import Weight
 from ryzjax.sharding import Placement
-from tests.layers.filled import ONE, TWO, filled, normal
+from tests.layers.filled import ONE, TWO, compiled, filled, normal
 from tests.ops.test_paged_attention import make_batch
 
 E, N, H, D = 16, 4, 2, 8
@@ -143,18 +143,12 @@ def test_two_devices_reduce_once_and_gather_nothing():
     positions = jnp.arange(TOKENS)[None]
     batch = SegmentBatch(positions, positions, jnp.ones_like(positions))
     table = ROPE.cos_sin(positions[0], positions[0])
-    weights = {name: getattr(layer, name).weight for name in ("q", "k", "v", "o")}
-    for name, weight in weights.items():
-        axes = ("embed", "heads") if name == "o" else ("heads" if name == "q" else "kv_heads", "embed")
-        weight[...] = jax.device_put(weight[...], TWO.sharding(axes, weight.shape))
 
-    @jax.jit
-    def run(x: jax.Array, *arrays: jax.Array) -> jax.Array:
-        for weight, array in zip(weights.values(), arrays, strict=True):
-            weight[...] = array
+    def run(layer: Attention, x: jax.Array) -> jax.Array:
         out, _ = layer(x, table, None, jnp.int32(0), batch, max_query_len=TOKENS)
         return TWO.constrain(out, "tokens", None)
 
-    arrays = [weight[...] for weight in weights.values()]
-    text = run.lower(normal((TOKENS, E)), *arrays).compile().as_text()
-    assert text.count(" all-reduce(") == 1 and " all-gather(" not in text
+    x = normal((TOKENS, E))
+    done = compiled(layer, TWO, run, x)
+    assert done.text.count(" all-reduce(") == 1 and " all-gather(" not in done.text
+    check(done.run(x), by_hand(layer, x))

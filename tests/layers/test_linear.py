@@ -10,9 +10,10 @@ import pytest
 from ryzjax.errors import ConfigError
 from ryzjax.layers.linear import Linear, project
 from ryzjax.layers.quantized import QuantizedWeight
+from ryzjax.layers.weight import Weight
 from ryzjax.native.library import native_refusal
 from ryzjax.sharding import Placement
-from tests.layers.filled import ONE, TWO, filled, normal
+from tests.layers.filled import ONE, TWO, compiled, filled, normal
 from tests.qarrays import FORMATS, expected, random_leaves
 
 K, N = 64, 96
@@ -54,7 +55,9 @@ def test_a_product_and_a_bias(dtype: str, bias: bool, rows: int):
 @pytest.mark.parametrize("dtype", list(TOLERANCE))
 def test_layers_run_together_give_what_each_gives_alone(dtype: str):
     layers = [linear(dtype=dtype, bias=bias) for bias in (True, False, True)]
-    layers[1].weight[...] = normal((N, K), seed=8, dtype=dtype)
+    other = layers[1].weight
+    assert isinstance(other, Weight)
+    other[...] = normal((N, K), seed=8, dtype=dtype)
     x = normal((5, K), dtype=dtype)
     for got, layer in zip(project(x, layers), layers, strict=True):
         np.testing.assert_array_equal(got, layer(x))
@@ -98,6 +101,6 @@ def test_a_format_that_does_not_fit_is_an_error():
 def test_two_devices_give_the_product_of_one(dtype: str, in_axis: str, out_axis: str, split: bool):
     layer = linear(TWO, dtype=dtype, bias=True, in_axis=in_axis, out_axis=out_axis)
     x = normal((5, K), dtype=dtype)
-    got = jax.jit(lambda x: layer(x))(x)
+    got = compiled(layer, TWO, lambda layer, x: layer(x), x).run(x)
     check(got, plain(x, layer), TOLERANCE[dtype])
     assert got.sharding.shard_shape(got.shape) == ((5, N // 2) if split else (5, N))

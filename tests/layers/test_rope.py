@@ -10,6 +10,7 @@ import math
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jaxtyping import TypeCheckError
 
 from ryzjax.layers.rope import DynamicRope, FactorRope, LinearRope, Llama3Rope, LongRope, Rope, YarnRope
 
@@ -97,3 +98,9 @@ def test_longrope_selects_factors_by_the_length_of_each_token():
 def test_partial_rotary_has_fewer_frequencies():
     cos, _ = Rope(theta=16.0, rotary_dim=4).cos_sin(jnp.asarray(POSITIONS), jnp.asarray(POSITIONS))
     np.testing.assert_allclose(cos, np.cos(POSITIONS[:, None] * np.array([1, 1 / 4])), atol=1e-5)
+
+
+def test_shapes_are_checked_where_tests_run():
+    positions = jnp.asarray(POSITIONS)
+    with pytest.raises(TypeCheckError):
+        Rope(theta=16.0, rotary_dim=8).cos_sin(positions, positions[:2])
