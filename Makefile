@@ -17,7 +17,7 @@ bench: $(VENV)/.installed
 	$(BIN)/ryzjax bench offline $(if $(MODEL),"$(MODEL)") $(ARGS)
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

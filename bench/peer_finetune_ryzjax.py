@@ -12,9 +12,9 @@ import numpy as np
 
 from ryzjax import LoraConfig, OptimizerConfig, TrainConfig
 from ryzjax.loading.open_model import open_model
-from ryzjax.training.objectives.objective import StepBatch
+from ryzjax.training.objectives.step_batch import StepBatch
 from ryzjax.training.run.run import make_programs
-from ryzjax.training.start.start import begin_adapter
+from ryzjax.training.start.training_start import start_with_adapter
 
 
 def main() -> None:
@@ -22,7 +22,7 @@ def main() -> None:
     path, rank, tokens, kind = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
     opened = open_model(path, dtype="bfloat16", weights="int4" if kind == "int4" else "auto")
     train = TrainConfig(batch_rows=1, remat="full", loss_chunk_tokens=tokens)
-    begun = begin_adapter(opened, LoraConfig(rank=rank, alpha=16), train, adapter=None, show_progress=False)
+    begun = start_with_adapter(opened, LoraConfig(rank=rank, alpha=16), train, adapter=None, show_progress=False)
     programs = make_programs(
         begun.model,
         begun.params,

@@ -1,4 +1,4 @@
-"""The API key of a server, from a flag or from the environment: flags show in `ps`."""
+"""The API key of a server, from a flag or from the environment. Other users see flags in `ps`."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ API_KEY_VARIABLE = "RYZJAX_API_KEY"
 
 
 def api_key_or_environment(api_key: str | None) -> str | None:
-    """The key of a flag or a TOML file, or else of the environment; None where there is none.
+    """Returns the key of a flag or TOML file or, without one, of the environment; None if there is no key.
 
     Raises:
-      ConfigError: the variable is set and empty, which is more likely a mistake than a wish for an open server.
+      ConfigError: the variable is set but empty, which is more likely a mistake than a request for an open server.
     """
     if api_key is not None:
         return api_key
     found = os.environ.get(API_KEY_VARIABLE)
     if found == "":
-        raise ConfigError(f"{API_KEY_VARIABLE} is set and empty; give it a key, or unset it for no key")
+        raise ConfigError(f"{API_KEY_VARIABLE} is set but empty; give it a key, or unset it to use no key")
     return found

@@ -1,7 +1,7 @@
-"""The pytrees that cross the jit boundary: the KV cache, one step's batch of tokens, whole sequences without a cache.
+"""The pytrees that cross the jit boundary: the KV cache, the tokens of a step, and packed sequences without a cache.
 
-A step's batch is flat: T tokens of R rows, one row a sequence, without padding between rows. Rows that decode
-(one token each) come first, so that token i of a decode row is row i; rows with a prefill chunk follow.
+The batch of a step is flat: T tokens of R rows, one row a sequence, without padding between rows. Decode rows, with one
+token each, come first, so that token i belongs to row i. Rows with a prefill chunk follow.
 
     rows     [ decode | decode | decode |   chunk of A    |  chunk of B  | unused ]
     tokens   [   0    |   1    |   2    | 3 4 5 6 7 8 9 . | . . . . . .  | padding ]
@@ -18,11 +18,12 @@ __all__ = ["KVCache", "SegmentBatch", "TokenBatch"]
 
 
 class KVCache(NamedTuple):
-    """Keys and values of every layer, in pages; donated to each step and updated in place.
+    """Keys and values of every layer, in pages. The cache is donated to each step and updated in place.
 
-    Page 0 takes the writes of padding tokens and belongs to no sequence. The dtype of `k` and `v` says how numbers
-    are stored (`ops.kv_pages`): float32; uint16, the bits of bfloat16; int8, with a scale a token and head, itself
-    the bits of a bfloat16; uint8, the bits of a float8 e4m3, with one scale a layer and head.
+    Padding tokens write to page 0, which belongs to no sequence. The dtype of `k` and `v` says how numbers are stored
+    (`ops.attention.kv_pages`): float32; uint16 for the bits of bfloat16; int8 with a scale for each token and head,
+    which is stored as the bits of a bfloat16; or uint8 for the bits of a float8 e4m3 with one scale for each layer and
+    head.
     """
 
     k: (
@@ -40,22 +41,22 @@ class KVCache(NamedTuple):
 
     @property
     def page_size(self) -> int:
-        """Tokens a page."""
+        """The tokens of a page."""
         return self.k.shape[3]
 
 
 class TokenBatch(NamedTuple):
-    """One step's tokens and where their sequences' pages are.
+    """The tokens of a step, and the pages of their sequences.
 
     Attributes:
-      token_ids: the tokens; anything in padding.
-      positions: of each token in its sequence; 0 in padding.
-      rope_lengths: length of each token's sequence as length-dependent RoPE scalings see it (`layers.rope`).
-      write_page, write_offset: where each token's key and value go; page 0 for padding.
-      page_table: pages of each row, in order; 0 beyond its end.
-      query_start, query_len: each row's run in the flat tokens; 0 for unused rows.
-      context_len: tokens of each row in the cache, those of this step included.
-      num_decode_rows, num_rows: rows [0, num_decode_rows) have one token; rows to num_rows are in use.
+      token_ids: the token ids. Padding may hold any id.
+      positions: the position of each token in its sequence; 0 in padding.
+      rope_lengths: the sequence length of each token for length-dependent RoPE scalings (`layers.rope`).
+      write_page, write_offset: the page and offset of each token's key and value; page 0 for padding.
+      page_table: the pages of each row, in order; 0 past its end.
+      query_start, query_len: the start and length of each row in the flat tokens; 0 for unused rows.
+      context_len: the tokens of each row in the cache, those of this step included.
+      num_decode_rows, num_rows: rows [0, num_decode_rows) decode; rows [0, num_rows) are in use.
     """
 
     token_ids: Int[Array, " T"]
@@ -72,14 +73,14 @@ class TokenBatch(NamedTuple):
 
 
 class SegmentBatch(NamedTuple):
-    """Whole sequences, packed into rows: what a model is trained on. Nothing is cached.
+    """Whole sequences packed into rows, for training and scoring without a cache.
 
     Attributes:
-      token_ids: anything in padding.
-      positions: of each token in its sequence; 0 in padding.
-      segment_ids: runs of equal numbers are a sequence; 0 is padding.
+      token_ids: the token ids. Padding may hold any id.
+      positions: the position of each token in its sequence; 0 in padding.
+      segment_ids: runs of equal ids are one sequence. 0 is padding.
     """
 
-    token_ids: Int[Array, "rows S"]
-    positions: Int[Array, "rows S"]
-    segment_ids: Int[Array, "rows S"]
+    token_ids: Int[Array, "R C"]
+    positions: Int[Array, "R C"]
+    segment_ids: Int[Array, "R C"]

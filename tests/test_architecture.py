@@ -38,6 +38,16 @@ ROWS = (
 # The same within a folder of many parts.
 INNER_ROWS = {
     "serving": (("http",), ("frontend",), ("engine",), ("device",), ("host",), ("messages",)),
+    "serving/http": (
+        ("server",),
+        ("app",),
+        ("adapter_routes", "system_routes"),
+        ("openai",),
+        ("sse", "prompts"),
+        ("generation", "pieces", "context"),
+        ("guard",),
+        ("answer", "config", "disconnect", "errors", "token_texts", "workers"),
+    ),
     "training": (
         ("pretrain", "plan"),
         ("finetune",),
@@ -147,7 +157,7 @@ def test_imports_run_downwards_within_a_folder(folder: str) -> None:
     wrong = set()
     for path, importer in part_of.items():
         for name in imports(path):
-            prefix, _, rest = name.partition(f"ryzjax.{folder}.")
+            prefix, _, rest = name.partition(f"ryzjax.{folder.replace('/', '.')}.")
             imported = rest.split(".")[0]
             if not prefix and imported in height and imported != importer and height[imported] >= height[importer]:
                 wrong.add(f"{label(path)} imports {name}")

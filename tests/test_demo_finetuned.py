@@ -13,6 +13,8 @@ from ryzjax.data.synthetic.routing import routing_rows
 from ryzjax.shipped import DEMO_MODEL
 from tests.training.trained import trainers_log_probs
 
+pytestmark = pytest.mark.optimized
+
 WEIGHTS, GROUP = "int4", 32
 ITEMS = 200
 ANSWER_TOKENS = 4

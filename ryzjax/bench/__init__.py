@@ -1,1 +1,1 @@
-"""Load generation and measurement, of a server over HTTP and of the engine in this process."""
+"""Benchmarks: a load generator for a server over HTTP, and measurements of an engine in this process."""

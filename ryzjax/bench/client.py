@@ -1,4 +1,4 @@
-"""One streamed completion, timed: what the load generator measures of each request."""
+"""Sends one streamed completion request and measures its times."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ __all__ = ["RequestTimes", "send"]
 
 @dataclass(kw_only=True, slots=True)
 class RequestTimes:
-    """How one request went; times in seconds.
+    """The measurements of one request. Times are in seconds.
 
     Attributes:
-      prompt_tokens: as the server counted them, or as sent.
-      output_tokens: as the server counted them.
-      ttft_s: to the first token.
-      itl_s: between one chunk of tokens and the next.
-      e2el_s: to the end.
-      error: why it failed; None where it did not.
+      prompt_tokens: The prompt's length as the server counts it, or as it was sent if the server does not say.
+      output_tokens: The output's length as the server counts it.
+      ttft_s: The time to the first token.
+      itl_s: The times between consecutive chunks of tokens.
+      e2el_s: The time to the last chunk.
+      error: The reason of a failure; None for a successful request.
     """
 
     prompt_tokens: int
@@ -43,10 +43,15 @@ async def send(
     temperature: float,
     as_text: bool = False,
 ) -> RequestTimes:
-    """Streams one completion. A refusal or a broken stream is a failed request, not an exception.
+    """Streams one completion. A refusal or a broken stream gives a failed request, not an exception.
 
     Args:
-      as_text: send a letter for each token id, for servers that take no ids.
+      client: A client with the base URL of the server.
+      request: The request to send.
+      model: The name of the model.
+      ignore_eos: Whether to generate the full length even if the model ends earlier.
+      temperature: The sampling temperature.
+      as_text: Whether to send a letter for each token id, for servers that accept no token ids.
     """
     times = RequestTimes(prompt_tokens=len(request.prompt_token_ids))
     body: dict[str, object] = {

@@ -1,4 +1,4 @@
-"""ryzjax bench offline: a model in this process. Decode and prefill steps at given contexts, and throughput."""
+"""The command `ryzjax bench offline`: measures decode steps, prefill and throughput of a model in this process."""
 
 from __future__ import annotations
 
@@ -29,36 +29,37 @@ __all__ = ["BenchOffline", "DecodeRun", "decode_step_seconds", "prefill_seconds"
 
 @dataclass(frozen=True, kw_only=True)
 class BenchOffline:
-    """Measure a model in this process: decode steps, prefill, and throughput of a batch of prompts."""
+    """Measure decode steps, prefill, and the throughput of a batch of prompts in this process, without a server."""
 
     engine: OmitArgPrefixes[EngineConfig]
     config: str | None = None
-    """TOML file, or the name of one in configs/serve, that sets any of these flags; a flag wins over it."""
+    """TOML file with values for any of these flags, or the name of a file in configs/serve. Flags override the
+    file."""
     batches: tuple[int, ...] = (1, 8)
-    """Batch sizes of the decode measurement."""
+    """Batch sizes of the decode measurement, in sequences."""
     contexts: tuple[int, ...] = (1024,)
-    """Contexts of the decode measurement, in tokens."""
+    """Context lengths of the decode measurement, in tokens."""
     prefill_tokens: int = 512
-    """Prompt of the prefill measurement."""
+    """Prompt length of the prefill measurement, in tokens."""
     steps: int = 16
-    """Decode steps measured in each case."""
+    """Number of decode steps to measure in each case."""
     num_prompts: int = 0
-    """Prompts of the throughput measurement; 0 leaves it out."""
+    """Number of prompts of the throughput measurement; 0 skips it."""
     input_tokens: int = 256
-    """Mean prompt length of the throughput measurement."""
+    """Mean prompt length of the throughput measurement, in tokens."""
     output_tokens: int = 64
-    """Mean output length of the throughput measurement."""
+    """Mean output length of the throughput measurement, in tokens."""
     output: str | None = None
-    """JSON file for the result."""
+    """JSON file to write the result to. By default none is written."""
 
     def run(self) -> int:
-        """Measures and prints."""
+        """Measures, prints a table, and returns the exit status."""
         from ryzjax.serving.frontend.llm import LLM
 
         options = asdict(self.engine)
         with LLM(options.pop("model"), **options) as llm:
             figures = self._throughput(llm) if self.num_prompts else {}
-        # The steps are measured on this thread, with the engine's own stopped.
+        # The steps are measured on this thread, after the engine's own thread has stopped.
         figures |= self._steps(llm)
         table = Table("case", "median", title=f"{llm.engine.model_name}, {llm.engine.model_config.dtype}")
         for case, figure in figures.items():
@@ -108,10 +109,16 @@ class BenchOffline:
 
 
 def decode_step_seconds(engine: Engine, *, batch: int, context: int, steps: int) -> list[float]:
-    """Seconds of `steps` steps in which `batch` sequences of about `context` tokens decode, as a server runs them.
+    """Returns the durations of decode steps, in seconds, with the steps run as a server runs them.
+
+    Args:
+      engine: An idle engine.
+      batch: The number of sequences that decode together.
+      context: The approximate context length of each sequence, in tokens.
+      steps: The number of steps to measure.
 
     Raises:
-      ConfigError: as of `DecodeRun.seconds`.
+      ConfigError: A sequence reaches the longest context before `steps` steps are measured.
     """
     run = DecodeRun(engine, batch=batch, context=context)
     try:
@@ -121,13 +128,13 @@ def decode_step_seconds(engine: Engine, *, batch: int, context: int, steps: int)
 
 
 class DecodeRun:
-    """Sequences of about `context` tokens that decode together, on an engine that does nothing else meanwhile.
+    """Sequences of about `context` tokens that decode together on an otherwise idle engine.
 
-    The first of them decode while the last are still read in: they are then some steps longer.
+    The first sequences already decode while the last ones prefill, so they are some tokens longer.
     """
 
     _SETTLING = 3
-    """Steps that are not measured, after each beginning."""
+    """Number of steps to skip each time all sequences start to decode together."""
 
     def __init__(self, engine: Engine, *, batch: int, context: int):
         self.engine = engine
@@ -138,10 +145,10 @@ class DecodeRun:
             engine.add(_request(name, i, context, engine.scheduler.max_context_tokens - context))
 
     def seconds(self, steps: int) -> list[float]:
-        """Seconds of the next `steps` steps in which each sequence gets a token.
+        """Returns the durations, in seconds, of the next `steps` steps in which every sequence gets a token.
 
         Raises:
-          ConfigError: a sequence reaches the longest context before that.
+          ConfigError: A sequence reaches the longest context before that.
         """
         seconds: list[float] = []
         together = 0
@@ -161,7 +168,7 @@ class DecodeRun:
         return seconds
 
     def close(self) -> None:
-        """Ends the sequences."""
+        """Aborts the sequences."""
         for name in self._names:
             self.engine.abort(name)
         while self.engine.has_work:
@@ -169,7 +176,7 @@ class DecodeRun:
 
 
 def prefill_seconds(engine: Engine, *, tokens: int, repeats: int) -> list[float]:
-    """Seconds from a prompt of `tokens` tokens to its first token, on an idle engine."""
+    """Returns the times to the first token of prompts of `tokens` tokens on an idle engine, in seconds."""
     seconds: list[float] = []
     for i in range(repeats + 1):
         started = time.perf_counter()

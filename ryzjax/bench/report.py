@@ -1,4 +1,4 @@
-"""The result of a load test in the JSON schema of `vllm bench serve`, and as a table."""
+"""The result of a load test as JSON, in the schema of `vllm bench serve`, and as a table."""
 
 from __future__ import annotations
 
@@ -28,12 +28,16 @@ def serve_report(
     max_concurrency: int | None,
     goodput_ms: Mapping[str, float],
 ) -> dict[str, object]:
-    """Throughput and latencies of a run.
+    """Returns the throughput and the latencies of a run.
 
     Args:
-      times: one entry a request, failed ones included (they count as `failed`, nothing else).
-      duration_s: from the first request's start to the last one's end.
-      goodput_ms: limits on ttft, tpot or e2el; `request_goodput` counts the requests within all of them.
+      times: The measurements of each request. Failed requests count only as `failed`.
+      duration_s: The time from the start of the first request to the end of the last one, in seconds.
+      model: The name of the model.
+      request_rate: The requested rate, in requests per second; infinite if there was no limit.
+      max_concurrency: The limit on requests in flight; None if there was none.
+      goodput_ms: Limits on "ttft", "tpot" or "e2el" in milliseconds. `request_goodput` counts the requests that meet
+        all of them.
     """
     done = [t for t in times if t.error is None]
     tpot = {id(t): (t.e2el_s - t.ttft_s) / (t.output_tokens - 1) * 1e3 for t in done if t.output_tokens > 1}
@@ -84,11 +88,11 @@ def _statistics(name: str, values: Sequence[float]) -> dict[str, object]:
 
 
 def serve_table(report: Mapping[str, object]) -> Table:
-    """The report for people."""
+    """Returns the report as a table for the terminal."""
     table = Table(title=f"{report['model_id']}: {report['completed']} of {report['num_prompts']} requests done")
     for column in ("", "mean", "median", "p99"):
         table.add_column(column, justify="left" if not column else "right")
-    for name, label in (("ttft", "time to first token, ms"), ("tpot", "time a token after it, ms")):
+    for name, label in (("ttft", "time to first token, ms"), ("tpot", "time per output token after it, ms")):
         table.add_row(label, *(f"{report[f'{s}_{name}_ms']:.1f}" for s in ("mean", "median", "p99")))
     for name, label in (("itl", "between tokens, ms"), ("e2el", "whole request, ms")):
         table.add_row(label, *(f"{report[f'{s}_{name}_ms']:.1f}" for s in ("mean", "median", "p99")))
@@ -100,7 +104,7 @@ def serve_table(report: Mapping[str, object]) -> Table:
 
 
 def provenance() -> dict[str, object]:
-    """Hardware, commit and command, for a result file."""
+    """Returns the hardware, the commit and the command, for a result file."""
     git = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent
     )

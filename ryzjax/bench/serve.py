@@ -1,4 +1,4 @@
-"""ryzjax bench serve: load a running server and measure it."""
+"""The command `ryzjax bench serve`: sends load to a running server and measures it."""
 
 from __future__ import annotations
 
@@ -25,60 +25,67 @@ __all__ = ["BenchServe"]
 
 @dataclass(frozen=True, kw_only=True)
 class BenchServe:
-    """Load a running OpenAI-compatible server: throughput and latencies, in the schema of `vllm bench serve`."""
+    """Measure the throughput and latencies of a running OpenAI-compatible server.
+
+    The result has the schema of `vllm bench serve`.
+    """
 
     base_url: str = "http://127.0.0.1:8000"
-    """The server."""
+    """URL of the server."""
     model: str | None = None
-    """Model name; by default the first one the server lists."""
+    """Name of the model to request. By default the first one that the server lists."""
     api_key: str | None = field(default=None, repr=False)
-    """Sent as a bearer token; by default the environment variable RYZJAX_API_KEY, where it is set."""
+    """Key to send as a bearer token. By default the value of the environment variable RYZJAX_API_KEY, if it is set."""
     num_prompts: int = 100
-    """Requests to send."""
+    """Number of requests to send."""
     input_tokens: int = 512
-    """Mean prompt length of the random workload."""
+    """Mean prompt length of the random workload, in tokens."""
     output_tokens: int = 128
-    """Mean output length of the random workload."""
+    """Mean output length of the random workload, in tokens."""
     range_ratio: float = 0.0
-    """Lengths are uniform within this share of their mean; 0 fixes them."""
+    """Spread of the random lengths: they are uniform within this fraction of their mean on either side. 0 makes all
+    lengths equal to the mean."""
     trace: str | None = None
-    """Trace file (Azure CSV or Mooncake JSONL) that gives the lengths instead."""
+    """Trace file (Azure CSV or Mooncake JSONL) that gives the lengths instead of the random workload."""
     trace_scale: float = 1.0
-    """Multiplies the trace's lengths."""
+    """Factor to multiply the lengths of the trace by."""
     max_input_tokens: int = 1024
-    """Longer prompts of a trace are cut to this."""
+    """Longest prompt of a trace, in tokens. Longer ones are cut to this."""
     max_output_tokens: int = 1024
-    """Longer outputs of a trace are cut to this."""
+    """Longest output of a trace, in tokens. Longer ones are cut to this."""
     replay_speed: float = 0.0
-    """Above 0, send at the trace's own times divided by this."""
+    """If above 0, send each request at its time in the trace divided by this factor, and ignore request_rate."""
     request_rate: float = float("inf")
-    """Requests a second, Poisson; inf sends as fast as max_concurrency lets."""
+    """Mean number of requests per second, with Poisson arrivals. inf sends them as fast as max_concurrency allows."""
     max_concurrency: int | None = None
-    """Most requests in flight."""
+    """Largest number of requests in flight. By default there is no limit."""
     vocab_size: int = 256
-    """Random tokens are drawn from 3 to this; any model has these."""
+    """Random token ids are drawn from 3 up to, but not including, this number. Every model has the default range."""
     prompts: Literal["tokens", "text"] = "tokens"
-    """What prompts are sent as. text is for servers that take no token ids: a random letter for each, which a tokenizer
-    with merges makes fewer tokens of."""
+    """How prompts are sent: as token ids, or as text for servers that accept no token ids. A text has one random
+    letter for each token id, and a tokenizer with merges encodes it in fewer tokens."""
     temperature: float = 0.0
-    """Of every request."""
+    """Sampling temperature of every request; 0 always takes the likeliest token."""
     ignore_eos: bool = True
-    """Generate the full length whatever the model says; off for servers that do not know the field."""
+    """Generate the full output length even if the model ends earlier. Turn this off for servers that do not know the
+    field."""
     goodput_ttft_ms: float | None = None
-    """Goodput counts requests whose first token came within this."""
+    """Longest time to the first token of a request that counts for goodput, in milliseconds. By default there is no
+    limit."""
     goodput_tpot_ms: float | None = None
-    """Goodput counts requests whose time a token stayed within this."""
+    """Longest mean time per output token after the first, of a request that counts for goodput, in milliseconds. By
+    default there is no limit."""
     warmup: int = 4
-    """Requests sent first and not counted."""
+    """Number of requests to send before the measurement. They are not counted."""
     seed: int = 0
-    """Of lengths, tokens and arrivals."""
+    """Seed of the random lengths, tokens and arrival times."""
     timeout_s: float = 600.0
-    """A request that takes longer has failed."""
+    """Longest wait for the server to send or accept data, in seconds. A request that waits longer counts as failed."""
     output: str | None = None
-    """JSON file for the result."""
+    """JSON file to write the result to. By default none is written."""
 
     def run(self) -> int:
-        """Runs the load, prints the table; 1 where a request failed."""
+        """Sends the load, prints the table, and returns 1 if a request failed, else 0."""
         report = asyncio.run(self._load()) | provenance()
         console = Console()
         console.print(serve_table(report))
@@ -97,7 +104,8 @@ class BenchServe:
         )
         api_key = api_key_or_environment(self.api_key)
         headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
-        # A connection a request, as from clients of their own: llama-server closes some just as they are used again.
+        # Each request has a connection of its own, as from separate clients: llama-server may close an idle connection
+        # just as it is used again.
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
         async with httpx.AsyncClient(
             base_url=self.base_url, headers=headers, limits=limits, timeout=self.timeout_s

@@ -1,4 +1,4 @@
-"""Workloads: which requests a benchmark sends, and when."""
+"""Workloads: the requests that a benchmark sends, and the times at which it sends them."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class PlannedRequest:
     """One request to send.
 
     Attributes:
-      prompt_token_ids: random tokens of the wanted length.
-      output_tokens: to generate.
-      trace_s: when the trace sent it, seconds from its start; None for random workloads.
+      prompt_token_ids: Random token ids, as many as the prompt is long.
+      output_tokens: The number of tokens to generate.
+      trace_s: The request's time in the trace, in seconds from its start; None for random workloads.
     """
 
     prompt_token_ids: list[int]
@@ -34,11 +34,19 @@ class PlannedRequest:
 def random_workload(
     *, count: int, input_tokens: int, output_tokens: int, range_ratio: float, vocab_size: int, seed: int
 ) -> list[PlannedRequest]:
-    """`count` requests whose lengths are uniform within `range_ratio` of the given ones.
+    """Returns requests with random tokens and random lengths.
 
     Args:
-      range_ratio: 0 for fixed lengths, 0.5 for half to one and a half of them.
-      vocab_size: tokens are drawn from 3 to this.
+      count: The number of requests.
+      input_tokens: The mean prompt length, in tokens.
+      output_tokens: The mean output length, in tokens.
+      range_ratio: The spread of the lengths: 0 fixes them, 0.5 makes them uniform from half to one and a half times the
+        mean.
+      vocab_size: Token ids are drawn from 3 up to, but not including, this number.
+      seed: The seed of the random numbers.
+
+    Raises:
+      ConfigError: `range_ratio` is out of range.
     """
     if not 0 <= range_ratio < 1:
         raise ConfigError(f"range_ratio={range_ratio} is out of range; expected 0 to less than 1")
@@ -58,16 +66,20 @@ def random_workload(
 def trace_workload(
     path: Path, *, count: int, scale: float, max_input_tokens: int, max_output_tokens: int, vocab_size: int, seed: int
 ) -> list[PlannedRequest]:
-    """The first `count` requests of a trace.
+    """Returns the first `count` requests of a trace.
 
     Args:
-      path: a CSV with TIMESTAMP, ContextTokens, GeneratedTokens (Azure), or JSON lines with timestamp
-        (milliseconds), input_length, output_length (Mooncake).
-      scale: multiplies both lengths.
-      max_input_tokens, max_output_tokens: longer ones are cut to these.
+      path: A CSV file with the columns TIMESTAMP, ContextTokens and GeneratedTokens (Azure), or JSON lines with the
+        keys timestamp (in milliseconds), input_length and output_length (Mooncake).
+      count: The number of requests.
+      scale: The factor for both lengths.
+      max_input_tokens: The longest prompt; longer ones are cut to it.
+      max_output_tokens: The longest output; longer ones are cut to it.
+      vocab_size: Token ids are drawn from 3 up to, but not including, this number.
+      seed: The seed of the random token ids.
 
     Raises:
-      ConfigError: the file is missing or of neither form.
+      ConfigError: The file is missing or has neither format.
     """
     if not path.is_file():
         raise ConfigError(f"trace {path} does not exist; give a .csv or .jsonl file")
@@ -93,11 +105,16 @@ def trace_workload(
 def arrival_times(
     requests: Sequence[PlannedRequest], *, request_rate: float, replay_speed: float, seed: int
 ) -> list[float]:
-    """Seconds from the start at which each request is sent.
+    """Returns the time at which each request is sent, in seconds from the start.
 
     Args:
-      request_rate: requests a second, Poisson; infinite sends all at once.
-      replay_speed: above 0, the trace's own times divided by this.
+      requests: The requests to send.
+      request_rate: The mean number of requests per second, with Poisson arrivals; infinite sends all at once.
+      replay_speed: If above 0, the times of the trace divided by this factor are used instead.
+      seed: The seed of the arrival times.
+
+    Raises:
+      ConfigError: The rate is not positive, or `replay_speed` is given without a trace.
     """
     if replay_speed > 0:
         if any(request.trace_s is None for request in requests):

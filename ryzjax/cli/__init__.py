@@ -1,1 +1,1 @@
-"""Commands: thin layers over the library."""
+"""The commands of `ryzjax`. Each one is a thin layer over the library."""

@@ -1,4 +1,7 @@
-"""Flags from dataclasses, with a TOML file underneath: a flag wins over the file, the file over the default."""
+"""Command-line flags from dataclasses, with a TOML file of defaults.
+
+A flag overrides the file of `--config`, and the file overrides the default of the field.
+"""
 
 from __future__ import annotations
 
@@ -18,30 +21,30 @@ __all__ = ["Section", "parse"]
 
 Command = TypeVar("Command")
 Section = tyro.conf.OmitArgPrefixes
-"""Marks a field of a command that is a config dataclass: its fields become flags of the command."""
+"""Marks a field of a command whose type is a config dataclass. Its fields become flags of the command."""
 _CONFIG_FOLDERS = {"quantize": "quantize", "finetune": "train", "pretrain": "train", "inspect-batch": "train"}
-"""Command -> folder of configs that its --config names are of; "serve" for the others."""
+"""Command -> directory of configs that the names given to its --config refer to. All others use "serve"."""
 _POSITIONAL = get_args(tyro.conf.Positional[str])[1]
 
 
 def parse(command: type[Command], name: str, argv: Sequence[str]) -> Command:
-    """The command's dataclass, filled from `argv`.
+    """Returns an instance of the command's dataclass, filled from `argv`.
 
     Args:
-      command: a dataclass; fields that are dataclasses themselves are config sections.
-      name: as typed, for the usage line.
-      argv: what follows the name. `--config` names a TOML file, or one shipped in the command's folder of configs.
+      command: A dataclass. Its fields that are dataclasses are config sections.
+      name: The command as it was typed, for the usage line.
+      argv: The words after the command. `--config` names a TOML file, or a shipped one in the command's directory.
 
     Raises:
-      ConfigError: the file is missing, is not TOML, has a key no flag has or a value of the wrong type; or the
-        values of file and flags together are out of range.
-      SystemExit: tyro's, for wrong flags and for --help.
+      ConfigError: The file is missing, is not TOML, or has an unknown key or a value of the wrong type. Also raised
+        if the values of the file and the flags together are out of range.
+      SystemExit: tyro raises it for invalid flags and for --help.
     """
     values = file_values(argv, _CONFIG_FOLDERS.get(name, "serve"))
     check_values(values, _flag_types(command))
     defaults = {key: value for key, value in values.items() if _is_default(command, key, value)}
-    # The rest goes ahead of the typed flags, of which the last wins: only the combination is checked, never the
-    # file alone.
+    # The other values become flags ahead of the typed ones. The last of two equal flags wins, so only the combination
+    # of file and flags is checked, never the file alone.
     words = [word for key, value in values.items() if key not in defaults for word in _flag(key, value)]
     default = _default(command, defaults)
     errors = io.StringIO()
@@ -57,7 +60,7 @@ def parse(command: type[Command], name: str, argv: Sequence[str]) -> Command:
 
 
 def _is_default(command: type, key: str, value: object) -> bool:
-    """Whether a value becomes a default, not a flag: a list, as a flag, would swallow the positional after it."""
+    """Whether a value becomes a default instead of a flag. A list as a flag would consume the positional after it."""
     return isinstance(value, (list, dict)) or key in _positional(command)
 
 
@@ -69,7 +72,7 @@ def _flag(key: str, value: object) -> list[str]:
 
 
 def _cause(stop: BaseException) -> RyzJAXError | None:
-    """The error of ours that made tyro stop, if one did."""
+    """Returns the RyzJAXError that made tyro stop, or None if there is none."""
     error: BaseException | None = stop
     while error is not None and not isinstance(error, RyzJAXError):
         error = error.__cause__ or error.__context__
@@ -77,7 +80,7 @@ def _cause(stop: BaseException) -> RyzJAXError | None:
 
 
 def _default(command: type[Command], values: dict[str, object]) -> Command:
-    """An instance with the given values where it has such fields. Required fields are left to the flags."""
+    """Returns an instance with the given values. Required fields without a value are left to the flags."""
     assert dataclasses.is_dataclass(command)
     arguments: dict[str, object] = {}
     for field in dataclasses.fields(command):
@@ -93,7 +96,7 @@ def _default(command: type[Command], values: dict[str, object]) -> Command:
 
 
 def _flag_types(command: type) -> dict[str, type]:
-    """Flag name -> type, of the command and its sections."""
+    """Returns the type of each flag of the command and its sections, by name."""
     types: dict[str, type] = {}
     for name, kind in get_type_hints(command).items():
         section = _section(command, name)

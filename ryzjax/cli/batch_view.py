@@ -1,4 +1,4 @@
-"""A batch of training data on a terminal: what is trained in colour, or in brackets where there is none."""
+"""Shows a batch of training data on a terminal, with trained tokens in colour, or in brackets without colour."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class _Run(NamedTuple):
 
 
 def legend(console: Console) -> Text:
-    """What the colours, or brackets, mean."""
+    """Returns the meaning of the colours or brackets."""
     if _has_colour(console):
         return Text.assemble(
             ("trained", _TRAINED), "  ", ("special, trained", _TRAINED_SPECIAL), "  ",
@@ -45,7 +45,11 @@ def show_row(console: Console, batch: TrainBatch, index: int, places: Sequence[s
     """Prints a row of a batch, segment by segment.
 
     Args:
-      places: where each segment is from.
+      console: The terminal.
+      batch: The batch.
+      index: Index of the row in the batch.
+      places: Where each segment comes from.
+      tokenizer: The model's tokenizer.
     """
     segment_ids = batch.segment_ids[index]
     used, size = int(np.count_nonzero(segment_ids)), len(segment_ids)
@@ -68,11 +72,12 @@ def show_row(console: Console, batch: TrainBatch, index: int, places: Sequence[s
 
 
 def report_table(report: DataReport, *, batches: int, batch_tokens: int) -> Table:
-    """Counts of all rows.
+    """Returns a table with the counts of all rows.
 
     Args:
-      batches: of an epoch.
-      batch_tokens: of a batch, padding included.
+      report: The counts.
+      batches: Batches of an epoch.
+      batch_tokens: Tokens of a batch, including padding.
     """
     table = Table(title="data", title_justify="left", show_header=False)
     table.add_column()
@@ -99,7 +104,7 @@ def _segment_text(
     token_ids: np.ndarray, weights: np.ndarray, targets: np.ndarray, tokenizer: Tokenizer, *, colour: bool
 ) -> Text:
     ids = token_ids.tolist()
-    # Each weight is of the token after it; the last one's token is in another row.
+    # Each weight belongs to the next token. The token of the last weight is in another row.
     trained = [False, *(weights[:-1] > 0).tolist()]
     if weights[-1]:
         ids, trained = [*ids, int(targets[-1])], [*trained, True]
@@ -107,7 +112,7 @@ def _segment_text(
     shown = ""
     open_bracket = False
     for run in _runs(ids, trained, tokenizer.special_token_ids):
-        # By the difference: what a token's text is depends on those before it.
+        # Taken as a difference, because the text of a token depends on the tokens before it.
         until = tokenizer.decode(ids[: run.end], skip_special_tokens=False)
         piece = until[len(shown) :].replace("\n", f"{_LINE_END}\n")
         shown = until
@@ -121,7 +126,7 @@ def _segment_text(
     if open_bracket:
         text.append(_BRACKETS[1])
     if weights[-1]:
-        text.append(" (the last token is only a target; the text goes on in another row)", "cyan")
+        text.append(" (the last token is only a target; the text continues in another row)", "cyan")
     return text
 
 

@@ -1,4 +1,4 @@
-"""ryzjax bench serve | offline: the commands over `ryzjax.bench`."""
+"""The commands `ryzjax bench serve` and `ryzjax bench offline`."""
 
 from __future__ import annotations
 

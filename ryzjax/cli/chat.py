@@ -1,4 +1,4 @@
-"""ryzjax chat."""
+"""The command `ryzjax chat`."""
 
 from __future__ import annotations
 
@@ -20,18 +20,19 @@ __all__ = ["Chat"]
 
 @dataclass(frozen=True, kw_only=True)
 class Chat:
-    """Talk to a model in the terminal. /reset forgets the conversation, /exit (or Ctrl-D) ends it."""
+    """Talk to a model in the terminal. Type /reset to start a new conversation, /exit or Ctrl-D to quit."""
 
     engine: Section[EngineConfig]
     sampling: Section[SamplingFlags] = field(default_factory=SamplingFlags)
     config: str | None = None
-    """TOML file, or the name of one in configs/serve, that sets any of these flags; a flag wins over it."""
+    """TOML file with values for any of these flags, or the name of a file in configs/serve. Flags override the
+    file."""
     system: str | None = None
-    """System message at the head of every conversation."""
+    """System message at the start of every conversation. By default there is none."""
 
     def run(self) -> int:
-        """Reads lines and streams answers until /exit."""
-        self.sampling.params({})  # Wrong values are reported before the model is loaded.
+        """Reads lines and streams the answers until /exit, and returns the exit status."""
+        self.sampling.params({})  # Invalid values are reported before the model is loaded.
         from ryzjax.serving.frontend.llm import LLM
 
         options = asdict(self.engine)
@@ -57,7 +58,7 @@ class Chat:
     def _turn(
         self, llm: LLM, console: Console, messages: list[dict[str, object]], line: str
     ) -> list[dict[str, object]]:
-        """The conversation after one exchange; unchanged where the model refused it."""
+        """Returns the conversation after one exchange, or the same conversation if the request was refused."""
         asked = [*messages, {"role": "user", "content": line}]
         try:
             answer = self._answer(llm, console, asked)

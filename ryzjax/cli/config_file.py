@@ -1,4 +1,4 @@
-"""The file of `--config`: found, read, and its values checked against the types of the flags."""
+"""The TOML file of `--config`: reads it and checks its values against the types of the flags."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ _SECRETS = frozenset({"api_key"})
 
 
 def file_values(argv: Sequence[str], folder: str) -> dict[str, object]:
-    """What the file that `argv` names with --config says; nothing where it names none.
+    """Returns the values in the file that `argv` names with --config; an empty dict if it names none.
 
     Args:
-      argv: what was typed after the command.
-      folder: of the shipped files that a bare name stands for, such as "serve".
+      argv: The words after the command.
+      folder: The directory of shipped files in which a bare name is looked up, such as "serve".
 
     Raises:
-      ConfigError: no such file, or not TOML.
+      ConfigError: The file does not exist or is not TOML.
     """
     for i, word in enumerate(argv):
         if word == "--config" and i + 1 < len(argv):
@@ -35,10 +35,10 @@ def file_values(argv: Sequence[str], folder: str) -> dict[str, object]:
 
 
 def check_values(values: Mapping[str, object], types: Mapping[str, type]) -> None:
-    """Holds values of a file against the flags' types.
+    """Checks the values of a file against the types of the flags.
 
     Raises:
-      ConfigError: a key no flag has, or a value of the wrong type.
+      ConfigError: A key is unknown, or a value has the wrong type.
     """
     if not values:
         return
@@ -51,10 +51,10 @@ def check_values(values: Mapping[str, object], types: Mapping[str, type]) -> Non
             hint = f"; did you mean {near[0]!r}?" if near else f"; known keys: {', '.join(known)}"
             raise ConfigError(f"--config: unknown key {key!r}{hint}")
         try:
-            # By way of JSON, where a list may fill a tuple although the check is strict.
+            # The check is strict, and in JSON mode it still accepts a list for a tuple.
             TypeAdapter(types[key]).validate_json(json.dumps(value, default=str), strict=True)
         except ValidationError as error:
-            # `from error` would show the value of a secret in a traceback.
+            # `from error` would show the secret in a traceback.
             shown = "..." if key in _SECRETS else repr(value)
             cause = None if key in _SECRETS else error
             raise ConfigError(f"--config: {key}={shown}: {error.errors()[0]['msg']}") from cause

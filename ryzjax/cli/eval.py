@@ -1,4 +1,4 @@
-"""ryzjax eval."""
+"""The command `ryzjax eval`."""
 
 from __future__ import annotations
 
@@ -16,65 +16,71 @@ __all__ = ["Eval"]
 
 @dataclass(frozen=True, kw_only=True)
 class Eval:
-    """Measure a model: benchmarks, perplexity of a text, divergence from a reference model."""
+    """Measure a model by benchmarks, by its perplexity on a text, or by its divergence from a reference model."""
 
     engine: Section[EngineConfig]
     config: str | None = None
-    """TOML file, or the name of one in configs/serve, that sets any of these flags; a flag wins over it."""
+    """TOML file with values for any of these flags, or the name of a file in configs/serve. Flags override the
+    file."""
     adapter: str | None = None
-    """Folder of an adapter (as PEFT saves it), or name of a --lora one, to measure with the model."""
+    """Directory of an adapter in the format of PEFT, or the name of a --lora adapter, to measure the model with."""
     tasks: tuple[str, ...] = ()
-    """Benchmarks: hellaswag, mmlu, lambada, gsm8k, demo_addition and others of the demo model; by commas or spaces."""
+    """Benchmarks to run, separated by commas or spaces: hellaswag, mmlu, lambada, gsm8k, and the demo model's own such
+    as demo_addition."""
     data: str = "hub"
-    """Folder with the benchmarks' files (docs/evaluation.md), or hub for Hugging Face data sets; demo_* need none."""
+    """Directory with the files of the benchmarks (docs/evaluation.md), or hub for the data sets on Hugging Face. The
+    demo_* benchmarks need no data."""
     limit: int | None = None
-    """Items of each benchmark (of each subject of mmlu), the first ones."""
+    """Number of items of each benchmark (of each subject for mmlu) to run, from the first on. By default all."""
     sample_seed: int | None = None
-    """Draw the limited items at random with this seed instead."""
+    """Seed to draw the items of --limit at random with, instead of taking the first ones."""
     num_fewshot: int | None = None
-    """Examples in front of each item; by default 5 for mmlu and gsm8k where their data has some, else 0."""
+    """Number of solved examples before each item. By default 5 for mmlu and gsm8k if their data has examples, else
+    0."""
     chat: bool = False
-    """Ask gsm8k through the model's chat template."""
+    """Ask the questions of gsm8k through the model's chat template."""
     add_special_tokens: bool = True
-    """Begin benchmark prompts as the tokenizer does (BOS)."""
+    """Start benchmark prompts with the special tokens that the tokenizer adds, such as BOS."""
     max_prompt_tokens: int | None = None
-    """Longest benchmark prompt with its answer; longer ones are cut on the left. By default the context."""
+    """Largest number of tokens of a benchmark prompt with its answer. Longer prompts lose tokens at the start. By
+    default the model's context."""
     temperature: float = 0.0
-    """That gsm8k and demo_* sample their answers at; 0 takes the likeliest tokens."""
+    """Sampling temperature of the answers to gsm8k and demo_*; 0 takes the likeliest tokens."""
     top_p: float = 1.0
-    """With a temperature: sample from the likeliest tokens that have this probability together."""
+    """If the temperature is above 0, sample from the smallest set of tokens whose probabilities add up to this."""
     generation_seed: int = 0
-    """Of sampled answers; each item has a random stream of its own."""
+    """Seed of sampled answers. Each item has its own random stream."""
     perplexity: str | None = None
-    """Text file to measure the perplexity of."""
+    """Text file to measure the perplexity on."""
     kl: str | None = None
-    """Text file to compare the model's distributions with the reference's on."""
+    """Text file on which to compare the model's distributions with those of --reference."""
     reference: str | None = None
     """Model that --kl compares with."""
     reference_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Of the reference; auto takes its checkpoint's."""
+    """Dtype of the reference model. auto uses the dtype of its checkpoint."""
     context_tokens: int | None = None
-    """Window of perplexity and KL; by default 2048, or the model's context where that is less."""
+    """Window of the perplexity and KL measurements, in tokens. By default 2048, or the model's context if that is
+    shorter."""
     stride_tokens: int | None = None
-    """Between windows; by default half the window."""
+    """Distance between the starts of two windows, in tokens. By default half the window."""
     verify: bool = False
-    """Measure again what the model's certificate holds, and compare: --reference, --kl and --data say where the plain
-    model, the text and the data are, where they have moved."""
+    """Repeat the measurements of the model's certificate and compare the results. If the original model, the text or
+    the data have moved, give their places with --reference, --kl and --data."""
     output: str | None = None
-    """JSON file for the results, and how they came about."""
+    """JSON file to write the results and the settings to. By default none is written."""
 
     def run(self) -> int:
-        """Measures, prints a table, writes the file; returns the exit status."""
+        """Measures, prints a table, writes the output file if asked to, and returns the exit status."""
         if self.adapter is not None and (self.kl is not None or self.verify):
             raise ConfigError(
-                "--adapter is measured by --tasks and --perplexity alone; for --kl and --verify merge it first "
-                "(ryzjax merge), and measure the result"
+                "--adapter works only with --tasks and --perplexity; for --kl and --verify, merge the adapter first "
+                "(ryzjax merge) and measure the result"
             )
         if self.verify:
             return self._verify()
         names = [name for words in self.tasks for name in words.split(",") if name]
         self._check(names)
-        # Heavy modules only now: wrong flags are reported before jax is imported.
+        # These modules import jax. They are imported late, so that invalid flags are reported at once.
         from rich.console import Console
 
         from ryzjax.evaluation import (
@@ -103,7 +109,7 @@ class Eval:
             top_p=self.top_p,
             generation_seed=self.generation_seed,
         )
-        # Names and files are looked at before a model is loaded.
+        # Names and files are checked before a model is loaded.
         if names:
             check_tasks(names)
         needs_data = any(TASKS[name].needs_data for name in names)
@@ -119,7 +125,7 @@ class Eval:
                     tasks = evaluate(llm, names, data, options, adapter=adapter, show_progress=True)
                 if text is not None:
                     measured = perplexity(llm, text, **windows, adapter=adapter, show_progress=True)
-            del llm  # the engine's memory is free before two models are compared
+            del llm  # frees the engine's memory before two models are compared
         if kl_text is not None and self.reference is not None:
             distance = text_divergence(
                 open_model(self.reference, dtype=self.reference_dtype, layout=self.engine.layout),
@@ -152,7 +158,7 @@ class Eval:
         return 0
 
     def _verify(self) -> int:
-        """0 where all figures are the certified ones, else 1."""
+        """Returns 0 if all figures equal the certified ones, else 1."""
         from rich.console import Console
 
         from ryzjax.evaluation.certificate import verify
@@ -169,7 +175,7 @@ class Eval:
         return 1 if differ else 0
 
     def _engine_and_adapter(self) -> tuple[EngineConfig, str | None]:
-        """The engine's settings, and the name its adapter has in it."""
+        """Returns the settings of the engine, and the name of the adapter in it."""
         names = [name for name, _ in self.engine.lora_folders]
         if self.adapter is None or self.adapter in names:
             return self.engine, self.adapter
@@ -181,6 +187,8 @@ class Eval:
     def _check(self, names: list[str]) -> None:
         if (self.kl is None) != (self.reference is None):
             given, missing = ("kl", "reference") if self.reference is None else ("reference", "kl")
-            raise ConfigError(f"--{given} is given without --{missing}; a model is compared with another, on a text")
+            raise ConfigError(
+                f"--{given} is given without --{missing}; comparing two models needs both: a text and a reference"
+            )
         if not names and self.perplexity is None and self.kl is None:
             raise ConfigError("nothing to measure; give --tasks, --perplexity FILE, or --kl FILE --reference MODEL")

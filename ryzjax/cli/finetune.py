@@ -1,4 +1,4 @@
-"""ryzjax finetune."""
+"""The command ryzjax finetune."""
 
 from __future__ import annotations
 
@@ -21,32 +21,33 @@ __all__ = ["Finetune"]
 class Finetune:
     """Train an adapter beside a frozen model (LoRA; QLoRA with --weights int4), or all its weights (--method full).
 
-    Writes OUT/adapter as PEFT stores it (or OUT/model), loss.png, metrics.jsonl, run.json, and checkpoints that
-    --resume goes on from. `--config sft` and others are recipes; --plan says what memory a run needs, without weights.
+    Writes OUT/adapter in PEFT's layout (or OUT/model), loss.png, metrics.jsonl, run.json, and checkpoints that --resume
+    continues. `--config sft` and others are recipes. --plan prints the memory that a run needs, without reading
+    weights.
     """
 
     base: Section[BaseConfig]
     config: str | None = None
-    """TOML file with any of these flags, or the name of one in configs/train; a flag wins over it."""
+    """TOML file with any of these flags, or the name of one in configs/train. A flag overrides it."""
     method: Literal["lora", "full"] = "lora"
-    """Train an adapter, or every weight."""
+    """Train an adapter (lora) or every weight (full)."""
     data_config: Section[DataConfig] = field(default_factory=DataConfig)
     lora: Section[LoraConfig] = field(default_factory=LoraConfig)
     optimizer_config: Section[OptimizerConfig] = field(default_factory=OptimizerConfig)
     train: Section[TrainConfig] = field(default_factory=TrainConfig)
     adapter: str | None = None
-    """Folder of an adapter to go on from, in place of a fresh one."""
+    """Folder of an adapter to continue training, instead of a new one."""
     plan: bool = False
-    """Compile the real step, print the bytes it needs on each device and what to change to need fewer, and stop."""
+    """Compile the real step, print the bytes it needs on each device and ways to save memory, and stop."""
     publish: str | None = None
-    """URL of a running server (started with --allow-lora-updating) that is handed the adapter at the end."""
+    """URL of a running server (started with --allow-lora-updating) to upload the adapter to at the end."""
     publish_name: str | None = None
-    """What the server's callers will call it; by default the name of OUT."""
+    """Name of the adapter on that server. Defaults to the name of OUT."""
     api_key: str | None = field(default=None, repr=False)
-    """Of that server; by default the environment variable RYZJAX_API_KEY, where it is set."""
+    """API key of that server. Defaults to the environment variable RYZJAX_API_KEY."""
 
     def run(self) -> int:
-        """Trains, or plans; returns the exit status."""
+        """Trains, or prints the plan. Returns the exit status."""
         import logging
         import sys
 
@@ -55,8 +56,8 @@ class Finetune:
         if self.plan:
             return self._plan(lora)
         if self.publish is not None and lora is None:
-            raise ConfigError("--publish hands an adapter to a server; --method full makes none")
-        # Read now: what is wrong with it must not be found out after the training.
+            raise ConfigError("--publish uploads an adapter, but --method full trains none; leave out --publish")
+        # Read now, so that a bad key is reported before the training.
         api_key = None if self.publish is None else api_key_or_environment(self.api_key)
         from ryzjax.client.publish import publish_adapter
         from ryzjax.training.finetune import finetune
@@ -80,7 +81,7 @@ class Finetune:
         return result.loop.exit_status
 
     def _served(self) -> str:
-        """The base as it was trained on, for ryzjax serve."""
+        """Returns the arguments that make ryzjax serve load the base as it was trained on."""
         base = self.base
         if base.weights == "auto":
             return base.model

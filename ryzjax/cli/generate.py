@@ -1,4 +1,4 @@
-"""ryzjax generate."""
+"""The command `ryzjax generate`."""
 
 from __future__ import annotations
 
@@ -15,21 +15,22 @@ __all__ = ["Generate"]
 
 @dataclass(frozen=True, kw_only=True)
 class Generate:
-    """Complete prompts; the completions go to standard output."""
+    """Complete prompts and print each prompt with its completion on standard output."""
 
     engine: Section[EngineConfig]
     sampling: Section[SamplingFlags] = field(default_factory=SamplingFlags)
     config: str | None = None
-    """TOML file, or the name of one in configs/serve, that sets any of these flags; a flag wins over it."""
+    """TOML file with values for any of these flags, or the name of a file in configs/serve. Flags override the
+    file."""
     prompt: tuple[str, ...] = ()
-    """One or more prompts; without this flag, standard input is one prompt."""
+    """One or more prompts. Without this flag, standard input is the only prompt."""
 
     def run(self) -> int:
-        """Generates and prints; returns the exit status."""
+        """Generates and prints the completions, and returns the exit status."""
         prompts = list(self.prompt) or [sys.stdin.read()]
         if not all(prompts):
             raise ConfigError("a prompt is empty; give --prompt TEXT, or text on standard input")
-        self.sampling.params({})  # Wrong values are reported before the model is loaded.
+        self.sampling.params({})  # Invalid values are reported before the model is loaded.
         from ryzjax.serving.frontend.llm import LLM
 
         options = asdict(self.engine)

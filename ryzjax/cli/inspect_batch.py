@@ -1,4 +1,4 @@
-"""ryzjax inspect-batch."""
+"""The command ryzjax inspect-batch."""
 
 from __future__ import annotations
 
@@ -16,18 +16,19 @@ __all__ = ["InspectBatch"]
 
 @dataclass(frozen=True, kw_only=True)
 class InspectBatch:
-    """Show what a model would be trained on: batches token by token, with the trained ones in colour, and counts.
+    """Show what a model would be trained on: batches token by token, with trained tokens in colour, and counts.
 
-    Reads all rows, and stops at the first bad one with its file and line.
+    Reads all rows, and stops at the first malformed one with its file and line.
     """
 
     model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")]
-    """Directory with a tokenizer, GGUF file, or Hugging Face id; weights are not read."""
+    """Directory with a tokenizer, GGUF file, or Hugging Face id. Weights are not read."""
     files: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="DATA")] = ()
-    """Files (.jsonl, .json, .parquet, .txt) and Hugging Face data sets (org/name, org/name:split), as --data."""
+    """Files (.jsonl, .json, .parquet, .txt) and Hugging Face data sets (org/name, org/name:split), the same as
+    --data."""
     data_config: Section[DataConfig] = field(default_factory=DataConfig)
     config: str | None = None
-    """TOML file with any of these flags; a flag wins over it."""
+    """TOML file with any of these flags. A flag overrides it."""
     chat_template: str | None = None
     """Jinja file that replaces the model's own template."""
     batch_rows: int = 8
@@ -35,12 +36,12 @@ class InspectBatch:
     batches: int = 1
     """Batches to show."""
     rows: int = 4
-    """Rows of each to show."""
+    """Rows of each batch to show."""
     summary: bool = True
-    """Read all rows and print counts; --no-summary shows the batches only, at once."""
+    """Read all rows and print counts. --no-summary only shows the batches, without reading all rows."""
 
     def run(self) -> int:
-        """Prints; returns the exit status."""
+        """Prints batches and counts. Returns the exit status."""
         import logging
         import sys
         from pathlib import Path

@@ -1,4 +1,4 @@
-"""ryzjax: the command line. Each command is a dataclass whose fields are its flags."""
+"""The entry point of the command line. Each command is a dataclass whose fields are its flags."""
 
 from __future__ import annotations
 
@@ -13,14 +13,18 @@ from ryzjax.errors import ConfigError, RyzJAXError
 
 __all__ = ["main"]
 
-# name -> (module, class, what it does); modules are imported when their command runs, so that help is quick.
+# Command -> (module, class, summary). A module is imported when its command runs, so that --help is quick.
 _COMMANDS = {
     "serve": ("ryzjax.cli.serve", "Serve", "serve a model over an OpenAI-compatible HTTP endpoint"),
     "generate": ("ryzjax.cli.generate", "Generate", "complete prompts given as flags or on standard input"),
     "chat": ("ryzjax.cli.chat", "Chat", "talk to a model in the terminal"),
-    "bench serve": ("ryzjax.cli.bench", "BenchServe", "load a running server and measure throughput and latencies"),
+    "bench serve": (
+        "ryzjax.cli.bench",
+        "BenchServe",
+        "measure throughput and latencies of a running server",
+    ),
     "bench offline": ("ryzjax.cli.bench", "BenchOffline", "measure a model in this process, without a server"),
-    "eval": ("ryzjax.cli.eval", "Eval", "measure a model: benchmarks, perplexity, divergence from a reference"),
+    "eval": ("ryzjax.cli.eval", "Eval", "measure a model by benchmarks, perplexity, or divergence from a reference"),
     "convert": ("ryzjax.cli.convert", "Convert", "write a model as a directory that loads without conversion"),
     "quantize": ("ryzjax.cli.quantize", "Quantize", "write a model in 4 or 8 bits, with a report of what it cost"),
     "finetune": (
@@ -40,9 +44,9 @@ _COMMANDS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a command; returns the exit status (2 for bad input).
+    """Runs a command and returns its exit status, which is 2 for invalid input.
 
-    Bad input is one line on standard error; `--debug` or RYZJAX_DEBUG=1 shows where it was raised, too.
+    Invalid input prints one line on standard error. `--debug` or RYZJAX_DEBUG=1 prints the traceback as well.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in words or os.environ.get("RYZJAX_DEBUG") == "1"
@@ -74,13 +78,13 @@ def _split(words: list[str]) -> tuple[str, list[str]]:
         if name in _COMMANDS:
             return name, words[length:]
     if words[0] == "bench":
-        raise ConfigError("bench needs to know what: ryzjax bench serve, or ryzjax bench offline")
+        raise ConfigError("bench needs a subcommand: ryzjax bench serve, or ryzjax bench offline")
     raise ConfigError(f"unknown command {words[0]!r}; expected one of: {', '.join(_COMMANDS)}")
 
 
 def _usage() -> str:
     lines = [f"  {name:<14} {what}" for name, (_, _, what) in _COMMANDS.items()]
-    more = ["ryzjax COMMAND --help shows a command's flags; --debug shows where an error was raised."]
+    more = ["ryzjax COMMAND --help shows the flags of a command. --debug shows the traceback of an error."]
     return "\n".join(["usage: ryzjax COMMAND [flags]", "", *lines, "", *more])
 
 

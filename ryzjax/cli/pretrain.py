@@ -1,4 +1,4 @@
-"""ryzjax pretrain."""
+"""The command ryzjax pretrain."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ __all__ = ["Pretrain"]
 
 @dataclass(frozen=True, kw_only=True)
 class Pretrain:
-    """Train all weights of a model, random ones or those of --begin-from, on files or on synthetic rows (--config demo,
-    and then demo-2, make RyzJAX's demo model).
+    """Train all weights of a model, starting from random ones or from --begin-from, on files or on synthetic rows.
 
-    Writes OUT/model as Hugging Face stores it, loss.png, metrics.jsonl, run.json, and checkpoints that --resume goes on
-    from.
+    Writes OUT/model in Hugging Face's layout, loss.png, metrics.jsonl, run.json, and checkpoints that --resume
+    continues. --config demo, followed by demo-2, makes RyzJAX's demo model.
     """
 
     files: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="DATA")] = ()
-    """Files (.txt, .jsonl, .json, .parquet) and Hugging Face data sets (org/name, org/name:split), as --data."""
+    """Files (.txt, .jsonl, .json, .parquet) and Hugging Face data sets (org/name, org/name:split), the same as
+    --data."""
     config: str | None = None
-    """TOML file with any of these flags, or the name of one in configs/train; a flag wins over it."""
+    """TOML file with any of these flags, or the name of one in configs/train. A flag overrides it."""
     new_model: Section[NewModelConfig] = field(default_factory=NewModelConfig)
     data_config: Section[DataConfig] = field(default_factory=DataConfig)
     optimizer_config: Section[OptimizerConfig] = field(default_factory=OptimizerConfig)
     train: Section[TrainConfig] = field(default_factory=TrainConfig)
 
     def run(self) -> int:
-        """Trains; returns the exit status."""
+        """Trains. Returns the exit status."""
         import logging
         import sys
 

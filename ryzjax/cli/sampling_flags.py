@@ -1,4 +1,4 @@
-"""SamplingFlags: the sampling settings of `generate` and `chat`."""
+"""SamplingFlags: the sampling flags of `ryzjax generate` and `ryzjax chat`."""
 
 from __future__ import annotations
 
@@ -14,23 +14,30 @@ _TEMPERATURE = 0.8
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingFlags:
-    """How tokens are chosen. What no flag names is taken from the model's generation_config.json."""
+    """How tokens are chosen. The model's generation_config.json gives the defaults, if it has one."""
 
     max_tokens: int = 256
-    """Most tokens to generate."""
+    """Largest number of tokens to generate."""
     temperature: float | None = None
-    """0 is greedy; by default the model's, or else 0.8."""
+    """Sampling temperature; 0 always takes the likeliest token. By default the model's own value, or 0.8 if it has
+    none."""
     top_p: float | None = None
-    """Keep the smallest set of tokens whose probability reaches this; by default the model's, or else 1."""
+    """Sample from the smallest set of tokens whose probabilities add up to this. By default the model's own value, or
+    1 (all tokens)."""
     top_k: int | None = None
-    """Keep the k likeliest tokens, 0 keeps all; by default the model's, or else 0."""
+    """Sample from this many of the likeliest tokens; 0 means all. By default the model's own value, or 0."""
     min_p: float | None = None
-    """Drop tokens less likely than this share of the likeliest; by default the model's, or else 0."""
+    """Drop tokens whose probability is less than this fraction of the likeliest token's. By default the model's own
+    value, or 0."""
     sampling_seed: int | None = None
-    """Makes the draw repeatable."""
+    """Seed of the random draws, which makes them repeatable. By default each run draws another one."""
 
     def params(self, defaults: SamplingDefaults) -> SamplingParams:
-        """As SamplingParams, with the model's `defaults` where no flag is given; RequestError for a bad value."""
+        """Returns the settings, with the model's `defaults` for flags that are not given.
+
+        Raises:
+          RequestError: A value is out of range.
+        """
         chosen: SamplingDefaults = {"temperature": _TEMPERATURE, **defaults}
         if self.temperature is not None:
             chosen["temperature"] = self.temperature

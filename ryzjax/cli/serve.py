@@ -1,4 +1,4 @@
-"""ryzjax serve."""
+"""The command `ryzjax serve`."""
 
 from __future__ import annotations
 
@@ -23,18 +23,19 @@ class Serve:
     engine: Section[EngineConfig]
     http: Section[HttpConfig] = field(default_factory=HttpConfig)
     config: str | None = None
-    """TOML file, or the name of one in configs/serve, that sets any of these flags; a flag wins over it."""
+    """TOML file with values for any of these flags, or the name of a file in configs/serve. Flags override the
+    file."""
     log_format: Literal["plain", "json"] = "plain"
-    """One log line as text or as a JSON object."""
+    """Format of the log: plain writes lines of text, json writes one JSON object on each line."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
-    """Least severe messages to show."""
+    """Lowest severity of the messages in the log."""
 
     def run(self) -> int:
-        """Loads, compiles, serves until a signal; returns the exit status."""
+        """Loads and compiles the model, serves until a signal, and returns the exit status."""
         started = time.perf_counter()
         setup_logging(level=self.log_level, log_format=self.log_format)
         http = replace(self.http, api_key=api_key_or_environment(self.http.api_key))
-        # Heavy modules only now: wrong flags are reported before jax is imported.
+        # These modules import jax. They are imported late, so that invalid flags are reported at once.
         from ryzjax.serving.frontend.launch import launch_engine
         from ryzjax.serving.http.server import HttpServer
 

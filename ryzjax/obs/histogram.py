@@ -1,4 +1,4 @@
-"""A histogram cheap enough for the engine thread: a bisect and three additions an observation."""
+"""A histogram that is cheap enough for the engine thread: a bisection and three additions for each observation."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ __all__ = ["Histogram"]
 
 
 class Histogram:
-    """Counts of values per bucket, with Prometheus's meaning: bucket `le` holds values <= le.
+    """Counts of values by bucket, as in Prometheus: bucket `le` counts the values <= le.
 
-    Not locked: its owner (`EngineMetrics`) holds one lock around every use. `prometheus_client.Histogram`
-    takes a lock an observation and cannot record one value many times, which a decode step of many rows needs.
+    It has no lock; its owner (`EngineMetrics`) holds one lock around every use. `prometheus_client.Histogram` takes a
+    lock for each observation and cannot record a value many times at once, as a decode step of many rows needs.
     """
 
     __slots__ = ("_counts", "_sum", "_upper_bounds")
@@ -33,10 +33,10 @@ class Histogram:
 
     @property
     def sum(self) -> float:
-        """Sum of all values."""
+        """The sum of all values."""
         return self._sum
 
     def cumulative(self) -> list[tuple[str, float]]:
-        """(upper bound as text, count of values <= bound), ending with +Inf, as the exposition format wants."""
+        """Returns (upper bound as text, count of values <= bound) for each bucket, ending with +Inf."""
         names = [*(repr(float(bound)) for bound in self._upper_bounds), "+Inf"]
         return list(zip(names, map(float, accumulate(self._counts)), strict=True))

@@ -1,9 +1,9 @@
-"""Structured logs: one line an event, for people or as JSON, with fields passed through `extra=`.
+"""Structured logs: one line for each event, for people or as JSON, with fields passed through `extra=`.
 
     logger = logging.getLogger(__name__)
     logger.info("request finished", extra={"request_id": "cmpl-1", "tokens": 16})
 
-Only the `ryzjax` logger is set up: the root logger belongs to whoever embeds the library.
+Only the `ryzjax` logger is configured. The root logger belongs to the program that uses the library.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ __all__ = ["JsonFormatter", "LogFormat", "PlainFormatter", "setup_logging"]
 LogFormat = Literal["plain", "json"]
 
 _LEVELS = ("debug", "info", "warning", "error")
-# What every record has of its own; anything else came through `extra=`.
+# The fields of every record. All others were passed through `extra=`.
 _RECORD_FIELDS = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
 
@@ -64,15 +64,15 @@ class PlainFormatter(logging.Formatter):
 def setup_logging(
     level: str = "info", *, log_format: LogFormat = "plain", stream: TextIO | None = None
 ) -> logging.Logger:
-    """Sends the `ryzjax` logger's events to `stream` (standard error by default). Calling again replaces the set-up.
+    """Sends the `ryzjax` logger's events to `stream` (standard error by default). Another call replaces the set-up.
 
     Args:
       level: "debug", "info", "warning" or "error".
       log_format: "plain" for people, "json" for machines.
-      stream: where to write.
+      stream: the stream to write to.
 
     Raises:
-      ConfigError: for an unknown level or format.
+      ConfigError: the level or the format is unknown.
     """
     if level not in _LEVELS:
         raise ConfigError(f"log_level={level!r} is unknown; expected one of {', '.join(_LEVELS)}")

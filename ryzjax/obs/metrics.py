@@ -1,7 +1,7 @@
-"""EngineMetrics: what the engine counts, exposed to Prometheus under the names dashboards know from vLLM.
+"""EngineMetrics: the engine's metrics for Prometheus, under names that dashboards know from vLLM.
 
-The engine thread calls plain methods that add to plain numbers under one uncontended lock (well under 20 us a
-step); a scrape builds the metric families from them.
+The engine thread calls methods that add to plain numbers under one uncontended lock, which takes well under 20 us a
+step. A scrape builds the metric families from these numbers.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ PREFIX = "ryzjax:"
 
 FinishReason = Literal["stop", "length", "abort", "error"]
 _FINISH_REASONS: tuple[FinishReason, ...] = ("stop", "length", "abort", "error")
-# Of what the padding ratio remembers, each step forgets this share: it tells of about the last hundred steps.
+# The decay of the padding ratio's sums at each step, so that it covers about the last hundred steps.
 _PADDING_DECAY = 0.01
 
 _TOKENS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 20_000, 50_000, 100_000, 200_000)
@@ -49,12 +49,12 @@ _HISTOGRAMS: dict[str, tuple[str, tuple[float, ...]]] = {
     "lora_write_seconds": ("For which the engine's thread starts writing an adapter into its slot.", _PER_TOKEN_S),
 }
 
-# Adapters come and go under any names: those beyond so many are counted together, as `OTHER_ADAPTERS`.
+# Adapters can have any number of names. Those beyond this number are counted together as `OTHER_ADAPTERS`.
 _MAX_ADAPTER_LABELS = 64
 OTHER_ADAPTERS = "(others)"
 
 _COUNTERS: dict[str, str] = {
-    "num_preemptions": "Sequences that gave up their pages and were recomputed later.",
+    "num_preemptions": "Sequences that lost their pages and were recomputed later.",
     "prompt_tokens": "Prompt tokens of finished requests.",
     "generation_tokens": "Tokens generated.",
     "prompt_tokens_scored": "Prompt tokens whose log-probabilities were computed.",
@@ -76,17 +76,17 @@ _GAUGES: dict[str, str] = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RequestStats:
-    """One finished sequence; times are `time.monotonic()` seconds, None where it never got that far.
+    """The figures of one finished sequence. Times are `time.monotonic()` seconds, or None if it did not get so far.
 
     Attributes:
-      prompt_tokens: length of the prompt.
-      generation_tokens: tokens generated.
+      prompt_tokens: the tokens of the prompt.
+      generation_tokens: the generated tokens.
       finish_reason: "stop", "length", "abort" or "error".
-      arrival_s: when the caller sent it.
-      first_scheduled_s: when it first ran.
-      first_token_s: when its first token came.
-      finished_s: when it ended.
-      adapter: name of the adapter it ran with.
+      arrival_s: the time when the caller sent the request.
+      first_scheduled_s: the time of its first step.
+      first_token_s: the time of its first token.
+      finished_s: the time of its end.
+      adapter: the name of its adapter, or None.
     """
 
     prompt_tokens: int
@@ -100,10 +100,10 @@ class RequestStats:
 
 
 class EngineMetrics(Collector):
-    """The metrics of one engine, in a registry of its own.
+    """The metrics of one engine, in their own registry.
 
     Args:
-      model_name: value of the `model_name` label on every metric.
+      model_name: the value of the `model_name` label of every metric.
     """
 
     def __init__(self, *, model_name: str = ""):
@@ -121,14 +121,14 @@ class EngineMetrics(Collector):
         self._registry.register(self)
 
     def step_done(self, tokens: int, padded_tokens: int, running: int, waiting: int, kv_usage: float) -> None:
-        """One engine step ended.
+        """Records the end of an engine step.
 
         Args:
-          tokens: real tokens it ran, prompt and generated.
-          padded_tokens: rows of the bucket it ran in (at least `tokens`).
-          running: sequences running after it.
-          waiting: sequences waiting after it.
-          kv_usage: share of KV pages in use, 0 to 1.
+          tokens: the tokens of the step, prompt and generated.
+          padded_tokens: the tokens of its bucket, at least `tokens`.
+          running: the sequences running after it.
+          waiting: the sequences waiting after it.
+          kv_usage: the fraction of KV pages in use, 0 to 1.
         """
         with self._lock:
             self._histograms["iteration_tokens_total"].observe(tokens)
@@ -139,7 +139,7 @@ class EngineMetrics(Collector):
             self._set_load(running, waiting, kv_usage)
 
     def set_load(self, running: int, waiting: int, kv_usage: float) -> None:
-        """Sets the load gauges outside a step: when requests arrive, or the engine falls idle."""
+        """Sets the load gauges outside a step, when requests arrive or the engine becomes idle."""
         with self._lock:
             self._set_load(running, waiting, kv_usage)
 
@@ -149,30 +149,30 @@ class EngineMetrics(Collector):
         self._gauges["kv_cache_usage_perc"] = kv_usage
 
     def preempted(self, n: int = 1) -> None:
-        """`n` sequences were preempted."""
+        """Records that `n` sequences were preempted."""
         with self._lock:
             self._counters["num_preemptions"] += n
 
     def first_token(self, seconds: float) -> None:
-        """A sequence got its first token, `seconds` after it arrived. Counts one generated token."""
+        """Records the first token of a sequence, `seconds` after its arrival, and counts it as generated."""
         with self._lock:
             self._histograms["time_to_first_token_seconds"].observe(seconds)
             self._counters["generation_tokens"] += 1
 
     def inter_token(self, seconds: float, n: int = 1) -> None:
-        """`n` tokens came, each `seconds` after the one before it in its sequence. Counts `n` generated tokens."""
+        """Records `n` tokens, each `seconds` after the previous one of its sequence, and counts them as generated."""
         with self._lock:
             self._histograms["inter_token_latency_seconds"].observe(seconds, n)
             self._counters["generation_tokens"] += n
 
     def prompts_read(self, *, scored_tokens: int, embeddings: int) -> None:
-        """A step scored so many prompt tokens and finished so many vectors."""
+        """Records the prompt tokens that a step scored and the embeddings that it finished."""
         with self._lock:
             self._counters["prompt_tokens_scored"] += scored_tokens
             self._counters["embeddings"] += embeddings
 
     def request_done(self, stats: RequestStats) -> None:
-        """A sequence ended, for whatever reason. Its prompt tokens are counted here, its generated ones were before."""
+        """Records the end of a sequence and counts its prompt tokens. Its generated tokens were counted before."""
         with self._lock:
             histograms = self._histograms
             self._finished[stats.finish_reason] += 1
@@ -200,34 +200,34 @@ class EngineMetrics(Collector):
         counts[label] = counts.get(label, 0.0) + 1
 
     def adapter_registered(self, seconds: float, registered: int) -> None:
-        """An adapter was read and checked in so many seconds; `registered` are known now."""
+        """Records that an adapter was read and checked in `seconds`, and the number of registered adapters."""
         with self._lock:
             self._histograms["lora_load_seconds"].observe(seconds)
             self._gauges["loras_registered"] = registered
 
     def set_registered_adapters(self, registered: int) -> None:
-        """So many adapters may be named now."""
+        """Sets the number of registered adapters."""
         with self._lock:
             self._gauges["loras_registered"] = registered
 
     def adapter_written(self, seconds: float) -> None:
-        """An adapter is being written into a slot; it took the engine's thread so many seconds to say so."""
+        """Records that the engine's thread took `seconds` to start writing an adapter into a slot."""
         with self._lock:
             self._counters["lora_loads"] += 1
             self._histograms["lora_write_seconds"].observe(seconds)
 
     def set_loaded_adapters(self, loaded: int) -> None:
-        """So many slots of the device hold an adapter."""
+        """Sets the number of device slots that hold an adapter."""
         with self._lock:
             self._gauges["loras_loaded"] = loaded
 
     def recompiled(self) -> None:
-        """An executable was compiled after start-up."""
+        """Records a compilation after start-up."""
         with self._lock:
             self._counters["recompiles"] += 1
 
     def set_healthy(self, healthy: bool) -> None:
-        """Says whether the engine is alive."""
+        """Sets whether the engine is alive."""
         with self._lock:
             self._gauges["engine_healthy"] = float(healthy)
 
@@ -237,11 +237,11 @@ class EngineMetrics(Collector):
             self._cache_config = {name: str(value) for name, value in config.items()}
 
     def render(self) -> tuple[bytes, str]:
-        """(body, content type) of a scrape, in Prometheus's text format."""
+        """Returns the body and the content type of a scrape in Prometheus's text format."""
         return generate_latest(self._registry), CONTENT_TYPE_LATEST
 
     def collect(self) -> Iterator[Metric]:
-        """The metric families, for the registry."""
+        """Returns the metric families for the registry."""
         with self._lock:
             families = list(self._families())
         return iter(families)

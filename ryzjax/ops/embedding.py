@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Shaped
 
 from ryzjax.ops.dispatch import reference_only
 from ryzjax.qarray import QArray, dequantize
@@ -15,7 +15,7 @@ __all__ = ["embed", "embed_quantized"]
 
 
 @reference_only("embed")
-def embed(token_ids: Int[Array, " T"], table: Float[Array, "V E"]) -> Float[Array, "T E"]:
+def embed(token_ids: Int[Array, " T"], table: Shaped[Array, "V E"]) -> Shaped[Array, "T E"]:
     """Returns `table[token_ids]` in the table's dtype. Ids outside the vocabulary, as in padding, are clamped."""
     return jnp.take(table, token_ids, axis=0, mode="clip")
 

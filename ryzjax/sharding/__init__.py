@@ -1,4 +1,4 @@
-"""Mesh, logical-axis rules and placement: sharding is data, models only name their axes."""
+"""Sharding as data: layouts of logical axes over a mesh, and their placement on devices. Models only name axes."""
 
 from ryzjax.sharding.layout import Layout
 from ryzjax.sharding.placement import Placement

@@ -1,4 +1,4 @@
-"""Shardings of arrays that belong to a sharded array, as an optimizer's states belong to parameters."""
+"""Shardings of arrays that belong to a sharded array, such as the optimizer states of a parameter."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ __all__ = ["derived_sharding"]
 
 
 def derived_sharding(sharding: NamedSharding, shape: Sequence[int], derived: Sequence[int]) -> NamedSharding:
-    """The sharding of an array with something for each element, or each block of elements, of another.
+    """Returns the sharding of an array with a value for each element, or each block of elements, of another array.
 
     Args:
-      sharding: of the other array.
-      shape: of the other array.
-      derived: the array's shape. An axis that is as long as the other's, or a whole fraction of it (scales of blocks),
-        is split as it is, where it divides; another rank is repeated on every device.
+      sharding: the sharding of the other array.
+      shape: the shape of the other array.
+      derived: the shape of the derived array. An axis that has the same length as the other array's, or a whole
+        fraction of it (scales of blocks), is split in the same way if it divides. An array of another rank is
+        replicated.
     """
     if len(shape) != len(derived):
         return NamedSharding(sharding.mesh, PartitionSpec(), memory_kind=sharding.memory_kind)

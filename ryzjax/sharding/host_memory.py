@@ -1,4 +1,4 @@
-"""Arrays that lie in the host's memory, pinned there, and come to the device a part at a time inside a program."""
+"""Arrays in pinned host memory, which a program copies to the device one part at a time."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ PyTree = object
 
 
 def has_host_memory(placement: Placement) -> bool:
-    """Whether every device can read pinned memory of the host."""
+    """Returns whether every device can read pinned host memory."""
     return all(_PINNED in kinds for kinds in _memory_kinds(placement).values())
 
 
 def check_host_memory(placement: Placement) -> None:
-    """That every device can read pinned memory of the host.
+    """Checks that every device can read pinned host memory.
 
     Raises:
-      ConfigError: one cannot.
+      ConfigError: a device cannot.
     """
     for device, kinds in _memory_kinds(placement).items():
         if _PINNED not in kinds:
             raise ConfigError(
                 f"{device} has no {_PINNED} memory, only {', '.join(kinds) or 'none it names'}: weights cannot be kept "
-                "on the host. Leave out offload='frozen', or run on a backend that has it (CUDA)"
+                "in host memory. Leave out offload='frozen', or run on a backend that has it (CUDA)"
             )
 
 
 def _memory_kinds(placement: Placement) -> dict[str, list[str]]:
-    """Device -> what it calls the memories it can read."""
+    """Returns the names of the memories that each device can read."""
     return {
         f"{device} ({device.platform})": [memory.kind for memory in device.addressable_memories()]
         for device in placement.mesh.devices.flat
@@ -43,22 +43,22 @@ def _memory_kinds(placement: Placement) -> dict[str, list[str]]:
 
 
 def host_sharding(sharding: Sharding) -> Sharding:
-    """The same split, in pinned memory of the host."""
+    """Returns the same sharding in pinned host memory."""
     return sharding.with_memory_kind(_PINNED)
 
 
 def is_host_sharding(sharding: Sharding) -> bool:
-    """Whether arrays of this sharding lie there."""
+    """Returns whether arrays of this sharding are in pinned host memory."""
     return sharding.memory_kind == _PINNED
 
 
 def is_on_host(array: jax.Array) -> bool:
-    """Whether an array lies there; also one that is traced."""
+    """Returns whether an array, also a traced one, is in host memory."""
     return jax.typeof(array).memory_space == jax.memory.Space.Host
 
 
 def to_device(arrays: PyTree) -> PyTree:
-    """The arrays of a pytree in the memory of the device; those that are there already as they are."""
+    """Copies the arrays of a pytree that are in host memory to the device."""
     return jax.tree.map(
         lambda array: jax.device_put(array, jax.memory.Space.Device) if is_on_host(array) else array, arrays
     )

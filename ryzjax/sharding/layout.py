@@ -1,4 +1,4 @@
-"""Layout: mesh axes and the logical-to-mesh rules, as data (`configs/sharding/*.toml` or this dataclass)."""
+"""Layout: mesh axes and the rules from logical to mesh axes, as a TOML file or as this dataclass."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ LOGICAL_AXES = {
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """How a model is laid over devices.
+    """The distribution of a model over devices.
 
     Attributes:
-      name: shown in messages and by `ryzjax info`.
-      mesh: mesh axis -> number of devices along it; at most one may be -1, "all that are left".
-      rules: logical axis -> mesh axis. A logical axis without a rule is replicated.
-      expert_exchange: how tokens that are split over the devices that split the experts meet them:
-        "all_gather" or "all_to_all" (`layers.expert_exchange`). `exchange` of the table [experts] in a file.
+      name: the name in messages and in `ryzjax info`.
+      mesh: the number of devices along each mesh axis. At most one may be -1, which means all remaining devices.
+      rules: the mesh axis of each logical axis. A logical axis without a rule is replicated.
+      expert_exchange: how tokens and experts that are split over the same devices meet: "all_gather" or "all_to_all"
+        (`layers.expert_exchange`). In a file it is `exchange` of the table [experts].
     """
 
     name: str
@@ -69,7 +69,7 @@ class Layout:
 
     @classmethod
     def load(cls, name_or_path: str) -> Layout:
-        """A shipped layout by name ("tp"), or one's own TOML file by path."""
+        """Loads a shipped layout by name, such as "tp", or a TOML file by path."""
         path = Path(name_or_path)
         if path.suffix != ".toml":
             path = shipped_path(f"sharding/{name_or_path}.toml")
@@ -94,7 +94,7 @@ class Layout:
         )
 
     def resolve(self, num_devices: int) -> Layout:
-        """The layout with -1 replaced, for a machine with `num_devices` devices."""
+        """Returns the layout with -1 replaced for `num_devices` devices."""
         fixed = 1
         for size in self.mesh.values():
             fixed *= size if size != -1 else 1

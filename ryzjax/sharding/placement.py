@@ -1,4 +1,4 @@
-"""Placement: a layout on real devices. The one place where logical axes become `PartitionSpec`s."""
+"""Placement: a layout on real devices. It turns logical axes into `PartitionSpec`s."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Out = TypeVar("Out")
 
 
 class AttentionSpecs(NamedTuple):
-    """PartitionSpecs of q, of k and v, of the cache, of one value a query head, and of everything else."""
+    """PartitionSpecs of q, of k and v, of the cache, of one value for each query head, and of everything else."""
 
     heads: PartitionSpec
     kv_heads: PartitionSpec
@@ -36,13 +36,13 @@ class AttentionSpecs(NamedTuple):
 class Placement:
     """A resolved layout and its mesh.
 
-    A mesh axis of the layout is built from axes of prime size (`tensor` over 8 devices: `tensor_0`, `tensor_1`,
-    `tensor_2` of 2 each), so that a size that does not divide over all its devices is split over the largest
-    leading part that it does divide over, and repeated over the rest: 28 heads over 8 devices are split 4 ways.
+    A mesh axis of the layout is built from axes of prime size: `tensor` over 8 devices becomes `tensor_0`, `tensor_1`
+    and `tensor_2` of size 2. A size that does not divide over all devices is split over the largest leading part that
+    it does divide over, and replicated over the rest. 28 heads over 8 devices are therefore split in 4 parts.
 
     Args:
-      layout: mesh axes and rules; -1 sizes are resolved against `devices`.
-      devices: the devices to use, by default all of this process. A layout of fixed size takes the first ones.
+      layout: mesh axes and rules. Sizes of -1 are resolved with the number of `devices`.
+      devices: the devices to use; by default all devices of this process. A layout of fixed size uses the first ones.
     """
 
     def __init__(self, layout: Layout, devices: Sequence[object] | None = None):
@@ -56,25 +56,25 @@ class Placement:
 
     @property
     def num_devices(self) -> int:
-        """Devices of the mesh."""
+        """The number of devices of the mesh."""
         return self.mesh.size
 
     @property
     def platform(self) -> str:
-        """Of the mesh's devices: "cpu", "gpu"."""
+        """The platform of the mesh's devices: "cpu" or "gpu"."""
         return self.mesh.devices.flat[0].platform
 
     def axis_size(self, logical: str) -> int:
-        """Devices along which a logical axis may be split (1 where no rule names it)."""
+        """Returns the number of devices over which a logical axis may be split; 1 if no rule names it."""
         axis = self.layout.rules.get(logical)
         return self.layout.mesh[axis] if axis else 1
 
     def split(self, logical: str, count: int) -> int:
-        """Parts into which `count` things along a logical axis are split."""
+        """Returns the number of parts that `count` items along a logical axis are split into."""
         return math.prod(self.mesh.shape[name] for name in self.mesh_axes(logical, count))
 
     def mesh_axes(self, logical: str, count: int) -> tuple[str, ...]:
-        """The axes of `mesh` over which `count` things along a logical axis are split: the leading ones that divide."""
+        """Returns the leading axes of `mesh` that divide `count` items along a logical axis."""
         axis = self.layout.rules.get(logical)
         names: list[str] = []
         parts = 1
@@ -103,9 +103,10 @@ class Placement:
         )
 
     def query_heads_unit(self, num_heads: int, num_kv_heads: int) -> int:
-        """Query heads that must stay on one device, so that each device has the KV heads its query heads read.
+        """Returns the query heads that must stay together, so that each device has the KV heads of its query heads.
 
-        1 where every device has one KV head, or as many KV heads as query heads are split into; else a whole group.
+        It is 1 if every device has one KV head, or if KV heads are split into as many parts as query heads. Otherwise
+        it is a whole group.
         """
         kv_split = self.split("kv_heads", num_kv_heads)
         if kv_split == num_kv_heads or kv_split == self.split("heads", num_heads):
@@ -113,15 +114,15 @@ class Placement:
         return num_heads // num_kv_heads
 
     def spec(self, axes: Axes, shape: Sequence[int], units: Sequence[int] | None = None) -> PartitionSpec:
-        """The PartitionSpec of an array.
+        """Returns the PartitionSpec of an array.
 
         Args:
-          axes: a logical axis (or None) per dimension.
+          axes: a logical axis or None for each dimension.
           shape: the array's shape.
-          units: indivisible run per dimension (head_dim for a fused heads dimension); 1 by default.
+          units: the indivisible run of each dimension, such as head_dim for fused heads; by default 1.
 
         Raises:
-          LayoutError: two dimensions want one mesh axis.
+          LayoutError: two dimensions would be split over the same mesh axis.
         """
         entries: list[str | tuple[str, ...] | None] = []
         taken: set[str] = set()
@@ -137,16 +138,16 @@ class Placement:
         return PartitionSpec(*entries)
 
     def sharding(self, axes: Axes, shape: Sequence[int], units: Sequence[int] | None = None) -> NamedSharding:
-        """`spec` as a NamedSharding on this mesh."""
+        """Returns `spec` as a NamedSharding on this mesh."""
         return NamedSharding(self.mesh, self.spec(axes, shape, units))
 
     def stacked(self, one: Sharding) -> NamedSharding:
-        """The sharding of a stack [count, ...] of arrays that are each split, and lie, as `one` on this mesh."""
+        """Returns the sharding of a stack [count, ...] of arrays that have the sharding `one` on this mesh."""
         assert isinstance(one, NamedSharding)
         return NamedSharding(self.mesh, PartitionSpec(None, *one.spec), memory_kind=one.memory_kind)
 
     def low_rank(self, matrix: Sharding) -> tuple[NamedSharding, NamedSharding, NamedSharding]:
-        """Shardings of stacked A [count, r, K], B [count, N, r] and magnitude [count, N] beside matrices [N, K]."""
+        """Returns the shardings of A [count, r, K], B [count, N, r] and magnitude [count, N] for matrices [N, K]."""
         assert isinstance(matrix, NamedSharding)
         rows, columns = (*matrix.spec, None, None)[:2]
         specs = PartitionSpec(None, None, columns), PartitionSpec(None, rows, None), PartitionSpec(None, rows)
@@ -155,25 +156,25 @@ class Placement:
 
     @property
     def replicated(self) -> NamedSharding:
-        """Every device holds the whole array."""
+        """The sharding of an array that every device holds whole."""
         return NamedSharding(self.mesh, PartitionSpec())
 
     def constrain(self, x: jax.Array, *axes: str | None, units: Sequence[int] | None = None) -> jax.Array:
-        """Pin an activation's sharding inside jit; `units` as in `spec`."""
+        """Constrains the sharding of an activation inside jit. `units` is as in `spec`."""
         return jax.lax.with_sharding_constraint(x, self.sharding(axes, x.shape, units))
 
     def cache_specs(self, cache: KVCache) -> KVCache:
-        """A PartitionSpec for each array of a cache, by its rank: all are split over their KV heads alone."""
+        """Returns a PartitionSpec for each array of a cache. All are split only over their KV heads."""
 
         def spec(array: jax.Array | jax.ShapeDtypeStruct) -> PartitionSpec:
-            # Scales without pages are [layers, kv_heads]; all else begins with [layers, pages, kv_heads].
+            # Scales without pages are [layers, kv_heads]. All others start with [layers, pages, kv_heads].
             axes = (None, "kv_heads") if array.ndim == 2 else (None, None, "kv_heads", *(None,) * (array.ndim - 3))
             return self.spec(axes, array.shape)
 
         return jax.tree.map(spec, cache)
 
     def constrain_cache(self, cache: KVCache) -> KVCache:
-        """Pin a cache's sharding inside jit."""
+        """Constrains the sharding of a cache inside jit."""
 
         def pin(array: jax.Array, spec: PartitionSpec) -> jax.Array:
             return jax.lax.with_sharding_constraint(array, NamedSharding(self.mesh, spec))
@@ -181,7 +182,7 @@ class Placement:
         return jax.tree.map(pin, cache, self.cache_specs(cache))
 
     def attention_specs(self, num_heads: int, num_kv_heads: int, cache: KVCache) -> AttentionSpecs:
-        """Specs of one attention call: heads are split, tokens and pages are whole on every device."""
+        """Returns the specs of an attention call. Heads are split; tokens and pages are whole on every device."""
         unit = self.query_heads_unit(num_heads, num_kv_heads)
         (heads,) = self.spec(("heads",), (num_heads,), (unit,))
         (kv_heads,) = self.spec(("kv_heads",), (num_kv_heads,))
@@ -199,10 +200,12 @@ class Placement:
         in_specs: Sequence[object],
         out_specs: PartitionSpec | tuple,
     ) -> Callable[..., Out]:
-        """`fn` run on each device's own shard (`jax.shard_map`); `fn` itself where there is one device.
+        """Returns `fn` wrapped in `jax.shard_map`, or `fn` itself with one device.
 
         Args:
-          in_specs: a pytree of PartitionSpecs an argument.
+          fn: the function of one device's shards.
+          in_specs: a pytree of PartitionSpecs for each argument.
+          out_specs: a pytree of PartitionSpecs for the results.
         """
         if self.num_devices == 1:
             return fn
@@ -210,7 +213,7 @@ class Placement:
 
 
 def _parts(axis: str, size: int) -> dict[str, int]:
-    """Mesh axes of prime size that make up one of the layout, smallest first; itself where it is one already."""
+    """Returns the mesh axes of prime size that make up an axis of the layout, smallest first."""
     primes: list[int] = []
     rest, divisor = size, 2
     while rest > 1:

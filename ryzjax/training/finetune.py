@@ -1,4 +1,4 @@
-"""finetune: a model, data and settings in; an adapter, or a model, out."""
+"""finetune: trains an adapter beside a frozen model, or all weights of a model, and writes the result."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ from ryzjax.lora.adapter import Adapter, BaseQuantization
 from ryzjax.lora.config import LoraConfig
 from ryzjax.training.config import BaseConfig, TrainConfig
 from ryzjax.training.optimizers.config import OptimizerConfig
-from ryzjax.training.run.checkpoints import Json
 from ryzjax.training.run.export import export_adapter, export_model, text_files_of
-from ryzjax.training.run.loop import LoopResult
+from ryzjax.training.run.json_value import Json
+from ryzjax.training.run.result import LoopResult
 from ryzjax.training.run.run import run_training
 from ryzjax.training.run.run_file import earlier_dtype
 from ryzjax.training.start.dtype import choose_dtype
-from ryzjax.training.start.start import begin_adapter, begin_full
+from ryzjax.training.start.training_start import start_with_adapter, start_with_all_weights
 
 __all__ = ["FinetuneResult", "finetune", "open_base", "settings_of", "stored_dtype"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneResult:
-    """What a run made.
+    """The result of a run.
 
     Attributes:
-      exported: folder of the adapter, in PEFT's layout, or of the model.
-      adapter: None where all weights were trained.
-      step: whose weights were written.
-      loop: how the run ended.
+      exported: Folder of the written adapter (PEFT's layout) or model (Hugging Face's layout).
+      adapter: The trained adapter; None if all weights were trained.
+      step: Step whose weights were written.
+      loop: How the run ended.
     """
 
     exported: Path
@@ -55,22 +55,24 @@ def finetune(
     eval_rows: Rows | None = None,
     show_progress: bool = True,
 ) -> FinetuneResult:
-    """Trains an adapter beside a frozen model, or all weights of it; see docs/finetuning.md.
+    """Trains an adapter beside a frozen model, or all of its weights. See docs/finetuning.md.
 
     Args:
-      base: the model; a string is its name alone.
-      data: what it learns from.
-      lora: the adapter; None trains every weight.
-      optimizer, train: the run; their defaults where None.
-      adapter: folder of an adapter to go on from; its ranks and scales count.
-      rows, eval_rows: in place of files that `data` names.
-      show_progress: a bar on stderr.
+      base: The model, or its name.
+      data: The training data.
+      lora: The adapter's settings; None trains every weight.
+      optimizer: The optimizer's settings; None takes the defaults.
+      train: The run's settings; None takes the defaults.
+      adapter: Folder of an adapter to continue training. Its ranks and scales are kept.
+      rows: Training rows, in place of the files that `data` names.
+      eval_rows: Evaluation rows, in place of the files that `data` names.
+      show_progress: Show a progress bar on stderr.
 
     Raises:
-      ConfigError: settings that do not fit each other or the model.
-      CheckpointError: the model cannot be read, or the run cannot be written or gone on with.
-      DataError: rows that nothing can be learnt from.
-      TrainingError: the loss is not a number any more.
+      ConfigError: Settings contradict each other or do not fit the model.
+      CheckpointError: The model cannot be read, or the run cannot be written or resumed.
+      DataError: A row is malformed or has nothing to train on.
+      TrainingError: The loss or a gradient is not finite.
     """
     base = BaseConfig(model=base) if isinstance(base, str) else base
     optimizer, train = optimizer or OptimizerConfig(), train or TrainConfig()
@@ -87,11 +89,11 @@ def finetune(
     )
     total_steps = train.max_steps or loaders.train.count_batches(train.epochs, show_progress=show_progress)
     if lora is None:
-        beginning = begin_full(opened, train, show_progress=show_progress)
+        start = start_with_all_weights(opened, train, show_progress=show_progress)
     else:
-        beginning = begin_adapter(opened, lora, train, adapter=adapter, show_progress=show_progress)
+        start = start_with_adapter(opened, lora, train, adapter=adapter, show_progress=show_progress)
     outcome = run_training(
-        beginning,
+        start,
         loaders,
         name=Path(opened.source.name).name,
         optimizer=optimizer,
@@ -106,7 +108,7 @@ def finetune(
     if lora is None:
         exported = export_model(
             folder,
-            beginning,
+            start,
             outcome.params,
             dtype=stored_dtype(opened, base),
             config=opened.source.config,
@@ -117,12 +119,12 @@ def finetune(
     rounding = (
         None if base.weights in ("auto", "bf16") else BaseQuantization(weights=base.weights, group=base.weights_group)
     )
-    exported, trained = export_adapter(folder, opened, beginning, outcome.params, rounding=rounding)
+    exported, trained = export_adapter(folder, opened, start, outcome.params, rounding=rounding)
     return FinetuneResult(exported=exported, adapter=trained, step=outcome.step, loop=outcome.loop)
 
 
 def open_base(base: BaseConfig) -> OpenModel:
-    """A run's model, its weights unread; errors as of `open_model`."""
+    """Opens a run's model without reading its weights. Raises the errors of `open_model`."""
     return open_model(
         base.model,
         revision=base.model_revision,
@@ -135,7 +137,7 @@ def open_base(base: BaseConfig) -> OpenModel:
 
 
 def settings_of(**parts: object) -> dict[str, Json]:
-    """All settings of a run, flat, as JSON can hold them: what its checkpoints and run.json keep."""
+    """Returns all settings of a run as one flat dict of JSON values, which checkpoints and run.json store."""
     flat: dict[str, Json] = {}
     for name, part in parts.items():
         for key, value in ({} if part is None else asdict(part)).items():  # pyright: ignore[reportArgumentType]
@@ -144,7 +146,8 @@ def settings_of(**parts: object) -> dict[str, Json]:
 
 
 def stored_dtype(opened: OpenModel, base: BaseConfig) -> str:
-    """What all weights are written in: what was asked for, or the checkpoint's own, whatever they were computed in."""
+    """Returns the dtype to write all weights in: the one that was asked for, or else the checkpoint's own, whatever
+    dtype the run computes in."""
     source = opened.source
     return read_model_config(source, dtype=base.dtype).dtype
 
@@ -153,13 +156,14 @@ def _check(opened: OpenModel, data: DataConfig, lora: LoraConfig | None, adapter
     limit = opened.model.config.max_position
     if data.sequence_tokens > limit:
         raise ConfigError(
-            f"sequence_tokens={data.sequence_tokens} is more than the {limit} positions {opened.source.name} was made "
-            "for; give at most that"
+            f"sequence_tokens={data.sequence_tokens} is more than the {limit} positions {opened.source.name} supports; "
+            "give at most that many"
         )
     if adapter is not None and lora is None:
-        raise ConfigError("an adapter to go on from, and training of all weights, exclude each other; leave one out")
+        raise ConfigError("an adapter to continue cannot be combined with training all weights; leave out one of them")
     known, table = opened.tokenizer.vocab_size, opened.model.config.vocab_size
     if known > table:
         raise ConfigError(
-            f"the tokenizer of {opened.source.name} knows {known} tokens, its model {table}; take one of the same model"
+            f"the tokenizer of {opened.source.name} has {known} tokens, but its model has {table}; use the "
+            "tokenizer of the same model"
         )

@@ -1,4 +1,4 @@
-"""TrainModel: which numbers of a model are trained, which are frozen, and the forward pass over both."""
+"""LoraModel and FullModel: which arrays of a model are trained, which are frozen, and the forward pass over both."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float
 
 from ryzjax.batch import SegmentBatch
 from ryzjax.layers.block import Block
@@ -28,22 +29,22 @@ __all__ = ["AdapterParams", "Frozen", "FullModel", "LoraModel", "TrainModel"]
 _OUTER = "outer"
 
 AdapterParams = dict[str, dict[str, LoraWeights]]
-"""Name of a stack -> path of a layer in its blocks -> the updates of all layers of the stack, [count, ...]. The head's
-is at ["outer"]["lm_head"]."""
+"""Name of a stack -> path of a layer in its blocks -> the updates of all layers of the stack, each array with a leading
+axis of layers. The head's update is at ["outer"]["lm_head"]."""
 
 
 Details = dict[str, jax.Array]
 Loss = Callable[..., tuple[jax.Array, Details]]
-"""Parameters -> (what is differentiated, what is shown beside it)."""
+"""Parameters -> (the scalar that is differentiated, values that are logged beside it)."""
 
 
 class Frozen(NamedTuple):
-    """What a run reads and does not change.
+    """Arrays that a run reads and never changes.
 
     Attributes:
-      weights: stacked, by the names of `StackedModel.weights`; of a run that trains them all, those of its start, where
-        its objective reads them, else none.
-      row_norms: of DoRA: |W| of each row, float32 [count, N], named as the adapters are.
+      weights: Weights by the names of `StackedModel.weights`. If all weights are trained, these are the weights of the
+        start, and only if the objective reads them; otherwise empty.
+      row_norms: For DoRA: float32 [L, N], the norm of each row of each adapted weight, named as the adapters are.
     """
 
     weights: Mapping[str, jax.Array]
@@ -51,7 +52,7 @@ class Frozen(NamedTuple):
 
 
 class _FrozenLayer(NamedTuple):
-    """What the scan slices for an adapted block beside its updates."""
+    """The frozen arrays that the scan slices for one adapted block."""
 
     weights: Mapping[str, jax.Array]
     row_norms: Mapping[str, jax.Array]
@@ -60,12 +61,13 @@ class _FrozenLayer(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainModel:
-    """What both kinds of training have in common.
+    """What training an adapter and training all weights have in common.
 
     Attributes:
-      stacked: the model.
-      remat, remat_layers: what is kept for the backward pass; see `scan_layers`.
-      mlp_rows: tokens that pass an MLP, or a projection of the attention, at a time, see `RowChunks`; None for all.
+      stacked: The model, with its layers stacked.
+      remat: What a layer keeps for the backward pass, see `scan_layers`.
+      remat_layers: With remat "full", only the input of every n-th layer is kept.
+      mlp_rows: Tokens that pass through an MLP or an attention projection at a time, see `RowChunks`; None for all.
     """
 
     stacked: StackedModel
@@ -101,11 +103,11 @@ class TrainModel:
 
 @dataclass(frozen=True, kw_only=True)
 class LoraModel(TrainModel):
-    """A frozen base and the adapter beside it, which is trained. Parameters are `AdapterParams`, float32.
+    """A frozen base and the adapter that is trained beside it. The parameters are `AdapterParams` in float32.
 
     Attributes:
-      lora: ranks, scales, targets.
-      layers: those that are adapted.
+      lora: Ranks, scales and targets of the adapter.
+      layers: Names of the adapted layers.
     """
 
     lora: LoraConfig
@@ -117,12 +119,14 @@ class LoraModel(TrainModel):
         frozen: Frozen,
         batch: SegmentBatch,
         key: jax.Array | None,
-    ) -> jax.Array:
-        """Hidden states [T, E] before the final norm.
+    ) -> Float[Array, "T E"]:
+        """Returns the hidden states [T, E] before the final norm, for the tokens of all rows.
 
         Args:
-          params: empty for the base model alone.
-          key: of dropout; None in evaluation.
+          params: The adapter; empty for the base model alone.
+          frozen: The base.
+          batch: Packed rows.
+          key: Key of dropout; None in evaluation.
         """
         x = self.stacked.decoder(frozen.weights).embed_tokens(batch.token_ids.reshape(-1))
         stacks = self.stacked.stacks
@@ -135,10 +139,10 @@ class LoraModel(TrainModel):
         )
 
     def gradients(self, loss: Loss, params: AdapterParams) -> tuple[AdapterParams, Details]:
-        """Gradients of a loss with respect to the parameters, and what else it gives.
+        """Returns the gradients of a loss with respect to the parameters, and the loss's details.
 
-        Where the model computes in bfloat16, the gradients of A and B are bfloat16 numbers, for A and B are rounded
-        before they multiply; with remat "full", those of the stacks that the scan runs over are given as such.
+        If the model computes in bfloat16, A and B are cast to bfloat16 before they multiply, so their gradients are
+        bfloat16 numbers. With remat "full", the gradients of the scanned stacks are returned in bfloat16.
         """
         scanned = {stack.name for stack in self.stacked.scanned} & params.keys() if self.remat == "full" else set()
         dtype = jnp.dtype(self.model.config.dtype)
@@ -173,16 +177,18 @@ class LoraModel(TrainModel):
         return block
 
     def head_params(self, params: AdapterParams) -> dict[str, LoraWeights]:
-        """What of the parameters the head reads."""
+        """Returns the parameters that the head reads."""
         return params.get(_OUTER, {})
 
     def reference_params(self, frozen: Frozen) -> AdapterParams:
-        """The parameters of the model before training: none, the base is that model."""
+        """Returns the parameters of the model before training. They are empty, because the base is that model."""
         del frozen
         return {}
 
-    def logits(self, trained: dict[str, LoraWeights], frozen: Frozen, hidden: jax.Array) -> jax.Array:
-        """[S, E] -> float32 [S, V]; a `losses.Head`."""
+    def logits(
+        self, trained: dict[str, LoraWeights], frozen: Frozen, hidden: Float[Array, "S E"]
+    ) -> Float[Array, "S V"]:
+        """Returns float32 logits [S, V] of hidden states [S, E]. A `losses.Head`."""
         decoder = self.stacked.decoder(frozen.weights)
         one = {path: jax.tree.map(lambda array: array[0], update) for path, update in trained.items()}
         norms = {path: array[0] for path, array in frozen.row_norms.get(_OUTER, {}).items()}
@@ -190,26 +196,26 @@ class LoraModel(TrainModel):
         return decoder.logits(hidden)
 
     def stacks_of_layers(self) -> Iterator[tuple[str, dict[str, str]]]:
-        """(name of a stack, path in its blocks -> its first layer that is adapted), the head's last."""
+        """Yields (name of a stack, path in its blocks -> the first adapted layer with that path), and the head last."""
         for stack in self.stacked.stacks:
             split = ((*split_layer(name), name) for name in self.layers)
             yield stack.name, {path: name for layer, path, name in split if layer == stack.first}
         yield _OUTER, {name: name for name in self.layers if split_layer(name)[0] is None}
 
     def shape_of(self, layer: str) -> tuple[int, int, int]:
-        """(layers of its stack, N, K)."""
+        """Returns (layers of its stack, N, K) of a layer's weight."""
         n, k = self.model.linears[layer]
         index, _ = split_layer(layer)
         count = next((stack.count for stack in self.stacked.stacks if stack.first == index), 1)
         return count, n, k
 
     def weight_sharding(self, layer: str) -> jax.sharding.Sharding:
-        """How the layer's matrix [N, K] is split; a quantized one's as its values are."""
+        """Returns the sharding of a layer's weight [N, K]; for a quantized weight, the sharding of its values."""
         weights = self.model.weights
         return (weights.get(f"{layer}.weight") or weights[f"{layer}.weight.values"]).sharding
 
     def stack_adapter(self, weights: Mapping[str, LoraWeights]) -> AdapterParams:
-        """Updates by layer -> parameters."""
+        """Stacks updates by layer into parameters."""
         params: AdapterParams = {}
         for name, layers in self.stacks_of_layers():
             stack = next((stack for stack in self.stacked.stacks if stack.name == name), None)
@@ -220,7 +226,7 @@ class LoraModel(TrainModel):
         return params
 
     def adapter(self, params: AdapterParams, *, base_model: str | None) -> Adapter:
-        """The reverse: what is saved and served; arrays on the host."""
+        """Returns the parameters as an adapter with updates by layer, on the host. The inverse of `stack_adapter`."""
         weights: dict[str, LoraWeights] = {}
         host = jax.device_get(params)
         for stack in self.stacked.stacks:
@@ -234,32 +240,36 @@ class LoraModel(TrainModel):
 
 @dataclass(frozen=True, kw_only=True)
 class FullModel(TrainModel):
-    """Every weight is trained. Parameters are `StackedModel.weights` by name, in float32: the masters of what the model
-    computes with, which is cast a layer at a time."""
+    """A model whose weights are all trained.
+
+    The parameters are `StackedModel.weights` by name, as float32 masters. They are cast to the model's dtype one layer
+    at a time.
+    """
 
     def hidden(
         self, params: Mapping[str, jax.Array], frozen: Frozen, batch: SegmentBatch, key: jax.Array | None
-    ) -> jax.Array:
-        """Hidden states [T, E] before the final norm; nothing is frozen, and there is no dropout."""
+    ) -> Float[Array, "T E"]:
+        """Returns the hidden states [T, E] before the final norm, for the tokens of all rows. `frozen` and `key` are
+        unused."""
         del frozen, key
         x = self.stacked.decoder(params).embed_tokens(batch.token_ids.reshape(-1))
         stacks = self.stacked.stacks
         return self._blocks(x, batch, {stack.name: stack.select(params) for stack in stacks}, {}, _plain_block)
 
     def gradients(self, loss: Loss, params: dict[str, jax.Array]) -> tuple[dict[str, jax.Array], Details]:
-        """Gradients of a loss with respect to the parameters, and what else it gives."""
+        """Returns the gradients of a loss with respect to the parameters, and the loss's details."""
         return jax.grad(loss, has_aux=True)(params)
 
     def head_params(self, params: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-        """What of the parameters the head reads: the outer weights."""
+        """Returns the parameters that the head reads: the weights outside the layers."""
         return {name: params[name] for name in self.stacked.outer}
 
     def reference_params(self, frozen: Frozen) -> Mapping[str, jax.Array]:
-        """The parameters of the model before training, which a run that needs them keeps frozen."""
+        """Returns the weights of the model before training, which `Frozen` holds if the objective reads them."""
         return frozen.weights
 
-    def logits(self, trained: dict[str, jax.Array], frozen: Frozen, hidden: jax.Array) -> jax.Array:
-        """[S, E] -> float32 [S, V]; a `losses.Head`."""
+    def logits(self, trained: dict[str, jax.Array], frozen: Frozen, hidden: Float[Array, "S E"]) -> Float[Array, "S V"]:
+        """Returns float32 logits [S, V] of hidden states [S, E]. A `losses.Head`."""
         del frozen
         return self.stacked.decoder(trained).logits(hidden)
 

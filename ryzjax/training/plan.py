@@ -1,4 +1,4 @@
-"""plan_training: what memory a run takes, from the compiled step itself; no weight is read."""
+"""plan_training: the memory that a run needs, read from its compiled step. No weights are read."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from ryzjax.training.model import FullModel, LoraModel
 from ryzjax.training.optimizers.config import OptimizerConfig
 from ryzjax.training.run.run import make_programs
 from ryzjax.training.start.dtype import DtypeChoice, choose_dtype
-from ryzjax.training.start.initial import adapter_shapes, master_shapes
+from ryzjax.training.start.shapes import adapter_shapes, master_shapes
 
 __all__ = ["MemoryPlan", "plan_table", "plan_training"]
 
 _ANY_STEPS = 1000
-"""Steps of a run change no byte of its step."""
+"""The number of steps of a run changes no byte of its step."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,17 +35,17 @@ class MemoryPlan:
     """Bytes on one device, as XLA plans the compiled step for the platform it was compiled for.
 
     Attributes:
-      platform: "cpu", "gpu".
-      dtype_message: what the step computes in, and why.
-      frozen_bytes: of the base, by what it is: "layers", "embedding and head".
-      host_bytes: of its layers in the host's memory, which are no bytes of the device.
-      trained_bytes: float32 masters: of the adapter, or of all weights.
-      optimizer_bytes: its states.
-      batch_bytes: the batch.
-      temporary_bytes: gradients, activations that are kept, everything a step makes and drops; layers on their way from
-        the host.
-      total_bytes: at the peak of a step; what is donated counts once.
-      remedies: what would need less, in the order of its price.
+      platform: "cpu" or "gpu".
+      dtype_message: The dtype that the step computes in, and the reason.
+      frozen_bytes: Bytes of the frozen base: "layers", "embedding and head".
+      host_bytes: Bytes of frozen layers in host memory, which take no device memory.
+      trained_bytes: Bytes of the float32 masters of the adapter or of all weights.
+      optimizer_bytes: Bytes of the optimizer's state.
+      batch_bytes: Bytes of the batch.
+      temporary_bytes: Bytes of gradients, kept activations and everything else that exists only within a step,
+        including layers that are being copied from the host.
+      total_bytes: Bytes at the peak of a step. Donated arrays count once.
+      remedies: Changes that need less memory, cheapest first.
     """
 
     platform: str
@@ -68,11 +68,12 @@ def plan_training(
     train: TrainConfig,
     sequence_tokens: int,
 ) -> MemoryPlan:
-    """Compiles the step of a run, on shapes alone. Weights need not be there: a directory's config.json will do, with
-    `load_format="dummy"`.
+    """Compiles the step of a run from shapes alone. With `load_format="dummy"` a directory's config.json is enough.
 
     Raises:
-      ConfigError, UnsupportedModelError, LayoutError: as of the run.
+      ConfigError: A setting contradicts another or does not fit the model.
+      UnsupportedModelError: The model's family or a setting of it is not supported.
+      LayoutError: The layout is invalid or does not fit the model.
     """
     source = resolve_source(base.model, revision=base.model_revision, load_format=base.load_format)
     choice = choose_dtype(base.dtype)
@@ -111,7 +112,7 @@ def plan_training(
     frozen["layers"] += sum(_device_bytes(shape) for shape in jax.tree.leaves(programs.frozen.row_norms))
     arguments, temporaries = memory.argument_size_in_bytes, memory.temp_size_in_bytes
     if not memory.host_argument_size_in_bytes:
-        arguments -= host  # on a CPU XLA counts the host's memory as the device's
+        arguments -= host  # On a CPU, XLA counts host memory as device memory.
     return MemoryPlan(
         platform=placement.platform,
         dtype_message=choice.message(config.dtype),
@@ -127,7 +128,7 @@ def plan_training(
 
 
 def plan_table(plan: MemoryPlan) -> Table:
-    """The plan, to be read."""
+    """Returns the plan as a table for people."""
     table = Table(title=f"Memory of a step on each device, compiled for {plan.platform}", title_justify="left")
     table.add_column("what")
     table.add_column("bytes", justify="right")
@@ -139,15 +140,15 @@ def plan_table(plan: MemoryPlan) -> Table:
     for what, count in plan.frozen_bytes.items():
         row(f"frozen {what}", count)
     row("trained, float32", plan.trained_bytes)
-    row("optimizer's states", plan.optimizer_bytes)
+    row("optimizer state", plan.optimizer_bytes)
     row("batch", plan.batch_bytes)
-    on_their_way = ", layers on their way" if plan.host_bytes else ""
-    row(f"temporaries: gradients, activations{on_their_way}", plan.temporary_bytes, end=True)
+    copied_layers = ", layers copied from the host" if plan.host_bytes else ""
+    row(f"temporaries: gradients, activations{copied_layers}", plan.temporary_bytes, end=True)
     row("total", plan.total_bytes, end=bool(plan.host_bytes))
     if plan.host_bytes:
-        row("beside it, on the host: frozen layers", plan.host_bytes)
+        row("frozen layers in host memory", plan.host_bytes)
     if plan.remedies:
-        table.caption = "To need less: " + "; ".join(plan.remedies)
+        table.caption = "To save memory: " + "; ".join(plan.remedies)
         table.caption_justify = "left"
     return table
 
@@ -166,22 +167,22 @@ def _remedies(
     if lora is None:
         yield "train an adapter (--method lora)"
     elif base.weights in ("auto", "bf16", "int8"):
-        yield "round the frozen base to 4 bits (--weights int4 --weights-group 128)"
+        yield "quantize the frozen base to 4 bits (--weights int4 --weights-group 128)"
     if optimizer.optimizer in ("adamw", "muon"):
-        yield "8-bit states (--optimizer adamw8bit)"
+        yield "8-bit optimizer state (--optimizer adamw8bit)"
     if train.remat != "full":
-        yield "keep the inputs of layers alone (--remat full)"
+        yield "keep only the inputs of layers (--remat full)"
     elif train.remat_layers == 1:
-        yield "keep the input of every 4th layer (--remat-layers 4; a quarter slower)"
+        yield "keep only the input of every 4th layer (--remat-layers 4; a quarter slower)"
     if train.batch_rows > (1 if train.objective == "sft" else 2):
         rows = train.batch_rows // 2
-        yield f"half the rows, twice as often (--batch-rows {rows} --accumulate {2 * train.accumulate})"
+        yield f"half the rows, accumulated twice as often (--batch-rows {rows} --accumulate {2 * train.accumulate})"
     if train.mlp_rows is None and train.batch_rows * sequence_tokens > 128:
-        yield "MLPs in parts (--mlp-rows 128)"
+        yield "run MLPs on fewer tokens at a time (--mlp-rows 128)"
     if train.loss_chunk_tokens > 64:
-        yield "a smaller chunk of logits (--loss-chunk-tokens 64)"
+        yield "compute fewer logits at a time (--loss-chunk-tokens 64)"
     if lora is not None and train.offload == "none" and train.remat == "full" and has_host_memory(placement):
-        yield "keep the frozen layers on the host (--offload frozen; slow with few tokens a step)"
+        yield "keep the frozen layers in host memory (--offload frozen; slow with few tokens per step)"
 
 
 def _tree_bytes(shapes: object) -> int:
@@ -189,7 +190,7 @@ def _tree_bytes(shapes: object) -> int:
 
 
 def _device_bytes(shape: jax.Array | jax.ShapeDtypeStruct) -> int:
-    """Of one device's part."""
+    """Returns the bytes of one device's shard."""
     sharding = shape.sharding
     local = shape.shape if sharding is None else sharding.shard_shape(shape.shape)
     return math.prod(local) * np.dtype(shape.dtype).itemsize

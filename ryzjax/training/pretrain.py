@@ -1,5 +1,8 @@
-"""pretrain: a model from random weights, with a tokenizer that is given or learnt from our synthetic rows; or a further
-stage of a model that is there."""
+"""pretrain: trains all weights of a model and writes it in Hugging Face's layout.
+
+The model starts from random weights, with a given tokenizer or one learned from the synthetic rows, or from the weights
+of an existing model.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +32,7 @@ from ryzjax.training.run.run import run_training
 from ryzjax.training.run.run_file import earlier_dtype
 from ryzjax.training.start.dtype import Dtype, choose_dtype
 from ryzjax.training.start.new_model import NewModelConfig
-from ryzjax.training.start.start import Beginning, begin_from_scratch, begin_full
+from ryzjax.training.start.training_start import TrainingStart, start_from_scratch, start_with_all_weights
 
 __all__ = ["pretrain"]
 
@@ -45,23 +48,29 @@ def pretrain(
     train: TrainConfig | None = None,
     show_progress: bool = True,
 ) -> FinetuneResult:
-    """Trains all weights of a model, random ones or those of `begin_from`, and writes it in Hugging Face's layout; see
+    """Trains all weights of a model, starting from random ones or from those of `new.begin_from`. See
     docs/finetuning.md.
 
     Args:
-      new: the model, and its tokenizer.
-      data: what it learns from; names nothing where the rows are synthetic.
-      optimizer, train: the run; their defaults where None.
-      show_progress: a bar on stderr.
+      new: The model and its tokenizer.
+      data: The training data. Names no files if the rows are synthetic.
+      optimizer: The optimizer's settings; None takes the defaults.
+      train: The run's settings; None takes the defaults.
+      show_progress: Show a progress bar on stderr.
 
     Raises:
-      ConfigError, CheckpointError, DataError, TrainingError: as of `finetune`.
+      ConfigError: Settings contradict each other or do not fit the model.
+      CheckpointError: A model cannot be read, or the run cannot be written or resumed.
+      DataError: A row is malformed or has nothing to train on.
+      TrainingError: The loss or a gradient is not finite.
     """
     optimizer, train = optimizer or OptimizerConfig(), train or TrainConfig()
     if train.objective != "sft":
-        raise ConfigError(f"objective={train.objective!r} needs a model that can answer; pretrain with sft")
+        raise ConfigError(
+            f"objective={train.objective!r} needs a model that can already answer; pretrain with objective sft"
+        )
     if (new.synthetic_rows is None) == (not data.data):
-        raise ConfigError("name data to train on, or synthetic_rows, one of the two")
+        raise ConfigError("name data to train on, or synthetic_rows; exactly one of the two")
     rows = eval_rows = None
     if new.synthetic_rows is not None:
         rows = _synthetic_rows(new, train.seed, new.synthetic_rows, "train")
@@ -70,23 +79,23 @@ def pretrain(
     folder = Path(train.out).expanduser()
     choice = choose_dtype(new.dtype, earlier=earlier_dtype(folder, "model.dtype") if train.resume else None)
     if new.begin_from is None:
-        start = _fresh(new, rows, folder, choice.dtype)
+        source = _fresh(new, rows, folder, choice.dtype)
     else:
-        start = _existing(new.begin_from, new.layout, choice.dtype)
-    computed_in = start.model.config.dtype
+        source = _existing(new.begin_from, new.layout, choice.dtype)
+    computed_in = source.model.config.dtype
     if show_progress:
         print(choice.message(computed_in), file=sys.stderr)
-    if data.sequence_tokens > start.model.config.max_position:
+    if data.sequence_tokens > source.model.config.max_position:
         raise ConfigError(
-            f"sequence_tokens={data.sequence_tokens} is more than max_position={start.model.config.max_position}"
+            f"sequence_tokens={data.sequence_tokens} is more than max_position={source.model.config.max_position}"
         )
-    loaders = open_data(data, start.tokenizer, batch_rows=train.rows_per_update, rows=rows, eval_rows=eval_rows)
+    loaders = open_data(data, source.tokenizer, batch_rows=train.rows_per_update, rows=rows, eval_rows=eval_rows)
     total_steps = train.max_steps or loaders.train.count_batches(train.epochs, show_progress=show_progress)
-    beginning = start.begin(train, show_progress)
+    start = source.start(train, show_progress)
     outcome = run_training(
-        beginning,
+        start,
         loaders,
-        name=f"{start.model.num_parameters / 1e6:.1f}M {start.config['model_type']}",
+        name=f"{source.model.num_parameters / 1e6:.1f}M {source.config['model_type']}",
         optimizer=optimizer,
         train=train,
         total_steps=total_steps,
@@ -96,27 +105,28 @@ def pretrain(
     )
     exported = export_model(
         folder,
-        beginning,
+        start,
         outcome.params,
-        dtype=start.stored_dtype,
-        config=start.config,
-        generation=start.generation,
-        copy_texts=start.copy_texts,
+        dtype=source.stored_dtype,
+        config=source.config,
+        generation=source.generation,
+        copy_texts=source.copy_texts,
     )
     return FinetuneResult(exported=exported, adapter=None, step=outcome.step, loop=outcome.loop)
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Start:
-    """What a run trains, before any weight is made or read.
+class _ModelSource:
+    """A model to train, before any weight is drawn or read.
 
     Attributes:
-      model: its shapes.
-      stored_dtype: what its weights are written in.
-      tokenizer: of the model.
-      config, generation: what config.json and generation_config.json of the result hold; None for no such file.
-      copy_texts: writes the tokenizer's files into a folder.
-      begin: makes or reads the weights; a bar on stderr where the second argument is true.
+      model: Shapes of the model.
+      stored_dtype: Dtype to write the weights in.
+      tokenizer: The model's tokenizer.
+      config: Content of the result's config.json.
+      generation: Content of the result's generation_config.json; None for no such file.
+      copy_texts: Writes the tokenizer's files into a folder.
+      start: Draws or reads the weights. The second argument says whether to show a progress bar.
     """
 
     model: AbstractModel
@@ -125,39 +135,39 @@ class _Start:
     config: Mapping[str, object]
     generation: Mapping[str, object] | None
     copy_texts: Callable[[Path], None]
-    begin: Callable[[TrainConfig, bool], Beginning]
+    start: Callable[[TrainConfig, bool], TrainingStart]
 
 
-def _fresh(new: NewModelConfig, rows: SyntheticRows | None, folder: Path, dtype: Dtype) -> _Start:
-    """A model of random weights."""
+def _fresh(new: NewModelConfig, rows: SyntheticRows | None, folder: Path, dtype: Dtype) -> _ModelSource:
+    """A model with random weights."""
     texts = _tokenizer_folder(new, rows, folder)
     tokenizer = Tokenizer.load(texts)
     config = _hf_config(new, tokenizer, texts)
     generation = _json(texts / "generation_config.json") if (texts / "generation_config.json").is_file() else {}
     model = _abstract(config, generation, new, new.model_dtype if dtype == "auto" else dtype)
-    return _Start(
+    return _ModelSource(
         model=model,
         stored_dtype=new.model_dtype,
         tokenizer=tokenizer,
         config=config,
         generation=generation or None,
         copy_texts=lambda out: copy_text_files(texts, out),
-        begin=lambda train, show_progress: begin_from_scratch(model, train),
+        start=lambda train, show_progress: start_from_scratch(model, train),
     )
 
 
-def _existing(name: str, layout: str, dtype: Dtype) -> _Start:
-    """A model that has weights already."""
+def _existing(name: str, layout: str, dtype: Dtype) -> _ModelSource:
+    """A model whose weights exist already."""
     base = BaseConfig(model=name, layout=layout)
     opened = open_base(replace(base, dtype=dtype))
-    return _Start(
+    return _ModelSource(
         model=opened.model,
         stored_dtype=stored_dtype(opened, base),
         tokenizer=opened.tokenizer,
         config=opened.source.config,
         generation=opened.source.generation,
         copy_texts=text_files_of(opened),
-        begin=lambda train, show_progress: begin_full(opened, train, show_progress=show_progress),
+        start=lambda train, show_progress: start_with_all_weights(opened, train, show_progress=show_progress),
     )
 
 
@@ -167,14 +177,14 @@ def _synthetic_rows(new: NewModelConfig, seed: int, count: int, split: Split) ->
 
 
 def _tokenizer_folder(new: NewModelConfig, rows: SyntheticRows | None, folder: Path) -> Path:
-    """The folder of the tokenizer: the given one, or one learnt from the rows and kept in the run's folder."""
+    """Returns the folder of the given tokenizer, or of one learned from the rows and saved in the run's folder."""
     if new.tokenizer is not None:
         return Path(new.tokenizer).expanduser()
     if rows is None:
-        raise ConfigError("no tokenizer named; give the folder of one (a model's folder will do)")
+        raise ConfigError("no tokenizer named; give the folder of one, such as a model's folder")
     own = folder / "tokenizer"
     if (own / "generation_config.json").is_file():
-        return own  # of this run, before it was stopped
+        return own  # This run made it before it was stopped.
     step = max(1, len(rows) // _TOKENIZER_ROWS)
     learnt = train_tokenizer((rows[i] for i in range(0, len(rows), step)), vocab_size=new.vocab_size)
     try:
@@ -182,12 +192,14 @@ def _tokenizer_folder(new: NewModelConfig, rows: SyntheticRows | None, folder: P
         write_tokenizer(own, learnt, max_tokens=new.max_position)
     except OSError as error:
         shutil.rmtree(own, ignore_errors=True)
-        raise CheckpointError(f"{own}: cannot be written ({error.strerror}); check path, rights and space") from error
+        raise CheckpointError(
+            f"{own}: cannot be written ({error.strerror}); check the path, permissions and disk space"
+        ) from error
     return own
 
 
 def _hf_config(new: NewModelConfig, tokenizer: Tokenizer, texts: Path) -> dict[str, object]:
-    """config.json of the model, with the tokenizer's vocabulary."""
+    """Returns the model's config.json, with the tokenizer's vocabulary size."""
     if new.model_config is not None:
         config = dict(_json(Path(new.model_config).expanduser()))
         config["vocab_size"] = tokenizer.vocab_size
@@ -214,7 +226,7 @@ def _hf_config(new: NewModelConfig, tokenizer: Tokenizer, texts: Path) -> dict[s
 
 
 def _special_ids(texts: Path) -> dict[str, object]:
-    """Ids of the end of a text and its beginning, as generation_config.json has them."""
+    """Returns the ids of the special tokens that generation_config.json names."""
     path = texts / "generation_config.json"
     generation = _json(path) if path.is_file() else {}
     return {key: generation[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id") if key in generation}

@@ -1,4 +1,4 @@
-"""The compiled programs of a run, made ahead of it from shapes alone; what they take and where it lies."""
+"""Programs: the compiled programs of a run, made from shapes alone, and the shapes and shardings of their arguments."""
 
 from __future__ import annotations
 
@@ -13,16 +13,18 @@ from ryzjax.batch import SegmentBatch
 from ryzjax.models.stacked import StackedModel
 from ryzjax.sharding import Placement
 from ryzjax.training.model import Frozen, FullModel, LoraModel
-from ryzjax.training.objectives.objective import DPO, Objective, StepBatch
+from ryzjax.training.objectives.dpo import DPO
+from ryzjax.training.objectives.objective import Objective
+from ryzjax.training.objectives.step_batch import StepBatch
 from ryzjax.training.optimizers.sharding import optimizer_shardings
-from ryzjax.training.start.initial import adapter_shapes, master_shapes
+from ryzjax.training.start.shapes import adapter_shapes, master_shapes
 from ryzjax.training.step import TrainState, make_eval_step, make_train_step
 
 __all__ = ["Programs", "frozen_shapes"]
 
 
 def frozen_shapes(model: LoraModel | FullModel, objective: Objective) -> Frozen:
-    """What a run reads and does not change, as shapes with shardings."""
+    """Returns the frozen arrays of a run, as shapes with shardings."""
     reads_weights = isinstance(model, LoraModel) or isinstance(objective, DPO)
     weights = _weight_shapes(model.stacked) if reads_weights else {}
     norms: dict[str, dict[str, jax.ShapeDtypeStruct]] = {}
@@ -41,12 +43,15 @@ def _weight_shapes(stacked: StackedModel) -> dict[str, jax.ShapeDtypeStruct]:
 
 @dataclass(frozen=True, kw_only=True)
 class Programs:
-    """See the module's docstring.
+    """The train and evaluation programs of a run, and what they take.
 
     Attributes:
-      model, objective, optimizer: of the run.
-      rows, sequence_tokens: of a batch that is computed at once.
-      accumulate: batches of an update.
+      model: The model.
+      objective: The loss.
+      optimizer: The optimizer.
+      rows: Rows of a batch that is computed at once.
+      sequence_tokens: Tokens of a row.
+      accumulate: Batches per update.
     """
 
     model: LoraModel | FullModel
@@ -58,7 +63,7 @@ class Programs:
 
     @property
     def placement(self) -> Placement:
-        """Of the model."""
+        """The model's placement."""
         return self.model.model.placement
 
     @cached_property
@@ -70,7 +75,7 @@ class Programs:
 
     @cached_property
     def state(self) -> TrainState:
-        """A step's state, as shapes with shardings."""
+        """The state of a step, as shapes with shardings."""
         replicated = self.placement.replicated
         shardings = optimizer_shardings(self.optimizer, self.params, replicated=replicated)
         shapes = jax.eval_shape(self.optimizer.init, self.params)
@@ -82,39 +87,39 @@ class Programs:
 
     @cached_property
     def frozen(self) -> Frozen:
-        """What is not, likewise."""
+        """The frozen arrays, as shapes with shardings."""
         return frozen_shapes(self.model, self.objective)
 
     @property
     def batch(self) -> StepBatch:
-        """Of an update, [accumulate, rows, S]."""
+        """The batch of an update, [accumulate, rows, S], as shapes with shardings."""
         return self._batch((self.accumulate, self.rows, self.sequence_tokens))
 
     @property
     def eval_batch(self) -> StepBatch:
-        """Of an evaluation, [rows, S]."""
+        """The batch of an evaluation, [rows, S], as shapes with shardings."""
         return self._batch((self.rows, self.sequence_tokens))
 
     def start(self, params: dict) -> TrainState:
-        """The state before the first step; the optimizer's is made where it will lie."""
+        """Returns the state before the first step. The optimizer's state is created in its sharding."""
         shardings = jax.tree.map(lambda shape: shape.sharding, self.state.optimizer)
         optimizer = jax.jit(self.optimizer.init, out_shardings=shardings)(params)
         step = jax.device_put(jnp.zeros((), jnp.int32), self.placement.replicated)
         return TrainState(params, optimizer, step)
 
     def compile_train(self) -> jax.stages.Compiled:
-        """(state, frozen, batch, key) -> (state, metrics)."""
+        """Compiles (state, frozen, batch, key) -> (state, metrics)."""
         return self.trace_train().lower().compile()
 
     def trace_train(self) -> jax.stages.Traced:
-        """The same, to be lowered for any platform."""
+        """Traces the train step, to be lowered for any platform."""
         step = make_train_step(self.model, self.objective, self.optimizer)
         out = jax.tree.map(lambda shape: shape.sharding, self.state), self.placement.replicated
         jitted = jax.jit(step, donate_argnums=0, out_shardings=out)
         return jitted.trace(self.state, self.frozen, self.batch, self._key)
 
     def compile_eval(self) -> jax.stages.Compiled:
-        """(params, frozen, batch [rows, S]) -> EvalSums."""
+        """Compiles (params, frozen, batch [rows, S]) -> EvalSums."""
         evaluate = make_eval_step(self.model, self.objective)
         jitted = jax.jit(evaluate, out_shardings=self.placement.replicated)
         return jitted.lower(self.params, self.frozen, self.eval_batch).compile()

@@ -1,9 +1,9 @@
-"""RowChunks: a layer over some tokens at a time, so that its inner activations are never those of all of them.
+"""RowChunks: runs a layer on some tokens at a time, so that its inner activations never exist for all tokens at once.
 
-An MLP's inner dimension makes its activations, several copies of them in the backward pass, the largest temporaries of
-a block; after them come the float32 products of the attention's projections. Tokens do not meet in either, so they may
-pass one chunk after the other; each chunk is computed again for its gradient. What enters and leaves a chunk is kept as
-bits (`ryzjax.bits`). Measured in docs/log.md.
+The inner activations of an MLP, of which the backward pass holds several copies, are the largest temporaries of a
+block. The float32 products of the attention projections come next. Tokens do not interact in either, so they can pass
+through in chunks that are processed sequentially. Each chunk is computed again for its gradient. The inputs and outputs
+of chunks are kept as bits (`ryzjax.bits`). docs/log.md has the measurements.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 from jax.custom_derivatives import CustomVJPPrimal
+from jaxtyping import Array, Float, Int
 
 from ryzjax.bits import from_bits, storage_dtype, to_bits
 from ryzjax.layers.linear import Linear
@@ -30,19 +31,19 @@ Leaves = Sequence[jax.Array]
 
 
 class RowChunks(nnx.Module):
-    """Stands in the place of a layer.
+    """A drop-in replacement for a layer that runs it on chunks of tokens.
 
     Args:
-      layer: does the work.
-      rows: tokens at a time; the last chunk is padded.
+      layer: The layer that does the work.
+      rows: Tokens per chunk. The last chunk is padded.
     """
 
     def __init__(self, layer: GatedMLP | Linear | AdaptedLinear, rows: int):
         self.layer = layer
         self.rows = rows
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """[T, K] -> [T, N], rounded to the dtype of x."""
+    def __call__(self, x: Float[Array, "T K"]) -> Float[Array, "T N"]:
+        """Maps [T, K] to [T, N], in the dtype of `x`."""
         count = x.shape[0]
         if count <= self.rows:
             return self.layer(x).astype(x.dtype)
@@ -60,8 +61,8 @@ class _Layer:
     graphdef: nnx.GraphDef
     state_of: Callable[[Leaves], nnx.State]
 
-    def __call__(self, leaves: Leaves, chunk: jax.Array, x: jax.Array) -> jax.Array:
-        """[rows, K] -> [rows, N]; dropout draws anew for each chunk."""
+    def __call__(self, leaves: Leaves, chunk: Int[Array, ""], x: Float[Array, "rows K"]) -> Float[Array, "rows N"]:
+        """Maps [rows, K] to [rows, N]. Dropout draws anew for each chunk."""
 
         def own_key(variable: nnx.Variable) -> nnx.Variable:
             is_key = isinstance(variable, DropoutKey)
@@ -73,8 +74,8 @@ class _Layer:
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _map(layer: _Layer, leaves: Leaves, chunks: jax.Array) -> jax.Array:
-    """[chunks, rows, K] -> [chunks, rows, N]."""
+def _map(layer: _Layer, leaves: Leaves, chunks: Float[Array, "chunks rows K"]) -> Float[Array, "chunks rows N"]:
+    """Maps [chunks, rows, K] to [chunks, rows, N]."""
 
     def one(at: tuple[jax.Array, jax.Array]) -> jax.Array:
         i, bits = at
@@ -84,8 +85,13 @@ def _map(layer: _Layer, leaves: Leaves, chunks: jax.Array) -> jax.Array:
 
 
 class _Saved(NamedTuple):
-    """For the backward pass: those of a layer's arrays that want a gradient, the others (None in each other's place),
-    and what came in."""
+    """What the backward pass needs.
+
+    Attributes:
+      trained: The layer's arrays that need a gradient; None in place of the others.
+      frozen: The layer's other arrays; None in place of the trained ones.
+      chunks: The layer's input.
+    """
 
     trained: list[jax.Array | None]
     frozen: list[jax.Array | None]

@@ -1,4 +1,4 @@
-"""The train step: a pure function of state, frozen weights and a batch; and its companion for evaluation."""
+"""The train step and the evaluation step: pure functions of parameters, frozen weights and a batch."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
+from jaxtyping import Array, Float, Int
 
 from ryzjax.training.model import Frozen, FullModel, LoraModel
-from ryzjax.training.objectives.objective import Objective, StepBatch
+from ryzjax.training.objectives.objective import Objective
+from ryzjax.training.objectives.step_batch import StepBatch
 from ryzjax.training.optimizers.gradients import global_norm
 
 __all__ = ["EvalSums", "TrainState", "TrainStep", "make_eval_step", "make_train_step"]
@@ -20,25 +22,31 @@ PyTree = dict
 
 
 class TrainState(NamedTuple):
-    """What a step changes; donated to it.
+    """The arrays that a step changes. They are donated to the step.
 
     Attributes:
       params: float32 masters of what is trained.
-      optimizer: the optimizer's state.
-      step: int32 scalar, updates done.
+      optimizer: The optimizer's state.
+      step: int32 scalar, the number of updates done.
     """
 
     params: PyTree
     optimizer: optax.OptState
-    step: jax.Array
+    step: Int[Array, ""]
 
 
 class EvalSums(NamedTuple):
-    """Of one batch: sums of the loss and of details, and the count they are to be divided by."""
+    """Sums over one batch of an evaluation.
 
-    loss: jax.Array
-    details: dict[str, jax.Array]
-    count: jax.Array
+    Attributes:
+      loss: Sum of the loss.
+      details: Sums of the objective's details.
+      count: Number of tokens or pairs to divide the sums by.
+    """
+
+    loss: Float[Array, ""]
+    details: dict[str, Float[Array, ""]]
+    count: Float[Array, ""]
 
 
 TrainStep = Callable[[TrainState, Frozen, StepBatch, jax.Array], tuple[TrainState, dict[str, jax.Array]]]
@@ -47,15 +55,15 @@ TrainStep = Callable[[TrainState, Frozen, StepBatch, jax.Array], tuple[TrainStat
 def make_train_step(
     model: LoraModel | FullModel, objective: Objective, optimizer: optax.GradientTransformation
 ) -> TrainStep:
-    """step(state, frozen, batch, key) -> (state, metrics), to be jitted with the state donated.
+    """Returns step(state, frozen, batch, key) -> (state, metrics), to be jitted with the state donated.
 
-    The batch is [parts, rows, S]: parts are computed one after the other and their gradients summed (gradient
-    accumulation), and the sum divided by the count of all of them, so that a batch in parts has the gradient of the
-    whole one. `key` is of the run; a step's dropout follows from it and from the step's number.
+    The batch is [parts, rows, S]. The parts are computed sequentially, their gradients are summed (gradient
+    accumulation), and the sum is divided by the count of all parts. A batch in parts therefore has the gradient of the
+    whole batch. `key` belongs to the run; a step's dropout depends on it and on the step's number.
 
-    A step whose loss or gradient is not finite changes nothing but reports `finite` = 0.
+    A step whose loss or gradient is not finite leaves the state unchanged and reports `finite` = 0.
 
-    Metrics, float32 scalars: loss, grad_norm, finite, count, and the objective's details.
+    The metrics are float32 scalars: loss, grad_norm, finite, count, and the objective's details.
     """
 
     def step(
@@ -86,7 +94,7 @@ def make_train_step(
             params = optax.apply_updates(before.params, updates)
             return TrainState(params, optimizer_state, before.step + 1)  # pyright: ignore[reportArgumentType]
 
-        # A branch is a border too: XLA would else decode an optimizer's states ahead of the backward pass.
+        # The branch is also a barrier: without it XLA decodes the optimizer's states before the backward pass.
         new = lax.cond(finite, update, lambda grads, before: before, grads, state)
         metrics = {name: total * scale for name, total in sums.items()}
         return new, {**metrics, "grad_norm": grad_norm, "finite": finite.astype(jnp.float32), "count": count}
@@ -99,7 +107,7 @@ def _accumulate(
     batch: StepBatch,
     keys: jax.Array,
 ) -> tuple[PyTree, dict[str, jax.Array]]:
-    """Sums over the parts of a batch."""
+    """Sums gradients and losses over the parts of a batch."""
 
     def add(total: tuple, part: tuple[StepBatch, jax.Array]) -> tuple[tuple, None]:
         return jax.tree.map(jnp.add, total, gradients(*part)), None
@@ -113,7 +121,7 @@ def _accumulate(
 def make_eval_step(
     model: LoraModel | FullModel, objective: Objective
 ) -> Callable[[PyTree, Frozen, StepBatch], EvalSums]:
-    """evaluate(params, frozen, batch [rows, S]) -> sums, without dropout and gradients."""
+    """Returns evaluate(params, frozen, batch [rows, S]) -> sums, without dropout or gradients."""
 
     def evaluate(params: PyTree, frozen: Frozen, batch: StepBatch) -> EvalSums:
         sums = objective.sums(model, params, frozen, batch, None)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import pytest
 
@@ -11,8 +10,7 @@ from ryzjax.checkpoint.hf.config import model_config_from_hf
 from ryzjax.errors import ConfigError, UnsupportedModelError
 from ryzjax.layers.rope import DynamicRope, LinearRope, Llama3Rope, Rope, YarnRope
 from ryzjax.models.registry import family_of
-
-SHARED = Path(__file__).resolve().parents[3] / "shared"
+from tests.shared import SHARED, needs_shared
 
 RAW: dict[str, object] = {
     "architectures": ["LlamaForCausalLM"],
@@ -256,7 +254,7 @@ def test_generation_config_takes_precedence():
         model_config_from_hf(RAW, {"eos_token_id": 999})
 
 
-@pytest.mark.skipif(not SHARED.is_dir(), reason="../shared is not there")
+@needs_shared
 def test_llama31_8b():
     config = model_config_from_hf(json.loads((SHARED / "configs/llama31_8b.json").read_text()))
     assert (config.num_kv_heads, config.head_dim, config.vocab_size) == (8, 128, 128256)

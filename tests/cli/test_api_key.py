@@ -67,7 +67,7 @@ def test_a_bad_key_is_refused_and_not_shown(
     assert "error: " in shown.err and not served_with
     assert "same" not in shown.err + shown.out
     if not key:
-        with pytest.raises(ConfigError, match="RYZJAX_API_KEY is set and empty; give it a key, or unset it"):
+        with pytest.raises(ConfigError, match="RYZJAX_API_KEY is set but empty; give it a key, or unset it"):
             api_key_or_environment(None)
 
 

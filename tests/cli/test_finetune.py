@@ -57,6 +57,6 @@ def test_what_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["finetune", "m", "--rank", "0"]) == 2
     assert "LoRA rank=0; expected an integer from 1 to 512" in capsys.readouterr().err
     assert main(["finetune", "m", "--method", "full", "--publish", "http://x"]) == 2
-    assert "--method full makes none" in capsys.readouterr().err
+    assert "--method full trains none" in capsys.readouterr().err
     assert main(["finetune", "no/such/model", "--data", "x.jsonl"]) == 2
     assert "no/such/model" in capsys.readouterr().err

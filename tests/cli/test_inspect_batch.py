@@ -58,7 +58,7 @@ def test_text_goes_on_in_another_row(model: Path, tmp_path: Path, capsys: pytest
     assert main([*words, "--batch-rows", "2", "--rows", "1", "--no-summary"]) == 0
     shown = capsys.readouterr().out
     assert "form: text; trained: all" in shown
-    assert "<s>⟦abcde⟧ (the last token is only a target; the text goes on in another row)" in shown
+    assert "<s>⟦abcde⟧ (the last token is only a target; the text continues in another row)" in shown
     assert "1 more rows; --rows shows more" in shown and "│" not in shown
 
 
@@ -69,7 +69,7 @@ def test_text_goes_on_in_another_row(model: Path, tmp_path: Path, capsys: pytest
         (["nowhere.jsonl"], "data 'nowhere.jsonl': no such file"),
         (["a.jsonl", "--data", "b.jsonl"], "data is named twice"),
         (["a.jsonl", "--rows", "0"], "rows=0; expected at least 1"),
-        (["a.jsonl"], "a.jsonl:2: columns 'x' are of no form"),
+        (["a.jsonl"], "a.jsonl:2: columns 'x' match no known form"),
     ],
 )
 def test_bad_input(

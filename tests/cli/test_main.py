@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from ryzjax import __version__
 from ryzjax.cli.main import main
+from ryzjax.shipped import DEMO_MODEL
 
 COMMANDS = ["serve", "generate", "chat", "eval", "info"]
 
@@ -95,16 +95,16 @@ def test_wrong_flags_are_found_before_jax_is_imported() -> None:
     assert done.stdout == "2 False False\n"
 
 
-def test_info_of_a_model(stories: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["info", str(stories), "--dtype", "float32"]) == 0
+def test_info_of_a_model(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["info", DEMO_MODEL, "--dtype", "float32"]) == 0
     words = capsys.readouterr().out.split()
     assert words[words.index("num_layers") + 2] == "5"
-    assert words[words.index("vocab_size") + 2] == "512"
+    assert words[words.index("vocab_size") + 2] == "3072"
     assert "attend" in words and "rms_norm" in words and "xla" in words
 
 
-def test_generate_continues_the_prompt(stories: Path, compile_cache: str, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["generate", str(stories), "--prompt", "Once upon a time", "--max-tokens", "4", "--temperature", "0"]
+def test_generate_continues_the_prompt(compile_cache: str, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["generate", DEMO_MODEL, "--prompt", "Once upon a time", "--max-tokens", "4", "--temperature", "0"]
     assert main([*words, "--dtype", "float32", "--compile-cache", compile_cache]) == 0
     shown = capsys.readouterr().out
     assert shown.startswith("Once upon a time") and len(shown.strip()) > len("Once upon a time")

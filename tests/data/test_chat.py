@@ -9,9 +9,7 @@ import pytest
 from ryzjax.data.chat import ChatTemplate
 from ryzjax.data.template_budget import TemplateLimits
 from ryzjax.errors import ConfigError, RequestError
-
-SHARED = Path(__file__).resolve().parents[3] / "shared"
-needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="../shared is not there")
+from tests.shared import SHARED, needs_shared
 
 SPECIALS = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
 USER = [{"role": "user", "content": "Hi"}]

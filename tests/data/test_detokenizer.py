@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from ryzjax.data.detokenizer import IncrementalDetokenizer
 from ryzjax.data.tokenizer import Tokenizer
+from tests.shared import SHARED, needs_shared
 
-SHARED = Path(__file__).resolve().parents[3] / "shared"
 REAL = ["models/stories260K", "tokenizers/gpt2", "tokenizers/smollm2", "tokenizers/qwen3"]
 TEXTS = [
     "Hello, world!  Two spaces,\n\nnew lines\tand a tab. ",
@@ -115,7 +115,7 @@ def test_prompt_gives_the_first_word_its_space(tmp_path: Path):
     assert stream(tokenizer, new) == "the cat"
 
 
-@pytest.mark.skipif(not SHARED.is_dir(), reason="../shared is not there")
+@needs_shared
 @pytest.mark.parametrize("name", REAL)
 def test_real_tokenizers(name: str):
     tokenizer = Tokenizer.load(SHARED / name)

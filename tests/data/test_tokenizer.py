@@ -12,9 +12,8 @@ import pytest
 
 from ryzjax.data.tokenizer import Tokenizer
 from ryzjax.errors import CheckpointError, ConfigError, RequestError
+from tests.shared import SHARED, needs_shared
 
-SHARED = Path(__file__).resolve().parents[3] / "shared"
-needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="../shared is not there")
 REAL = ["models/stories260K", "tokenizers/gpt2", "tokenizers/smollm2", "tokenizers/qwen3"]
 TEXTS = [
     "",

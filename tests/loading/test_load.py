@@ -26,8 +26,7 @@ from ryzjax.models.registry import abstract_model
 from ryzjax.models.weight_spec import WeightSpec
 from ryzjax.sharding import Layout, Placement
 from tests.models.configs import CONFIGS
-
-SHARED = Path(__file__).resolve().parents[3] / "shared"
+from tests.shared import SHARED, needs_shared
 
 
 def spec(*shape: int, dtype: object = jnp.float32, sharding: jax.sharding.Sharding | None = None) -> WeightSpec:
@@ -184,7 +183,7 @@ def test_progress_goes_to_stderr(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "Loading weights" in captured.err and captured.out == ""
 
 
-@pytest.mark.skipif(not SHARED.is_dir(), reason="../shared is not there")
+@needs_shared
 def test_stories260k():
     source = resolve_source(str(SHARED / "models/stories260K"))
     want = {"embed.weight": spec(512, 64), "final_norm.weight": spec(64)}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from ryzjax.batch import KVCache, TokenBatch
@@ -61,7 +62,7 @@ def sequence_logits(
     cache, logits, at = empty_cache(model, pages, kv_format), [], 0
     while at < len(tokens):
         size = min(chunk, prompt_len - at) if at < prompt_len else 1
-        batch = one_row(tokens[at : at + size], at, pages=pages, rope_length=prompt_len)
+        batch = jax.tree.map(jnp.asarray, one_row(tokens[at : at + size], at, pages=pages, rope_length=prompt_len))
         cache, out = step(leaves, cache, batch)
         logits.append(np.asarray(out))
         at += size

@@ -17,6 +17,8 @@ from ryzjax.sharding import Layout, Placement
 from tests.goldens.make_families import PROMPT_TOKENS, VARIANTS, tiny_weights
 from tests.models.paged import sequence_logits
 
+pytestmark = pytest.mark.essential
+
 GOLDENS = Path(__file__).resolve().parents[1] / "goldens"
 ENTRIES = json.loads((GOLDENS / "families.json").read_text())
 TOLERANCE = 2e-4

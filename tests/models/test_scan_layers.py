@@ -13,6 +13,8 @@ from ryzjax.models.scan_layers import Received, scan_layers
 
 COUNT, WIDTH = 6, 8
 
+pytestmark = pytest.mark.optimized
+
 
 def mix(x: jax.Array, own: dict, rest: dict, shared: jax.Array) -> jax.Array:
     return x + jnp.tanh(x @ own["mix"].astype(x.dtype)) * shared

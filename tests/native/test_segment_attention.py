@@ -22,7 +22,10 @@ from ryzjax.native.segment_attention import (
 from ryzjax.ops.attention.segment_attention import segment_attention, segment_attention_reference
 from ryzjax.sharding import Layout, Placement
 
-pytestmark = pytest.mark.skipif(native_refusal() is not None, reason=f"no native kernels: {native_refusal()}")
+pytestmark = [
+    pytest.mark.optimized,
+    pytest.mark.skipif(native_refusal() is not None, reason=f"no native kernels: {native_refusal()}"),
+]
 
 # Largest error as part of the largest number. bfloat16: a step of rounding; `out` is rounded before gradients take it.
 TOLERANCE = {"float32": 1e-5, "bfloat16": 1e-2}

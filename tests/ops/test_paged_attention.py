@@ -94,7 +94,7 @@ ROWS = {
 }
 
 
-SINKS = np.linspace(-2, 3, 6, dtype=np.float32)
+SINKS = jnp.linspace(-2, 3, 6, dtype=jnp.float32)
 FEATURES = {
     "a window inside a block": {"window": 7},
     "a window of several blocks": {"window": 300},

@@ -75,7 +75,7 @@ def test_int8_products_are_exact():
 def test_activations_come_back_within_half_a_step():
     x = jnp.asarray(np.random.default_rng(0).standard_normal((4, 64)), jnp.float32).at[2].set(0)
     q, scale = quantize_rows(x)
-    assert np.all(np.abs(np.asarray(q * scale - x)) <= np.asarray(scale) / 2 * 1.0001)
+    assert np.all(np.abs(np.asarray(q) * np.asarray(scale) - np.asarray(x)) <= np.asarray(scale) / 2 * 1.0001)
     assert np.asarray(scale)[2, 0] == 1.0 and not np.any(np.asarray(q)[2])
 
 

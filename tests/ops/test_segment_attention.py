@@ -44,14 +44,14 @@ def test_against_the_reference(attention, case: dict) -> None:
     rng = np.random.default_rng(0)
     options = {"heads": 2, "window": None, "softcap": None, "sinks": False} | case
     length, kv_heads, dim = options["length"], options["heads"], 8
-    segments, positions = packed(rng, 2, length)
+    segments, positions = map(jnp.asarray, packed(rng, 2, length))
 
     def draw(*shape: int) -> jax.Array:
         return jnp.asarray(rng.normal(size=shape), jnp.float32)
 
     q, k, v = draw(2, length, 4, dim), draw(2, length, kv_heads, dim), draw(2, length, kv_heads, dim)
     sinks = draw(4) if options["sinks"] else None
-    real = jnp.asarray(segments > 0)[:, :, None, None]
+    real = jnp.asarray(segments > 0, jnp.float32)[:, :, None, None]
     towards = draw(2, length, 4, dim) * real
 
     def loss(attention, q, k, v, sinks):

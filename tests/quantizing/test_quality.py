@@ -18,6 +18,8 @@ from ryzjax.quantizing.calibration import Calibration
 from ryzjax.quantizing.quantize import quantize
 from ryzjax.sharding import Layout, Placement
 
+pytestmark = pytest.mark.optimized
+
 ONE = Placement(Layout.load("single"), jax.devices()[:1])
 TOKENS = 256
 

@@ -57,5 +57,5 @@ def full_forward(
         hidden, _ = model.forward(batch, KVCache(empty, empty), max_query_len=len(positions))
         return model.final_norm(hidden), jax.nn.log_softmax(model.logits(hidden))
 
-    parts = (np.split(np.asarray(array), starts[1:]) for array in forward(leaves or runner._leaves))
+    parts = (np.split(np.asarray(array), starts[1:]) for array in forward(leaves or runner.leaves))
     return [Full(*both) for both in zip(*parts, strict=True)]

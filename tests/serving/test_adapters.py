@@ -99,7 +99,7 @@ def test_scores_are_those_of_attach_and_of_merged_weights(llm: LLM) -> None:
         scales = {layer: adapter.config.scale_of(layer) for layer in adapter.weights}
         attached = full_forward(llm, [ids], lambda model: attach(model, adapter.weights, scales))[0].logprobs  # noqa: B023
         merged_leaves = []
-        for weight, leaf in zip(runner.model.weights, runner._leaves, strict=True):
+        for weight, leaf in zip(runner.model.weights, runner.leaves, strict=True):
             update = adapter.weights.get(weight.removesuffix(".weight"))
             if update is not None:
                 leaf = leaf + scales[weight.removesuffix(".weight")] * (update.b @ update.a)

@@ -3,15 +3,19 @@ and however its prompt was cut."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Literal
 
 import pytest
 
 from ryzjax import LLM, SamplingParams
 from ryzjax.native.library import native_refusal
+from ryzjax.shipped import DEMO_MODEL
 
-pytestmark = pytest.mark.skipif(native_refusal() is not None, reason=f"no native kernels: {native_refusal()}")
+pytestmark = [
+    pytest.mark.optimized,
+    pytest.mark.essential,
+    pytest.mark.skipif(native_refusal() is not None, reason=f"no native kernels: {native_refusal()}"),
+]
 
 PROMPT = "Once upon a time there was a little dog who wanted to see the big blue sea behind the hills"
 NEIGHBOURS = ["The cat", "One day a girl named Lily found a very old map in a box", "Tom", "It was raining", "Ben ran"]
@@ -21,14 +25,13 @@ NEIGHBOURS = ["The cat", "One day a girl named Lily found a very old map in a bo
     ("weights", "kv_dtype"), [("auto", "auto"), ("int8", "auto"), ("int4", "int8"), ("auto", "float32")]
 )
 def test_neighbours_and_chunks_change_no_bit(
-    stories: Path,
     compile_cache: str,
     weights: Literal["auto", "int8", "int4"],
     kv_dtype: Literal["auto", "int8", "float32"],
 ):
-    def logprobs(prompts: list[str], max_batch_tokens: int) -> tuple[list[int], list[float]]:
-        llm = LLM(
-            str(stories),
+    def engine(max_batch_tokens: int) -> LLM:
+        return LLM(
+            DEMO_MODEL,
             dtype="bfloat16",
             weights=weights,
             weights_group=32,
@@ -38,14 +41,15 @@ def test_neighbours_and_chunks_change_no_bit(
             max_context_tokens=128,
             compile_cache=compile_cache,
         )
-        try:
-            params = SamplingParams(temperature=0, max_tokens=24, logprobs=1, ignore_eos=True)
-            answer = llm.generate(prompts, params)[-1].outputs[0]
-        finally:
-            llm.close()
+
+    def last(llm: LLM, prompts: list[str]) -> tuple[list[int], list[float]]:
+        params = SamplingParams(temperature=0, max_tokens=24, logprobs=1, ignore_eos=True)
+        answer = llm.generate(prompts, params, use_tqdm=False)[-1].outputs[0]
         assert answer.logprobs is not None
         return list(answer.token_ids), [entry.logprob for entry in answer.logprobs]
 
-    alone = logprobs([PROMPT], 128)
-    assert logprobs([*NEIGHBOURS, PROMPT], 128) == alone
-    assert logprobs([*NEIGHBOURS, PROMPT], 8) == alone
+    with engine(128) as llm:
+        alone = last(llm, [PROMPT])
+        assert last(llm, [*NEIGHBOURS, PROMPT]) == alone
+    with engine(8) as llm:
+        assert last(llm, [*NEIGHBOURS, PROMPT]) == alone

@@ -51,20 +51,20 @@ def test_values_out_of_range(options: EngineOptions, message: str) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"max_sequences": "8"}, "max_sequences='8' is a str that it does not take; expected int"),
-        ({"max_sequences": True}, "max_sequences=True is a bool that it does not take; expected int"),
+        ({"max_sequences": "8"}, "max_sequences='8' is a str; expected int"),
+        ({"max_sequences": True}, "max_sequences=True is a bool; expected int"),
         ({"max_sequences": 8.0}, "max_sequences=8.0 is a float"),
-        ({"memory_fraction": "half"}, "memory_fraction='half' is a str that it does not take; expected float"),
-        ({"overlap": 1}, "overlap=1 is a int that it does not take; expected bool"),
+        ({"memory_fraction": "half"}, "memory_fraction='half' is a str; expected float"),
+        ({"overlap": 1}, "overlap=1 is a int; expected bool"),
         (
             {"dtype": "float16"},
-            "dtype='float16' is a str that it does not take; expected 'auto', 'float32' or 'bfloat16'",
+            "dtype='float16' is a str; expected 'auto', 'float32' or 'bfloat16'",
         ),
-        ({"weights_group": 48}, "weights_group=48 is a int that it does not take; expected 32, 64 or 128"),
-        ({"kv_memory": 2**30}, "kv_memory=1073741824 is a int that it does not take; expected str or None"),
-        ({"lora": "a=b"}, "lora='a=b' is a str that it does not take; expected a tuple of str"),
+        ({"weights_group": 48}, "weights_group=48 is a int; expected 32, 64 or 128"),
+        ({"kv_memory": 2**30}, "kv_memory=1073741824 is a int; expected str or None"),
+        ({"lora": "a=b"}, "lora='a=b' is a str; expected a tuple of str"),
         ({"lora": ("a=b", 1)}, "expected a tuple of str"),
-        ({"max_loras": 1.5}, "max_loras=1.5 is a float that it does not take; expected int or None"),
+        ({"max_loras": 1.5}, "max_loras=1.5 is a float; expected int or None"),
     ],
 )
 def test_values_of_the_wrong_type(options: dict[str, object], message: str) -> None:

@@ -36,7 +36,7 @@ def calibrated(model: Path, folder: Path, sequences: list[list[int]], **options:
     folder.chmod(0o755)
     with LLM(str(model), dtype="float32", **options) as llm:  # type: ignore[arg-type]
         runner = llm.engine.engine.runner
-        scales = calibrate_kv_scales(observe_kv_maxima(runner.model, runner._leaves, sequences))
+        scales = calibrate_kv_scales(observe_kv_maxima(runner.model, runner.leaves, sequences))
     tensors = load_file(folder / "model.safetensors") | kv_scale_tensors(scales)
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     return folder

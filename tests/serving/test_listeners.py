@@ -10,7 +10,7 @@ import pytest
 
 from ryzjax import LLM, SamplingParams
 from ryzjax.errors import EngineStoppedError, QueueFullError
-from ryzjax.serving.device.step import StepResult
+from ryzjax.serving.device.step_result import StepResult
 from ryzjax.serving.engine.engine import Engine
 from ryzjax.serving.engine.listeners import Listeners, LoopListener, ThreadListener
 from ryzjax.serving.host.scheduler import Scheduler

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -22,6 +21,9 @@ from ryzjax.serving.device.capacity import most_pages, plan_capacity
 from ryzjax.serving.device.prompt_programs import tile_tokens
 from ryzjax.serving.device.runner import ModelRunner
 from ryzjax.sharding import Layout, Placement
+from ryzjax.shipped import DEMO_MODEL
+
+pytestmark = pytest.mark.optimized
 
 CONFIG = LlamaConfig(
     dtype="bfloat16",
@@ -200,11 +202,11 @@ def test_what_does_not_fit_is_refused_with_the_table():
         plan(memory_fraction=1e-9)
 
 
-def test_more_context_than_the_model_was_made_for_is_refused(stories: Path):
-    with pytest.raises(ConfigError, match="max_context_tokens=513 is more than the 512 positions"):
-        LLM(str(stories), max_context_tokens=513)
+def test_more_context_than_the_model_was_made_for_is_refused():
+    with pytest.raises(ConfigError, match="max_context_tokens=4097 is more than the 4096 positions"):
+        LLM(DEMO_MODEL, max_context_tokens=4097)
 
 
-def test_start_up_refuses_before_anything_is_served(stories: Path, compile_cache: str):
+def test_start_up_refuses_before_anything_is_served(compile_cache: str):
     with pytest.raises(CapacityError, match="max_context_tokens=512 does not fit"):
-        LLM(str(stories), kv_memory="300KiB", max_context_tokens=512, compile_cache=compile_cache)
+        LLM(DEMO_MODEL, kv_memory="1MiB", max_context_tokens=512, compile_cache=compile_cache)

@@ -18,7 +18,15 @@ import httpx
 import openai
 import pytest
 
-MODEL = "stories260K"
+from ryzjax.data.tokenizer import Tokenizer
+from ryzjax.shipped import demo_folder
+
+pytestmark = pytest.mark.essential
+
+MODEL = "demo"
+FLAGS = ("--dtype", "float32", "--max-context-tokens", "512")
+GOLDEN = json.loads((Path(__file__).parents[1] / "goldens" / "demo.json").read_text(encoding="utf-8"))["cases"]
+TEXTS = [case for case in GOLDEN if case["chat"] is None]
 
 
 @dataclass
@@ -69,9 +77,8 @@ def start(model: Path, compile_cache: str, *flags: str) -> Server:
 
 
 @pytest.fixture(scope="module")
-def server(stories: Path, shared: Path, compile_cache: str) -> Iterator[Server]:
-    template = shared / "chat_templates" / "chatml.jinja"
-    server = start(stories, compile_cache, "--chat-template", str(template), "--dtype", "float32")
+def server(compile_cache: str) -> Iterator[Server]:
+    server = start(demo_folder(), compile_cache, *FLAGS)
     yield server
     server.process.send_signal(signal.SIGTERM)
     assert server.finish() == 0
@@ -89,49 +96,45 @@ def test_health_models_version(server: Server, client: openai.OpenAI):
     assert "version" in httpx.get(f"{server.url}/version").json()
 
 
-def test_greedy_completions_equal_the_goldens(client: openai.OpenAI, stories: Path):
-    cases = json.loads((stories / "golden_greedy.json").read_text())["cases"]
-    from ryzjax.data.tokenizer import Tokenizer
-
-    tokenizer = Tokenizer.load(stories)
-    for case in cases:
+def test_greedy_completions_equal_the_goldens(client: openai.OpenAI):
+    tokenizer = Tokenizer.load(demo_folder())
+    assert len(TEXTS) == 5
+    for case in TEXTS:
+        prompt_len = len(case["prompt_ids"])
+        expected = case["ids"][prompt_len:]
         answer = client.completions.create(
             model=MODEL,
             prompt=case["prompt"],
-            max_tokens=128,
+            max_tokens=len(expected),
             temperature=0,
             logprobs=1,
             extra_body={"ignore_eos": True},
         )
-        assert answer.usage is not None and answer.usage.completion_tokens == 128
-        prompt_len = len(case["prompt_ids"])
-        whole, prompt = tokenizer.decode(case["ids"]), tokenizer.decode(case["ids"][:prompt_len])
-        assert whole.startswith(prompt)
-        assert answer.choices[0].text == whole[len(prompt) :]
+        assert answer.usage is not None and answer.usage.completion_tokens == len(expected)
+        assert answer.choices[0].text == tokenizer.decode(expected)
         logprobs = answer.choices[0].logprobs
         assert logprobs is not None and logprobs.token_logprobs is not None
-        assert logprobs.token_logprobs == pytest.approx(case["token_logprobs"][-128:], abs=1e-3)
+        assert logprobs.token_logprobs == pytest.approx(case["token_logprobs"][prompt_len - 1 :], abs=1e-3)
 
 
-def test_echo_equals_the_goldens(client: openai.OpenAI, stories: Path):
-    cases = json.loads((stories / "golden_greedy.json").read_text())["cases"]
-    ids = [case["ids"] for case in cases]
+def test_echo_equals_the_goldens(client: openai.OpenAI):
+    tokenizer = Tokenizer.load(demo_folder())
+    ids = [case["ids"] for case in TEXTS]
     scored = client.completions.create(model=MODEL, prompt=ids, max_tokens=0, echo=True, logprobs=2)
-    for case, choice in zip(cases, scored.choices, strict=True):
+    for case, choice in zip(TEXTS, scored.choices, strict=True):
         logprobs = choice.logprobs
-        assert choice.text == case["text"] and choice.finish_reason == "length"
+        assert choice.text == tokenizer.decode(case["ids"]) and choice.finish_reason == "length"
         assert logprobs is not None and logprobs.token_logprobs is not None and logprobs.tokens is not None
         assert logprobs.token_logprobs[0] is None
         assert logprobs.token_logprobs[1:] == pytest.approx(case["token_logprobs"], abs=1e-3)
-        # SentencePiece: every token is found in the text where it is said to be, spaces and all.
-        assert logprobs.tokens[0] == "<s>" and "".join(logprobs.tokens[1:]) == choice.text
-        for token, offset in zip(logprobs.tokens[1:], (logprobs.text_offset or [])[1:], strict=True):
-            assert choice.text.startswith(token, offset)
+        # Every token of the text is at the offset that is reported; a special token has no text.
+        for token, offset in zip(logprobs.tokens, logprobs.text_offset or [], strict=True):
+            assert token.startswith("<|") or choice.text.startswith(token, offset)
 
 
-def test_scores_as_lm_evaluation_harness_asks_for_them(client: openai.OpenAI, stories: Path):
+def test_scores_as_lm_evaluation_harness_asks_for_them(client: openai.OpenAI):
     """Its `loglikelihood`: context and continuation as token ids, one token more; is the continuation greedy?"""
-    (case, *_) = json.loads((stories / "golden_greedy.json").read_text())["cases"]
+    case = TEXTS[0]
     context, greedy = len(case["prompt_ids"]), case["ids"][:40]
     other = [*greedy[:-1], greedy[-1] + 1]
     answer = client.completions.create(
@@ -157,11 +160,13 @@ def test_embeddings(server: Server, client: openai.OpenAI):
         for text in texts
     )
     for one in answer.data:
-        assert len(one.embedding) == 64 and sum(x * x for x in one.embedding) == pytest.approx(1, abs=1e-5)
+        assert len(one.embedding) == 256 and sum(x * x for x in one.embedding) == pytest.approx(1, abs=1e-5)
     means = client.embeddings.create(model=MODEL, input=texts, extra_body={"pooling": "mean"})
     assert means.data[2].embedding != pytest.approx(answer.data[2].embedding, abs=1e-2)
-    with pytest.raises(openai.BadRequestError, match="dimensions=65 is out of range; expected an integer from 1 to 64"):
-        client.embeddings.create(model=MODEL, input="a", dimensions=65)
+    with pytest.raises(
+        openai.BadRequestError, match="dimensions=257 is out of range; expected an integer from 1 to 256"
+    ):
+        client.embeddings.create(model=MODEL, input="a", dimensions=257)
     with pytest.raises(openai.BadRequestError, match="input 1 has") as error:
         client.embeddings.create(model=MODEL, input=["a", "time " * 600])
     assert error.value.code == "context_length_exceeded"
@@ -258,8 +263,8 @@ def test_a_mixed_load_of_200_requests_compiles_nothing(server: Server, client: o
     server.until("kv_cache_usage_perc", 0)
 
 
-def test_sigterm_lets_running_streams_finish(stories: Path, compile_cache: str):
-    server = start(stories, compile_cache)
+def test_sigterm_lets_running_streams_finish(compile_cache: str):
+    server = start(demo_folder(), compile_cache, *FLAGS)
     with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
         stream = client.completions.create(
             model=MODEL, prompt="Once", max_tokens=400, temperature=0, stream=True, extra_body={"ignore_eos": True}

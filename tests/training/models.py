@@ -19,8 +19,8 @@ from ryzjax.models.stacked import StackedModel
 from ryzjax.qarray import QFormat
 from ryzjax.sharding import Placement
 from ryzjax.training.model import Frozen, FullModel, LoraModel
-from ryzjax.training.objectives.objective import StepBatch
-from ryzjax.training.start.initial import master_shapes, place_adapter
+from ryzjax.training.objectives.step_batch import StepBatch
+from ryzjax.training.start.shapes import master_shapes, place_adapter
 from tests.evaluation.models import ONE
 from tests.models.configs import CONFIGS
 
@@ -49,7 +49,7 @@ def lora_model(
     formats: dict[str, QFormat] | None = None,
     **options: object,
 ) -> tuple[LoraModel, dict, Frozen]:
-    """A model, its parameters with B filled, so that the adapter does something, and what is frozen."""
+    """Returns a model, its parameters (with B filled, so that the adapter has an effect) and its frozen arrays."""
     lora = lora or LoraConfig(rank=4, alpha=8)
     stacked, weights = _weights(config, placement, formats)
     model = LoraModel(
@@ -79,7 +79,7 @@ def lora_model(
 def full_model(
     *, config: ModelConfig = CONFIG, placement: Placement = ONE, **options: object
 ) -> tuple[FullModel, dict[str, jax.Array]]:
-    """A model and its float32 masters."""
+    """Returns a model and its float32 masters."""
     stacked, weights = _weights(config, placement, None)
     plain = stacked.stack(weights)
     params = {
@@ -90,7 +90,7 @@ def full_model(
 
 
 def batch_of(rows: int = 4, length: int = 24, *, seed: int = 0, vocab: int = 64) -> StepBatch:
-    """Rows of two segments each and some padding; about half of the targets count."""
+    """Returns rows with two segments each and some padding. About half of the targets count."""
     rng = np.random.default_rng(seed)
     tokens = rng.integers(0, vocab, (rows, length)).astype(np.int32)
     segments, positions, targets = (np.zeros((rows, length), np.int32) for _ in range(3))

@@ -1,4 +1,4 @@
-"""finetune from files to an adapter or a model; going on after a stop; what goes wrong."""
+"""finetune, from files to an adapter or a model; resuming after a stop; errors."""
 
 from __future__ import annotations
 
@@ -144,7 +144,7 @@ def test_sigterm_keeps_a_checkpoint(tiny_model: Path, rows_file: Path, tmp_path:
 def test_a_loss_that_is_no_number_stops_the_run(tiny_model: Path, rows_file: Path, tmp_path: Path) -> None:
     """The latest checkpoint is of before; the message names step and rows."""
     explode = OptimizerConfig(learning_rate=1e38, warmup_steps=0, clip_norm=None, schedule="constant", weight_decay=0.5)
-    with pytest.raises(TrainingError, match=r"step \d+: the loss is .* its update was left out .*rows\.jsonl:\d+"):
+    with pytest.raises(TrainingError, match=r"step \d+: the loss is .* The update was not applied .*rows\.jsonl:\d+"):
         run(tiny_model, rows_file, tmp_path, optimizer=explode)
     assert not (tmp_path / "adapter").exists()
 
@@ -178,7 +178,7 @@ def test_its_message_names_the_newest_checkpoint(
 def test_a_bad_row_to_evaluate_on_loses_nothing(tiny_model: Path, rows_file: Path, tmp_path: Path) -> None:
     bad = tmp_path / "bad.jsonl"
     bad.write_text('{"prompt": "a", "completion": 5}\n', encoding="utf-8")
-    with pytest.raises(DataError, match=r"bad\.jsonl:1: .* The run is kept as of step 3: go on with --resume"):
+    with pytest.raises(DataError, match=r"bad\.jsonl:1: .* A checkpoint of step 3 is saved: continue with --resume"):
         run(
             tiny_model,
             rows_file,
@@ -216,7 +216,7 @@ def test_a_bad_row_loses_nothing_that_was_trained_before_it(tiny_model: Path, tm
     file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     data = {"shuffle": False, "packing": False, "window_rows": 5}
     train = {"save_every": 100}
-    with pytest.raises(DataError, match=r"rows\.jsonl:28.* The run is kept as of step 1[02]: go on with --resume"):
+    with pytest.raises(DataError, match=r"rows\.jsonl:28.* A checkpoint of step 1[02] is saved: .* --resume"):
         run(tiny_model, file, tmp_path / "cut", train=train | {"max_steps": 18}, data=data)
     assert not (tmp_path / "cut/adapter").exists()
     data["drop_long"] = True

@@ -1,4 +1,4 @@
-"""A frozen base in the host's memory: the same numbers, and bytes that do not grow with it."""
+"""A frozen base in host memory: the same numbers, and device bytes that do not grow with the base."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from ryzjax.quant.nf4 import nf4_format
 from ryzjax.sharding import Layout, Placement
 from ryzjax.sharding.host_memory import check_host_memory, host_sharding, is_host_sharding, is_on_host, to_device
 from ryzjax.training.model import Frozen, LoraModel
-from ryzjax.training.objectives.objective import make_objective
+from ryzjax.training.objectives.make_objective import make_objective
 from ryzjax.training.optimizers.optimizer import make_optimizer
 from ryzjax.training.plan import MemoryPlan, plan_training
 from ryzjax.training.programs import Programs
 from ryzjax.training.run.run_log import read_log
 from ryzjax.training.start.fingerprint import base_fingerprint
-from ryzjax.training.start.initial import adapter_shapes
+from ryzjax.training.start.shapes import adapter_shapes
 from tests.evaluation.models import ONE
 from tests.models.configs import CONFIGS
 from tests.training.models import batch_of, lora_model
@@ -37,11 +37,13 @@ KEY = jnp.asarray(jax.random.PRNGKey(7))
 INT4 = QFormat(kind="int4", group=16, pack=16, scale_dtype="bfloat16")
 LAYERS = ("q", "k", "v", "o")
 
-pytestmark = pytest.mark.skipif(jax.default_backend() != "cpu", reason="written for the devices of the test set-up")
+pytestmark = [
+    pytest.mark.skipif(jax.default_backend() != "cpu", reason="written for the devices of the test set-up"),
+]
 
 
 def on_host(model: LoraModel, frozen: Frozen) -> tuple[LoraModel, Frozen]:
-    """The same model and numbers, the layers' in the host's memory."""
+    """Returns the same model and numbers, with the layers in host memory."""
     stacked = StackedModel(model.model.with_layers_on_host())
     weights = {name: jax.device_put(array, stacked.weights[name].sharding) for name, array in frozen.weights.items()}
     return dataclasses.replace(model, stacked=stacked), Frozen(weights, frozen.row_norms)

@@ -13,8 +13,9 @@ from ryzjax.checkpoint.peft.read import read_adapter
 from ryzjax.lora import LoraWeights, row_norms
 from ryzjax.models.stacked import StackedModel
 from ryzjax.training.model import Frozen, LoraModel
-from ryzjax.training.objectives.objective import StepBatch, make_objective
-from ryzjax.training.start.initial import place_adapter
+from ryzjax.training.objectives.make_objective import make_objective
+from ryzjax.training.objectives.step_batch import StepBatch
+from ryzjax.training.start.shapes import place_adapter
 from tests.goldens.make_families import build
 from tests.peft_models import adapted_by_peft, opened
 

@@ -1,4 +1,4 @@
-"""pretrain: a model and its tokenizer from nothing, which is then served."""
+"""pretrain: a model with random weights and a learned tokenizer, which is then served."""
 
 from __future__ import annotations
 

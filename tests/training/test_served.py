@@ -1,4 +1,4 @@
-"""What was trained is what is served: the same base, the adapter live in an engine, the same log-probabilities."""
+"""A server gives the log probabilities of the trainer: same base, the adapter uploaded to a live engine."""
 
 from __future__ import annotations
 

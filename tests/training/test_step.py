@@ -1,4 +1,4 @@
-"""The train step: parts of a batch, remat, devices, what is not finite, and the objectives."""
+"""The train step: batches in parts, remat, several devices, losses that are not finite, dropout."""
 
 from __future__ import annotations
 
@@ -14,11 +14,13 @@ from ryzjax.lora.config import LoraConfig
 from ryzjax.qarray import QFormat
 from ryzjax.sharding import Layout, Placement
 from ryzjax.training.model import Frozen
-from ryzjax.training.objectives.objective import StepBatch, make_objective
+from ryzjax.training.objectives.make_objective import make_objective
+from ryzjax.training.objectives.step_batch import StepBatch
 from ryzjax.training.optimizers.config import OptimizerConfig
 from ryzjax.training.optimizers.optimizer import make_optimizer
 from ryzjax.training.step import TrainState, make_eval_step, make_train_step
 from tests.models.configs import CONFIGS
+from tests.training.gradients import assert_close, loss_and_grads
 from tests.training.models import CONFIG, batch_of, full_model, lora_model
 
 SFT = make_objective("sft", chunk_tokens=16)
@@ -34,26 +36,13 @@ def in_parts(batch: StepBatch, parts: int) -> StepBatch:
     return jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[1:]), batch)
 
 
-def loss_and_grads(model, params, frozen, batch, objective=SFT):
-    """Mean loss and its gradients."""
-
-    def loss(params: dict) -> jax.Array:
-        return objective.sums(model, params, frozen, batch, None).loss / objective.count(batch)
-
-    return jax.jit(jax.value_and_grad(loss))(params)
-
-
-def assert_close(ours: object, theirs: object, *, atol: float = 1e-5) -> None:
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=atol), ours, theirs)
-
-
 @pytest.mark.parametrize("parts", [1, 2, 4])
 def test_a_batch_in_parts_is_the_whole_batch(parts: int) -> None:
     model, params, frozen = lora_model()
     batch = batch_of()
     step = jax.jit(make_train_step(model, SFT, SGD))
     state, metrics = step(start(params), frozen, in_parts(batch, parts), KEY)
-    loss, grads = loss_and_grads(model, params, frozen, batch)
+    loss, grads = loss_and_grads(model, params, frozen, batch, SFT)
     np.testing.assert_allclose(metrics["loss"], loss, rtol=1e-5)
     np.testing.assert_allclose(metrics["count"], batch.loss_weights.sum())
     assert_close(state.params, jax.tree.map(lambda p, g: p - g, params, grads))
@@ -73,7 +62,8 @@ def test_keeping_less_has_the_same_gradient(options: dict) -> None:
     plain = lora_model()
     saving, params, frozen = lora_model(**options)
     assert_close(
-        loss_and_grads(saving, params, frozen, batch_of()), loss_and_grads(plain[0], params, frozen, batch_of())
+        loss_and_grads(saving, params, frozen, batch_of(), SFT),
+        loss_and_grads(plain[0], params, frozen, batch_of(), SFT),
     )
 
 
@@ -95,9 +85,9 @@ def test_eight_devices_have_the_gradient_of_one(layout: str, what: str) -> None:
     else:
         model, params, frozen = lora_model(config=config, formats=formats)
         sharded, sharded_params, sharded_frozen = lora_model(config=config, placement=placement, formats=formats)
-    loss, grads = loss_and_grads(model, params, frozen, batch_of())
+    loss, grads = loss_and_grads(model, params, frozen, batch_of(), SFT)
     batch = jax.tree.map(lambda x: jax.device_put(x, placement.sharding(("tokens", None), x.shape)), batch_of())
-    sharded_loss, sharded_grads = loss_and_grads(sharded, sharded_params, sharded_frozen, batch)
+    sharded_loss, sharded_grads = loss_and_grads(sharded, sharded_params, sharded_frozen, batch, SFT)
     np.testing.assert_allclose(sharded_loss, loss, rtol=1e-5)
     assert_close(jax.device_get(sharded_grads), jax.device_get(grads))
 
@@ -143,60 +133,6 @@ def test_dropout_differs_by_step_and_is_off_in_evaluation() -> None:
     assert sums[0].loss == sums[1].loss
     plain, _, _ = lora_model(LoraConfig(rank=4, alpha=8))
     np.testing.assert_allclose(sums[0].loss, jax.jit(make_eval_step(plain, SFT))(params, frozen, batch_of()).loss)
-
-
-def row_log_probs(model, params, frozen, batch) -> np.ndarray:
-    """Sum of log p of the counted tokens of each row, by all logits at once."""
-    hidden = jax.jit(lambda p: model.hidden(p, frozen, batch.segments, None))(params)
-    logits = model.logits(model.head_params(params), frozen, hidden)
-    logp = jax.nn.log_softmax(logits, axis=-1).reshape(*batch.targets.shape, -1)
-    chosen = jnp.take_along_axis(logp, batch.targets[..., None], axis=-1)[..., 0]
-    return np.asarray(jnp.sum(chosen * batch.loss_weights, axis=1))
-
-
-def test_dpo_by_hand() -> None:
-    model, params, frozen = lora_model()
-    batch = batch_of(rows=4)
-    objective = make_objective("dpo", chunk_tokens=16, beta=0.3, label_smoothing=0.1)
-    policy, reference = row_log_probs(model, params, frozen, batch), row_log_probs(model, {}, frozen, batch)
-    margin = 0.3 * ((policy - reference)[0::2] - (policy - reference)[1::2])
-    expected = np.mean(0.9 * np.log1p(np.exp(-margin)) + 0.1 * np.log1p(np.exp(margin)))
-    loss, grads = loss_and_grads(model, params, frozen, batch, objective)
-    np.testing.assert_allclose(loss, expected, rtol=1e-4)
-    assert objective.count(batch) == 2
-    sums = objective.sums(model, params, frozen, batch, None)
-    np.testing.assert_allclose(sums.details["margin"], margin.sum(), rtol=1e-3)
-    # A step against the gradient widens the margin.
-    moved = jax.tree.map(lambda p, g: p - 0.01 * g, params, grads)
-    assert loss_and_grads(model, moved, frozen, batch, objective)[0] < loss
-
-
-def test_dpo_of_all_weights_is_against_those_of_the_start() -> None:
-    model, params = full_model()
-    objective = make_objective("dpo", chunk_tokens=16)
-    frozen = Frozen(params, {})
-    loss, _ = loss_and_grads(model, params, frozen, batch_of(), objective)
-    np.testing.assert_allclose(loss, np.log(2), rtol=1e-5)
-
-
-def test_orpo_by_hand() -> None:
-    model, params, frozen = lora_model()
-    batch = batch_of(rows=4)
-    objective = make_objective("orpo", chunk_tokens=16, beta=0.2)
-    mean = row_log_probs(model, params, frozen, batch) / np.asarray(batch.loss_weights.sum(axis=1))
-    odds = mean - np.log(1 - np.exp(mean))
-    expected = np.mean(-mean[0::2] + 0.2 * np.log1p(np.exp(-(odds[0::2] - odds[1::2]))))
-    np.testing.assert_allclose(loss_and_grads(model, params, frozen, batch, objective)[0], expected, rtol=1e-4)
-
-
-def test_pairs_that_fill_a_batch_up_do_not_count() -> None:
-    model, params, frozen = lora_model()
-    batch = batch_of(rows=4)
-    padded = jax.tree.map(lambda x: jnp.concatenate([x, jnp.zeros_like(x[:2])]), batch)
-    for name in ("dpo", "orpo"):
-        objective = make_objective(name, chunk_tokens=16)
-        short = loss_and_grads(model, params, frozen, batch, objective)
-        assert_close(loss_and_grads(model, params, frozen, padded, objective), short)
 
 
 @pytest.mark.parametrize(

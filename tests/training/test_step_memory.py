@@ -1,4 +1,4 @@
-"""The bytes of a train step as XLA plans them for a CPU: compiled from shapes, no weight is made."""
+"""The bytes of a train step as XLA plans them for a CPU. The step is compiled from shapes; no weights are made."""
 
 from __future__ import annotations
 
@@ -14,17 +14,20 @@ from ryzjax.models.registry import abstract_model
 from ryzjax.models.stacked import StackedModel
 from ryzjax.quant.scheme import Scheme
 from ryzjax.training.model import LoraModel
-from ryzjax.training.objectives.objective import make_objective
+from ryzjax.training.objectives.make_objective import make_objective
 from ryzjax.training.optimizers.config import OptimizerConfig
 from ryzjax.training.optimizers.optimizer import make_optimizer
 from ryzjax.training.programs import Programs
-from ryzjax.training.start.initial import adapter_shapes
+from ryzjax.training.start.shapes import adapter_shapes
 from tests.evaluation.models import ONE
 from tests.models.configs import CONFIGS
 
 TOKENS = 512
 
-pytestmark = pytest.mark.skipif(jax.default_backend() != "cpu", reason="another backend plans otherwise")
+pytestmark = [
+    pytest.mark.optimized,
+    pytest.mark.skipif(jax.default_backend() != "cpu", reason="another backend plans otherwise"),
+]
 
 
 class MemoryStats(Protocol):

@@ -1,4 +1,4 @@
-"""What the trainer's own forward gives, to compare what is served with."""
+"""The log probabilities of the trainer's own forward pass, to compare with those of a server."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ryzjax.loading.weight_plan import WeightChoice
 from ryzjax.lora import Adapter
 from ryzjax.models.stacked import StackedModel
 from ryzjax.training.model import Frozen, LoraModel
-from ryzjax.training.start.initial import place_adapter
+from ryzjax.training.start.shapes import place_adapter
 
 __all__ = ["trainers_log_probs"]
 
@@ -22,7 +22,7 @@ __all__ = ["trainers_log_probs"]
 def trainers_log_probs(
     model: str, adapter: Adapter, *, weights: WeightChoice, weights_group: int
 ) -> Callable[[Sequence[int], bool], np.ndarray]:
-    """(tokens, with the adapter or without) -> float32 log-probability of each token but the first, in float32."""
+    """Returns (tokens, with the adapter or without) -> log probability of each token except the first, in float32."""
     opened = open_model(model, dtype="float32", weights=weights, weights_group=weights_group)
     stacked = StackedModel(opened.model)
     frozen = Frozen(stacked.stack(dict(zip(opened.model.weights, opened.load(), strict=True))), {})

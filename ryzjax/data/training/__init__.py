@@ -1,4 +1,9 @@
-"""Training data: rows of files and data sets become packed batches, in an order that can be taken up again."""
+"""Training data: rows of files and data sets become packed batches, in an order that a resumed run can continue.
+
+`open_data` is the entry point. Rows (`rows`, `row_files`) are read in a form (`forms`, `messages`) as samples
+(`sample`), rendered into examples of tokens (`render`, `examples`), packed a window at a time (`windows`, `packing`)
+and served as batches (`loader`, `prefetch`). Nothing here imports jax.
+"""
 
 from ryzjax.data.training.batch import TrainBatch
 from ryzjax.data.training.config import DataConfig

@@ -1,4 +1,4 @@
-"""One batch as arrays: rows of segments, each with its targets."""
+"""TrainBatch: one batch as arrays, whose rows hold segments and their targets."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ __all__ = ["Segment", "TrainBatch", "cut_into_rows", "make_batch", "segment_of"]
 
 
 class TrainBatch(NamedTuple):
-    """What one step is trained on; all arrays are [B, S].
+    """The arrays of a batch. All are [rows, S].
 
     Attributes:
       token_ids: int32; 0 in padding.
-      positions: int32; of each token in its segment, from 0; 0 in padding.
+      positions: int32; position of each token in its segment, from 0; 0 in padding.
       segment_ids: int32; 1, 2, ... along a row, 0 in padding. Tokens attend within their segment.
-      targets: int32; the token that follows in the same text; 0 where none does.
+      targets: int32; the next token of the same text, or 0 if there is none.
       loss_weights: float32; 1 where the target is trained, else 0.
     """
 
@@ -31,26 +31,32 @@ class TrainBatch(NamedTuple):
 
     @property
     def num_trained(self) -> int:
-        """Targets that count."""
+        """Number of trained targets."""
         return int(np.count_nonzero(self.loss_weights))
 
 
 class Segment(NamedTuple):
-    """Consecutive tokens of one text with their targets; all arrays are [T]."""
+    """Consecutive tokens of one text with their targets. All arrays are [T].
+
+    Attributes:
+      token_ids: int32; the tokens.
+      targets: int32; the next token of each token.
+      loss_weights: float32; 1 where the target is trained, else 0.
+      row: Index of the row of data that the tokens come from.
+    """
 
     token_ids: np.ndarray
     targets: np.ndarray
     loss_weights: np.ndarray
     row: int
-    """Index of the row of data it is from."""
 
     def part(self, start: int, end: int) -> Segment:
-        """Some of its tokens. The last keeps its target, which is beyond it."""
+        """Returns tokens `start` to `end`. The last one keeps its target, which lies beyond the part."""
         return Segment(self.token_ids[start:end], self.targets[start:end], self.loss_weights[start:end], self.row)
 
 
 def segment_of(example: Example, row: int) -> Segment:
-    """An example's tokens, each with the next one as its target."""
+    """Returns an example's tokens, with the next token of each as its target."""
     targets = np.zeros(len(example), np.int32)
     targets[:-1] = example.token_ids[1:]
     weights = np.zeros(len(example), np.float32)
@@ -59,7 +65,7 @@ def segment_of(example: Example, row: int) -> Segment:
 
 
 def cut_into_rows(segments: Iterable[Segment], capacity: int) -> Iterator[list[Segment]]:
-    """Lays segments end to end and cuts them every `capacity` tokens; the last row may be shorter."""
+    """Lays segments end to end and cuts them every `capacity` tokens. The last row may be shorter."""
     row: list[Segment] = []
     room = capacity
     for segment in segments:
@@ -77,7 +83,7 @@ def cut_into_rows(segments: Iterable[Segment], capacity: int) -> Iterator[list[S
 
 
 def make_batch(rows: Sequence[Sequence[Segment]], *, num_rows: int, sequence_tokens: int) -> TrainBatch:
-    """Arrays [num_rows, sequence_tokens] of rows; rows that are missing are padding."""
+    """Returns a batch [num_rows, sequence_tokens]. Missing rows are padding."""
     shape = (num_rows, sequence_tokens)
     token_ids, positions, segment_ids, targets = (np.zeros(shape, np.int32) for _ in range(4))
     loss_weights = np.zeros(shape, np.float32)

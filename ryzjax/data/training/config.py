@@ -1,4 +1,4 @@
-"""`DataConfig`: which rows a model is trained on, and how they become batches."""
+"""DataConfig: which rows a model is trained on, and how they become batches."""
 
 from __future__ import annotations
 
@@ -15,42 +15,43 @@ __all__ = ["DataConfig"]
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """Training data; see docs/data.md.
+    """Settings of the training data. See docs/data.md.
 
     Raises:
-      ConfigError: a value is out of range, or two contradict each other.
+      ConfigError: A value is out of range, or two values contradict each other.
     """
 
     data: tuple[str, ...] = ()
     """Files (.jsonl, .json, .parquet, .txt) and Hugging Face data sets (org/name, org/name:split)."""
     form: Form | None = None
-    """What the rows are; found out by their columns where it is not given."""
+    """Form of the rows. By default it is detected from their columns."""
     train_on: TrainOn = "completion"
-    """Which tokens are targets: the last answer (completion), every assistant turn (assistant), or all."""
+    """Tokens that are targets: the last answer (completion), every assistant turn (assistant), or all."""
     sequence_tokens: int = 2048
-    """Length of a row of a batch."""
+    """Tokens of a row of a batch."""
     packing: bool = True
-    """Put several examples into a row; they do not see each other."""
+    """Put several examples into a row. They do not attend to each other."""
     truncate: bool = False
-    """Cut examples that are longer than a row, instead of an error."""
+    """Cut examples that are longer than a row, instead of raising an error."""
     drop_long: bool = False
-    """Leave out rows that are longer than a row of a batch, instead of an error."""
+    """Leave out rows of data that are longer than a row of a batch, instead of raising an error."""
     drop_untrained: bool = False
-    """Leave out rows that have nothing to train on (an empty answer, no assistant message), instead of an error."""
+    """Leave out rows without a token to train on (an empty answer, no assistant message), instead of raising an
+    error."""
     shuffle: bool = True
-    """Shuffle the rows, anew for each epoch."""
+    """Shuffle the rows, differently in each epoch."""
     data_seed: int = 0
-    """Of the shuffle, and of the choice of rows to evaluate on."""
+    """Seed of the shuffle and of the choice of evaluation rows."""
     limit: int | None = None
-    """Use only the first rows of the data."""
+    """Use only this many rows, from the start of the data."""
     eval_data: tuple[str, ...] = ()
     """Files and data sets to evaluate on."""
     eval_fraction: float = 0.0
-    """Part of the rows to evaluate on instead, and not to train on."""
+    """Share of the rows to hold out for evaluation, if `eval_data` is not set."""
     template_variables: dict[str, str] = field(default_factory=dict)
-    """Variables of the chat template, as JSON or text, such as enable_thinking false."""
+    """Variables of the chat template, as JSON or text, for example enable_thinking false."""
     window_rows: int = 1024
-    """Rows that are tokenized and packed at a time."""
+    """Rows of data that are tokenized and packed at a time."""
 
     def __post_init__(self) -> None:
         if self.sequence_tokens < 2:
@@ -67,12 +68,12 @@ class DataConfig:
                 "leave one out"
             )
         if self.truncate and self.drop_long:
-            raise ConfigError("truncate and drop_long both say what becomes of long rows; leave one out")
+            raise ConfigError("truncate and drop_long both say how to treat long rows; leave one out")
         if not 0 <= self.data_seed < 2**63:
             raise ConfigError(f"data_seed={self.data_seed}; expected 0 to 2^63 - 1")
 
     def parsed_variables(self) -> Mapping[str, object]:
-        """The template's variables: what is valid JSON as its value, the rest as text."""
+        """Returns the template's variables. Valid JSON becomes its value; anything else stays text."""
         return {name: _parsed(value) for name, value in self.template_variables.items()}
 
 

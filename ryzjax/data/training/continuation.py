@@ -1,8 +1,8 @@
-"""The tokens of a text that continues another, behind the very tokens a server makes of the first.
+"""Tokenizes a text that continues a prompt, so that its tokens start with the tokens that a server makes of the prompt.
 
-A model that answers a prompt starts from the prompt's own tokens. Tokens of prompt and answer taken together may
-differ there: a tokenizer merges across the border. Then prompt and answer are tokenized apart, which is rare: chat
-templates end prompts with special tokens or line ends.
+A model that answers a prompt starts from the prompt's own tokens. Tokenizing prompt and answer together may give other
+tokens, because a tokenizer can merge characters across the border. In that case prompt and answer are tokenized
+separately. It is rare, because chat templates end prompts with special tokens or line ends.
 """
 
 from __future__ import annotations
@@ -19,21 +19,23 @@ __all__ = ["continue_ids", "encode_pieces"]
 def continue_ids(
     tokenizer: Tokenizer, prompt: str, prompt_ids: Sequence[int], more: str, *, add_special_tokens: bool = False
 ) -> list[int]:
-    """Token ids of `prompt + more` that begin with `prompt_ids`.
+    """Returns token ids of `prompt + more` that start with `prompt_ids`.
 
     Args:
-      prompt: the text.
-      prompt_ids: its tokens, encoded with the same `add_special_tokens`.
-      more: what follows it.
+      tokenizer: The model's tokenizer.
+      prompt: The text before.
+      prompt_ids: Token ids of the prompt, encoded with the same `add_special_tokens`.
+      more: The text that follows the prompt.
+      add_special_tokens: Whether the prompt has the tokenizer's special tokens, such as BOS.
 
     Raises:
-      ValueError: there are none: the tokenizer cannot write `more` on its own.
+      ValueError: The tokenizer cannot encode `more` separately.
     """
     prompt_ids = list(prompt_ids)
     together = tokenizer.encode(prompt + more, add_special_tokens=add_special_tokens)
     if together[: len(prompt_ids)] == prompt_ids:
         return together
-    # Tokenizers that put a space before a text put one before `more`, too: after a line end they do not.
+    # Some tokenizers put a space before every text, so before `more` too, but not after a line end.
     line = tokenizer.encode("\n", add_special_tokens=False)
     after_line = tokenizer.encode("\n" + more, add_special_tokens=False)
     candidates = [prompt_ids + tokenizer.encode(more, add_special_tokens=False)]
@@ -47,16 +49,18 @@ def continue_ids(
 
 
 def encode_pieces(tokenizer: Tokenizer, text: str, borders: Sequence[int]) -> tuple[list[int], list[int]]:
-    """Token ids of a rendered text with a token border at each of some characters.
+    """Returns token ids of a rendered text with a token border at given characters.
 
     Args:
-      borders: characters, ascending.
+      tokenizer: The model's tokenizer.
+      text: The rendered text.
+      borders: Indices of characters, ascending.
 
     Returns:
-      The ids, and for each border how many tokens are before it.
+      The ids, and the number of tokens before each border.
 
     Raises:
-      ValueError: as `continue_ids`.
+      ValueError: The tokenizer cannot encode a piece separately.
     """
     ids, offsets = tokenizer.encode_with_offsets(text)
     starts, ends = np.asarray(offsets, np.int64).reshape(-1, 2).T

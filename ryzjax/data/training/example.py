@@ -1,4 +1,4 @@
-"""One tokenized example: its tokens, and which of them are targets."""
+"""Example: the tokens of one example, and which of them are targets."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ __all__ = ["Example"]
 
 @dataclass(frozen=True, kw_only=True)
 class Example:
-    """Tokens that a model is trained to predict in part.
+    """Tokens, some of which the model is trained to predict.
 
     Attributes:
       token_ids: int32 [T].
-      trained: bool [T]; whether token i is a target of the loss. Never the first: nothing predicts it.
+      trained: bool [T]; whether token i is a target of the loss. The first never is, because nothing predicts it.
     """
 
     token_ids: np.ndarray
@@ -23,7 +23,7 @@ class Example:
 
     @classmethod
     def of(cls, token_ids: list[int], spans: list[tuple[int, int]]) -> Example:
-        """Tokens of which the half-open `spans` are targets."""
+        """Returns an example whose targets are the tokens in the half-open `spans`."""
         trained = np.zeros(len(token_ids), bool)
         for start, end in spans:
             trained[max(start, 1) : end] = True
@@ -34,9 +34,9 @@ class Example:
 
     @property
     def num_trained(self) -> int:
-        """Targets."""
+        """Number of targets."""
         return int(self.trained.sum())
 
     def cut(self, max_tokens: int) -> Example:
-        """The first tokens of it."""
+        """Returns the first `max_tokens` tokens."""
         return Example(token_ids=self.token_ids[:max_tokens], trained=self.trained[:max_tokens])

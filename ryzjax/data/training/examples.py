@@ -1,4 +1,4 @@
-"""Rows by index, as examples that fit a sequence."""
+"""ExampleRows: reads rows by index as examples that fit a sequence."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _FINGERPRINT_ROWS = 32
 
 @dataclass(frozen=True, kw_only=True)
 class RowsOfForm:
-    """Rows that are all written in one form."""
+    """Rows that all have the same form."""
 
     rows: Rows
     form: Form
@@ -31,14 +31,14 @@ class RowsOfForm:
 
 @dataclass(frozen=True, kw_only=True)
 class ExampleLimits:
-    """What an example may be.
+    """How rows that do not fit are treated.
 
     Attributes:
-      max_tokens: of an example; None where documents are cut into sequences anyway.
-      truncate: cut longer ones, instead of an error.
-      drop_long: leave out rows with longer ones, instead of an error.
-      drop_untrained: leave out rows that have nothing to train on, instead of an error: an empty answer, no message of
-        the assistant's, no trained token.
+      max_tokens: Most tokens of an example; None if documents are cut into sequences anyway.
+      truncate: Cut longer examples, instead of raising an error.
+      drop_long: Leave out rows with longer examples, instead of raising an error.
+      drop_untrained: Leave out rows without a token to train on (an empty answer, no assistant message), instead of
+        raising an error.
     """
 
     max_tokens: int | None
@@ -48,13 +48,13 @@ class ExampleLimits:
 
 
 class ExampleRows:
-    """Examples of the rows of several sources, one source behind the other.
+    """Examples of the rows of several sources, which follow each other.
 
     Args:
-      parts: the sources.
-      tokenizer: of the model.
-      renderer: makes tokens of rows.
-      limits: what is done with rows that do not fit.
+      parts: The sources.
+      tokenizer: The model's tokenizer.
+      renderer: Turns samples into tokens.
+      limits: How rows that do not fit are treated.
     """
 
     def __init__(self, parts: Sequence[RowsOfForm], tokenizer: Tokenizer, renderer: Renderer, *, limits: ExampleLimits):
@@ -67,16 +67,16 @@ class ExampleRows:
         return sum(len(part.rows) for part in self._parts)
 
     def place(self, index: int) -> str:
-        """Where a row is, such as "data.jsonl:3"."""
+        """Returns where a row comes from, such as "data.jsonl:3"."""
         part, at = self._locate(index)
         return row_place(part.rows, at)
 
     def read(self, index: int) -> tuple[list[Example], DataReport]:
-        """The examples of a row, none where it is left out, and what happened to it.
+        """Returns the examples of a row (none if it is left out) and its counts.
 
         Raises:
-          UntrainedRowError: the row has nothing to train on, and such rows are not left out.
-          DataError: the row is malformed or too long; the message says where it is.
+          UntrainedRowError: The row has nothing to train on, and such rows are not left out.
+          DataError: The row is malformed or too long. The message says where it is.
         """
         part, at = self._locate(index)
         row = read_row(part.rows, at)
@@ -89,8 +89,10 @@ class ExampleRows:
             return [], DataReport(rows=1, dropped_untrained=1)
 
     def fingerprint(self) -> int:
-        """A number that differs, as good as always, for other rows: made of how many there are, and of some of them
-        from the first to the last."""
+        """Returns a checksum of the number of rows and of up to 33 rows, spread from the first to the last.
+
+        Other rows almost always have another checksum.
+        """
         if len(self) == 0:
             return 0
         last = len(self) - 1

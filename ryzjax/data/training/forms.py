@@ -1,4 +1,4 @@
-"""The forms rows are written in, told apart by their columns, and what each asks for."""
+"""The forms of rows, how they are detected from the columns, and how each is read as a sample."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["Form", "detect_form", "read_sample"]
 Form = Literal["messages", "prompt_completion", "alpaca", "preference", "text"]
 
 _COLUMNS: Mapping[Form, tuple[tuple[str, ...], ...]] = {
-    # The first that fits: preference pairs often keep the columns they were made from.
+    # The first match counts: preference pairs often keep the columns they were made from.
     "preference": (("chosen", "rejected"),),
     "messages": (("messages",), ("conversations",), ("conversation",)),
     "prompt_completion": (("prompt", "completion"),),
@@ -24,30 +24,30 @@ _COLUMNS: Mapping[Form, tuple[tuple[str, ...], ...]] = {
 
 
 def detect_form(row: Row) -> Form:
-    """The form whose columns the row has.
+    """Returns the form whose columns the row has.
 
     Raises:
-      DataError: of none.
+      DataError: The row has the columns of no form.
     """
     for form, choices in _COLUMNS.items():
         if any(all(name in row for name in names) for names in choices):
             return form
     expected = "; ".join(f"{form}: {' or '.join('+'.join(n) for n in names)}" for form, names in _COLUMNS.items())
-    raise row.error(
-        f"columns {', '.join(map(repr, row.values)) or 'none'} are of no form that is known. Expected {expected}"
-    )
+    raise row.error(f"columns {', '.join(map(repr, row.values)) or 'none'} match no known form. Expected {expected}")
 
 
 def read_sample(row: Row, form: Form, *, has_template: bool) -> Sample:
-    """What a row of a form asks for.
+    """Reads a row of a form as a sample.
 
     Args:
-      has_template: whether there is a chat template; alpaca rows are user and assistant with one, and text in
-        Alpaca's own layout without.
+      row: The row.
+      form: Its form.
+      has_template: Whether there is a chat template. With one, alpaca rows become user and assistant messages; without
+        one, text in Alpaca's own layout.
 
     Raises:
-      UntrainedRowError: the answer is empty, or no message is the assistant's.
-      DataError: the row has other columns, or malformed ones.
+      UntrainedRowError: The answer is empty, or no message is the assistant's.
+      DataError: Columns are missing or malformed.
     """
     return _READERS[form](row, has_template)
 
@@ -92,7 +92,7 @@ _READERS: Mapping[Form, Callable[[Row, bool], Sample]] = {
 
 
 def _pair(row: Row, prompt: str, completion: str) -> Answer:
-    """Two columns of text, or two of messages."""
+    """Reads two columns of text, or two of messages."""
     before, after = row.value(prompt), row.value(completion)
     if after is None or after == "" or after == []:
         expected = "text" if isinstance(before, str) else "an assistant message"
@@ -104,7 +104,7 @@ def _pair(row: Row, prompt: str, completion: str) -> Answer:
         raise row.error(f"{kinds}; expected both as text, or both as lists of messages")
     messages = read_messages(row, prompt)
     answer = read_messages(row, completion)
-    # Some data sets repeat the prompt in front of each answer.
+    # Some data sets repeat the prompt before each answer.
     if answer[: len(messages)] == messages and len(answer) > len(messages):
         answer = answer[len(messages) :]
     return _checked(
@@ -127,7 +127,7 @@ def _alpaca_answer(row: Row, output: str, has_template: bool) -> Answer:
 
 
 def _split_texts(row: Row, chosen: str, rejected: str) -> PreferencePair:
-    """Two whole texts: what they have in common, up to the last word both have whole, is the prompt."""
+    """Splits two whole texts: the prompt is their common start, up to the last whole word."""
     for name, text in (("chosen", chosen), ("rejected", rejected)):
         if not text:
             raise row.untrained(f"{name} is empty; expected text to train on")
@@ -135,11 +135,11 @@ def _split_texts(row: Row, chosen: str, rejected: str) -> PreferencePair:
         (i for i, (a, b) in enumerate(zip(chosen, rejected, strict=False)) if a != b), min(len(chosen), len(rejected))
     )
     if not (chosen[cut : cut + 1].strip() == "" == rejected[cut : cut + 1].strip()):
-        # Back to where the word began; a space is part of the word after it, as tokenizers have it.
+        # Back to the start of the word. A space belongs to the word after it, as in tokenizers.
         cut = max(chosen.rfind(" ", 0, cut), chosen.rfind("\n", 0, cut) + 1)
     prompt = chosen[:cut]
     if not prompt or not chosen[cut:].strip() or not rejected[cut:].strip():
-        raise row.error("chosen and rejected do not begin alike and end differently; add a prompt column")
+        raise row.error("chosen and rejected must start alike and end differently; add a prompt column")
     return PreferencePair(
         chosen=TextPair(prompt=prompt, completion=chosen[cut:]),
         rejected=TextPair(prompt=prompt, completion=rejected[cut:]),

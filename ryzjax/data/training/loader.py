@@ -1,4 +1,4 @@
-"""Batches without end, in an order that depends on the seed alone and can be taken up anywhere."""
+"""BatchLoader: an endless iterator over batches, whose order depends only on the seed and can be resumed anywhere."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["BatchLoader", "Batches"]
 
 
 class Batches(Protocol):
-    """An iterator over batches that can be stopped, and gone on with in another process."""
+    """An iterator over batches that can be resumed in another process."""
 
     def __iter__(self) -> Iterator[TrainBatch]: ...
 
@@ -36,22 +36,22 @@ class Batches(Protocol):
 class BatchLoader:
     """Batches of packed rows, epoch after epoch.
 
-    Data is shuffled, tokenized and packed a window of rows at a time, so that the first batch of a large data set is
-    there at once. The last batch of an epoch is filled up with padding, or left out.
+    Rows are shuffled, tokenized and packed a window at a time, so the first batch of a large data set is available at
+    once. The last batch of an epoch is padded, or left out.
 
     Args:
-      windows: the rows.
-      batch_rows: rows of a batch, over all processes.
-      drop_last: leave out the last batch of an epoch where it is not full.
-      epochs: to stop after; None goes on for ever.
-      process_index: of the processes that each take a slice of every batch, this one.
-      process_count: how many there are.
+      windows: The rows, in windows.
+      batch_rows: Rows of a batch, over all processes.
+      drop_last: Leave out the last batch of an epoch if it is not full.
+      epochs: Number of epochs; None never stops.
+      process_index: Index of this process. Each process takes a slice of every batch.
+      process_count: Number of processes.
 
     Attributes:
-      report: counts of the rows that this loader has tokenized so far.
+      report: Counts of the rows that this loader has tokenized so far.
 
     Raises:
-      ConfigError: `batch_rows` does not divide over processes, or pairs.
+      ConfigError: `batch_rows` does not divide over the processes, or over pairs.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class BatchLoader:
         self._fingerprint: int | None = None
 
     def shard(self, process_index: int, process_count: int) -> BatchLoader:
-        """A loader of one process's slice of the rows of each batch; all have the same `state`.
+        """Returns a loader of one process's slice of each batch. The `state` of all processes is the same.
 
         Raises:
           ConfigError: `batch_rows` does not divide over the processes.
@@ -102,7 +102,7 @@ class BatchLoader:
         )
 
     def one_pass(self) -> BatchLoader:
-        """A new loader of the first epoch alone, from its start: for evaluation."""
+        """Returns a new loader of only the first epoch, from its start, for evaluation."""
         return BatchLoader(
             self._windows,
             batch_rows=self._batch_rows,
@@ -114,23 +114,23 @@ class BatchLoader:
 
     @property
     def epoch(self) -> int:
-        """Passes over the data that are complete."""
+        """Number of complete passes over the data."""
         return self._epoch
 
     @property
     def num_rows(self) -> int:
-        """Rows of data."""
+        """Number of rows of data."""
         return len(self._windows.examples)
 
     def __iter__(self) -> Self:
         return self
 
     def __next__(self) -> TrainBatch:
-        """The next batch.
+        """Returns the next batch.
 
         Raises:
-          DataError: a row is bad, or no row makes an example.
-          StopIteration: after the last of `epochs`.
+          DataError: A row is malformed, or no row makes an example.
+          StopIteration: After the last of `epochs`.
         """
         while self._epochs is None or self._epoch < self._epochs:
             at_start = self._window == self._unit == 0
@@ -139,44 +139,44 @@ class BatchLoader:
                 return self._batch(units)
             if at_start:
                 raise DataError(
-                    f"no batch can be made of {self.num_rows:,} rows ({self.report}); expected more, or fewer that "
-                    "are dropped"
+                    f"no batch can be made of {self.num_rows:,} rows ({self.report}); expected more rows, or "
+                    "fewer that are dropped"
                 )
         raise StopIteration
 
     def state(self) -> dict[str, int]:
-        """Where the loader is, as JSON can hold it; `restore` goes on there."""
+        """Returns the loader's position as JSON values. `restore` continues from it."""
         return {"epoch": self._epoch, "window": self._window, "unit": self._unit, **self._identity()}
 
     def restore(self, state: Mapping[str, int]) -> None:
-        """Goes on where another loader was: its next batch is the one that the other's would have been.
+        """Continues from the state of another loader: the next batch is the one that the other would have returned.
 
         Raises:
-          ConfigError: the other read other data, or in another order.
+          ConfigError: The other loader read other data, or read it in another order.
         """
         for name, mine in self._identity().items():
             if state.get(name) != mine:
                 raise ConfigError(
                     f"the data is not that of the run to resume: its {name} was {state.get(name)}, and is {mine}. "
-                    "Resume with the same data and options, or start anew"
+                    "Resume with the same data and options, or start a new run"
                 )
         self._epoch, self._window, self._unit = (int(state[name]) for name in ("epoch", "window", "unit"))
         self._loaded = None
 
     def batch_places(self) -> tuple[str, ...]:
-        """Where the rows of the last batch are, such as "data.jsonl:3", in the order of its rows."""
+        """Returns where the rows of the last batch come from, such as "data.jsonl:3", in order."""
         rows = dict.fromkeys(row for segments in self._sources for row in segments)
         return tuple(self._windows.examples.place(row) for row in rows)
 
     def segment_places(self) -> list[list[str]]:
-        """The same for each segment of each row of the last batch."""
+        """Returns where each segment of each row of the last batch comes from."""
         return [[self._windows.examples.place(row) for row in segments] for segments in self._sources]
 
     def scan(self, *, show_progress: bool = False) -> DataReport:
-        """Reads and tokenizes all rows once, which finds every bad one, and counts them.
+        """Reads and tokenizes all rows once, which finds every malformed one, and returns their counts.
 
         Raises:
-          DataError: a row is bad.
+          DataError: A row is malformed.
         """
         if self._lengths is None:
             indices = range(self.num_rows)
@@ -190,10 +190,12 @@ class BatchLoader:
         return self._scanned
 
     def count_batches(self, epochs: int = 1, *, show_progress: bool = False) -> int:
-        """Batches of the first epochs, exactly. Reads and tokenizes all rows once, as `scan`; packing differs by epoch.
+        """Returns the exact number of batches of the first epochs, which differs by epoch because packing does.
+
+        Reads and tokenizes all rows once, as `scan` does.
 
         Raises:
-          DataError: a row is bad.
+          DataError: A row is malformed.
         """
         self.scan(show_progress=show_progress)
         assert self._lengths is not None
@@ -202,7 +204,7 @@ class BatchLoader:
         return sum(count // size if self._drop_last else -(-count // size) for count in units)
 
     def _take(self, count: int) -> list[Unit]:
-        """The next units of this epoch, fewer at its end, none where a part of a batch is left out."""
+        """Returns the next units of this epoch: fewer at its end, or none if an incomplete batch is left out."""
         units: list[Unit] = []
         while len(units) < count and self._window < len(self._windows):
             if self._loaded is None:
@@ -210,8 +212,8 @@ class BatchLoader:
                 self.report += report
                 if self._unit > len(self._loaded):
                     raise DataError(
-                        f"window {self._window} of the data has {len(self._loaded)} packed rows, and the run to go on "
-                        f"from has read {self._unit}: the rows, or how they are read, have changed since. Start anew"
+                        f"window {self._window} of the data has {len(self._loaded)} packed rows, but the run to "
+                        f"resume has read {self._unit}: the rows, or how they are read, have changed. Start a new run"
                     )
             taken = self._loaded[self._unit : self._unit + count - len(units)]
             units += taken

@@ -1,4 +1,4 @@
-"""Messages as chat templates want them, from rows in OpenAI's spelling or in ShareGPT's."""
+"""Reads messages of rows, in OpenAI's or ShareGPT's format, into the format of chat templates."""
 
 from __future__ import annotations
 
@@ -25,20 +25,21 @@ _SHAREGPT_ROLES = {
 
 
 def read_conversation_column(row: Row) -> list[dict[str, object]]:
-    """The messages of a row: of its `messages`, or else of its `conversations` (or `conversation`).
+    """Returns the messages of a row, from its column `messages`, `conversations` or `conversation`.
 
     Raises:
-      DataError: the row has none, or they are malformed.
+      DataError: The row has no such column, or a message is malformed.
     """
     name = next((name for name in ("messages", "conversations", "conversation") if name in row), "messages")
     return read_messages(row, name)
 
 
 def read_messages(row: Row, name: str) -> list[dict[str, object]]:
-    """A column of messages: role and content, or from and value.
+    """Returns the messages of a column, which have role and content, or from and value.
 
     Raises:
-      DataError: it is no list of them, or one is malformed.
+      UntrainedRowError: The list is empty.
+      DataError: The column is not a list of messages, or a message is malformed.
     """
     value = row.value(name)
     if not isinstance(value, (list, tuple)):
@@ -49,10 +50,10 @@ def read_messages(row: Row, name: str) -> list[dict[str, object]]:
 
 
 def read_tools(row: Row) -> list[Mapping[str, object]] | None:
-    """The functions a row offers: a list of JSON schemas, or the text of one. None where there are none.
+    """Returns the functions that a row offers: a list of JSON schemas, or JSON text of one. None if there are none.
 
     Raises:
-      DataError: `tools` is anything else.
+      DataError: `tools` is neither.
     """
     value = row.values.get("tools")
     if isinstance(value, str):
@@ -61,7 +62,7 @@ def read_tools(row: Row) -> list[Mapping[str, object]] | None:
         return None
     if not isinstance(value, list) or not all(isinstance(tool, Mapping) for tool in value):
         raise row.error(f"tools={value!r:.80} is not a list of JSON schemas, nor the JSON text of one")
-    # A bare function is what ShareGPT has; templates are written for OpenAI's wrapping.
+    # ShareGPT has bare functions, but templates expect OpenAI's wrapper.
     return [
         tool if "function" in tool or "name" not in tool else {"type": "function", "function": tool} for tool in value
     ]
@@ -101,12 +102,12 @@ def _sharegpt(row: Row, where: str, message: Mapping[object, object]) -> dict[st
 
 
 def _tool_calls(row: Row, where: str, calls: object) -> list[dict[str, object]]:
-    """Calls in OpenAI's shape with arguments as an object, which templates print as JSON."""
+    """Returns calls in OpenAI's format with the arguments as an object, which templates print as JSON."""
     result: list[dict[str, object]] = []
     for i, call in enumerate(calls if isinstance(calls, (list, tuple)) else [calls]):
         function = call.get("function", call) if isinstance(call, Mapping) else None
         if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
-            raise row.error(f"{where}[{i}]={call!r:.80} is no call; expected an object with name and arguments")
+            raise row.error(f"{where}[{i}]={call!r:.80} is not a call; expected an object with name and arguments")
         assert isinstance(call, Mapping)
         arguments = function.get("arguments", {})
         if isinstance(arguments, str):

@@ -1,4 +1,4 @@
-"""From a config to loaders: the rows are opened, their form found out, and some held out for evaluation."""
+"""open_data: opens the rows of a config, detects their form, holds some out for evaluation, and returns loaders."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ _CHARS_PER_TOKEN = 4
 
 
 class TrainingData(NamedTuple):
-    """Loaders of one run.
+    """The loaders of one run.
 
     Attributes:
-      train: goes on for ever.
-      evaluation: one epoch in the order of the rows, or None; `one_pass` starts it again.
-      forms: that the rows to train on are written in.
+      train: Endless batches.
+      evaluation: One epoch in the order of the rows, or None. `one_pass` starts it again.
+      forms: Forms of the training rows.
     """
 
     train: BatchLoader
@@ -53,18 +53,18 @@ def open_data(
     """Opens training data.
 
     Args:
-      config: which, and how.
-      tokenizer: of the model.
-      batch_rows: rows of a batch over all processes; for preference pairs, two a pair.
-      form: what the rows must be, such as "preference"; None takes config's, or finds it out.
-      rows: rows to train on in place of `config.data`, such as computed ones.
-      eval_rows: rows to evaluate on in place of `config.eval_data`.
-      drop_last: leave out the last batch of an epoch of training where it is not full, instead of padding.
+      config: Which data, and how it becomes batches.
+      tokenizer: The model's tokenizer.
+      batch_rows: Rows of a batch over all processes. A preference pair takes two rows.
+      form: Form that the rows must have, such as "preference"; None takes the config's form or detects it.
+      rows: Training rows in place of `config.data`, for example computed ones.
+      eval_rows: Evaluation rows in place of `config.eval_data`.
+      drop_last: Leave out the last training batch of an epoch if it is not full, instead of padding it.
 
     Raises:
-      ConfigError: the config names no data, or it cannot be held out as asked.
-      DataError: data is missing, malformed, or of forms that do not go together.
-      MissingExtraError: a package that reads it is not installed.
+      ConfigError: The config names no data, or the evaluation rows cannot be held out as asked.
+      DataError: Data is missing, malformed, or of forms that cannot be mixed.
+      MissingExtraError: A package that reads the data is not installed.
     """
     if (rows is None) == (not config.data):
         raise ConfigError("data names nothing to train on" if rows is None else "data and rows are both given")
@@ -101,14 +101,14 @@ def _parts(opened: Sequence[Rows], form: Form | None, limit: int | None) -> list
     for alone in ("preference", "text"):
         if alone in forms and len(forms) > 1:
             raise DataError(
-                f"data of the forms {', '.join(sorted(forms))} cannot be mixed; expected {alone} alone, or without "
-                "it. Where a form was found out wrongly, name it with form"
+                f"data of the forms {', '.join(sorted(forms))} cannot be mixed; expected {alone} alone, or data "
+                "without it. If a form was detected wrongly, name it with form"
             )
     return parts
 
 
 def _hold_out(parts: Sequence[RowsOfForm], config: DataConfig) -> tuple[list[RowsOfForm], list[RowsOfForm]]:
-    """(to train on, to evaluate on): a fixed random choice, in the order of the rows."""
+    """Returns (training rows, evaluation rows): a fixed random choice, in the order of the rows."""
     size = sum(len(part.rows) for part in parts)
     count = round(size * config.eval_fraction)
     if not 0 < count < size:

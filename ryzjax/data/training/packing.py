@@ -1,4 +1,4 @@
-"""Which examples share a row of a batch."""
+"""pack: decides which examples share a row of a batch."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ __all__ = ["pack"]
 
 
 def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:
-    """Puts lengths into bins: the longest first, each into the fullest bin that has room (best fit decreasing).
+    """Puts lengths into bins, the longest first, each into the fullest bin with enough room (best fit decreasing).
 
-    Needs at most 11/9 of the fewest bins and 6/9 of one (Johnson, 1973).
+    The number of bins is at most 11/9 of the minimum plus 6/9 (Johnson, 1973).
 
     Args:
-      lengths: of each example, at most `capacity`.
-      capacity: of a bin.
+      lengths: Length of each example, at most `capacity`.
+      capacity: Capacity of a bin.
 
     Returns:
-      Bins of ascending indices, in the order of their first ones.
+      Bins of ascending indices, ordered by their first index.
     """
     bins: list[list[int]] = []
     spaces: list[tuple[int, int]] = []

@@ -1,8 +1,8 @@
-"""Shuffled order without a list of it: where an index goes is computed, the same on every machine and version.
+"""permuted: a shuffle whose positions are computed one by one, identical on every machine and version.
 
-A Feistel network over the least even number of bits that holds the indices is a permutation of its range, whatever
-its round function is (Luby and Rackoff, 1988); what lands outside the indices is permuted again until it does not
-(cycle walking). NumPy's own generators may change between versions, after which a run could not be resumed.
+A Feistel network over the smallest even number of bits that holds the indices is a permutation of its range, whatever
+its round function is (Luby and Rackoff, 1988). Results outside the indices are permuted again until they are inside
+(cycle walking). NumPy's own generators may change between versions, and then a run could not be resumed.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ _MASK = (1 << 64) - 1
 
 
 def permuted(indices: np.ndarray, size: int, *key: int) -> np.ndarray:
-    """Where a shuffle puts indices.
+    """Returns the positions to which a shuffle moves indices.
 
     Args:
       indices: int [N], from 0 to size - 1.
-      size: of what is shuffled.
-      key: chooses the shuffle, such as seed and epoch.
+      size: Number of elements that are shuffled.
+      key: Numbers that select the shuffle, such as seed and epoch.
 
     Returns:
-      int64 [N]; over all indices, each number from 0 to size - 1 once.
+      int64 [N]. Over all indices, each number from 0 to size - 1 occurs once.
     """
     half = max(1, ((size - 1).bit_length() + 1) // 2)
     low = np.uint64((1 << half) - 1)

@@ -1,4 +1,4 @@
-"""Batches made ahead in a thread, while the step before them runs."""
+"""Prefetcher: makes batches ahead in a thread, while the previous step runs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _POLL_S = 0.1
 
 
 class _Made(NamedTuple):
-    """A batch, and what the loader said of itself after it; or why there is none."""
+    """A batch or the error that replaced it, and the loader's state after it."""
 
     batch: TrainBatch | BaseException
     state: dict[str, int]
@@ -28,12 +28,12 @@ class _Made(NamedTuple):
 class Prefetcher:
     """Takes batches from a loader in a thread, a few ahead.
 
-    `state`, `epoch` and `batch_places` are those of the batches that were taken from here, whatever is made ahead.
-    Use it with `with`, or `close` it.
+    `state`, `epoch` and `batch_places` describe the last batch that was taken from the prefetcher, not the last one
+    made. Use it in a `with` block, or `close` it.
 
     Args:
-      batches: nobody else may use it meanwhile.
-      depth: batches made ahead.
+      batches: The loader. Nothing else may use it meanwhile.
+      depth: Number of batches made ahead.
     """
 
     def __init__(self, batches: Batches, *, depth: int = 2):
@@ -57,7 +57,7 @@ class Prefetcher:
         return self
 
     def __next__(self) -> TrainBatch:
-        """The next batch; errors are the loader's, when their turn comes."""
+        """Returns the next batch, or raises the error that the loader raised in its place."""
         if self._end is not None:
             raise self._end
         if self._thread is None:
@@ -72,25 +72,25 @@ class Prefetcher:
 
     @property
     def epoch(self) -> int:
-        """Passes over the data that are complete."""
+        """Number of complete passes over the data."""
         return self._epoch
 
     def state(self) -> dict[str, int]:
-        """Where the loader was after the last batch that was taken."""
+        """Returns the loader's state after the last batch that was taken."""
         return dict(self._state)
 
     def restore(self, state: Mapping[str, int]) -> None:
-        """As the loader's; what was made ahead is dropped."""
+        """Restores the loader's state and drops the batches that were made ahead."""
         self.close()
         self._batches.restore(state)
         self._state, self._epoch, self._end = self._batches.state(), self._batches.epoch, None
 
     def batch_places(self) -> tuple[str, ...]:
-        """Where the rows of the last batch that was taken are."""
+        """Returns where the rows of the last batch that was taken come from."""
         return self._places
 
     def close(self) -> None:
-        """Ends the thread. The loader stands where it was with the last batch made, not the last taken."""
+        """Ends the thread. The loader then stands after the last batch made, not the last one taken."""
         self._stop.set()
         if self._thread is not None:
             self._thread.join()
@@ -108,7 +108,7 @@ class Prefetcher:
         while not stop.is_set():
             try:
                 batch: TrainBatch | BaseException = next(self._batches)
-            # Whatever it is belongs to whoever asks for the batch.
+            # Every error is raised where the batch is taken.
             except BaseException as error:
                 batch = error
             item = _Made(batch, self._batches.state(), self._batches.batch_places(), self._batches.epoch)

@@ -1,10 +1,10 @@
-"""Samples become examples: the tokens a server would feed the model, and the answers in them as targets.
+"""Renderer: turns samples into examples, with the tokens that a server feeds the model and the answers as targets.
 
-Which tokens an assistant turn is, is known in one of two ways. A template with {% generation %} blocks says it. For
-others, the prompt of a turn is what the server renders of the messages before it, and the turn is what the template
-adds with it, up to and with the special token that ends it. Where a template shows old turns in another way than new
-ones (Qwen3 leaves out old thoughts), no single rendering has every turn as it is generated; such a row becomes
-several examples, with each turn trained once, in the context a server would give it.
+There are two ways to find the tokens of an assistant turn. A template with {% generation %} blocks marks them. For
+other templates, the prompt of a turn is what the server renders of the messages before it, and the turn is what the
+template adds with it, up to and including the special token that ends it. Some templates render old turns differently
+from new ones (Qwen3 leaves out old thoughts), so no single rendering has every turn as it is generated. Such a row
+becomes several examples, in which each turn is trained once, in the context that a server would give it.
 """
 
 from __future__ import annotations
@@ -31,20 +31,20 @@ _PROBE = "ryzjax"
 
 
 class _Turn(NamedTuple):
-    """An assistant turn and all before it: `token_ids[start:]` are what the model generates."""
+    """An assistant turn and everything before it. The model generates `token_ids[start:]`."""
 
     token_ids: list[int]
     start: int
 
 
 class Renderer:
-    """Makes examples of samples.
+    """Turns samples into examples.
 
     Args:
-      tokenizer: with the chat template, for conversations.
-      train_on: "completion" is the last assistant turn, or the completion where the row has one; "assistant" is
-        every assistant turn; "all" is every token.
-      variables: for the template, such as `enable_thinking`.
+      tokenizer: The model's tokenizer, with the chat template for conversations.
+      train_on: "completion" trains the last assistant turn, or the completion if the row has one; "assistant" trains
+        every assistant turn; "all" trains every token.
+      variables: Variables of the template, such as `enable_thinking`.
     """
 
     def __init__(self, tokenizer: Tokenizer, *, train_on: TrainOn, variables: Mapping[str, object] | None = None):
@@ -58,13 +58,14 @@ class Renderer:
         self._warned = False
 
     def examples(self, sample: Sample, row: Row) -> list[Example]:
-        """The examples of a sample: one as a rule; chosen and rejected of a preference pair.
+        """Returns the examples of a sample: usually one, or chosen and rejected for a preference pair.
 
         Args:
-          row: what it was read from, for messages.
+          sample: The sample.
+          row: The row it was read from, for messages.
 
         Raises:
-          DataError: the template refuses the messages, leaves a role out, or does not say what a turn is.
+          DataError: The template refuses the messages, ignores a role, or does not show where a turn starts.
         """
         try:
             if isinstance(sample, Document):
@@ -104,7 +105,7 @@ class Renderer:
             return [self._marked(answer, template, wanted, row)]
         turns = [self._turn(answer, i, row) for i in wanted if i > 0]
         if not turns:
-            raise row.untrained("begins with its only assistant message; expected a message before it that it answers")
+            raise row.untrained("starts with its only assistant message; expected a message before it that it answers")
         return _merge(turns)
 
     def _document(self, document: Document) -> Example:
@@ -137,9 +138,10 @@ class Renderer:
         return _Turn(ids, len(prompt_ids))
 
     def _after_header(self, conversation: Conversation, index: int, prompt: str, text: str) -> str | None:
-        """The turn in `text` where the template renders what is before it in another way than in `prompt`.
+        """Returns the turn in `text` if the template renders the messages before it differently from `prompt`.
 
-        The prompt ends with the header of the turn; what follows the last such header is the turn.
+        The prompt ends with the header of the turn, so the turn follows the last such header. None if there is no such
+        header.
         """
         header = prompt.removeprefix(self._render(conversation, index))
         content = conversation.messages[index].get("content")
@@ -156,13 +158,13 @@ class Renderer:
             if len(spans) != len(turns):
                 raise row.error(
                     f"the chat template has {len(spans)} {{% generation %}} blocks for {len(turns)} assistant "
-                    "messages, so which is whose is not known; expected one each, or train_on=assistant"
+                    "messages, so it is unclear which belongs to which; expected one each, or train_on=assistant"
                 )
             spans = [span for i, span in zip(turns, spans, strict=True) if i in wanted]
         ids, counts = encode_pieces(self._tokenizer, marked.text, [at for span in spans for at in span])
         tokens = list(zip(counts[::2], counts[1::2], strict=True))
         special = self._tokenizer.special_token_ids
-        # Blocks that leave the ending token out would train a model that never stops.
+        # Without the ending token, which some blocks leave out, the model would never learn to stop.
         tokens = [
             (start, end + 1 if end < len(ids) and ids[end] in special and ids[end - 1] not in special else end)
             for start, end in tokens
@@ -186,12 +188,12 @@ class Renderer:
         return self._tokenizer.encode(text, add_special_tokens=False)
 
     def _until_end(self, text: str) -> str:
-        """The text up to the special token that ends it: the line end behind that is the template's own."""
+        """Returns the text up to the special token that ends it, without the template's line end after it."""
         stripped = text.rstrip()
         return stripped if self._special_texts and stripped.endswith(self._special_texts) else text
 
     def _ended(self, ids: list[int]) -> list[int]:
-        """The tokens with the end of sequence behind them, where no special token ends them."""
+        """Returns the tokens, with the end of sequence appended if no special token ends them."""
         if ids and ids[-1] in self._tokenizer.special_token_ids:
             return ids
         return [*ids, self._end_of_sequence()]
@@ -215,7 +217,7 @@ class Renderer:
             )
 
     def _check_rendered(self, conversation: Conversation, row: Row) -> None:
-        """Refuses rows with what the template says nothing of: roles, calls or tools would be lost without a word."""
+        """Rejects rows with roles, calls or tools that the template ignores, because they would be lost silently."""
         has_tools = bool(conversation.tools)
         for i, message in enumerate(conversation.messages):
             probes = {("role " + repr(message["role"]), has_tools): {"role": message["role"], "content": _PROBE}}
@@ -226,11 +228,11 @@ class Renderer:
                 if what not in self._rendered and message != probe:
                     messages = [*conversation.messages[:i], probe, *conversation.messages[i + 1 :]]
                     if not self._differs(conversation, replace(conversation, messages=messages)):
-                        raise row.error(f"messages[{i}] has {what[0]}, of which the chat template renders nothing")
+                        raise row.error(f"messages[{i}] has {what[0]}, which the chat template does not render")
                     self._rendered.add(what)
         if has_tools and ("tools", True) not in self._rendered:
             if not self._differs(conversation, replace(conversation, tools=None)):
-                raise row.error("has tools, of which the chat template renders nothing; give one for tools")
+                raise row.error("has tools, which the chat template does not render; give a template with tools")
             self._rendered.add(("tools", True))
 
     def _differs(self, conversation: Conversation, other: Conversation) -> bool:
@@ -238,7 +240,7 @@ class Renderer:
         try:
             return self._render(other, len(other.messages)) != text
         except RequestError:
-            return True  # It reads what is missing in the other.
+            return True  # The template reads what the other conversation lacks.
 
 
 def _wanted_turns(conversation: Conversation, train_on: TrainOn) -> list[int]:
@@ -251,7 +253,7 @@ def _wanted_turns(conversation: Conversation, train_on: TrainOn) -> list[int]:
 
 
 def _merge(turns: Sequence[_Turn]) -> list[Example]:
-    """As few examples as hold every turn behind exactly its own prompt, in the order of their ends."""
+    """Returns the fewest examples in which every turn follows exactly its own prompt, ordered by their ends."""
     examples: list[Example] = []
     left = list(turns)
     while left:

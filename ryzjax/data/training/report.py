@@ -1,4 +1,4 @@
-"""What became of the rows: counts."""
+"""DataReport: counts of what happened to the rows."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ __all__ = ["DataReport"]
 
 @dataclass(frozen=True, kw_only=True)
 class DataReport:
-    """Counts of rows and tokens; the sum of two is that of both sets of rows.
+    """Counts of rows and tokens. The sum of two reports is the report of both sets of rows.
 
     Attributes:
-      rows: read.
-      examples: made of them and kept.
-      dropped_long: rows left out because they are longer than a sequence.
-      dropped_untrained: rows left out because no token of theirs is trained.
-      truncated: examples that were cut to a sequence.
-      tokens: of the examples.
-      trained_tokens: of these, targets of the loss.
+      rows: Rows read.
+      examples: Examples made and kept.
+      dropped_long: Rows left out because they are longer than a sequence.
+      dropped_untrained: Rows left out because none of their tokens is trained.
+      truncated: Examples that were cut to a sequence.
+      tokens: Tokens of the examples.
+      trained_tokens: Tokens that are targets of the loss.
     """
 
     rows: int = 0

@@ -1,4 +1,4 @@
-"""Rows of files and of Hugging Face data sets, in random order: JSON lines, JSON, Parquet, plain text."""
+"""Rows of files (JSON lines, JSON, Parquet, plain text) and of Hugging Face data sets, with random access."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ _SUFFIXES = (".jsonl", ".json", ".parquet", ".txt")
 
 
 def open_rows(source: str, *, text_piece_chars: int) -> Rows:
-    """The rows of one file or data set, at least one.
+    """Returns the rows of one file or data set. There is at least one.
 
     Args:
-      source: a .jsonl, .json, .parquet or .txt file; or a data set, "org/name", "org/name:split" or
-        "org/name:config:split" (split is "train" where it is not named).
-      text_piece_chars: a .txt file is read in pieces of at most so many characters, a row each.
+      source: A .jsonl, .json, .parquet or .txt file; or a data set, "org/name", "org/name:split" or
+        "org/name:config:split" (the default split is "train").
+      text_piece_chars: Most characters of a piece of a .txt file. Each piece is a row.
 
     Raises:
-      DataError: no such file, of another kind, empty, or not readable.
-      MissingExtraError: the package that reads it is not installed.
+      DataError: The file does not exist, has another suffix, is empty, or cannot be read.
+      MissingExtraError: The package that reads it is not installed.
     """
     path = Path(source).expanduser()
     if path.is_file():
@@ -63,18 +63,18 @@ def _open_file(path: Path, text_piece_chars: int) -> Rows:
 
 
 class JsonLinesRows:
-    """A file with a JSON object a line. Lines are found when it is opened and parsed when they are read."""
+    """A file with one JSON object per line. Lines are found when it is opened and parsed when they are read."""
 
     def __init__(self, path: Path):
         self._path = path
         if path.stat().st_size == 0:
-            raise DataError(f"{path} is empty; expected a JSON object a line")
+            raise DataError(f"{path} is empty; expected one JSON object per line")
         with path.open("rb") as file:
             self._bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         newlines = _newlines(self._bytes)
         starts = np.concatenate([[0], newlines + 1]).astype(np.int64)
         ends = np.concatenate([newlines, [len(self._bytes)]]).astype(np.int64)
-        # Blank lines are no rows, but count for the numbers of those after them.
+        # Blank lines are not rows, but they count in line numbers.
         short = np.flatnonzero(ends - starts <= 2)
         blank = [i for i in short if not self._bytes[starts[i] : ends[i]].strip()]
         self._lines = np.delete(np.arange(len(starts)), blank)
@@ -95,19 +95,19 @@ class JsonLinesRows:
         return _json_object(values, self.place(index))
 
     def place(self, index: int) -> str:
-        """File and line."""
+        """Returns the file and the line."""
         return f"{self._path}:{self._lines[index] + 1}"
 
 
 def _newlines(data: mmap.mmap) -> np.ndarray:
-    """Where line ends are, found a part of the file at a time."""
+    """Returns the positions of line ends. The file is scanned in parts, to limit memory."""
     view = np.frombuffer(data, np.uint8)
     parts = range(0, len(view), _SCAN_BYTES)
     return np.concatenate([np.flatnonzero(view[at : at + _SCAN_BYTES] == ord("\n")) + at for at in parts])
 
 
 class JsonFileRows:
-    """A file with one JSON list of objects, held in memory; each knows the line it begins on."""
+    """A file with one JSON list of objects, held in memory. Each object knows the line it starts on."""
 
     def __init__(self, path: Path):
         self._path = path
@@ -119,7 +119,7 @@ class JsonFileRows:
         self._lines: list[int] = []
         at = self._skip(text, 0)
         if text[at : at + 1] != "[":
-            raise DataError(f"{path}: does not begin with '['; expected a list of objects, or JSON lines in a .jsonl")
+            raise DataError(f"{path}: does not start with '['; expected a list of objects, or JSON lines in a .jsonl")
         decoder, line, counted = json.JSONDecoder(), 1, 0
         at = self._skip(text, at + 1)
         while text[at : at + 1] != "]":
@@ -143,7 +143,7 @@ class JsonFileRows:
         return _json_object(self._rows[index], self.place(index))
 
     def place(self, index: int) -> str:
-        """File and line."""
+        """Returns the file and the line."""
         return f"{self._path}:{self._lines[index]}"
 
     @staticmethod
@@ -154,7 +154,7 @@ class JsonFileRows:
 
 
 class Table(Protocol):
-    """What is needed of an Arrow-like table: a `datasets.Dataset`, or Parquet by way of one."""
+    """What is needed of an Arrow-like table, such as a `datasets.Dataset` or a Parquet file."""
 
     def __len__(self) -> int: ...
 
@@ -162,7 +162,7 @@ class Table(Protocol):
 
 
 class TableRows:
-    """Rows of a table. Columns that are null are left out: a table of mixed rows has them all in every row."""
+    """Rows of a table. Null columns are left out, because a table of mixed rows has all columns in every row."""
 
     def __init__(self, table: Table, name: str):
         self._table = table
@@ -177,14 +177,14 @@ class TableRows:
         return row
 
     def place(self, index: int) -> str:
-        """File or data set, and row, counted from 0 as tables do."""
+        """Returns the file or data set and the row, counted from 0 as in tables."""
         return f"{self._name}, row {index}"
 
 
 class TextFileRows:
-    """A text file as a row, or as several that follow each other: pieces that end with a line where they can.
+    """A text file as one row, or as several consecutive pieces that end at a line end where possible.
 
-    A row has `text`, `begins` (it is the first) and `ends` (it is the last).
+    A row has `text`, `begins` (whether it is the first) and `ends` (whether it is the last).
     """
 
     def __init__(self, path: Path, *, piece_chars: int):
@@ -213,20 +213,20 @@ class TextFileRows:
         return {"text": text, "begins": index == 0, "ends": index == len(self._ends) - 1}
 
     def place(self, index: int) -> str:
-        """File and line."""
+        """Returns the file and the line."""
         start = self._ends[index - 1] if index else 0
         line = 1 + self._text.count("\n", 0, start)
         return f"{self._path}:{line}"
 
 
 class _ArrowTable:
-    """A pyarrow table, which holds rows by column, as a `Table`."""
+    """A pyarrow table, which stores columns, as a `Table`."""
 
     def __init__(self, table: object):
         self._table = table
 
     def __len__(self) -> int:
-        return getattr(self._table, "num_rows")  # noqa: B009 - pyarrow has no types
+        return getattr(self._table, "num_rows")  # noqa: B009 - pyarrow is not typed
 
     def __getitem__(self, index: int) -> Mapping[str, object]:
         return getattr(self._table, "slice")(index, 1).to_pylist()[0]  # noqa: B009

@@ -1,4 +1,4 @@
-"""What rows of training data are to the rest: a length, and a mapping by index; parts and joins of them."""
+"""Rows: the interface of training data, with a length and a mapping by index. Also subsets of rows."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["LocatedRows", "Rows", "SelectedRows", "read_row", "row_place"]
 
 
 class Rows(Protocol):
-    """Rows that can be read in any order: a list of dicts is one, and so is anything that computes them."""
+    """Rows with random access: a list of dicts, or any object that computes them."""
 
     def __len__(self) -> int: ...
 
@@ -22,7 +22,7 @@ class Rows(Protocol):
 
 @runtime_checkable
 class LocatedRows(Protocol):
-    """Rows that know where they are, such as line 3 of a file."""
+    """Rows that know where they come from, such as line 3 of a file."""
 
     def place(self, index: int, /) -> str: ...
 
@@ -41,20 +41,20 @@ class SelectedRows:
         return self._rows[int(self._indices[index])]
 
     def place(self, index: int) -> str:
-        """Where the row is in the rows it was taken from."""
+        """Returns where the row comes from in the original rows."""
         return row_place(self._rows, int(self._indices[index]))
 
 
 def row_place(rows: Rows, index: int) -> str:
-    """Where a row is, for messages: "data.jsonl:3", or "row 2" (counted from 0) of rows that do not know."""
+    """Returns where a row comes from, for messages: "data.jsonl:3", or "row 2" (from 0) if the rows do not know."""
     return rows.place(index) if isinstance(rows, LocatedRows) else f"row {index}"
 
 
 def read_row(rows: Rows, index: int) -> Row:
-    """One row with its place.
+    """Returns one row with its place.
 
     Raises:
-      DataError: the row is malformed.
+      DataError: The row is not a mapping.
     """
     place = row_place(rows, index)
     values = rows[index]

@@ -1,4 +1,4 @@
-"""What a row asks for, whatever form it was written in."""
+"""Samples: the content of a row, independent of the form it was written in."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ class Conversation:
     """Messages for the chat template.
 
     Attributes:
-      messages: with at least one of the assistant's from `completion` on.
+      messages: Messages, at least one of which, from `completion` on, is the assistant's.
       tools: JSON schemas of functions, or None.
-      completion: index of the first message that is answer and not prompt; None where a row does not say, and its
-        last assistant turn is the answer.
+      completion: Index of the first message that belongs to the answer, not the prompt. None if the row does not say;
+        then the last assistant turn is the answer.
     """
 
     messages: Sequence[Message]
@@ -28,7 +28,7 @@ class Conversation:
 
 @dataclass(frozen=True, kw_only=True)
 class TextPair:
-    """A text and what is to follow it, without a chat template."""
+    """A prompt and its completion as text, without a chat template."""
 
     prompt: str
     completion: str
@@ -36,7 +36,7 @@ class TextPair:
 
 @dataclass(frozen=True, kw_only=True)
 class Document:
-    """Text to continue; `begins` and `ends` are False within a longer one."""
+    """A text to continue. `begins` and `ends` are False inside a longer text."""
 
     text: str
     begins: bool = True
@@ -48,7 +48,7 @@ Answer = Conversation | TextPair
 
 @dataclass(frozen=True, kw_only=True)
 class PreferencePair:
-    """Two answers to one prompt, the better one first."""
+    """Two answers to one prompt: the better one and the worse one."""
 
     chosen: Answer
     rejected: Answer

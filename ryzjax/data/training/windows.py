@@ -1,4 +1,4 @@
-"""A window of rows as packed rows of a batch: the unit in which data is shuffled, tokenized and packed."""
+"""Windows: the unit in which rows are shuffled, tokenized and packed into rows of a batch."""
 
 from __future__ import annotations
 
@@ -17,23 +17,24 @@ from ryzjax.data.training.report import DataReport
 __all__ = ["Arrangement", "Unit", "Windows"]
 
 Arrangement = Literal["packed", "single", "pairs", "cut"]
-"""Rows of a batch hold several examples; one; chosen and rejected in turn; or documents end to end, cut."""
+"""A row of a batch holds several examples (packed), one example (single), the chosen or rejected answer of a pair
+(pairs), or a part of documents laid end to end (cut)."""
 
 Unit = list[list[Segment]]
-"""Rows of a batch that stay together: one, or two in pairs."""
+"""Rows of a batch that stay together: one, or two for pairs."""
 _ROWS_STREAM, _UNITS_STREAM = 1, 2
 
 
 @dataclass(frozen=True, kw_only=True)
 class Windows:
-    """Every window of every epoch, each computed on its own, so that a run can go on at any.
+    """Every window of every epoch. Each is computed independently, so a run can resume at any of them.
 
     Attributes:
-      examples: of all rows.
-      sequence_tokens: length of a row of a batch.
-      arrangement: of examples in rows of a batch.
-      seed: of the shuffle, anew for each epoch; None keeps the order of the rows.
-      window_rows: rows of data in a window.
+      examples: Examples of all rows.
+      sequence_tokens: Tokens of a row of a batch.
+      arrangement: How examples fill rows of a batch.
+      seed: Seed of the shuffle, which differs by epoch; None keeps the order of the rows.
+      window_rows: Rows of data in a window.
     """
 
     examples: ExampleRows
@@ -54,7 +55,7 @@ class Windows:
         """Tokenizes, packs and shuffles a window.
 
         Raises:
-          DataError: a row is bad.
+          DataError: A row is malformed.
         """
         found: list[list[Segment]] = []
         report = DataReport()
@@ -65,7 +66,7 @@ class Windows:
         return self._shuffled(self._units(found), epoch, window), report
 
     def count_units(self, epoch: int, lengths: Sequence[Sequence[int]]) -> int:
-        """Units of an epoch, by the lengths of each row's examples alone."""
+        """Returns the number of units of an epoch, given the lengths of each row's examples."""
         count = 0
         for window in range(len(self)):
             of_rows = [lengths[int(index)] for index in self._rows(epoch, window)]
@@ -100,7 +101,7 @@ class Windows:
                 return [[row] for row in cut_into_rows(segments, self.sequence_tokens)]
 
     def _shuffled(self, units: list[Unit], epoch: int, window: int) -> list[Unit]:
-        # Packing sorts by length, and a long document is many rows in a row.
+        # Packing sorts by length, and a long document makes many consecutive rows.
         if self.seed is None or len(units) < 2:
             return units
         order = permuted(np.arange(len(units)), len(units), self.seed, _UNITS_STREAM, epoch, window)

@@ -134,7 +134,8 @@ def _shape_by_history(logits: Array, inputs: SamplingInputs, history: Array, bia
     shaped = logits + bias
     repeat = inputs.repetition[:, None]
     shaped = jnp.where(seen, jnp.where(shaped > 0, shaped / repeat, shaped * repeat), shaped)
-    shaped = shaped - inputs.frequency[:, None] * count - inputs.presence[:, None] * (count > 0)
+    penalty = inputs.frequency[:, None] * count.astype(jnp.float32)
+    shaped = shaped - penalty - jnp.where(count > 0, inputs.presence[:, None], 0)
     banned = ((history & STOP_BIT) != 0) & inputs.ban_stops[:, None]
     return jnp.where(inputs.use_history[:, None], jnp.where(banned, _NEVER, shaped), logits)
 

@@ -1,4 +1,4 @@
-"""Engine: schedule, run, commit. One owner of the model, the KV cache and the scheduler; not thread-safe."""
+"""Engine: schedule, run, commit. It owns the model, the KV cache and the scheduler, and is not thread-safe."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 from ryzjax.errors import RyzJAXError
 from ryzjax.obs.metrics import EngineMetrics, RequestStats
 from ryzjax.serving.device.runner import InFlightStep, ModelRunner
-from ryzjax.serving.device.step import StepResult
+from ryzjax.serving.device.step_result import StepResult
 from ryzjax.serving.host.scheduler import Scheduler
 from ryzjax.serving.host.sequence import Sequence, SequenceState
 from ryzjax.serving.host.step_plan import StepPlan
@@ -27,12 +27,12 @@ _log = logging.getLogger(__name__)
 
 
 class Engine:
-    """Continuous batching: sequences join and leave at any step.
+    """Continuous batching. Sequences join and leave at any step.
 
     Args:
-      runner: compiled and allocated.
-      scheduler: over the runner's page pool.
-      metrics: counts what happens.
+      runner: a compiled runner with its arrays allocated.
+      scheduler: the scheduler of the runner's page pool.
+      metrics: the counters of the engine.
       overlap: dispatch step n+1 before reading the tokens of step n. The tokens are the same either way.
     """
 
@@ -50,25 +50,25 @@ class Engine:
         return self._in_flight is not None or self.scheduler.has_work
 
     def add(self, request: EngineRequest) -> TokenEvent | None:
-        """Queues a request; a refusal comes back as its error event."""
+        """Queues a request. Returns an error event if the scheduler refuses it."""
         try:
             self.scheduler.add(request)
         except RyzJAXError as error:
-            # Without its traceback, whose frames would keep the engine alive.
+            # Without the traceback, whose frames would keep the engine alive.
             return TokenEvent(request_id=request.request_id, finish_reason="error", error=error.with_traceback(None))
-        # The scheduler checks a request before it changes anything, so what a malformed one raises is its own failure.
+        # The scheduler checks a request before it changes anything, so this error concerns only this request.
         except Exception as error:
             return _failed(request, error)
         return None
 
     def abort(self, request_id: str) -> None:
-        """Ends a request, wherever it is; its pages are free at once. Unknown ids are ignored."""
+        """Ends a request and frees its pages at once. Unknown ids are ignored."""
         sequence = self.scheduler.abort(request_id)
         if sequence is not None:
             self._record_done(sequence, "abort")
 
     def step(self) -> list[TokenEvent]:
-        """One turn of the loop; the events of the step that was read."""
+        """Runs one iteration of the loop and returns the events of the step that it read."""
         if self.overlap:
             return self._step_overlapped()
         step = self._dispatch_next()
@@ -85,18 +85,18 @@ class Engine:
         return None if plan is None else self.runner.dispatch(plan)
 
     def prefetch_adapter(self, adapter: ServedAdapter) -> None:
-        """Writes an adapter into a slot ahead of its first request, if one is empty."""
+        """Writes an adapter into an empty slot before its first request, if there is an empty slot."""
         if self.scheduler.adapters is not None and self.scheduler.adapters.prefetch(adapter):
             self._write_adapters()
 
     def retire_adapter(self, adapter: ServedAdapter) -> None:
-        """No new request will name this version; those that do keep it to their end."""
+        """Retires a version. No new request uses it, and running requests keep it to their end."""
         if self.scheduler.adapters is not None:
             self.scheduler.adapters.retire(adapter)
             self.metrics.set_loaded_adapters(self.scheduler.adapters.num_loaded)
 
     def _write_adapters(self) -> None:
-        """Starts writing the adapters that the next step, or a request to come, needs in its slots."""
+        """Starts writing the adapters that the next step or a future request needs."""
         if self.scheduler.adapters is None:
             return
         for slot, adapter in self.scheduler.adapters.take_loads():
@@ -106,13 +106,13 @@ class Engine:
         self.metrics.set_loaded_adapters(self.scheduler.adapters.num_loaded)
 
     def finish_in_flight(self) -> None:
-        """Waits for the step in flight, whose tokens are dropped; the engine is not used after it."""
+        """Waits for the step in flight and drops its tokens. The engine cannot be used afterwards."""
         if self._in_flight is not None:
             self.runner.read(self._in_flight)
             self._in_flight = None
 
     def check_integrity(self) -> None:
-        """Raises AssertionError where pages or slots are lost; call when idle."""
+        """Raises AssertionError if pages or slots are lost."""
         self.scheduler.check_integrity()
 
     def _commit(self, step: InFlightStep) -> list[TokenEvent]:
@@ -138,10 +138,10 @@ class Engine:
         return events
 
     def _prompt_events(self, plan: StepPlan, result: StepResult) -> list[TokenEvent]:
-        """What a step read of prompts: an event for each sequence, ahead of its token's or of its end."""
+        """Returns the events of scored and pooled prompts. They precede the event of the sequence's token or end."""
         events: list[TokenEvent] = []
         start = 0
-        # Also of a sequence that has lost its pages since: it is not scored again.
+        # This includes sequences that were preempted since, because they are not scored again.
         for reading in plan.readings:
             sequence, stop = reading.row.sequence, start + len(reading.scored)
             if reading.scored and sequence.state is not SequenceState.FINISHED:
@@ -160,7 +160,7 @@ class Engine:
         *arguments: Arguments.args,
         **options: Arguments.kwargs,
     ) -> TokenEvent:
-        """An event of one sequence. Where it cannot be made, that sequence ends with an error, and the others go on."""
+        """Returns the event that `make` returns. If `make` fails, its sequence ends with an error; others continue."""
         try:
             return make(sequence, *arguments, **options)
         except Exception as error:
@@ -231,7 +231,7 @@ class Engine:
 
 
 def _failed(request: EngineRequest, error: Exception) -> TokenEvent:
-    """The last event of a request that failed for a reason nobody expected."""
+    """Returns the last event of a request that failed unexpectedly."""
     _log.error("request %s failed", request.request_id, exc_info=error)
     cause = f"{type(error).__name__}: {error}"
     failure = RuntimeError(f"request {request.request_id!r} failed in the engine ({cause}); other requests go on")

@@ -1,4 +1,4 @@
-"""EngineThread: the engine's own thread. Callers post frozen messages in and get batches of events back."""
+"""EngineThread: the thread of the engine. Callers post frozen messages to it and get batches of events back."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ class _Stop:
 
 
 class EngineThread:
-    """Runs an engine until stopped, or until the interpreter exits.
+    """Runs an engine until it is stopped or the interpreter exits.
 
     Args:
-      engine: used by this thread alone once started.
-      listeners: get the events of each step; this thread closes them when it ends.
+      engine: the engine. Only this thread uses it after `start`.
+      listeners: the receivers of the events of each step. The thread closes them when it ends.
     """
 
     def __init__(self, engine: Engine, listeners: Listeners):
@@ -55,7 +55,7 @@ class EngineThread:
         self._inbox: queue.SimpleQueue[EngineRequest | _Abort | _Prefetch | _Retire | _Stop] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self.failure: str | None = None
-        """What ended the engine, where it failed."""
+        """Why the engine failed, or None."""
 
     def start(self) -> None:
         """Starts the thread."""
@@ -63,9 +63,9 @@ class EngineThread:
         self._thread.start()
 
     def request_stop(self) -> None:
-        """Ends the loop after the current step, without waiting for it; the garbage collector may call this.
+        """Ends the loop after the current step without waiting for it. The garbage collector may call this method.
 
-        It takes no lock: `SimpleQueue.put` is reentrant.
+        It takes no lock, because `SimpleQueue.put` is reentrant.
         """
         self._inbox.put(_Stop())
 
@@ -81,14 +81,14 @@ class EngineThread:
         return self._thread.is_alive()
 
     def submit(self, requests: Sequence[EngineRequest], listener: Listener) -> None:
-        """Queues requests, all or none; the listener gets their events. Errors as for `Listeners.add`."""
+        """Queues all requests or none. The listener gets their events. Raises what `Listeners.add` raises."""
         with self._listeners.lock:
             self._listeners.add(requests, listener)
             for request in requests:
                 self._inbox.put(request)
 
     def close(self, request_id: str, listener: Listener, *, abort: bool) -> None:
-        """Closes a request of this listener, and aborts it if told so. One that is not open is ignored."""
+        """Closes a request of this listener, and aborts it if `abort` is set. A request that is not open is ignored."""
         with self._listeners.lock:
             if self._listeners.remove(request_id, listener) and abort:
                 self._inbox.put(_Abort(request_id))
@@ -100,11 +100,11 @@ class EngineThread:
                 self._inbox.put(_Abort(request_id))
 
     def prefetch(self, adapter: ServedAdapter) -> None:
-        """Has an adapter written into an empty slot between two steps, if there is one."""
+        """Writes an adapter into an empty slot between two steps, if there is one."""
         self._inbox.put(_Prefetch(adapter))
 
     def retire(self, adapter: ServedAdapter) -> None:
-        """Says that no new request names this version."""
+        """Retires a version of an adapter. No new request uses it."""
         self._inbox.put(_Retire(adapter))
 
     def _run(self) -> None:
@@ -113,7 +113,7 @@ class EngineThread:
                 self._deliver(self._engine.step())
             self._engine.finish_in_flight()
             self._end("the engine was stopped")
-        except BaseException as error:  # the thread's last frame: whatever it is, callers must hear of it
+        except BaseException as error:  # The last frame of the thread: callers must hear of every error.
             _log.exception("the engine failed")
             self._engine.metrics.set_healthy(False)
             self.failure = str(error)
@@ -128,7 +128,7 @@ class EngineThread:
             self._engine.abort(request_id)
 
     def _take_messages(self) -> bool:
-        """Handles what is in the inbox, waiting for a message if there is no work; False to stop."""
+        """Handles the messages of the inbox, and waits for one if there is no work. Returns False to stop."""
         while True:
             try:
                 message = self._inbox.get(block=not self._engine.has_work)
@@ -153,10 +153,10 @@ _started: weakref.WeakSet[EngineThread] = weakref.WeakSet()
 
 @atexit.register
 def _stop_all() -> None:
-    """Ends every engine's thread before the interpreter and JAX's runtime are torn down.
+    """Ends every engine thread before the interpreter and JAX's runtime are torn down.
 
-    A daemon thread that still runs then is unwound inside C++ code, which aborts the process. This hook runs before
-    JAX's own, which was registered earlier: `engine` imports jax.
+    A daemon thread that still runs at that time is unwound inside C++ code, which aborts the process. This hook runs
+    before JAX's own hook, which was registered earlier, because `engine` imports jax.
     """
     while threads := [thread for thread in _started if thread.is_alive]:
         try:
@@ -165,4 +165,4 @@ def _stop_all() -> None:
             for thread in threads:
                 thread.stop()
         except KeyboardInterrupt:
-            continue  # a step takes moments, and to leave it running would abort the process
+            continue  # A step takes moments, and leaving it running would abort the process.

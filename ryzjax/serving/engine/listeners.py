@@ -1,4 +1,4 @@
-"""Listeners: who hears of which request. The callers' threads and the engine's thread share it."""
+"""Listeners: the receivers of each request's events. The threads of callers and the engine's thread share it."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ class Listener(Protocol):
 
     @property
     def loop(self) -> asyncio.AbstractEventLoop | None:
-        """The event loop on which `put` must run; None where any thread may call it."""
+        """The event loop on which `put` must run, or None if any thread may call it."""
         ...
 
     def put(self, event: TokenEvent) -> None:
-        """Adds an event to the queue; must not block."""
+        """Adds an event to the queue. It must not block."""
         ...
 
 
 class LoopListener:
-    """The queue of a coroutine. Make it on the coroutine's event loop."""
+    """The queue of a coroutine. Create it on the coroutine's event loop."""
 
     def __init__(self) -> None:
         self.loop: asyncio.AbstractEventLoop | None = asyncio.get_running_loop()
@@ -45,7 +45,7 @@ class LoopListener:
         self._events.put_nowait(event)
 
     async def get(self) -> TokenEvent:
-        """The next event."""
+        """Returns the next event."""
         return await self._events.get()
 
 
@@ -61,24 +61,24 @@ class ThreadListener:
         self._events.put(event)
 
     def get(self) -> TokenEvent:
-        """The next event. On the main thread, a signal's handler interrupts the wait."""
+        """Returns the next event. On the main thread, a signal handler interrupts the wait."""
         return self._events.get()
 
 
 class Listeners:
     """The open requests and their listeners.
 
-    A request is open until its caller closes it, or drops its listener: listeners are held weakly, so that no request
-    is left behind by a caller who was interrupted, or whose event loop was closed under it.
+    A request is open until its caller closes it or drops its listener. Listeners are held weakly, so that a caller who
+    is interrupted, or whose event loop is closed, leaves no request behind.
 
     Args:
-      max_open: requests that may be open at once.
-      retry_after_s: how many seconds a refused caller should wait.
+      max_open: the most requests that may be open at once.
+      retry_after_s: returns the seconds that a refused caller should wait.
 
     Attributes:
-      lock: held around `add` or `remove` together with the message to the engine's thread, so that the engine sees
-        both in the same order. It is reentrant: the garbage collector may close a stream, and so remove its requests,
-        on a thread that holds the lock.
+      lock: held around `add` or `remove` together with the message to the engine's thread, so that the engine sees both
+        in the same order. It is reentrant, because the garbage collector may close a stream, and so remove its
+        requests, on a thread that holds the lock.
     """
 
     def __init__(self, *, max_open: int, retry_after_s: Callable[[], int]):
@@ -97,16 +97,16 @@ class Listeners:
         return self._refusal is not None
 
     def refuse(self, message: str, kind: type[EngineStoppedError] = EngineStoppedError) -> None:
-        """Makes `add` raise an error with this message from now on; the first one stays."""
+        """Makes `add` raise an error with this message from now on. The first message stays."""
         with self.lock:
             self._refusal = self._refusal or partial(kind, message)
 
     def add(self, requests: Sequence[EngineRequest], listener: Listener) -> None:
-        """Opens requests, all or none.
+        """Opens all requests or none.
 
         Raises:
           EngineStoppedError: `refuse` was called.
-          QueueFullError: more than `max_open` would be open.
+          QueueFullError: more than `max_open` requests would be open.
           RequestError: an id is in use.
         """
         with self.lock:
@@ -126,7 +126,7 @@ class Listeners:
                 self._by_id[request.request_id] = listener
 
     def remove(self, request_id: str, listener: Listener) -> bool:
-        """Closes a request of this listener; False where it is not open, or is another listener's."""
+        """Closes a request of this listener. Returns False if it is not open or belongs to another listener."""
         with self.lock:
             is_open = self._by_id.get(request_id) is listener
             if is_open:
@@ -134,12 +134,12 @@ class Listeners:
             return is_open
 
     def deliver(self, events: Iterable[TokenEvent]) -> list[str]:
-        """Hands events to their listeners, those of one event loop in one call.
+        """Passes events to their listeners, with one call for each event loop.
 
-        A listener whose event loop is closed hears nothing more; nobody else is affected.
+        A listener whose event loop is closed gets no more events. Other listeners are not affected.
 
         Returns:
-          The ids of the events that nobody hears: the engine should abort those requests.
+          The ids of events without a listener. The engine should abort those requests.
         """
         by_loop: dict[asyncio.AbstractEventLoop | None, list[tuple[Listener, TokenEvent]]] = defaultdict(list)
         unheard: list[str] = []
@@ -157,7 +157,7 @@ class Listeners:
         return unheard
 
     def end_all(self, message: str, kind: type[EngineStoppedError] = EngineStoppedError) -> list[str]:
-        """Closes every request with an error; returns their ids."""
+        """Closes every request with an error and returns their ids."""
         with self.lock:
             ended = dict(self._by_id)
             self._by_id.clear()
@@ -168,7 +168,7 @@ class Listeners:
 
 
 def _put_in_loop(loop: asyncio.AbstractEventLoop | None, pairs: Sequence[tuple[Listener, TokenEvent]]) -> bool:
-    """Puts events into their listeners' queues on the loop; False where the loop takes no calls."""
+    """Puts events into their listeners' queues on the loop. Returns False if the loop takes no calls."""
 
     def put() -> None:
         for listener, event in pairs:
@@ -179,8 +179,9 @@ def _put_in_loop(loop: asyncio.AbstractEventLoop | None, pairs: Sequence[tuple[L
         return True
     try:
         loop.call_soon_threadsafe(put)
-    # The loop is the caller's, of any make: what it raises must not end the engine. A closed one raises RuntimeError.
+    # The loop belongs to the caller and may be of any kind. Its errors must not end the engine. A closed loop raises
+    # RuntimeError.
     except Exception as error:
-        _log.warning("an event loop takes no more events (%r): its requests are aborted", error)
+        _log.warning("an event loop takes no more events (%r); its requests are aborted", error)
         return False
     return True

@@ -1,4 +1,4 @@
-"""AdapterRegistry: the adapters that requests may name, on the host. Shared by callers' threads."""
+"""AdapterRegistry: the adapters that requests may name, in the memory of the host. Callers' threads share it."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from ryzjax.serving.messages.adapter import ServedAdapter
 __all__ = ["AdapterRegistry"]
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}")
-# Over all engines of the process: what is salted with a version never meets another adapter's.
+# Versions are unique in the process, so that data keyed by a version never belongs to another adapter.
 _versions = itertools.count(1)
 
 
 class AdapterRegistry:
-    """Names and their current versions.
+    """The names of adapters and their current versions.
 
     Args:
-      plan: the slots they will be put into.
-      max_adapters: names there may be.
-      reserved_name: the model's own.
+      plan: The slots on the device that adapters are packed for.
+      max_adapters: The largest number of names.
+      reserved_name: The name of the model, which no adapter may have.
     """
 
     def __init__(self, plan: SlotPlan, *, max_adapters: int, reserved_name: str):
@@ -40,18 +40,21 @@ class AdapterRegistry:
     def register(
         self, name: str, source: Adapter | str | Path, *, replace: bool, root: str | None = None
     ) -> tuple[ServedAdapter, ServedAdapter | None]:
-        """Reads, checks and packs an adapter, and gives it a name; nothing changes where that fails.
+        """Reads, checks and packs an adapter, and registers it. A failure changes nothing.
 
         Args:
-          root: where it came from, for people; by default its folder, or its name.
+          name: The name by which requests choose the adapter.
+          source: An adapter in memory, or a directory in the format of PEFT.
+          replace: Whether to replace an adapter of the same name.
+          root: A description of the adapter's origin for people; by default its directory or its name.
 
         Returns:
-          The new version, and the one it replaces.
+          The new version, and the version that it replaces, if any.
 
         Raises:
-          ConfigError: the name has characters names have not, or is the model's; the adapter does not fit.
-          CheckpointError: the folder is not an adapter's, or damaged.
-          AdapterConflictError: the name is taken and `replace` is not set, or there are `max_adapters`.
+          ConfigError: The name is invalid or is the model's, or the adapter does not fit.
+          CheckpointError: The directory holds no adapter, or a damaged one.
+          AdapterConflictError: The name is taken and `replace` is not set, or there are `max_adapters` names.
         """
         if not _NAME.fullmatch(name) or ".." in name:
             raise ConfigError(
@@ -79,10 +82,10 @@ class AdapterRegistry:
         return served, replaced
 
     def unregister(self, name: str) -> ServedAdapter:
-        """Takes a name away; its version.
+        """Removes a name and returns its version.
 
         Raises:
-          AdapterNotFoundError: there is no such name.
+          AdapterNotFoundError: No adapter has this name.
         """
         with self._lock:
             adapter = self._adapters.pop(name, None)
@@ -91,10 +94,10 @@ class AdapterRegistry:
         return adapter
 
     def get(self, name: str) -> ServedAdapter:
-        """The current version.
+        """Returns the current version of a name.
 
         Raises:
-          AdapterNotFoundError: there is no such name.
+          AdapterNotFoundError: No adapter has this name.
         """
         adapter = self._adapters.get(name)
         if adapter is None:
@@ -102,7 +105,7 @@ class AdapterRegistry:
         return adapter
 
     def all(self) -> tuple[ServedAdapter, ...]:
-        """The current versions, in the order their names were given."""
+        """Returns the current versions, in the order in which their names were registered."""
         with self._lock:
             return tuple(self._adapters.values())
 

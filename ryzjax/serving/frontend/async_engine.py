@@ -1,4 +1,7 @@
-"""AsyncEngine: the caller's side of the engine. Streams, vectors, adapters, drain."""
+"""AsyncEngine: runs requests on an engine from any number of event loops, and drains it.
+
+It is the `EngineFrontend` that the servers talk to, and the base of `LLM`.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from functools import partial
 from pathlib import Path
 
 from ryzjax.data.tokenizer import Tokenizer
-from ryzjax.errors import ConfigError, EngineStoppedError
+from ryzjax.errors import EngineStoppedError
 from ryzjax.lora import Adapter
 from ryzjax.models.config import ModelConfig
 from ryzjax.obs.metrics import EngineMetrics
@@ -20,6 +23,7 @@ from ryzjax.serving.engine.engine_thread import EngineThread
 from ryzjax.serving.engine.listeners import Listener, Listeners, LoopListener
 from ryzjax.serving.frontend.adapter_registry import AdapterRegistry
 from ryzjax.serving.frontend.embedding import VectorCollector, check_embedding, finish_embedding
+from ryzjax.serving.frontend.live_adapters import LiveAdapters
 from ryzjax.serving.frontend.output_collector import OutputCollector
 from ryzjax.serving.frontend.request_builder import RequestBuilder, as_token_ids
 from ryzjax.serving.frontend.request_stream import RequestStream
@@ -32,26 +36,28 @@ __all__ = ["AsyncEngine", "Prompt"]
 
 Prompt = str | Sequence[int]
 
-_LONG_TEXT = 4096  # characters from which tokenizing would hold up the event loop
-_LONG_STOPS = 1024  # characters from which preparing stop strings would
+_LONG_TEXT = 4096
+"""Number of characters above which a prompt is tokenized on a thread, so that it does not block the event loop."""
+_LONG_STOPS = 1024
+"""Number of characters above which stop strings are prepared on a thread."""
 
 
 class AsyncEngine:
-    """Streams completions from an engine on its own thread. Callers may be on any number of event loops.
+    """An engine on its own thread that callers on any number of event loops share.
 
-    The thread ends with `stop`, with the last reference to this object, or with the interpreter.
+    The thread ends when `stop` is called, when the last reference to this object goes, or when the interpreter exits.
 
     Args:
-      engine: ready to step.
-      tokenizer: the model's.
-      config: the model's.
-      model_name: what callers call it.
-      max_context_tokens: longest prompt plus output.
-      max_queue: requests that may wait beside the running ones.
-      pooling: of `embed` where a request names none.
-      certificate: what the model's quantization cost, in short; None where there is no certificate.
-      adapters: those that requests may name; None where none are served.
-      default_sampling: settings of requests that do not name their own; callers of this class apply them.
+      engine: An engine that is ready to step.
+      tokenizer: The tokenizer of the model.
+      config: The config of the model.
+      model_name: The name of the model for callers.
+      max_context_tokens: The largest number of tokens of a prompt and its output together.
+      max_queue: The number of sequences that may wait beside the running ones.
+      pooling: The pooling of `embed` for requests that name none.
+      certificate: A summary of the model's quantization certificate; None if it has no certificate.
+      adapters: The adapters that requests may name; None if the engine serves no adapters.
+      default_sampling: The sampling settings of requests that name none. Callers of this class apply them.
     """
 
     def __init__(
@@ -72,7 +78,6 @@ class AsyncEngine:
         self.model_config = config
         self.model_name = model_name
         self.certificate = certificate
-        self._adapters = adapters
         self.max_context_tokens = max_context_tokens
         self.metrics: EngineMetrics = engine.metrics
         self.engine = engine
@@ -80,10 +85,11 @@ class AsyncEngine:
         self.max_open_sequences = max_open = max_queue + engine.runner.max_sequences
         self.builder = RequestBuilder(config, max_context_tokens=max_context_tokens, max_open=max_open, pooling=pooling)
         self._listeners = Listeners(max_open=max_open, retry_after_s=lambda: engine.scheduler.retry_after_s)
-        # The thread knows nothing of this object, so that dropping the last reference to it can end the thread.
+        # The thread holds no reference to this object, so that dropping the last reference can end the thread.
         self._thread = EngineThread(engine, self._listeners)
+        self._adapters = LiveAdapters(adapters, self._thread, engine.metrics)
         self._is_started = False
-        # At exit the thread's own hook ends it, and waits for it.
+        # At exit of the interpreter, the thread's own hook ends the thread and waits for it.
         weakref.finalize(self, self._thread.request_stop).atexit = False
 
     def start(self) -> None:
@@ -93,7 +99,7 @@ class AsyncEngine:
         self.metrics.set_healthy(True)
 
     def stop(self) -> None:
-        """Stops the thread; what is still open ends with an error."""
+        """Stops the engine's thread. Open requests end with an error."""
         self._listeners.refuse("the engine was stopped")
         self._thread.stop()
         self._listeners.end_all("the engine was stopped")
@@ -101,7 +107,12 @@ class AsyncEngine:
     async def drain(
         self, timeout_s: float, *, reason: str = "the engine shut down before the request was finished"
     ) -> None:
-        """Refuses new requests, waits `timeout_s` seconds for the open ones, ends the rest with `reason`."""
+        """Refuses new requests and lets the open ones finish.
+
+        Args:
+          timeout_s: How long to wait, in seconds.
+          reason: The error message of requests that are still open then.
+        """
         self._listeners.refuse("the engine is shutting down; send the request to another server")
         deadline = time.monotonic() + timeout_s
         while self.num_open and time.monotonic() < deadline:
@@ -115,99 +126,88 @@ class AsyncEngine:
 
     @property
     def is_ready(self) -> bool:
-        """Whether new requests are taken."""
+        """Whether the engine accepts new requests."""
         return self._is_started and self.is_healthy and not self._listeners.is_refusing
 
     @property
     def num_open(self) -> int:
-        """Sequences that wait or run."""
+        """The number of sequences that wait or run."""
         return len(self._listeners)
 
     def encode(self, prompt: str) -> list[int]:
-        """Token ids of a prompt, special tokens added as the model wants them."""
+        """Returns the token ids of a prompt, with the special tokens that the model expects around a text."""
         return self.tokenizer.encode(prompt)
 
     @property
     def adapters(self) -> tuple[ServedAdapter, ...]:
-        """The adapters that requests may name, in the order of their loading."""
-        return () if self._adapters is None else self._adapters.all()
+        """The adapters that requests may name, in the order in which they were loaded."""
+        return self._adapters.all()
 
     def load_adapter(
         self, name: str, source: Adapter | str | Path, *, replace: bool = False, root: str | None = None
     ) -> ServedAdapter:
-        """Takes an adapter in while requests run; from any thread, which it holds up while files are read.
+        """Loads an adapter while requests run.
 
-        Requests that name it from now on run with it. Those that run with an older version of that name, or wait for
-        it, keep theirs to their end. Nothing is compiled, and the engine goes on meanwhile.
+        The call blocks its thread, which may be any thread, while files are read. The engine keeps running, and
+        nothing is compiled. Requests that name the adapter after the call use it. Requests that are running with an
+        older version of that name, or are waiting for it, keep the older version until they end.
 
         Args:
-          name: what requests will call it.
-          source: an adapter in memory, or a folder of PEFT's.
-          replace: whether the name may be taken.
-          root: where it came from, for people; by default its folder, or its name.
+          name: The name by which requests choose the adapter.
+          source: An adapter in memory, or a directory in the format of PEFT.
+          replace: Whether to replace an adapter of the same name. If False, such a name is an error.
+          root: A description of the adapter's origin for people; by default its directory or its name.
 
         Raises:
-          ConfigError: no adapters are served here, or this one does not fit the model, its rank or its layers.
-          CheckpointError: the folder is not an adapter's, or damaged.
-          AdapterConflictError: the name is taken, or `max_cpu_loras` adapters are there.
+          ConfigError: The engine serves no adapters, or the rank or the layers of this one do not fit.
+          CheckpointError: The directory holds no adapter, or a damaged one.
+          AdapterConflictError: The name is taken, or `max_cpu_loras` adapters are loaded.
         """
-        started = time.perf_counter()
-        registry = self._registry()
-        adapter, replaced = registry.register(name, source, replace=replace, root=root)
-        if replaced is not None:
-            self._thread.retire(replaced)
-        self._thread.prefetch(adapter)
-        self.metrics.adapter_registered(time.perf_counter() - started, len(registry.all()))
-        return adapter
+        return self._adapters.load(name, source, replace=replace, root=root)
 
     def unload_adapter(self, name: str) -> None:
-        """Takes no more requests for an adapter; those that run with it, or wait for it, go on to their end.
+        """Removes an adapter. Requests that run with it or wait for it still finish with it.
 
         Raises:
-          ConfigError: no adapters are served here.
-          AdapterNotFoundError: no adapter has this name.
+          ConfigError: The engine serves no adapters.
+          AdapterNotFoundError: No adapter has this name.
         """
-        registry = self._registry()
-        self._thread.retire(registry.unregister(name))
-        self.metrics.set_registered_adapters(len(registry.all()))
-
-    def _registry(self) -> AdapterRegistry:
-        if self._adapters is None:
-            raise ConfigError("no adapters are served: max_loras is 0; start with --max-loras 4, or max_loras=4")
-        return self._adapters
+        self._adapters.unload(name)
 
     def adapter(self, name: str | None) -> ServedAdapter | None:
-        """The current version of an adapter; None for None.
-
-        Raises:
-          ConfigError: no adapters are served here.
-          AdapterNotFoundError: no adapter has this name.
-        """
-        return None if name is None else self._registry().get(name)
+        """Returns the current version of an adapter; None for None. Raises the errors of `unload_adapter`."""
+        return self._adapters.get(name)
 
     def submit(self, requests: Sequence[EngineRequest], listener: Listener) -> None:
-        """Opens requests, all or none; the listener gets their events. From any thread.
+        """Submits requests to the engine, all or none. May be called on any thread.
+
+        Args:
+          requests: The requests, one for each sequence.
+          listener: Receives the events of the requests.
 
         Raises:
-          QueueFullError, EngineStoppedError: as for `stream`.
-          RequestError: an id is in use.
+          QueueFullError: Too many requests are waiting.
+          EngineStoppedError: The engine is draining, was stopped, has failed, or was never started.
+          RequestError: A request id is in use.
         """
         if not self._is_started:
             raise EngineStoppedError("the engine is not started; call start() first")
         self._thread.submit(requests, listener)
 
     def close(self, request_id: str, listener: Listener, *, abort: bool) -> None:
-        """Closes a request that `submit` opened for this listener: no event follows. From any thread.
+        """Closes a submitted request: its listener gets no further event. May be called on any thread.
 
         Args:
-          abort: whether it has not had its last event.
+          request_id: The id of the request.
+          listener: The listener that the request was submitted with.
+          abort: Whether the request has not ended yet, so that the engine must abort it.
         """
         self._thread.close(request_id, listener, abort=abort)
 
     async def generate(
         self, prompt: Prompt, params: SamplingParams, *, request_id: str | None = None, adapter: str | None = None
     ) -> RequestOutput:
-        """The finished completions of one prompt; errors as for `stream`."""
+        """Returns the finished completions of one prompt. Raises the errors of `stream`."""
         request_id = request_id or uuid.uuid4().hex
         token_ids = await self._token_ids(prompt)
         collector = OutputCollector(params.n)
@@ -222,16 +222,17 @@ class AsyncEngine:
     async def stream(
         self, prompt: Prompt, params: SamplingParams, *, request_id: str | None = None, adapter: str | None = None
     ) -> AsyncGenerator[StreamDelta, None]:
-        """Deltas of the `n` completions as they grow. Closing the iterator aborts what is left.
+        """Yields deltas of the `n` completions of one prompt. Closing the iterator aborts the unfinished ones.
 
-        With `prompt_logprobs`, the first delta carries the prompt's and nothing else. `adapter` names the one to run
-        with, as it is now: a version that replaces it meanwhile changes nothing here.
+        With `prompt_logprobs`, the first delta holds the log-probabilities of the prompt and nothing else. The
+        request keeps the version of the adapter that is current at the call, even if it is replaced meanwhile.
 
         Raises:
-          AdapterNotFoundError: no adapter has that name.
-          RequestError: the request is bad (ContextLengthError: too long); before the first delta.
-          QueueFullError: too many requests are waiting; before the first delta.
-          EngineStoppedError: the engine drains, is stopped or failed.
+          AdapterNotFoundError: No adapter has that name.
+          RequestError: The request is invalid. Raised before the first delta.
+          ContextLengthError: The prompt is too long. Raised before the first delta.
+          QueueFullError: Too many requests are waiting. Raised before the first delta.
+          EngineStoppedError: The engine is draining, was stopped or has failed.
         """
         token_ids = await self._token_ids(prompt)
         requests = self.builder.completions(token_ids, params, request_id or uuid.uuid4().hex, self.adapter(adapter))
@@ -245,7 +246,7 @@ class AsyncEngine:
                 event = await listener.get()
                 deltas = stream.push(event)
                 if not stream.is_open(event.request_id):
-                    # A stop string ends a completion ahead of the engine.
+                    # A stop string ends a completion before the engine knows of it.
                     self.close(event.request_id, listener, abort=event.finish_reason is None)
                 for delta in deltas:
                     yield delta
@@ -263,19 +264,21 @@ class AsyncEngine:
         request_id: str | None = None,
         adapter: str | None = None,
     ) -> EmbeddingOutput:
-        """The vector of one prompt, from its hidden states after the final norm. Cancelling it aborts the request.
+        """Returns the vector of one prompt, from its hidden states after the final norm.
+
+        Cancelling the call aborts the request.
 
         Args:
-          pooling: "last" or "mean"; by default the engine's.
-          dimensions: leading numbers to keep.
-          normalize: scale what is kept to length 1.
-          adapter: name of the adapter to run with.
+          prompt: A text or token ids.
+          pooling: "last" (the last token) or "mean" (over all tokens); by default the engine's setting.
+          dimensions: The number of leading elements to keep; None keeps all.
+          normalize: Whether to scale the kept elements to length 1.
+          request_id: The id of the request; by default a random one.
+          adapter: The name of the adapter to run with; None runs the model alone.
 
-        Raises:
-          RequestError: the request is bad (ContextLengthError: too long).
-          QueueFullError, EngineStoppedError: as for `stream`.
+        Raises the errors of `stream`.
         """
-        # Before the prompt is tokenized: bad settings cost nothing.
+        # Invalid settings are refused before the prompt is tokenized.
         check_embedding(pooling=pooling, dimensions=dimensions, hidden_size=self.model_config.hidden_size)
         token_ids = await self._token_ids(prompt)
         request = self.builder.embedding(token_ids, pooling, request_id or uuid.uuid4().hex, self.adapter(adapter))

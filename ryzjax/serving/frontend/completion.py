@@ -1,4 +1,4 @@
-"""CompletionStream: one sequence's tokens become text, up to a stop string."""
+"""CompletionStream: turns the tokens of one sequence into text, up to a stop string."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ class CompletionStream:
     """Turns the events of one sequence into deltas.
 
     Args:
-      index: which of the request's completions.
-      tokenizer: turns the tokens into text.
-      params: the settings; with `min_tokens`, a stop string counts where it ends in the text of a later token.
-      stops: the request's stop strings; its completions share them.
-      prompt_token_ids: context for the first word's leading space.
+      index: The index of the completion in its request.
+      tokenizer: The tokenizer of the model.
+      params: The settings. With `min_tokens`, a stop string must end in the text of a token after these.
+      stops: The stop strings, which all completions of the request share.
+      prompt_token_ids: The prompt, which decides whether the first word has a leading space.
     """
 
     def __init__(
@@ -36,16 +36,16 @@ class CompletionStream:
         self._include_stop = params.include_stop_str_in_output
         self._text = IncrementalDetokenizer(tokenizer, params.skip_special_tokens, prompt_token_ids=prompt_token_ids)
         self._stops = StopStringMatcher(stops)
-        # Tokens still to come in whose text no stop string may end.
+        # Number of coming tokens in whose text no stop string may end.
         self._num_skipped = params.min_tokens
         self._is_checked = params.min_tokens == 0
         self.is_finished = False
 
     def push(self, event: TokenEvent) -> StreamDelta:
-        """The delta of one event. A stop string ends the completion: `is_finished` while the event was not last."""
+        """Returns the delta of one event. A stop string sets `is_finished` before the last event of the sequence."""
         shown = event.token_ids
         if event.stop_token_id is not None and not self._include_stop:
-            shown = shown[:-1]  # a stop token is reported, but is not text
+            shown = shown[:-1]  # a stop token is reported, but it is not a part of the text
         text, matched = self._text_of(shown)
         reason, stop_reason = event.finish_reason, event.stop_token_id
         if matched is None and reason is not None:
@@ -69,7 +69,7 @@ class CompletionStream:
         )
 
     def _text_of(self, token_ids: Sequence[int]) -> tuple[str, str | None]:
-        """The text of more tokens that can be shown, and the stop string that ends it."""
+        """Returns the text of more tokens that is final, and the stop string that ends it, if any."""
         skipped = ""
         if self._num_skipped:
             early, token_ids = token_ids[: self._num_skipped], token_ids[self._num_skipped :]

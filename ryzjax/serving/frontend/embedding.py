@@ -1,4 +1,4 @@
-"""An embedding on the caller's side: its vector out of the engine's events, cut to the length asked for, and normed."""
+"""Embeddings on the caller's side: collects the vector from the engine's events, shortens it, and normalizes it."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ _SMALLEST_NORM = 1e-12
 
 
 class VectorCollector:
-    """Takes the vector out of the events of one sequence.
+    """Collects the vector from the events of one sequence.
 
     Attributes:
-      is_finished: whether the last event has come.
+      is_finished: Whether the last event has arrived.
     """
 
     def __init__(self) -> None:
@@ -26,10 +26,10 @@ class VectorCollector:
         self._vector: np.ndarray | None = None
 
     def push(self, event: TokenEvent) -> None:
-        """Takes in the next event.
+        """Adds the next event.
 
         Raises:
-          Exception: the event is an error's.
+          Exception: The event reports an error.
         """
         if event.finish_reason == "error":
             raise event.error or EngineStoppedError("the engine failed")
@@ -39,13 +39,13 @@ class VectorCollector:
 
     @property
     def vector(self) -> np.ndarray:
-        """float32 [E], once finished."""
+        """The vector, float32 [E]. Available once finished."""
         assert self._vector is not None, "the engine pools before it ends the sequence"
         return self._vector
 
 
 def check_embedding(*, pooling: str | None, dimensions: int | None, hidden_size: int) -> None:
-    """Raises RequestError for an unknown pooling (None leaves it to the engine), or more dimensions than there are."""
+    """Raises RequestError for an unknown pooling or more dimensions than the hidden size. None means the default."""
     if pooling not in (None, "last", "mean"):
         raise RequestError(f"pooling={pooling!r} is not known; expected 'last' or 'mean'", param="pooling")
     is_int = isinstance(dimensions, int) and not isinstance(dimensions, bool)
@@ -58,18 +58,19 @@ def check_embedding(*, pooling: str | None, dimensions: int | None, hidden_size:
 
 
 def finish_embedding(vector: np.ndarray, *, dimensions: int | None, normalize: bool) -> np.ndarray:
-    """A pooled vector, float32 [E], as the caller wants it.
+    """Shortens and normalizes a pooled vector.
 
     Args:
-      dimensions: how many of its leading numbers are kept (for models trained so: Kusupati et al., Matryoshka
-        Representation Learning, arXiv 2205.13147); None keeps all.
-      normalize: scale what is kept to length 1.
+      vector: The pooled vector, float32 [E].
+      dimensions: The number of leading elements to keep, for models that were trained for it (Kusupati et al.,
+        Matryoshka Representation Learning, arXiv 2205.13147); None keeps all.
+      normalize: Whether to scale the kept elements to length 1.
 
     Returns:
       float32 [dimensions or E], a copy.
     """
     kept = vector[:dimensions].astype(np.float64)
-    # After the cut: a part of a unit vector is none.
+    # This follows the cut, because a part of a unit vector is not a unit vector.
     if normalize:
         kept /= max(math.sqrt(np.sum(np.square(kept))), _SMALLEST_NORM)
     return kept.astype(np.float32)

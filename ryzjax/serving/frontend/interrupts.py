@@ -1,4 +1,4 @@
-"""interruptible: Ctrl-C ends a blocking call, also one that holds up an event loop."""
+"""interruptible: lets Ctrl-C end a blocking call, even one that blocks an event loop."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ __all__ = ["interruptible"]
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Makes Ctrl-C raise KeyboardInterrupt inside, where a handler of this thread's event loop would put it off.
+    """Makes Ctrl-C raise KeyboardInterrupt at once, instead of when control returns to the event loop.
 
-    `asyncio.run` answers a first Ctrl-C by cancelling its task, which happens when control returns to the event loop:
-    a call that blocks the loop would go on to its end. Off the main thread, without a running loop, and where the
-    signal is ignored, nothing changes.
+    `asyncio.run` handles the first Ctrl-C by cancelling its task, which takes effect when control returns to the event
+    loop, so a call that blocks the loop would run to its end. Nothing changes on other threads than the main one,
+    without a running loop, or if the signal is ignored.
     """
     previous = signal.getsignal(signal.SIGINT)
     if threading.current_thread() is not threading.main_thread() or not _loop_runs() or not callable(previous):

@@ -1,34 +1,18 @@
-"""launch_engine: from an EngineConfig to a running AsyncEngine, phase by phase, each timed."""
+"""launch_engine: the steps from an EngineConfig to a running AsyncEngine, each of which is timed."""
 
 from __future__ import annotations
 
 import logging
-import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 
 import jax
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from ryzjax.checkpoint.certificate import certificate_summary, read_certificate
-from ryzjax.checkpoint.kv_scales import fp8_kv_scales
-from ryzjax.checkpoint.peft.read import read_adapter
-from ryzjax.checkpoint.source import CheckpointSource, resolve_source
-from ryzjax.data.byte_tokenizer import write_byte_tokenizer
 from ryzjax.data.tokenizer import Tokenizer
-from ryzjax.errors import ConfigError
-from ryzjax.loading.dummy import dummy_weights
-from ryzjax.loading.model_config import read_model_config
-from ryzjax.loading.weight_plan import WeightPlan, plan_weights
-from ryzjax.lora import Adapter
-from ryzjax.lora.slot_plan import SlotPlan
-from ryzjax.models.abstract import AbstractModel
-from ryzjax.models.config import ModelConfig
-from ryzjax.models.kv_cache import KVFormat
 from ryzjax.obs.metrics import EngineMetrics
 from ryzjax.serving.device.buckets import Buckets
 from ryzjax.serving.device.capacity import Capacity, most_pages, plan_capacity
@@ -37,83 +21,96 @@ from ryzjax.serving.device.runner import ModelRunner
 from ryzjax.serving.engine.engine import Engine
 from ryzjax.serving.frontend.adapter_registry import AdapterRegistry
 from ryzjax.serving.frontend.async_engine import AsyncEngine
-from ryzjax.serving.frontend.sampling_defaults import SamplingDefaults, sampling_defaults
+from ryzjax.serving.frontend.served_model import ServedModel, open_served_model
 from ryzjax.serving.host.adapter_slots import AdapterSlots
 from ryzjax.serving.host.pages import PagePool
 from ryzjax.serving.host.scheduler import Scheduler
 from ryzjax.serving.messages.config import EngineConfig, parse_bytes
-from ryzjax.sharding import Layout, Placement
 from ryzjax.shipped import DEMO_MODEL, demo_notice
 
 __all__ = ["launch_engine"]
 
-_DEFAULT_RANK = 16
 _CPU_MIXED_TOKENS = 16
-"""A step of 16 tokens takes two to three times as long as one of a single token (docs/log.md)."""
+"""Default of `max_mixed_tokens` on a CPU, where a step of 16 tokens takes two to three times as long as a step of one
+token (docs/log.md)."""
 
 _log = logging.getLogger(__name__)
 
 
 def launch_engine(config: EngineConfig, *, model_name: str | None = None, show_progress: bool = True) -> AsyncEngine:
-    """Loads, sizes, compiles and starts an engine.
+    """Loads a model, sizes its KV cache, compiles its steps, and starts an engine.
 
     Args:
-      config: what to serve and how.
-      model_name: what callers call the model; by default its directory's or repository's name.
-      show_progress: bars on stderr.
+      config: The model and the settings of the engine.
+      model_name: The name of the model for callers; by default the name of its directory or repository.
+      show_progress: Whether to show progress bars on stderr.
 
     Raises:
-      ConfigError, UnsupportedModelError, LayoutError, CheckpointError, CapacityError: before anything is served.
+      ConfigError: A setting does not fit the model.
+      UnsupportedModelError: The model's family or a feature of its config is not supported.
+      LayoutError: The layout does not fit the devices or the model.
+      CheckpointError: The checkpoint is missing or damaged.
+      CapacityError: The model does not fit the memory.
     """
     if config.model == DEMO_MODEL:
-        # A warning: Python shows those without any logging set up, as in a notebook.
+        # As a warning, the notice shows even if no logging is set up, as in a notebook.
         _log.warning("%s", demo_notice())
     with _phase("config"):
-        source = resolve_source(config.model, revision=config.model_revision, load_format=config.load_format)
-        model_config = read_model_config(source, dtype=config.dtype)
-        _check_context(config, model_config)
-        sampling = _sampling_defaults(config, source)
-        kv_format = _kv_format(source, config, model_config)
-        placement = Placement(Layout.load(config.layout))
-        plan = plan_weights(source, model_config, placement, weights=config.weights, group=config.weights_group)
-        model = plan.model
-        certificate = _certificate(source)
-        adapters = {name: read_adapter(Path(folder), model) for name, folder in config.lora_folders}
-        slot_plan = _slot_plan(model, config, adapters)
+        opened = open_served_model(config)
         _set_compile_cache(config.compile_cache)
     with _phase("tokenizer"):
-        tokenizer = _tokenizer(source, config, model_config)
-        _check_vocabulary(tokenizer, model_config, source)
+        tokenizer = opened.load_tokenizer(config)
     with _phase("weights"):
-        weights = _weights(plan, config, show_progress)
+        weights = opened.load_weights(config, show_progress)
     with _phase("plan"):
-        runner, capacity = _sized_runner(model, weights, config, kv_format, slot_plan)
+        runner, capacity = _sized_runner(opened, weights, config)
         del weights
         runner.allocate(capacity.num_pages)
+    _log_model(opened, capacity)
+    with _phase("compile"):
+        _compile(runner, show_progress)
+    name = model_name or Path(opened.source.name).name
+    engine = _assemble(opened, tokenizer, runner, capacity, config, name)
+    engine.start()
+    for adapter_name, folder in config.lora_folders:
+        engine.load_adapter(adapter_name, opened.adapters[adapter_name], root=folder)
+    return engine
+
+
+def _log_model(opened: ServedModel, capacity: Capacity) -> None:
+    placement = opened.model.placement
     _log.info(
         "%s: %s parameters, %s, layout %s over %d device(s)",
-        source.name,
-        f"{model.num_parameters:,}",
-        model_config.dtype,
+        opened.source.name,
+        f"{opened.model.num_parameters:,}",
+        opened.config.dtype,
         placement.layout.name,
         placement.num_devices,
     )
     for line in capacity.table().splitlines():
         _log.info("%s", line)
-    with _phase("compile"):
-        _compile(runner, show_progress)
-    pool = PagePool(num_pages=capacity.num_pages, page_size_tokens=capacity.page_size_tokens)
+
+
+def _assemble(
+    opened: ServedModel,
+    tokenizer: Tokenizer,
+    runner: ModelRunner,
+    capacity: Capacity,
+    config: EngineConfig,
+    name: str,
+) -> AsyncEngine:
+    """Puts the scheduler, the engine and its frontend around a compiled runner."""
+    slot_plan = opened.slot_plan
     scheduler = Scheduler(
-        pool=pool,
+        pool=PagePool(num_pages=capacity.num_pages, page_size_tokens=capacity.page_size_tokens),
         max_sequences=config.max_sequences,
         max_batch_tokens=config.max_batch_tokens,
         max_context_tokens=capacity.max_context_tokens,
         max_queue=config.max_queue,
         max_mixed_tokens=_max_mixed_tokens(config),
-        rope_switch_length=model.rope_switch_length,
+        rope_switch_length=opened.model.rope_switch_length,
         adapters=None if slot_plan is None else AdapterSlots(slot_plan.slots),
     )
-    name = model_name or Path(source.name).name
     metrics = EngineMetrics(model_name=name)
     metrics.set_cache_config(
         {
@@ -122,26 +119,21 @@ def launch_engine(config: EngineConfig, *, model_name: str | None = None, show_p
             "kv_dtype": capacity.kv_dtype,
         }
     )
-    engine = AsyncEngine(
+    registry = None
+    if slot_plan is not None:
+        registry = AdapterRegistry(slot_plan, max_adapters=config.max_cpu_loras, reserved_name=name)
+    return AsyncEngine(
         Engine(runner, scheduler, metrics, overlap=config.overlap),
         tokenizer,
-        model_config,
+        opened.config,
         model_name=name,
         max_context_tokens=capacity.max_context_tokens,
         max_queue=config.max_queue,
         pooling=config.pooling,
-        certificate=certificate,
-        default_sampling=sampling,
-        adapters=(
-            None
-            if slot_plan is None
-            else AdapterRegistry(slot_plan, max_adapters=config.max_cpu_loras, reserved_name=name)
-        ),
+        certificate=opened.certificate,
+        default_sampling=opened.sampling,
+        adapters=registry,
     )
-    engine.start()
-    for adapter_name, folder in config.lora_folders:
-        engine.load_adapter(adapter_name, adapters[adapter_name], root=folder)
-    return engine
 
 
 def _max_mixed_tokens(config: EngineConfig) -> int | None:
@@ -157,11 +149,6 @@ def _phase(name: str) -> Iterator[None]:
     _log.info("phase %s %.3f", name, time.perf_counter() - started)
 
 
-def _certificate(source: CheckpointSource) -> dict[str, object] | None:
-    found = read_certificate(source.directory) if source.weight_format == "safetensors" else None
-    return None if found is None else certificate_summary(found)
-
-
 def _set_compile_cache(setting: str | None) -> None:
     if setting == "off":
         use_compile_cache(None)
@@ -169,79 +156,14 @@ def _set_compile_cache(setting: str | None) -> None:
         use_compile_cache(Path(setting) if setting else default_cache_dir())
 
 
-def _check_context(config: EngineConfig, model: ModelConfig) -> None:
-    if config.max_context_tokens is not None and config.max_context_tokens > model.max_position:
-        raise ConfigError(
-            f"max_context_tokens={config.max_context_tokens} is more than the {model.max_position} positions the model "
-            "was made for; lower it, or serve a checkpoint whose config scales its RoPE further"
-        )
-
-
-def _sampling_defaults(config: EngineConfig, source: CheckpointSource) -> SamplingDefaults:
-    """The sampling settings of requests that name none, as far as the model gives them."""
-    if config.generation_config == "none" or source.generation is None:
-        return {}
-    defaults = sampling_defaults(source.generation, source=source.name)
-    if defaults:
-        named = ", ".join(f"{name}={value}" for name, value in defaults.items())
-        _log.info("sampling defaults of the model's generation_config.json: %s", named)
-    return defaults
-
-
-def _kv_format(source: CheckpointSource, config: EngineConfig, model: ModelConfig) -> KVFormat:
-    """What the KV cache is kept in; of fp8 with the checkpoint's scales."""
-    dtype = model.dtype if config.kv_dtype == "auto" else config.kv_dtype
-    scales = fp8_kv_scales(source, model, unit=config.kv_scale_unit) if dtype == "fp8_e4m3" else None
-    return KVFormat(dtype=dtype, scales=scales)
-
-
-def _check_vocabulary(tokenizer: Tokenizer, model: ModelConfig, source: CheckpointSource) -> None:
-    if tokenizer.vocab_size > model.vocab_size:
-        raise ConfigError(
-            f"the tokenizer of {source.path} has {tokenizer.vocab_size} tokens but the model's vocab_size is "
-            f"{model.vocab_size}; they belong to different models"
-        )
-
-
-def _tokenizer(source: CheckpointSource, config: EngineConfig, model: ModelConfig) -> Tokenizer:
-    """The model's tokenizer; one of bytes where random weights come without."""
-    load = partial(
-        Tokenizer.load,
-        chat_template=config.chat_template,
-        special_tokens_in_messages=config.special_tokens_in_messages,
-    )
-    has_tokenizer = source.weight_format == "gguf" or (source.path / "tokenizer.json").is_file()
-    if config.load_format != "dummy" or has_tokenizer:
-        return load(source.path)
-    _log.info("%s has no tokenizer.json: random weights get a tokenizer of bytes", source.path)
-    with tempfile.TemporaryDirectory() as folder:
-        write_byte_tokenizer(Path(folder), vocab_size=model.vocab_size)
-        return load(folder)
-
-
-def _weights(plan: WeightPlan, config: EngineConfig, show_progress: bool) -> dict[str, jax.Array]:
-    if config.load_format == "dummy":
-        return dummy_weights(plan.model.weights, config.seed)
-    return plan.load(show_progress=show_progress)
-
-
-def _slot_plan(model: AbstractModel, config: EngineConfig, adapters: Mapping[str, Adapter]) -> SlotPlan | None:
-    """The slots for adapters, as asked for or as the adapters at hand need them."""
-    slots = len(adapters) if config.max_loras is None else config.max_loras
-    if not slots:
-        return None
-    ranks = [adapter.max_rank for adapter in adapters.values()]
-    return SlotPlan(model, slots, config.max_lora_rank or max(ranks, default=_DEFAULT_RANK))
-
-
 def _sized_runner(
-    model: AbstractModel,
-    weights: dict[str, jax.Array],
-    config: EngineConfig,
-    kv_format: KVFormat,
-    adapters: SlotPlan | None,
+    opened: ServedModel, weights: dict[str, jax.Array], config: EngineConfig
 ) -> tuple[ModelRunner, Capacity]:
-    """The runner, and what fits: the pool takes what weights and the largest step's temporaries leave."""
+    """Returns the runner and the capacity of its KV cache.
+
+    The pages get the memory that the weights and the temporaries of the largest step leave free.
+    """
+    model, kv_format = opened.model, opened.kv_format
 
     def runner(max_context_tokens: int) -> ModelRunner:
         return ModelRunner(
@@ -256,7 +178,7 @@ def _sized_runner(
             max_context_tokens=max_context_tokens,
             page_size_tokens=config.page_size_tokens,
             kv_format=kv_format,
-            adapters=adapters,
+            adapters=opened.slot_plan,
         )
 
     wanted = config.max_context_tokens or model.config.max_position

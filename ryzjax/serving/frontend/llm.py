@@ -1,14 +1,14 @@
-"""LLM: the offline API, with the names people know from vLLM. Works in scripts and in notebooks."""
+"""LLM: the offline API, with the method names of vLLM. It works in scripts and in notebooks."""
 
 from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import AsyncGenerator, Generator, Iterator, Mapping, Sequence
-from contextlib import aclosing, contextmanager
+from collections.abc import AsyncGenerator, Generator, Sequence
+from contextlib import aclosing
 from pathlib import Path
 from types import TracebackType
-from typing import TypedDict, TypeVar, Unpack
+from typing import TypeVar, Unpack
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -18,7 +18,15 @@ from ryzjax.lora import Adapter
 from ryzjax.serving.frontend.async_engine import AsyncEngine
 from ryzjax.serving.frontend.launch import launch_engine
 from ryzjax.serving.frontend.offline import CompletionJob, EmbeddingJob, Job, run_jobs, stream_deltas
-from ryzjax.serving.frontend.request_builder import as_token_ids
+from ryzjax.serving.frontend.prompt_input import (
+    Message,
+    PromptLike,
+    TokenPrompt,
+    as_conversations,
+    naming_prompt,
+    text_or_token_ids,
+    tokenize_prompts,
+)
 from ryzjax.serving.messages.config import EngineConfig, EngineOptions
 from ryzjax.serving.messages.request import EmbeddingOutput, Pooling, RequestOutput, StreamDelta
 from ryzjax.serving.messages.sampling_params import SamplingParams
@@ -27,33 +35,26 @@ from ryzjax.shipped import DEMO_MODEL
 __all__ = ["LLM", "TokenPrompt"]
 
 
-class TokenPrompt(TypedDict):
-    """A prompt given as token ids."""
-
-    prompt_token_ids: list[int]
-
-
 Output = TypeVar("Output")
-PromptLike = str | TokenPrompt
 AdapterNames = str | None | Sequence[str | None]
-Message = Mapping[str, object]
 
 
 class LLM:
     """A model in this process.
 
-    `close`, a `with` block and `del` stop its thread. With the last reference its weights and its KV cache are freed.
+    `close`, the end of a `with` block and `del` stop the engine's thread. The weights and the KV cache are freed when
+    the last reference to the object goes.
 
-    Ctrl-C in `generate`, `chat`, `embed` and `stream` aborts what they have open and raises KeyboardInterrupt; the
-    model can be used again.
+    Ctrl-C in `generate`, `chat`, `embed` and `stream` aborts their requests and raises KeyboardInterrupt. The model can
+    be used again afterwards.
 
     Args:
-      model: local directory or Hugging Face id; by default the demo model that comes with RyzJAX.
-      options: fields of `EngineConfig` (dtype, layout, max_context_tokens, ...).
+      model: A local directory or a Hugging Face id; by default the demo model that comes with RyzJAX.
+      options: Fields of `EngineConfig`, such as dtype, layout and max_context_tokens.
 
     Raises:
-      ConfigError: an option is unknown, or its value is not one of those it takes.
-      RyzJAXError: the model cannot be loaded or does not fit.
+      ConfigError: An option is unknown or has an invalid value.
+      RyzJAXError: The model cannot be loaded, or does not fit the memory.
 
     Example:
       >>> llm = LLM("path/to/model", dtype="float32")
@@ -72,11 +73,11 @@ class LLM:
         self.close()
 
     def close(self) -> None:
-        """Stops the engine's thread; what is open ends with an error."""
+        """Stops the engine's thread. Open requests end with an error."""
         self.engine.stop()
 
     def get_default_sampling_params(self) -> SamplingParams:
-        """What `generate`, `chat` and `stream` use where they are given none: the model's generation_config.json."""
+        """Returns the default settings of `generate`, `chat` and `stream`, from the model's generation_config.json."""
         return SamplingParams(**self.engine.default_sampling)
 
     def generate(
@@ -87,19 +88,21 @@ class LLM:
         adapter: AdapterNames = None,
         use_tqdm: bool = True,
     ) -> list[RequestOutput]:
-        """Completes prompts, batched; outputs are in the order of the prompts.
+        """Completes prompts in a batch and returns the outputs in the order of the prompts.
 
         Args:
-          prompts: a string, {"prompt_token_ids": [...]}, or a list of them.
-          sampling_params: for all, or one a prompt; by default `get_default_sampling_params`.
-          adapter: name of a loaded adapter, for all or one a prompt; None runs the model alone.
-          use_tqdm: a progress bar on stderr.
+          prompts: A string, {"prompt_token_ids": [...]}, or a list of these.
+          sampling_params: The settings of all prompts, or one for each; by default `get_default_sampling_params()`.
+          adapter: The name of a loaded adapter for all prompts, or one for each; None runs the model alone.
+          use_tqdm: Whether to show a progress bar on stderr.
 
         Raises:
-          RequestError: a prompt or its settings are bad; the message names the prompt. Nothing is generated then.
-          KeyboardInterrupt: Ctrl-C; nothing is running then.
+          RequestError: A prompt or its settings are invalid. The message names the prompt, and nothing is generated.
+          KeyboardInterrupt: The user pressed Ctrl-C. All requests of the call have been aborted.
         """
-        return self._complete("prompts", self._read(prompts), sampling_params, adapter, use_tqdm)
+        return self._complete(
+            "prompts", tokenize_prompts(self.engine.tokenizer, prompts), sampling_params, adapter, use_tqdm
+        )
 
     def chat(
         self,
@@ -109,27 +112,32 @@ class LLM:
         adapter: AdapterNames = None,
         use_tqdm: bool = True,
     ) -> list[RequestOutput]:
-        """Answers one conversation, or several, through the model's chat template; `adapter` as in `generate`.
+        """Answers one conversation, or several, through the model's chat template.
+
+        `sampling_params`, `adapter` and `use_tqdm` have the same meaning as for `generate`.
 
         Raises:
-          RequestError: the model has no chat template, or it refuses the messages; and as for `generate`.
+          RequestError: The model has no chat template, the template refuses the messages, or `generate` would raise.
         """
         tokenizer = self.engine.tokenizer
-        conversations = _conversations(messages)
+        conversations = as_conversations(messages)
         texts: list[str] = []
         for i, conversation in enumerate(conversations):
-            with _naming("messages", i, len(conversations)):
+            with naming_prompt("messages", i, len(conversations)):
                 texts.append(tokenizer.render_prompt([dict(message) for message in conversation]))
-        # The template writes BOS itself; adding it again would double it.
+        # The template writes BOS itself, so the tokenizer must not add it again.
         prompts = [(None, tuple(ids)) for ids in tokenizer.encode_batch(texts, add_special_tokens=False)]
         return self._complete("messages", prompts, sampling_params, adapter, use_tqdm)
 
     def load_adapter(self, name: str, source: Adapter | str | Path, *, replace: bool = False) -> None:
-        """Takes in an adapter, from a folder of PEFT's or in memory; see `AsyncEngine.load_adapter`."""
+        """Loads an adapter from a PEFT directory or from memory.
+
+        `AsyncEngine.load_adapter` describes the arguments and the errors.
+        """
         self.engine.load_adapter(name, source, replace=replace)
 
     def unload_adapter(self, name: str) -> None:
-        """Forgets an adapter; what runs with it goes on to its end."""
+        """Removes an adapter. Requests that run with it still finish with it."""
         self.engine.unload_adapter(name)
 
     def embed(
@@ -142,26 +150,25 @@ class LLM:
         adapter: str | None = None,
         use_tqdm: bool = True,
     ) -> list[EmbeddingOutput]:
-        """Vectors of prompts, batched, from the hidden states after the final norm; in the order of the prompts.
+        """Returns the vectors of prompts, in order, from the hidden states after the final norm.
 
         Args:
-          prompts: a string, {"prompt_token_ids": [...]}, or a list of them.
-          pooling: "last" (token) or "mean"; by default the engine's.
-          dimensions: leading numbers to keep, for models trained so; all by default.
-          normalize: scale what is kept to length 1.
-          adapter: name of a loaded adapter.
-          use_tqdm: a progress bar on stderr.
+          prompts: A string, {"prompt_token_ids": [...]}, or a list of these.
+          pooling: "last" (the last token) or "mean" (over all tokens); by default the engine's setting.
+          dimensions: The number of leading elements to keep, for models that were trained for it; by default all.
+          normalize: Whether to scale the kept elements to length 1.
+          adapter: The name of a loaded adapter; None runs the model alone.
+          use_tqdm: Whether to show a progress bar on stderr.
 
         Raises:
-          RequestError: a prompt is empty or too long, or a setting is bad; the message names the prompt. Nothing is
-            embedded then.
+          RequestError: A prompt is empty or too long, or a setting is invalid. The message names the prompt, and
+            nothing is embedded.
         """
-
         served = self.engine.adapter(adapter)
         jobs: list[EmbeddingJob] = []
-        found = self._read(prompts)
+        found = tokenize_prompts(self.engine.tokenizer, prompts)
         for i, (text, token_ids) in enumerate(found):
-            with _naming("prompts", i, len(found)):
+            with naming_prompt("prompts", i, len(found)):
                 jobs.append(
                     EmbeddingJob(
                         self.engine,
@@ -178,20 +185,20 @@ class LLM:
     def stream(
         self, prompt: PromptLike, sampling_params: SamplingParams | None = None, *, adapter: str | None = None
     ) -> Generator[StreamDelta, None, None]:
-        """Deltas of one prompt's completions as they grow.
+        """Returns an iterator over the deltas of one prompt's completions.
 
-        The request begins with the first delta that is asked for. Leaving a `for` loop over it, or closing the
-        iterator, aborts the request.
+        The request starts when the first delta is asked for. Leaving a `for` loop over the iterator, or closing it,
+        aborts the request.
 
         Raises:
-          RequestError: the prompt or its settings are bad; before an iterator is returned.
-          KeyboardInterrupt: Ctrl-C while the iterator waits; the request is aborted.
+          RequestError: The prompt or its settings are invalid. Raised before an iterator is returned.
+          KeyboardInterrupt: The user pressed Ctrl-C while the iterator waited. The request has been aborted.
 
         Example:
           >>> for delta in llm.stream("Once upon a time"):
           ...     print(delta.text, end="", flush=True)
         """
-        [(_, token_ids)] = self._read([prompt])
+        [(_, token_ids)] = tokenize_prompts(self.engine.tokenizer, [prompt])
         requests = self.engine.builder.completions(
             token_ids,
             sampling_params or self.get_default_sampling_params(),
@@ -203,34 +210,16 @@ class LLM:
     async def astream(
         self, prompt: PromptLike, sampling_params: SamplingParams | None = None, *, adapter: str | None = None
     ) -> AsyncGenerator[StreamDelta, None]:
-        """`stream` on the caller's event loop. Closing the iterator aborts the request."""
+        """Yields the deltas of one prompt's completions on the caller's event loop.
+
+        Closing the iterator aborts the request.
+        """
         deltas = self.engine.stream(
-            _prompt(prompt), sampling_params or self.get_default_sampling_params(), adapter=adapter
+            text_or_token_ids(prompt), sampling_params or self.get_default_sampling_params(), adapter=adapter
         )
         async with aclosing(deltas):
             async for delta in deltas:
                 yield delta
-
-    def _read(self, prompts: PromptLike | Sequence[PromptLike]) -> list[tuple[str | None, tuple[int, ...]]]:
-        """(text, or None where token ids were given; token ids) of each prompt."""
-        many = [prompts] if isinstance(prompts, (str, Mapping)) else list(prompts)
-        given: list[str | list[int]] = []
-        for i, prompt in enumerate(many):
-            with _naming("prompts", i, len(many)):
-                given.append(_prompt(prompt))
-        texts = [prompt for prompt in given if isinstance(prompt, str)]
-        try:
-            encoded = iter(self.engine.tokenizer.encode_batch(texts))
-        except RequestError:
-            for i, prompt in enumerate(given):
-                with _naming("prompts", i, len(many)):
-                    if isinstance(prompt, str):
-                        self.engine.encode(prompt)  # raises for the one that is to blame
-            raise
-        return [
-            (prompt, tuple(next(encoded))) if isinstance(prompt, str) else (None, as_token_ids(prompt))
-            for prompt in given
-        ]
 
     def _complete(
         self,
@@ -244,17 +233,17 @@ class LLM:
             params = [params or self.get_default_sampling_params()] * len(prompts)
         if len(params) != len(prompts):
             raise RequestError(
-                f"{len(params)} sampling_params for {len(prompts)} prompts; give one, or one a prompt",
+                f"{len(params)} sampling_params for {len(prompts)} prompts; give one, or one for each prompt",
                 param="sampling_params",
             )
         names = [adapter] * len(prompts) if adapter is None or isinstance(adapter, str) else list(adapter)
         if len(names) != len(prompts):
             raise RequestError(
-                f"{len(names)} adapters for {len(prompts)} prompts; give one, or one a prompt", param="adapter"
+                f"{len(names)} adapters for {len(prompts)} prompts; give one, or one for each prompt", param="adapter"
             )
         jobs: list[CompletionJob] = []
         for i, ((text, token_ids), settings, name) in enumerate(zip(prompts, params, names, strict=True)):
-            with _naming(what, i, len(prompts)):
+            with naming_prompt(what, i, len(prompts)):
                 if not isinstance(settings, SamplingParams):
                     raise RequestError(
                         f"its sampling_params are a {type(settings).__name__}; expected SamplingParams",
@@ -282,36 +271,3 @@ class LLM:
                 progress.update(task, advance=1, tokens=tokens)
 
             return run_jobs(self.engine, jobs, on_done)
-
-
-def _prompt(prompt: PromptLike) -> str | list[int]:
-    if isinstance(prompt, str):
-        return prompt
-    if isinstance(prompt, Mapping) and isinstance(prompt.get("prompt_token_ids"), (list, tuple)):
-        return list(prompt["prompt_token_ids"])
-    raise RequestError(f"prompt={prompt!r}; expected a string or {{'prompt_token_ids': [...]}}", param="prompt")
-
-
-@contextmanager
-def _naming(what: str, index: int, count: int) -> Iterator[None]:
-    """Puts the place of a prompt among several in front of the message of its error."""
-    try:
-        yield
-    except RequestError as error:
-        if count > 1:
-            error.args = (f"{what}[{index}]: {error}",)
-        raise
-
-
-def _conversations(messages: Sequence[Message] | Sequence[Sequence[Message]]) -> list[list[Message]]:
-    """One conversation, or several, as a list of them."""
-    single: list[Message] = []
-    several: list[list[Message]] = []
-    for item in messages:
-        if isinstance(item, Mapping):
-            single.append(item)
-        else:
-            several.append(list(item))
-    if bool(single) == bool(several):
-        raise RequestError("messages is empty or mixed; expected messages, or lists of messages", param="messages")
-    return several or [single]

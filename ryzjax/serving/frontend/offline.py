@@ -1,7 +1,7 @@
-"""Requests of a caller without an event loop: batches of jobs, and streams, on the caller's own thread.
+"""Runs batches of jobs, and streams, on the thread of a caller without an event loop.
 
-The thread waits in a queue that the engine's thread fills, so Ctrl-C interrupts it at once. Whatever ends it early, the
-requests it has open are aborted.
+The thread waits in a queue that the engine's thread fills, so Ctrl-C interrupts it at once. If anything ends the wait
+early, the open requests are aborted.
 """
 
 from __future__ import annotations
@@ -36,23 +36,23 @@ Output = TypeVar("Output")
 
 
 class Job(Protocol[Output_co]):
-    """A checked request that becomes an output."""
+    """A checked request and the collection of its output."""
 
     @property
     def num_sequences(self) -> int:
-        """Sequences that it opens."""
+        """The number of sequences that the job opens."""
         ...
 
     def start(self) -> Sequence[EngineRequest]:
-        """The requests to open; again after they were refused."""
+        """Returns the requests to open. Called again after a refusal."""
         ...
 
     def push(self, event: TokenEvent) -> bool:
-        """Takes in an event of one of the requests; whether that request needs no more events."""
+        """Adds an event of one of the requests. Returns whether that request needs no more events."""
         ...
 
     def finish(self) -> tuple[Output_co, int]:
-        """The output, and its tokens for the progress bar; call it once, when no request needs more events."""
+        """Returns the output, and its number of tokens for the progress bar. Call it once, after all events."""
         ...
 
 
@@ -60,14 +60,15 @@ class CompletionJob:
     """The completions of one prompt.
 
     Args:
-      engine: runs it.
-      prompt: the text, or None where token ids were given.
-      token_ids: the prompt's.
-      params: of its completions.
-      adapter: the version it runs with.
+      engine: The engine that runs the job.
+      prompt: The text; None if token ids were given.
+      token_ids: The token ids of the prompt.
+      params: The settings of the completions.
+      adapter: The version of the adapter to run with; None runs the model alone.
 
     Raises:
-      RequestError: the request could never run (ContextLengthError: too long).
+      RequestError: The request is invalid.
+      ContextLengthError: The prompt is too long.
     """
 
     def __init__(
@@ -88,25 +89,25 @@ class CompletionJob:
 
     @property
     def num_sequences(self) -> int:
-        """Its completions."""
+        """The number of completions."""
         return self._params.n
 
     def start(self) -> Sequence[EngineRequest]:
-        """The requests to open, one a completion."""
-        # Not earlier: a request counts its time from here, and a detokenizer for each of many prompts is memory.
+        """Returns the requests to open, one for each completion."""
+        # Made late, because the time of a request counts from here, and a detokenizer for each prompt costs memory.
         requests = self._engine.builder.completions(self._token_ids, self._params, self._request_id, self._adapter)
         self._stream = RequestStream(requests, self._engine.tokenizer)
         self._collector = OutputCollector(self._params.n)
         return requests
 
     def push(self, event: TokenEvent) -> bool:
-        """Takes in an event; whether its completion is finished."""
+        """Adds an event. Returns whether its completion is finished."""
         for delta in self._stream.push(event):
             self._collector.add(delta)
         return not self._stream.is_open(event.request_id)
 
     def finish(self) -> tuple[RequestOutput, int]:
-        """The output, and its generated tokens."""
+        """Returns the output and its number of generated tokens."""
         output = self._collector.output(
             request_id=self._request_id, prompt=self._prompt, prompt_token_ids=self._token_ids
         )
@@ -117,14 +118,15 @@ class EmbeddingJob:
     """The vector of one prompt.
 
     Args:
-      engine: runs it.
-      prompt: the text, or None where token ids were given.
-      token_ids: the prompt's.
-      pooling, dimensions, normalize: as for `AsyncEngine.embed`.
-      adapter: the version it runs with.
+      engine: The engine that runs the job.
+      prompt: The text; None if token ids were given.
+      token_ids: The token ids of the prompt.
+      pooling, dimensions, normalize: The settings, described by `AsyncEngine.embed`.
+      adapter: The version of the adapter to run with; None runs the model alone.
 
     Raises:
-      RequestError: the request could never run (ContextLengthError: too long).
+      RequestError: The request is invalid.
+      ContextLengthError: The prompt is too long.
     """
 
     num_sequences = 1
@@ -153,16 +155,16 @@ class EmbeddingJob:
         self._collector = VectorCollector()
 
     def start(self) -> Sequence[EngineRequest]:
-        """The request to open."""
+        """Returns the request to open."""
         return [self._engine.builder.embedding(self._token_ids, self._pooling, self._request_id, self._adapter)]
 
     def push(self, event: TokenEvent) -> bool:
-        """Takes in an event; whether it was the last."""
+        """Adds an event. Returns whether it was the last one."""
         self._collector.push(event)
         return self._collector.is_finished
 
     def finish(self) -> tuple[EmbeddingOutput, int]:
-        """The output, and its prompt's tokens."""
+        """Returns the output and the number of tokens of its prompt."""
         output = EmbeddingOutput(
             request_id=self._request_id,
             prompt=self._prompt,
@@ -175,15 +177,17 @@ class EmbeddingJob:
 def run_jobs(
     engine: AsyncEngine, jobs: Sequence[Job[Output]], on_done: Callable[[int], None] = lambda tokens: None
 ) -> list[Output]:
-    """Runs jobs to their end, as many at once as the engine has use for; their outputs, in order.
+    """Runs jobs to their end, as many at once as keep the engine busy, and returns their outputs in order.
 
     Args:
-      on_done: called with the tokens of each job that ends.
+      engine: The engine that runs the jobs.
+      jobs: The jobs.
+      on_done: Called with the number of tokens of each job that ends.
 
     Raises:
-      QueueFullError: other callers fill the engine's queue.
-      EngineStoppedError: the engine is stopped or has failed.
-      KeyboardInterrupt: Ctrl-C, on the main thread.
+      QueueFullError: Other callers fill the engine's queue.
+      EngineStoppedError: The engine was stopped or has failed.
+      KeyboardInterrupt: The user pressed Ctrl-C, on the main thread.
     """
     batch = _Batch(engine, jobs, on_done)
     with interruptible():
@@ -191,13 +195,14 @@ def run_jobs(
 
 
 def stream_deltas(engine: AsyncEngine, requests: Sequence[EngineRequest]) -> Generator[StreamDelta, None, None]:
-    """Deltas of one prompt's completions as they grow. Closing the iterator aborts what is left.
+    """Yields the deltas of one prompt's completions. Closing the iterator aborts the unfinished ones.
 
     Args:
-      requests: as `RequestBuilder.completions` makes them; opened when the first delta is asked for.
+      engine: The engine that runs the requests.
+      requests: The requests, made by `RequestBuilder.completions`. They open when the first delta is asked for.
 
     Raises:
-      QueueFullError, EngineStoppedError, KeyboardInterrupt: as for `run_jobs`.
+      QueueFullError, EngineStoppedError, KeyboardInterrupt: In the same cases as `run_jobs`.
     """
     listener, stream = ThreadListener(), RequestStream(requests, engine.tokenizer)
     try:
@@ -207,7 +212,7 @@ def stream_deltas(engine: AsyncEngine, requests: Sequence[EngineRequest]) -> Gen
                 event = listener.get()
             deltas = stream.push(event)
             if not stream.is_open(event.request_id):
-                # A stop string ends a completion ahead of the engine.
+                # A stop string ends a completion before the engine knows of it.
                 engine.close(event.request_id, listener, abort=event.finish_reason is None)
             yield from deltas
     finally:
@@ -216,7 +221,7 @@ def stream_deltas(engine: AsyncEngine, requests: Sequence[EngineRequest]) -> Gen
 
 
 class _Batch(Generic[Output]):
-    """Jobs on their way; see `run_jobs`."""
+    """The running and waiting jobs of one call of `run_jobs`."""
 
     def __init__(self, engine: AsyncEngine, jobs: Sequence[Job[Output]], on_done: Callable[[int], None]):
         self._engine = engine
@@ -258,7 +263,7 @@ class _Batch(Generic[Output]):
     def _open(self, index: int) -> None:
         requests = self._jobs[index].start()
         ids = [request.request_id for request in requests]
-        # Before they are open: an interrupt may come at any time, and must find what to abort.
+        # Recorded before the requests open, so that an interrupt at any time finds what to abort.
         self._job_of.update(dict.fromkeys(ids, index))
         try:
             self._engine.submit(requests, self._listener)
@@ -269,12 +274,12 @@ class _Batch(Generic[Output]):
         self._num_open[index] = len(ids)
 
     def _take(self, event: TokenEvent) -> bool:
-        """Hands an event to its job; whether a request has ended."""
+        """Passes an event to its job. Returns whether a request has ended."""
         index = self._job_of.get(event.request_id)
         if index is None or not self._jobs[index].push(event):
             return False
         del self._job_of[event.request_id]
-        # A stop string ends a completion ahead of the engine.
+        # A stop string ends a completion before the engine knows of it.
         self._engine.close(event.request_id, self._listener, abort=event.finish_reason is None)
         self._num_open[index] -= 1
         if not self._num_open[index]:

@@ -1,4 +1,4 @@
-"""OutputCollector: the deltas of a request become its output, in time linear in their number."""
+"""OutputCollector: joins the deltas of a request into its output, in time linear in their number."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ __all__ = ["OutputCollector"]
 
 
 class OutputCollector:
-    """Puts the deltas of one request together.
+    """Joins the deltas of one request.
 
     Args:
-      n: completions of the request.
+      n: The number of completions of the request.
     """
 
     def __init__(self, n: int):
@@ -23,11 +23,11 @@ class OutputCollector:
 
     @property
     def num_tokens(self) -> int:
-        """Tokens generated so far, by all completions."""
+        """The number of tokens that all completions have generated so far."""
         return sum(len(output.token_ids) for output in self._outputs)
 
     def add(self, delta: StreamDelta) -> None:
-        """Takes in the next delta."""
+        """Adds the next delta."""
         if delta.prompt_logprobs is not None:
             self._prompt_logprobs = delta.prompt_logprobs
         output = self._outputs[delta.index]
@@ -41,7 +41,7 @@ class OutputCollector:
             output.finish_reason, output.stop_reason = delta.finish_reason, delta.stop_reason
 
     def output(self, *, request_id: str, prompt: str | None, prompt_token_ids: Sequence[int]) -> RequestOutput:
-        """The request's output; call it once, after the last delta."""
+        """Returns the output of the request. Call it once, after the last delta."""
         for output, texts in zip(self._outputs, self._texts, strict=True):
             output.text = "".join(texts)
         return RequestOutput(

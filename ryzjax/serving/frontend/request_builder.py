@@ -1,4 +1,4 @@
-"""RequestBuilder: what callers ask for, checked against the model, becomes the engine's requests."""
+"""RequestBuilder: checks prompts and settings against the model, and makes the engine's requests."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ _SEED_MASK = 2**64 - 1
 
 
 class RequestBuilder:
-    """Checks requests for one engine, and makes them.
+    """Checks and makes the requests of one engine.
 
     Args:
-      config: the model's.
-      max_context_tokens: longest prompt plus output.
-      max_open: sequences that may wait or run at once.
-      pooling: of embeddings that name none.
+      config: The config of the model.
+      max_context_tokens: The largest number of tokens of a prompt and its output together.
+      max_open: The number of sequences that may wait or run at once.
+      pooling: The pooling of embeddings that name none.
     """
 
     def __init__(self, config: ModelConfig, *, max_context_tokens: int, max_open: int, pooling: Pooling):
         self._vocab_size = config.vocab_size
-        # A config may name an end of sequence that its vocabulary lacks: no step can choose it.
+        # A config may name an end-of-sequence token outside its vocabulary, which no step can choose.
         self._eos_token_ids = tuple(token for token in config.eos_token_ids if 0 <= token < config.vocab_size)
         self._max_context_tokens = max_context_tokens
         self.max_open = max_open
@@ -44,10 +44,9 @@ class RequestBuilder:
         request_id: str,
         adapter: ServedAdapter | None = None,
     ) -> list[EngineRequest]:
-        """The `n` sequences of one prompt; their ids are `request_id` and a number.
+        """Returns the requests of the `n` sequences of one prompt. Their ids are `request_id` and a number.
 
-        Raises:
-          RequestError, ContextLengthError: as for `check_completion`.
+        Raises the errors of `check_completion`.
         """
         room = self.check_completion(token_ids, params)
         eos = () if params.ignore_eos else self._eos_token_ids
@@ -61,7 +60,7 @@ class RequestBuilder:
                 max_new_tokens=room if params.max_tokens is None else min(params.max_tokens, room),
                 seed=(first_seed + i) & _SEED_MASK,
                 arrival_s=time.monotonic(),
-                # The completions share their prompt: it is scored once.
+                # The completions share their prompt, so it is scored once.
                 prompt_logprobs=params.prompt_logprobs if i == 0 else None,
                 adapter=adapter,
             )
@@ -69,11 +68,11 @@ class RequestBuilder:
         ]
 
     def check_completion(self, token_ids: tuple[int, ...], params: SamplingParams) -> int:
-        """Checks a prompt and its settings against the model; returns how many tokens fit after the prompt.
+        """Checks a prompt and its settings, and returns the number of tokens that fit after the prompt.
 
         Raises:
-          RequestError: no token, ids outside the vocabulary, or more completions than may be open at once.
-          ContextLengthError: what must be generated does not fit after the prompt.
+          RequestError: The prompt is empty, a token id is outside the vocabulary, or `n` exceeds `max_open`.
+          ContextLengthError: The tokens that must be generated do not fit after the prompt.
         """
         self._check_prompt(token_ids)
         self._check_ids("logit_bias", params.logit_bias)
@@ -97,10 +96,9 @@ class RequestBuilder:
         request_id: str,
         adapter: ServedAdapter | None = None,
     ) -> EngineRequest:
-        """The sequence that becomes a vector.
+        """Returns the request of a sequence that becomes a vector.
 
-        Raises:
-          RequestError, ContextLengthError: as for `check_embedding`.
+        Raises the errors of the method `check_embedding`.
         """
         self.check_embedding(token_ids)
         return EngineRequest(
@@ -116,11 +114,11 @@ class RequestBuilder:
         )
 
     def check_embedding(self, token_ids: tuple[int, ...]) -> None:
-        """Checks a prompt against the model.
+        """Checks the prompt of an embedding.
 
         Raises:
-          RequestError: no token, or ids outside the vocabulary.
-          ContextLengthError: a prompt longer than the context.
+          RequestError: The prompt is empty, or a token id is outside the vocabulary.
+          ContextLengthError: The prompt is longer than the context.
         """
         self._check_prompt(token_ids)
         if len(token_ids) > self._max_context_tokens:
@@ -134,12 +132,12 @@ class RequestBuilder:
         self._check_ids("prompt", token_ids)
 
     def _check_ids(self, name: str, ids: Collection[int]) -> None:
-        """Holds ids against the vocabulary; the usual case runs without a Python loop."""
+        """Checks ids against the vocabulary. Valid ids are checked without a Python loop."""
         vocab = self._vocab_size
         if not ids or (set(map(type, ids)) == {int} and min(ids) >= 0 and max(ids) < vocab):
             return
         for token in ids:
-            # A float or a bool may pass the comparison, and fail on the engine's thread where the step is packed.
+            # A float or a bool could pass the comparison, and fail later on the engine's thread.
             if type(token) is not int:
                 raise RequestError(f"{name} contains {token!r}, which is no token id; expected integers", param=name)
             if not 0 <= token < vocab:
@@ -149,7 +147,7 @@ class RequestBuilder:
 
 
 def as_token_ids(ids: Iterable[int]) -> tuple[int, ...]:
-    """Token ids with numpy's integers as Python's; what is no integer stays, for `RequestBuilder` to refuse."""
+    """Returns token ids with numpy integers converted to Python's. `RequestBuilder` refuses any other value."""
     found = tuple(ids)
     if set(map(type, found)) <= {int}:
         return found

@@ -1,4 +1,4 @@
-"""RequestStream: the `n` sequences of one prompt; the engine's events become the caller's deltas."""
+"""RequestStream: turns the engine's events for the `n` sequences of one prompt into deltas for the caller."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ class RequestStream:
     """Turns the events of one request's sequences into deltas.
 
     Args:
-      requests: of one prompt, as `RequestBuilder.completions` makes them.
-      tokenizer: the model's.
+      requests: The requests of one prompt, made by `RequestBuilder.completions`.
+      tokenizer: The tokenizer of the model.
     """
 
     def __init__(self, requests: Sequence[EngineRequest], tokenizer: Tokenizer):
@@ -33,7 +33,7 @@ class RequestStream:
 
     @property
     def open_ids(self) -> tuple[str, ...]:
-        """The sequences whose completion is not finished."""
+        """The ids of the sequences whose completions are not finished."""
         return tuple(self._streams)
 
     @property
@@ -42,16 +42,16 @@ class RequestStream:
         return not self._streams
 
     def is_open(self, request_id: str) -> bool:
-        """Whether this sequence's completion is not finished."""
+        """Returns whether the completion of a sequence is not finished."""
         return request_id in self._streams
 
     def push(self, event: TokenEvent) -> list[StreamDelta]:
-        """The deltas of one event. A stop string may end a completion ahead of its sequence's last event.
+        """Returns the deltas of one event. A stop string may end a completion before its sequence's last event.
 
-        With `prompt_logprobs`, the first delta carries the prompt's and nothing else.
+        With `prompt_logprobs`, the first delta holds the log-probabilities of the prompt and nothing else.
 
         Raises:
-          Exception: the event is an error's.
+          Exception: The event reports an error.
         """
         stream = self._streams.get(event.request_id)
         if stream is None:
@@ -63,7 +63,7 @@ class RequestStream:
             if event.prompt_scores is not None:
                 self._scored.append(event.prompt_scores)
                 return []
-            # The engine runs in order of arrival: the first sequence's prompt is read before anything else.
+            # The engine runs sequences in order of arrival, so the prompt of the first one is scored before all else.
             prompt_logprobs = PromptLogprobs(self._scored)
             assert len(prompt_logprobs) == self._prompt_len, "an event of a sequence ahead of the prompt's scores"
             deltas.append(StreamDelta(index=0, text="", token_ids=(), prompt_logprobs=prompt_logprobs))

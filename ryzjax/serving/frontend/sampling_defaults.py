@@ -1,4 +1,4 @@
-"""The sampling settings that a model's authors recommend: defaults of requests that do not name their own."""
+"""The sampling settings that a model's authors recommend, which are the defaults of requests that name none."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["SamplingDefaults", "sampling_defaults"]
 
 
 class SamplingDefaults(TypedDict, total=False):
-    """Settings of `SamplingParams` that a generation_config.json may give."""
+    """The settings of `SamplingParams` that a generation_config.json may give."""
 
     temperature: float
     top_k: int
@@ -22,14 +22,14 @@ class SamplingDefaults(TypedDict, total=False):
 
 
 def sampling_defaults(generation: Mapping[str, object], *, source: str) -> SamplingDefaults:
-    """The settings that a generation_config.json gives; `do_sample: false` is a temperature of 0.
+    """Returns the settings in a generation_config.json. `do_sample: false` gives a temperature of 0.
 
     Args:
-      generation: the parsed file.
-      source: what it belongs to, for messages.
+      generation: The parsed file.
+      source: The name of the model, for error messages.
 
     Raises:
-      ConfigError: a value is of the wrong type or out of range.
+      ConfigError: A value has the wrong type or is out of range.
     """
     do_sample = generation.get("do_sample")
     found = {name: value for name in SamplingDefaults.__annotations__ if (value := generation.get(name)) is not None}
@@ -43,7 +43,7 @@ def sampling_defaults(generation: Mapping[str, object], *, source: str) -> Sampl
             "--generation-config none"
         ) from error
     if do_sample is False:
-        # What chooses among likely tokens has no meaning then: a request that names a temperature gets plain sampling.
+        # The filters have no meaning then, and a request that names a temperature gets plain sampling.
         kept = {name: value for name, value in found.items() if name == "repetition_penalty"}
         found = {"temperature": 0.0, **kept}
     return cast("SamplingDefaults", found)

@@ -1,9 +1,9 @@
-"""AdapterSlots: which adapter is in which of the device's slots, and who uses it. Pure bookkeeping.
+"""AdapterSlots: keeps track of the adapters in the device's slots and of the sequences that use them.
 
-A sequence holds its adapter's slot from its first step to its end, also while it is preempted: a slot is written anew
-only when no sequence needs what is in it. Where an adapter is not there and every slot is in use, its sequences wait
-without holding up others; but a slot is kept for it from then on: sequences behind it in the queue may not begin with
-what is in that slot, which is therefore idle one day. So nobody waits for ever, whatever keeps arriving.
+A sequence holds the slot of its adapter from its first step to its end, also while it is preempted. A slot is rewritten
+only if no sequence uses it. If an adapter is in no slot and every slot is in use, its sequences wait without blocking
+others. One slot is then reserved for the adapter: sequences behind it in the queue cannot start with the adapter that
+is in that slot, so the slot becomes idle at some time. No sequence therefore waits forever, whatever arrives.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ __all__ = ["AdapterSlots"]
 
 
 class _Slot:
-    """What one slot holds: `users` sequences run with it; `kept_for` the version that gets it next."""
+    """One slot. `users` is the number of sequences that use it, `kept_for` the adapter it is reserved for."""
 
     __slots__ = ("adapter", "is_retired", "kept_for", "last_use", "users")
 
@@ -30,13 +30,13 @@ class _Slot:
 
 
 class AdapterSlots:
-    """Hands out slots 0 to `count` - 1; the least recently used one that is idle is written anew.
+    """Assigns the slots 0 to `count` - 1. The least recently used idle slot is rewritten first.
 
     Args:
-      count: slots of the device.
+      count: the number of slots on the device.
 
     Raises:
-      ConfigError: no slot.
+      ConfigError: `count` is below 1.
     """
 
     def __init__(self, count: int):
@@ -50,24 +50,24 @@ class AdapterSlots:
 
     @property
     def num_loaded(self) -> int:
-        """Slots that hold an adapter."""
+        """The number of slots that hold an adapter."""
         return len(self._slot_of)
 
     @property
     def num_in_use(self) -> int:
-        """Slots that a sequence runs with."""
+        """The number of slots that sequences use."""
         return sum(slot.users > 0 for slot in self._slots)
 
     def begin_pass(self) -> None:
-        """Before the waiting sequences are asked for in order: forgets which slots are kept for whom.
+        """Drops all reservations before a pass over the waiting sequences.
 
-        Each pass finds out again, from the queue as it is: who has left it keeps nothing.
+        Each pass makes them again from the current queue, so an adapter without waiting sequences has none.
         """
         for slot in self._slots:
             slot.kept_for = None
 
     def is_available(self, adapter: ServedAdapter) -> bool:
-        """Whether one more sequence can begin with this adapter; where not, a slot is kept for it."""
+        """Returns whether one more sequence can start with this adapter. If not, a slot is reserved for it."""
         index = self._slot_of.get(adapter)
         if index is not None:
             return self._slots[index].kept_for is None
@@ -77,7 +77,7 @@ class AdapterSlots:
         return False
 
     def acquire(self, adapter: ServedAdapter) -> int:
-        """The slot for one more sequence, where `is_available`; what must be written into it is in `take_loads`."""
+        """Returns the slot for one more sequence, after `is_available`. `take_loads` says what must be written."""
         index = self._slot_of.get(adapter)
         if index is None:
             index = self._idle_for(adapter)
@@ -89,7 +89,7 @@ class AdapterSlots:
         return index
 
     def release(self, index: int) -> None:
-        """A sequence has ended.
+        """Releases the slot of a sequence that has ended.
 
         Raises:
           ValueError: no sequence uses the slot.
@@ -102,7 +102,7 @@ class AdapterSlots:
             self._empty(index)
 
     def prefetch(self, adapter: ServedAdapter) -> bool:
-        """Puts an adapter into an empty slot, ahead of its first sequence; False where there is none."""
+        """Assigns an empty slot to an adapter before its first sequence. Returns False if there is none."""
         if adapter in self._slot_of:
             return True
         index = next((i for i, slot in enumerate(self._slots) if slot.adapter is None), None)
@@ -111,7 +111,7 @@ class AdapterSlots:
         return index is not None
 
     def retire(self, adapter: ServedAdapter) -> None:
-        """No new request will name this version: its slot is empty when the last sequence that uses it has ended."""
+        """Retires a version that no new request uses. Its slot is emptied when its last sequence ends."""
         index = self._slot_of.get(adapter)
         if index is not None:
             self._slots[index].is_retired = True
@@ -119,15 +119,15 @@ class AdapterSlots:
                 self._empty(index)
 
     def take_loads(self) -> list[tuple[int, ServedAdapter]]:
-        """(slot, adapter) that the device must write before the next step, in this order."""
+        """Returns the (slot, adapter) pairs that the device must write before the next step, in order."""
         loads, self._loads = self._loads, []
         return loads
 
     def check_integrity(self, held: Iterable[tuple[int, ServedAdapter]]) -> None:
-        """Raises AssertionError where a slot's users are not the sequences that hold it.
+        """Raises AssertionError if the users of a slot are not the sequences that hold it.
 
         Args:
-          held: (slot, adapter) of every sequence that holds one.
+          held: the (slot, adapter) of each sequence that holds one.
         """
         users = [0] * self.count
         for index, adapter in held:
@@ -148,12 +148,12 @@ class AdapterSlots:
         slot.last_use = self._uses
 
     def _idle_for(self, adapter: ServedAdapter) -> int | None:
-        """The idle slot to write anew: an empty one, else the least recently used; not one kept for another."""
+        """Returns the idle slot to rewrite: an empty one, or the least recently used one that is not reserved."""
         idle = [i for i, slot in enumerate(self._slots) if not slot.users and slot.kept_for in (None, adapter)]
         return min(idle, key=lambda i: (self._slots[i].adapter is not None, self._slots[i].last_use), default=None)
 
     def _keep_one(self, adapter: ServedAdapter) -> None:
-        """Keeps the slot least recently begun with for an adapter that waits, unless one is already or all are."""
+        """Reserves the least recently used slot for a waiting adapter, unless it has one or all are reserved."""
         if any(slot.kept_for is adapter for slot in self._slots):
             return
         others = [slot for slot in self._slots if slot.kept_for is None]

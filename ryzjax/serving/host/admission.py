@@ -1,4 +1,4 @@
-"""What a request must be for the scheduler to take it at all."""
+"""check_request: refuses requests that could never run."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ __all__ = ["check_request"]
 
 
 def check_request(request: EngineRequest, *, max_context_tokens: int) -> None:
-    """Refuses what could never run.
+    """Refuses a request that could never run.
 
     Raises:
-      RequestError: its prompt is empty, or it asks for nothing.
-      ContextLengthError: the prompt, or a token after it, does not fit.
+      RequestError: the prompt is empty, or the request asks for nothing.
+      ContextLengthError: the prompt and one token after it do not fit the context.
     """
     prompt_len = len(request.prompt_token_ids)
     if not prompt_len:
@@ -26,8 +26,8 @@ def check_request(request: EngineRequest, *, max_context_tokens: int) -> None:
         )
     if request.pooling is not None and request.max_new_tokens:
         raise RequestError(
-            f"max_new_tokens={request.max_new_tokens} with pooling={request.pooling!r}; expected 0: what becomes "
-            "a vector generates nothing",
+            f"max_new_tokens={request.max_new_tokens} with pooling={request.pooling!r}; expected 0, because an "
+            "embedding generates nothing",
             param="max_tokens",
         )
     new_tokens = min(request.max_new_tokens, 1)

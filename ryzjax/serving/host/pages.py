@@ -1,4 +1,4 @@
-"""PagePool: which pages of the KV cache are free. Pure bookkeeping; the pages themselves are on the device."""
+"""PagePool: keeps track of the free KV cache pages. The pages themselves are on the device."""
 
 from __future__ import annotations
 
@@ -9,22 +9,19 @@ from ryzjax.errors import CapacityError, ConfigError
 __all__ = ["PADDING_PAGE", "PagePool"]
 
 PADDING_PAGE = 0
-"""Takes the writes of padding tokens; never handed out."""
+"""The page that padding tokens write to. It is never allocated."""
 
 
 class PagePool:
-    """Hands out pages 1 to `num_pages` - 1.
-
-    A page has one owner. Sharing (a prefix cache) fits in here: a count a page instead of a flag, with
-    `free` giving a page back at zero.
+    """Allocates the pages 1 to `num_pages` - 1. Each page has one owner.
 
     Args:
-      num_pages: pages of the device's cache, the padding page included.
-      page_size_tokens: tokens a page.
+      num_pages: the pages of the device's cache, with the padding page.
+      page_size_tokens: the tokens of a page.
 
     Raises:
-      ConfigError: a page holds no token.
-      CapacityError: no page is left beside the padding page.
+      ConfigError: `page_size_tokens` is below 1.
+      CapacityError: there is no page besides the padding page.
     """
 
     def __init__(self, *, num_pages: int, page_size_tokens: int):
@@ -37,31 +34,31 @@ class PagePool:
             )
         self.num_pages = num_pages
         self.page_size_tokens = page_size_tokens
-        # A stack: the page freed last is the likeliest to be in a cache still. Lowest pages first at the start.
+        # A stack, because the page freed last is the most likely to be in a CPU cache. The lowest pages come first.
         self._free = list(range(num_pages - 1, PADDING_PAGE, -1))
         self._is_used = bytearray(num_pages)
 
     @property
     def num_usable(self) -> int:
-        """Pages that can be handed out."""
+        """The number of pages that can be allocated."""
         return self.num_pages - 1
 
     @property
     def num_free(self) -> int:
-        """Pages that nobody owns."""
+        """The number of free pages."""
         return len(self._free)
 
     @property
     def num_used(self) -> int:
-        """Pages that are handed out."""
+        """The number of allocated pages."""
         return self.num_usable - len(self._free)
 
     def pages_for(self, tokens: int) -> int:
-        """Pages that hold `tokens` tokens."""
+        """Returns the number of pages for `tokens` tokens."""
         return -(-tokens // self.page_size_tokens)
 
     def allocate(self, count: int) -> list[int] | None:
-        """`count` pages for one owner, or None (and nothing taken) where fewer are free."""
+        """Allocates `count` pages for one owner. Returns None, and allocates nothing, if fewer are free."""
         if count < 0:
             raise ValueError(f"allocate({count}): expected a count of at least 0")
         if count > len(self._free):
@@ -72,22 +69,22 @@ class PagePool:
         return pages
 
     def free(self, pages: Iterable[int]) -> None:
-        """Takes pages back.
+        """Frees pages.
 
         Raises:
-          ValueError: a page is not handed out (freed twice, the padding page, or none of the pool's).
+          ValueError: a page is not allocated: it was freed twice, is the padding page, or is not in the pool.
         """
         for page in pages:
             if not 0 <= page < self.num_pages or not self._is_used[page]:
-                raise ValueError(f"page {page} is freed but not handed out; expected a page of allocate(), freed once")
+                raise ValueError(f"page {page} is freed but not allocated; expected a page of allocate(), freed once")
             self._is_used[page] = 0
             self._free.append(page)
 
     def check_integrity(self, owned: Iterable[Sequence[int]]) -> None:
-        """Raises AssertionError unless free and owned pages are together all pages, each once.
+        """Raises AssertionError unless the free and the owned pages together are all pages, each once.
 
         Args:
-          owned: the pages of every owner.
+          owned: the pages of each owner.
         """
         free = set(self._free)
         if len(free) != len(self._free):

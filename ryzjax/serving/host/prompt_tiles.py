@@ -1,9 +1,10 @@
-"""The prompt positions a step scores or pools, cut into tiles of one size: the device reads them tile by tile.
+"""Cuts the prompt positions that a step scores or pools into tiles of one size. The device reads them tile by tile.
 
-    score tile   [ token_index | next token          ]   [2, N]
-    pool tile    [ token_index | slot     | restarts ]   [3, N]
+    score tile   [ token_index | next token          ]   [2, M]
+    pool tile    [ token_index | slot     | restarts ]   [3, M]
 
-A tile's size is compiled, how many a step has is not. Positions follow each other in the order of the plan's rows.
+The size of a tile is part of the compiled programs; the number of tiles is not. Positions are in the order of the
+plan's rows.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ __all__ = ["pool_tiles", "score_tiles"]
 
 
 def score_tiles(plan: StepPlan, size: int) -> list[Int32Array]:
-    """The scored positions as tiles [2, `size`]; padding scores token 0 after the step's first token."""
+    """Returns the scored positions as tiles [2, `size`]. Padding scores token 0 after the step's first token."""
     readings = [reading for reading in plan.readings if reading.scored]
     if not readings:
         return []
@@ -27,17 +28,18 @@ def score_tiles(plan: StepPlan, size: int) -> list[Int32Array]:
 
 
 def pool_tiles(plan: StepPlan, size: int, *, max_sequences: int) -> list[Int32Array]:
-    """The pooled positions as tiles [3, `size`]; padding has a slot past the end, which no write reaches.
+    """Returns the pooled positions as tiles [3, `size`]. Padding has a slot past the last one, so its writes are
+    dropped.
 
-    `restarts` is 1 where a sequence's sum begins: what the slot held before, also of the same sequence before a
-    preemption, is forgotten.
+    `restarts` is 1 where the sum of a sequence starts. The previous sum of the slot is then dropped, also that of the
+    same sequence before a preemption.
     """
     columns = []
     for reading in plan.readings:
         row, pooled = reading.row, reading.pooled
         if pooled:
             restarts = np.zeros(len(pooled))
-            # The last token's vector is a sum of one.
+            # The vector of the last token is a sum of one position.
             restarts[0] = pooled.start == 0 or row.sequence.request.pooling == "last"
             indices = np.arange(len(pooled)) + reading.token_index(pooled.start)
             columns.append(np.stack([indices, np.full(len(pooled), row.slot), restarts]))
@@ -47,7 +49,7 @@ def pool_tiles(plan: StepPlan, size: int, *, max_sequences: int) -> list[Int32Ar
 
 
 def _tiles(columns: np.ndarray, size: int, *, padding: tuple[int, ...]) -> list[Int32Array]:
-    """[F, positions] -> tiles [F, `size`], the last one padded with the given value of each field."""
+    """Cuts [F, positions] into tiles [F, `size`]. The last one is padded with the given value of each field."""
     count = -(-columns.shape[1] // size)
     padded = np.empty((len(columns), count * size), np.int32)
     padded[:] = np.asarray(padding, np.int32)[:, None]

@@ -1,21 +1,21 @@
-"""Scheduler: which sequences take part in the next step, and with which tokens.
+"""Scheduler: chooses the sequences of the next step and their tokens.
 
-First come, first served. Every running sequence that decodes gets its token; what is left of the budget
-goes to the chunk of the running sequence whose prompt is not finished, then to waiting sequences. Arrival
-orders everything: sequences that run arrived before those that wait, so only the last one running can have
-an unfinished prompt, and one walk over the running sequences serves decode rows first.
+Sequences are served in the order of arrival. Every running sequence that decodes gets its token. The rest of the token
+budget goes to the chunk of the running sequence whose prompt is not finished, and then to waiting sequences. Running
+sequences arrived before waiting ones, so only the last running sequence can have an unfinished prompt, and one walk
+over the running sequences serves the decode rows first.
 
-A sequence gets the pages of all its known tokens when it is admitted, and one more page at a time as it
-grows. When none is free, the sequence that was admitted last gives up its pages and waits, ahead of the others,
-to be computed again (preemption by recompute). The oldest is never preempted for another, and one sequence
-of full length fits the pool, so the oldest always finishes, and then the next is the oldest.
+A sequence gets the pages of all its known tokens when it is admitted, and then one more page at a time. If no page is
+free, the sequence that was admitted last loses its pages. It waits, ahead of all others, to be computed again
+(preemption by recomputation). The oldest sequence is never preempted for another one, and the pool holds at least one
+sequence of full length. The oldest sequence therefore always finishes, and then the next one is the oldest.
 
-A sequence whose adapter can have no slot now (`AdapterSlots`) keeps its place in the queue while others pass it:
-the order is then that of admission.
+A sequence whose adapter cannot have a slot now (`AdapterSlots`) keeps its place in the queue while others pass it. The
+order of running sequences is then the order of admission.
 
-Steps may overlap: `schedule` for step n+1 may come before `commit` of step n. A sequence's next token is
-then unknown to the host but known to the device, which runs steps in order. Pages and slots can therefore
-be reused as soon as no *later* step needs them, whatever is still in flight.
+Steps may overlap: `schedule` for step n+1 may run before `commit` of step n. The host then does not know the next token
+of a sequence, but the device does, and it runs steps in order. Pages and slots can therefore be reused as soon as no
+later step needs them, even if earlier steps are in flight.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
-from itertools import pairwise
 
 from ryzjax.errors import CapacityError, ConfigError, QueueFullError, RequestError
 from ryzjax.serving.host.adapter_slots import AdapterSlots
 from ryzjax.serving.host.admission import check_request
+from ryzjax.serving.host.integrity import check_scheduler
 from ryzjax.serving.host.pages import PagePool
 from ryzjax.serving.host.retry import FinishRate
 from ryzjax.serving.host.sequence import Sequence, SequenceState
@@ -38,21 +38,21 @@ __all__ = ["Scheduler"]
 
 
 class Scheduler:
-    """Continuous batching over a page pool; not thread-safe.
+    """Continuous batching over a page pool. It is not thread-safe.
 
     Args:
-      pool: pages of the KV cache; this scheduler is its only user.
-      max_sequences: sequences that run at once; also the number of slots.
-      max_batch_tokens: most tokens of a step.
-      max_mixed_tokens: most tokens of a step in which some sequences decode and others compute their prompts, or two
-        for every sequence that decodes, if that is more. It bounds how much longer one client's prompt makes the steps
-        of another's stream. None is `max_batch_tokens`.
-      max_context_tokens: most tokens of a sequence, prompt and output.
-      max_queue: requests that may wait beyond those for which a slot is free.
-      rope_switch_length: tokens after which all of a sequence's rotations change (LongRoPE): one that grows past
-        it is computed again from its first token, in place. None for models without.
-      adapters: slots of adapters; None where none are served.
-      clock: seconds, monotonic.
+      pool: the KV cache pages. This scheduler is their only user.
+      max_sequences: the most sequences that run at once, and the number of slots.
+      max_batch_tokens: the most tokens of a step.
+      max_mixed_tokens: the most tokens of a step in which some sequences decode and others prefill, or two for every
+        sequence that decodes, if that is more. It bounds how much one client's prompt slows down the stream of another
+        client. None is `max_batch_tokens`.
+      max_context_tokens: the most tokens of a sequence, prompt and output.
+      max_queue: the most requests that may wait beyond those for which a slot is free.
+      rope_switch_length: the number of tokens after which all rotations of a sequence change (LongRoPE). A sequence
+        that grows past it is computed again from its first token, in place. None for other models.
+      adapters: the slots of adapters, or None if no adapters are served.
+      clock: returns monotonic seconds.
 
     Raises:
       ConfigError: a limit is below 1.
@@ -109,30 +109,30 @@ class Scheduler:
 
     @property
     def num_running(self) -> int:
-        """Admitted sequences, those whose last token is in flight included."""
+        """The number of admitted sequences, also those whose last token is in flight."""
         return len(self._sequences) - len(self._waiting)
 
     @property
     def num_waiting(self) -> int:
-        """Sequences not admitted yet, or preempted."""
+        """The number of sequences that are not admitted yet or are preempted."""
         return len(self._waiting)
 
     @property
     def has_work(self) -> bool:
-        """Whether a sequence is unfinished. `schedule` may still be None until a commit."""
+        """Whether a sequence is unfinished. `schedule` may still return None until a commit."""
         return bool(self._sequences)
 
     @property
     def retry_after_s(self) -> int:
-        """Seconds a refused caller should wait: about when the next sequence finishes."""
+        """The seconds that a refused caller should wait: about until the next sequence finishes."""
         return self._finishes.retry_after_s()
 
     def add(self, request: EngineRequest) -> Sequence:
         """Queues a request.
 
         Raises:
-          RequestError: its prompt is empty, it asks for nothing, or its id is in use.
-          ContextLengthError: the prompt, or a token after it, does not fit.
+          RequestError: the prompt is empty, nothing is asked for, or the id is in use.
+          ContextLengthError: the prompt and one token after it do not fit the context.
           QueueFullError: too many requests wait.
         """
         if request.request_id in self._sequences:
@@ -156,24 +156,24 @@ class Scheduler:
         return sequence
 
     def abort(self, request_id: str) -> Sequence | None:
-        """Ends a sequence at once, with its pages and slot free; None if the id is unknown (or done)."""
+        """Ends a sequence at once and frees its pages and slot. Returns None if the id is unknown or finished."""
         sequence = self._sequences.get(request_id)
         if sequence is not None:
             self._finish(sequence, "abort")
         return sequence
 
     def schedule(self) -> StepPlan | None:
-        """The next step; None where nothing can run (before a commit, at least)."""
+        """Returns the next step, or None if nothing can run, at least before the next commit."""
         budget = self.max_batch_tokens
         num_decodes = 0
         chunks: list[Chunk] = []
         self._release_ending()
         running = self._running
         at = 0
-        while budget and at < len(running):  # preemption shortens the list from its end
+        while budget and at < len(running):  # Preemption shortens the list from its end.
             sequence = running[at]
             if self._outgrew_rope(sequence):
-                if sequence.num_in_flight:  # its tokens must be on the host to be computed again
+                if sequence.num_in_flight:  # The host must know its tokens to compute it again.
                     at += 1
                     continue
                 sequence.num_computed = 0
@@ -211,25 +211,26 @@ class Scheduler:
         if not chunks:
             return None
         plan = make_plan(chunks)
+        self._advance(plan)
         self._uncommitted.append(plan)
         return plan
 
     def _prompt_budget(self, chunks: list[Chunk], num_decodes: int) -> int:
-        """Tokens that prompts may still take in a step with these chunks, so many of which decode."""
+        """Returns the tokens that prompts may still take in a step with these chunks, `num_decodes` of which decode."""
         if not num_decodes:
             return self.max_batch_tokens
         return max(self.max_mixed_tokens, 2 * num_decodes) - sum(chunk.query_len for chunk in chunks)
 
     def commit(self, plan: StepPlan, sampled: Iterable[int]) -> list[tuple[Sequence, int | None, FinishReason | None]]:
-        """Takes in the tokens of a step; steps are committed in the order they were scheduled.
+        """Adds the tokens of a step to its sequences. Steps are committed in the order of scheduling.
 
         Args:
-          plan: the oldest one not committed.
-          sampled: a token for each of the plan's rows that sample, in order.
+          plan: the oldest plan that is not committed.
+          sampled: one token for each row of the plan that samples, in order.
 
         Returns:
-          (sequence, its new token, why it finished or None); the token is None where the sequence ends with its
-          prompt. Rows of sequences that ended meanwhile are left out.
+          Tuples of the sequence, its new token, and why it finished or None. The token is None if the sequence ends
+          with its prompt. Rows of sequences that ended in the meantime are left out.
         """
         if not self._uncommitted or self._uncommitted[0] is not plan:
             raise ValueError("commit() got a plan out of order; expected the oldest one not committed")
@@ -255,7 +256,7 @@ class Scheduler:
         return results
 
     def _commit_finishing(self, plan: StepPlan) -> list[tuple[Sequence, None, FinishReason]]:
-        """Ends the sequences whose prompt was all they asked for."""
+        """Ends the sequences that end with their prompt."""
         results: list[tuple[Sequence, None, FinishReason]] = []
         for reading in plan.readings:
             sequence = reading.row.sequence
@@ -268,43 +269,41 @@ class Scheduler:
         return results
 
     def check_integrity(self) -> None:
-        """Raises AssertionError where a page, a slot or a sequence is lost or owned twice; right at any time."""
-        self.pool.check_integrity(sequence.pages for sequence in self._sequences.values())
-        slots = [sequence.slot for sequence in self._sequences.values() if sequence.slot is not None]
-        if sorted(slots + self._free_slots) != list(range(self.max_sequences)):
-            raise AssertionError(f"slots in use {slots} and free {self._free_slots} are not all {self.max_sequences}")
-        order = [*self._running, *self._waiting]
-        if self.adapters is None and any(a.arrival >= b.arrival for a, b in pairwise(order)):
-            raise AssertionError(f"not in order of arrival: running {self._running}, waiting {list(self._waiting)}")
-        if any(a.admission >= b.admission for a, b in pairwise(self._running)):
-            raise AssertionError(f"not in order of admission: running {self._running}")
-        if self.adapters is not None:
-            held = ((s.adapter_slot, s.request.adapter) for s in self._sequences.values())
-            self.adapters.check_integrity((i, adapter) for i, adapter in held if i is not None and adapter is not None)
-        for sequence in self._running:
-            covered = len(sequence.pages) * self.pool.page_size_tokens
-            if sequence.state is not SequenceState.RUNNING or sequence.slot is None or sequence.num_computed > covered:
-                raise AssertionError(f"running without state, slot or pages: {sequence}")
-        for sequence in self._waiting:
-            if sequence.state is not SequenceState.WAITING or sequence.slot is not None or sequence.pages:
-                raise AssertionError(f"waiting with a state, slot or pages of its own: {sequence}")
-        for sequence in set(self._sequences.values()).difference(order):
-            if not (sequence.state is SequenceState.RUNNING and sequence.num_in_flight and sequence.is_ending):
-                raise AssertionError(f"neither running, waiting nor ending: {sequence}")
+        """Raises AssertionError if a page, a slot or a sequence is lost or owned twice. It may run at any time."""
+        check_scheduler(
+            pool=self.pool,
+            adapters=self.adapters,
+            max_sequences=self.max_sequences,
+            free_slots=self._free_slots,
+            running=self._running,
+            waiting=self._waiting,
+            sequences=self._sequences.values(),
+        )
+
+    def _advance(self, plan: StepPlan) -> None:
+        """Moves the counters of a plan's sequences to their values after the step."""
+        for row in plan.rows:
+            row.sequence.num_computed = row.context_len
+            row.sequence.num_in_flight += row.samples
+        for reading in plan.readings:
+            sequence = reading.row.sequence
+            if reading.scored:
+                sequence.num_scored = reading.scored.stop
+            sequence.num_in_flight += reading.finishes
 
     def _outgrew_rope(self, sequence: Sequence) -> bool:
         limit = self.rope_switch_length
         return limit is not None and sequence.rope_length <= limit < sequence.num_tokens
 
     def _release_ending(self) -> None:
-        """Frees what sequences hold that only wait for their last token, or vector, to be read."""
+        """Frees the pages and slots of sequences whose last token or vector only has to be read."""
         ending = [sequence for sequence in self._running if sequence.is_ending]
         for sequence in ending:
             self._running.remove(sequence)
             self._release(sequence)
 
     def _grow(self, sequence: Sequence, context_len: int) -> bool:
-        """Gives a running sequence pages up to `context_len`; False if it had to be preempted itself."""
+        """Gives a running sequence pages up to `context_len`. Returns False if the sequence itself was preempted."""
         missing = self.pool.pages_for(context_len) - len(sequence.pages)
         while missing > self.pool.num_free:
             victim = self._running[-1]
@@ -326,7 +325,7 @@ class Scheduler:
         self._waiting.appendleft(sequence)
 
     def _has_adapter(self, sequence: Sequence) -> bool:
-        """Whether the sequence needs no adapter, holds its slot already, or can have one."""
+        """Returns whether the sequence needs no adapter, already holds its slot, or can get one."""
         adapter = sequence.request.adapter
         if adapter is None or sequence.adapter_slot is not None:
             return True
@@ -334,19 +333,19 @@ class Scheduler:
         return self.adapters.is_available(adapter)
 
     def _has_room(self, sequence: Sequence) -> bool:
-        """Whether there are a slot and pages for all the known tokens of a waiting sequence.
+        """Returns whether there are a slot and pages for all known tokens of a waiting sequence.
 
-        A page is left free for each sequence that runs: without them the next page a decode needs would
-        preempt the newcomer, and its prompt would be computed over and over.
+        One page is left free for each running sequence. Otherwise the next page of a decoding sequence would preempt
+        the new one, and its prompt would be computed again and again.
         """
-        # A token in flight is needed on the host: the sequence is computed again from its ids.
+        # A sequence is computed again from its token ids, so the host must know the tokens in flight first.
         if not self._free_slots or sequence.num_in_flight:
             return False
         return self.pool.pages_for(len(sequence.token_ids)) + len(self._running) <= self.pool.num_free
 
     def _admit(self, sequence: Sequence) -> None:
-        """Gives a sequence, already taken out of the queue, what `_has_room` and `_has_adapter` have found."""
-        if self._outgrew_rope(sequence):  # preempted before it could begin again
+        """Gives pages and slots to a sequence that was taken out of the queue, after `_has_room` and `_has_adapter`."""
+        if self._outgrew_rope(sequence):  # It was preempted before it could start again.
             sequence.rope_length = sequence.num_tokens
         adapter = sequence.request.adapter
         if adapter is not None and sequence.adapter_slot is None:
@@ -382,7 +381,7 @@ class Scheduler:
 
     def _release(self, sequence: Sequence) -> None:
         assert sequence.slot is not None, "only admitted sequences hold anything"
-        # Backwards, so that the stack of free pages hands them out in order of position again.
+        # In reverse, so that the stack of free pages hands them out in order of position again.
         self.pool.free(reversed(sequence.pages))
         sequence.pages = []
         self._free_slots.append(sequence.slot)

@@ -1,4 +1,4 @@
-"""Sequence: what the host knows of one request while it is in the engine."""
+"""Sequence: the host's state of one request while it is in the engine."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ __all__ = ["Sequence", "SequenceState"]
 
 
 class SequenceState(Enum):
-    """Where a sequence is: WAITING -> RUNNING -> FINISHED, and back to WAITING when preempted."""
+    """The state of a sequence: WAITING -> RUNNING -> FINISHED, and back to WAITING when it is preempted."""
 
     WAITING = "waiting"
     RUNNING = "running"
@@ -18,38 +18,38 @@ class SequenceState(Enum):
 
 
 class Sequence:
-    """Mutable state of one request; owned by the scheduler. Compared by identity.
+    """The mutable state of one request. The scheduler owns and changes it. Sequences are compared by identity.
 
         token_ids     [ prompt ........ | generated ... ]
         in flight                                        [ ? ]   sampled, not read by the host yet
         num_computed  -------------------------------------->    keys and values written or in flight
 
     Args:
-      request: what to generate.
-      arrival: place in the order of arrival; unique.
-      max_context_tokens: prompt and output never exceed this.
+      request: the request.
+      arrival: the unique place in the order of arrival.
+      max_context_tokens: the most tokens of prompt and output together.
 
     Attributes:
-      token_ids: prompt and generated tokens, as far as the host knows them.
-      num_computed: leading tokens whose keys and values are written, or will be by a step in flight.
-      num_scored: leading prompt positions whose next token is scored, or will be by a step in flight. A preemption
-        leaves it: what is computed again is not scored again.
-      num_in_flight: sampled tokens that the host has not read: at most 1 when a step is scheduled, 2 between
-        that and the commit of the step before. The end of a sequence that generates nothing counts as one.
-      pages: pages of the KV cache, in order of position.
-      slot: row in the device's state by sequence; None unless admitted.
-      adapter_slot: where on the device its adapter is; held from its first admission to its end.
-      admission: place in the order of admissions, from 1; 0 before the first.
+      token_ids: prompt and generated tokens that the host knows.
+      num_computed: the number of leading tokens whose keys and values are written, or will be by a step in flight.
+      num_scored: the number of leading prompt positions whose next token is scored, or will be by a step in flight. A
+        preemption does not change it, so a position that is computed again is not scored again.
+      num_in_flight: the sampled tokens that the host has not read: at most 1 when a step is scheduled, and 2 between
+        that and the commit of the previous step. The end of a sequence that generates nothing counts as one.
+      pages: the KV cache pages, in order of position.
+      slot: the sequence's row in the device's state, or None if it is not admitted.
+      adapter_slot: the device slot of its adapter, held from its first admission to its end.
+      admission: the place in the order of admissions, from 1; 0 before the first admission.
       state: see `SequenceState`.
-      finish_reason: set when finished.
-      rope_length: length that length-dependent RoPE scalings see for its tokens up to there (`layers.rope`): the
-        prompt's, or all it had when it was computed again for having outgrown its rotations.
-      end_len: tokens (prompt included) at which the sequence ends for its length.
-      num_preemptions: how often it lost its pages.
-      generates: whether it goes on after its prompt.
-      reads_prompt: whether hidden states of its prompt are scored or pooled.
-      first_scheduled_s, first_token_s, last_token_s: `time.monotonic()` of its milestones; the first is
-        set by the scheduler, the others by who reads the tokens. Arrival is in the request.
+      finish_reason: why the sequence finished, or None.
+      rope_length: the length that length-dependent RoPE scalings use for tokens up to it (`layers.rope`): the prompt's
+        length, or the sequence's length when it was computed again because it had outgrown its rotations.
+      end_len: the number of tokens, prompt included, at which the sequence ends because of its length.
+      num_preemptions: how often the sequence lost its pages.
+      generates: whether the sequence generates tokens after its prompt.
+      reads_prompt: whether hidden states of the prompt are scored or pooled.
+      first_scheduled_s, first_token_s, last_token_s: `time.monotonic()` of the sequence's milestones. The scheduler
+        sets the first, and the engine sets the others when it reads tokens. The request has the time of arrival.
     """
 
     __slots__ = (
@@ -86,7 +86,7 @@ class Sequence:
         self.min_tokens = request.params.min_tokens
         self.generates = request.max_new_tokens > 0
         if not self.generates:
-            self.end_len += 1  # a token that never comes stands for the end of the prompt
+            self.end_len += 1  # The end of the prompt counts as one more token, which never comes.
         self.token_ids = list(request.prompt_token_ids)
         self.reads_prompt = request.prompt_logprobs is not None or request.pooling is not None
         self.num_computed = 0
@@ -105,17 +105,17 @@ class Sequence:
 
     @property
     def num_tokens(self) -> int:
-        """Tokens of prompt and output, the one in flight included."""
+        """The number of prompt and output tokens, tokens in flight included."""
         return len(self.token_ids) + self.num_in_flight
 
     @property
     def output_len(self) -> int:
-        """Generated tokens that the host knows."""
+        """The number of generated tokens that the host knows."""
         return len(self.token_ids) - self.prompt_len
 
     @property
     def is_ending(self) -> bool:
-        """Whether the tokens in flight are its last, whatever they turn out to be."""
+        """Whether the tokens in flight are the last ones, whatever their ids are."""
         return len(self.token_ids) + self.num_in_flight >= self.end_len
 
     def __repr__(self) -> str:

@@ -1,4 +1,4 @@
-"""StepPlan: what one step computes, as the scheduler decided it."""
+"""StepPlan: what one step computes, as the scheduler decided it. Nothing here changes a sequence."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ class StepRow:
     """One sequence's part of a step.
 
     Attributes:
-      sequence: whose tokens. Its `pages` cover `context_len` until the scheduler is called again.
-      slot: its row in the device's state by sequence.
-      query_start: where its tokens begin in the step's flat tokens.
-      query_len: how many there are.
-      context_len: its tokens in the cache after this step; the row's positions are
+      sequence: the sequence. Its `pages` cover `context_len` until the scheduler is called again.
+      slot: the sequence's row in the device's state.
+      query_start: the index of the row's first token in the flat tokens of the step.
+      query_len: the number of the row's tokens.
+      context_len: the sequence's tokens in the KV cache after this step. The row's positions are
         [context_len - query_len, context_len).
-      token_ids: the tokens; None for one token that only the device knows, under the slot.
-      samples: whether the last token's logits give the sequence's next token.
-      admits: whether this is the first row since admission: what the device keeps by slot must be set.
-      output_index: tokens generated before the one that is sampled, in flight ones included.
+      token_ids: the tokens, or None for one token that only the device knows, by slot.
+      samples: whether the sequence's next token is sampled from the logits of the last token.
+      admits: whether this is the first row since the sequence was admitted. The device state of its slot must be set.
+      output_index: the number of tokens generated before the sampled one, tokens in flight included.
       ban_stops: whether the sampled token must not be a stop token (min_tokens).
     """
 
@@ -43,12 +43,12 @@ class StepRow:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PromptReading:
-    """What a step reads of one prompt: hidden states that are scored or pooled. Never of a decode row.
+    """The hidden states of one prompt that a step scores or pools. A decode row has none.
 
     Attributes:
       row: the sequence's part of the step.
-      scored: positions whose hidden state scores the prompt token after it.
-      pooled: positions whose hidden state goes into the sequence's vector.
+      scored: the positions whose hidden state scores the next prompt token.
+      pooled: the positions whose hidden state is added to the sequence's vector.
       finishes: whether the sequence ends with this row, without a token.
     """
 
@@ -58,24 +58,24 @@ class PromptReading:
     finishes: bool
 
     def token_index(self, position: int) -> int:
-        """Where a position of the row is in the step's flat tokens."""
+        """Returns the index of a position of the row in the flat tokens of the step."""
         return self.row.query_start + position - (self.row.context_len - self.row.query_len)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StepPlan:
-    """One step. Hand it to the device before the scheduler is called again.
+    """One step. Pass it to the device before the scheduler is called again.
 
         rows     [ decode | decode | decode |   chunk of A    |  chunk of B  ]
         tokens   [   0    |   1    |   2    | 3 4 5 6 7 8 9 . | . . . . . .  ]
 
     Attributes:
-      rows: decode rows first (one token, samples), then chunks of prompts, each in order of arrival.
-      num_decode_rows: how many of the rows are decode rows.
-      num_tokens: tokens of all rows.
-      num_prompt_tokens: how many of them are prompt tokens (again, after a preemption).
-      num_samples: rows that sample.
-      readings: of the prompts that are scored or pooled, in the order of the rows.
+      rows: decode rows first (one token, sampled), then prefill chunks, each in order of arrival.
+      num_decode_rows: the number of decode rows.
+      num_tokens: the tokens of all rows.
+      num_prompt_tokens: the prompt tokens among them, also those computed again after a preemption.
+      num_samples: the number of rows that sample.
+      readings: the prompts that are scored or pooled, in the order of the rows.
     """
 
     rows: tuple[StepRow, ...]
@@ -87,12 +87,12 @@ class StepPlan:
 
     @property
     def num_scored(self) -> int:
-        """Positions whose next token is scored."""
+        """The number of positions whose next token is scored."""
         return sum(len(reading.scored) for reading in self.readings)
 
 
 class Chunk(NamedTuple):
-    """A sequence's next `query_len` tokens, chosen for a step; `admits` as in `StepRow`."""
+    """The next `query_len` tokens of a sequence, chosen for a step. `admits` is as in `StepRow`."""
 
     sequence: Sequence
     query_len: int
@@ -100,10 +100,10 @@ class Chunk(NamedTuple):
 
 
 def make_plan(chunks: Iterable[Chunk]) -> StepPlan:
-    """Lays chunks out as a step, and advances their sequences' counters to what they are after it.
+    """Arranges chunks as a step. It reads the sequences and does not change them.
 
     Args:
-      chunks: in order of arrival, one a sequence.
+      chunks: one chunk a sequence, in order of arrival.
     """
     decodes: list[Chunk] = []
     prefills: list[Chunk] = []
@@ -123,10 +123,7 @@ def make_plan(chunks: Iterable[Chunk]) -> StepPlan:
         query_start += chunk.query_len
         if sequence.num_computed < sequence.prompt_len:
             num_prompt_tokens += min(row.context_len, sequence.prompt_len) - sequence.num_computed
-        sequence.num_computed = row.context_len
-        if row.samples:
-            sequence.num_in_flight += 1
-            num_samples += 1
+        num_samples += row.samples
     return StepPlan(
         rows=tuple(rows),
         num_decode_rows=len(decodes),
@@ -159,19 +156,16 @@ def _row(chunk: Chunk, query_start: int) -> StepRow:
 
 
 def _readings(row: StepRow) -> list[PromptReading]:
-    """What a row reads of its prompt, if anything; advances the sequence's counters."""
+    """Returns what a row reads of its prompt, if anything."""
     sequence, request = row.sequence, row.sequence.request
     end, last = row.context_len, row.sequence.prompt_len - 1
     scored = pooled = range(0)
     if request.prompt_logprobs is not None:
-        # In order, so what is not scored yet begins in this chunk or after it; nothing follows the last token.
+        # Positions are scored in order, so the next one is in this chunk or after it. No token follows the last one.
         scored = range(sequence.num_scored, max(sequence.num_scored, min(end, last)))
-        sequence.num_scored = scored.stop
     if request.pooling is not None:
         start = end - row.query_len
         pooled = range(start if request.pooling == "mean" else max(start, last), end)
     finishes = end > last and not sequence.generates
-    if finishes:
-        sequence.num_in_flight += 1
     reads = scored or pooled or finishes
     return [PromptReading(row=row, scored=scored, pooled=pooled, finishes=finishes)] if reads else []

@@ -1,11 +1,11 @@
-"""Adapters at run time: /v1/load_lora_adapter and /v1/unload_lora_adapter as vLLM has them, and uploads.
+"""Routes that load and unload adapters while the server runs: the two of vLLM, and uploads.
 
-    POST   /v1/load_lora_adapter      {"lora_name", "lora_path", "load_inplace"}    a folder the server can see
+    POST   /v1/load_lora_adapter      {"lora_name", "lora_path", "load_inplace"}    a directory of the server
     POST   /v1/unload_lora_adapter    {"lora_name"}
-    PUT    /v1/lora_adapters/NAME     {"adapter_config", "adapter_model", "load_inplace"}    its files in the body
+    PUT    /v1/lora_adapters/NAME     {"adapter_config", "adapter_model", "load_inplace"}    the files in the body
     DELETE /v1/lora_adapters/NAME
 
-Reading a folder of the server is for who runs it: all of these answer 403 unless `allow_lora_updating` is set.
+They let a client make the server read its directories, so all of them answer 403 unless `allow_lora_updating` is set.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from starlette.responses import PlainTextResponse, Response
 from ryzjax.errors import CheckpointError, ConfigError, RequestError
 from ryzjax.serving.http.context import ServerContext, context_of
 from ryzjax.serving.http.errors import LoraUpdatingDisabledError
-from ryzjax.serving.http.fields import Integer, JsonBody
+from ryzjax.serving.http.openai.fields import Integer, JsonBody
 
 __all__ = ["ADAPTERS_PATH", "router"]
 
 ADAPTERS_PATH = "/v1/lora_adapters/"
-"""Prefix of the paths whose bodies may be as large as an adapter."""
+"""Prefix of the paths whose bodies may have up to `max_adapter_bytes`."""
 _PIECE_CHARS = 1 << 20
 _CONFIG_FILE, _WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 
@@ -40,7 +40,7 @@ logger = logging.getLogger(__name__)
 
 
 class LoadRequest(JsonBody):
-    """Body of /v1/load_lora_adapter. `load_inplace` puts the adapter in the place of one of that name."""
+    """Body of /v1/load_lora_adapter. `load_inplace` replaces an adapter of the same name."""
 
     lora_name: str
     lora_path: str
@@ -48,14 +48,16 @@ class LoadRequest(JsonBody):
 
 
 class UnloadRequest(JsonBody):
-    """Body of /v1/unload_lora_adapter; the number that vLLM gives adapters is taken and ignored."""
+    """Body of /v1/unload_lora_adapter. `lora_int_id`, which vLLM uses, is accepted and ignored."""
 
     lora_name: str
     lora_int_id: Integer | None = None
 
 
 class UploadRequest(JsonBody):
-    """Body of PUT /v1/lora_adapters/NAME: adapter_config.json as an object, adapter_model.safetensors in base64."""
+    """Body of PUT /v1/lora_adapters/NAME: adapter_config.json as an object and
+    adapter_model.safetensors in base64.
+    """
 
     adapter_config: dict[str, JsonValue]
     adapter_model: str
@@ -64,7 +66,7 @@ class UploadRequest(JsonBody):
 
 @router.post("/v1/load_lora_adapter")
 async def load(request: Request) -> Response:
-    """Loads an adapter from a folder of the server."""
+    """Loads an adapter from a directory of the server."""
     context = _admitted(request)
     body = await context.read(request, LoadRequest)
     folder = Path(body.lora_path)
@@ -80,7 +82,7 @@ async def load(request: Request) -> Response:
 
 @router.post("/v1/unload_lora_adapter")
 async def unload(request: Request) -> Response:
-    """Takes no more requests for an adapter."""
+    """Removes an adapter. Requests that run with it still finish."""
     context = _admitted(request)
     body = await context.read(request, UnloadRequest)
     return _unload(context, body.lora_name)
@@ -88,7 +90,7 @@ async def unload(request: Request) -> Response:
 
 @router.put("/v1/lora_adapters/{name:path}")
 async def upload(request: Request, name: str) -> Response:
-    """Loads an adapter whose files are in the body."""
+    """Loads an adapter from the files in the body."""
     context = _admitted(request)
     body = await context.read(request, UploadRequest)
     await _load(context, lambda: _load_upload(context, name, body))
@@ -97,14 +99,14 @@ async def upload(request: Request, name: str) -> Response:
 
 @router.delete("/v1/lora_adapters/{name:path}")
 async def delete(request: Request, name: str) -> Response:
-    """As /v1/unload_lora_adapter."""
+    """Removes an adapter, as /v1/unload_lora_adapter does."""
     return _unload(_admitted(request), name)
 
 
 def _is_directory(path: str) -> bool:
     try:
         return bool(path) and Path(path).is_dir()
-    except (OSError, ValueError):  # a name that is too long, a NUL byte, or no right to look
+    except (OSError, ValueError):  # the path is too long, has a NUL byte, or is not accessible
         return False
 
 
@@ -116,7 +118,7 @@ def _admitted(request: Request) -> ServerContext:
 
 
 async def _load(context: ServerContext, work: Callable[[], object]) -> None:
-    """Runs the loading of an adapter beside the event loop, one at a time: each holds its bytes several times."""
+    """Loads an adapter on a thread. One is loaded at a time, because loading holds several copies of its bytes."""
     async with context.loading:
         try:
             await asyncio.to_thread(work)
@@ -129,8 +131,8 @@ def _load_folder(context: ServerContext, body: LoadRequest, folder: Path) -> Non
     try:
         context.engine.load_adapter(body.lora_name, folder, replace=bool(body.load_inplace))
     except OSError as error:
-        # The server may look at the folder and not into it.
-        raise CheckpointError(f"adapter {folder}: cannot be read ({error.strerror}); check its rights") from error
+        # The directory exists, but the server has no permission to read it.
+        raise CheckpointError(f"adapter {folder}: cannot be read ({error.strerror}); check its permissions") from error
 
 
 def _load_upload(context: ServerContext, name: str, body: UploadRequest) -> None:
@@ -140,12 +142,12 @@ def _load_upload(context: ServerContext, name: str, body: UploadRequest) -> None
         try:
             context.engine.load_adapter(name, Path(folder), replace=bool(body.load_inplace), root="upload")
         except (ConfigError, CheckpointError) as error:
-            # The client has no use for the name of a folder that is gone.
+            # The temporary directory is gone when the client reads the message.
             raise CheckpointError(str(error).replace(folder, "the upload")) from error
 
 
 def _write_decoded(path: Path, encoded: str) -> None:
-    """Writes what base64 stands for, a piece at a time: one call over all of it would stop every other thread."""
+    """Decodes base64 into a file piece by piece. One call for all of it would block every other thread."""
     try:
         with path.open("wb") as file:
             for start in range(0, len(encoded), _PIECE_CHARS):

@@ -1,4 +1,4 @@
-"""create_app: the HTTP server as an ASGI application over any `EngineFrontend`."""
+"""create_app: builds the ASGI application of the HTTP server over any `EngineFrontend`."""
 
 from __future__ import annotations
 
@@ -9,33 +9,34 @@ from fastapi import FastAPI, Request
 from starlette.responses import Response
 
 from ryzjax.obs.metrics import EngineMetrics
-from ryzjax.serving.http import adapter_routes, embedding_routes, generate_routes, system_routes
-from ryzjax.serving.http.bodies import BodyMiddleware
+from ryzjax.serving.frontend.protocol import EngineFrontend
+from ryzjax.serving.http import adapter_routes, system_routes
 from ryzjax.serving.http.config import HttpConfig
 from ryzjax.serving.http.context import ServerContext
 from ryzjax.serving.http.disconnect import ClientLeftError
 from ryzjax.serving.http.errors import install_error_handlers
-from ryzjax.serving.http.frontend_protocol import EngineFrontend
-from ryzjax.serving.http.middleware import (
+from ryzjax.serving.http.guard.bodies import BodyMiddleware
+from ryzjax.serving.http.guard.middleware import (
     ApiKeyMiddleware,
     DrainGateMiddleware,
     InFlightMiddleware,
     RequestContextMiddleware,
 )
+from ryzjax.serving.http.openai import embedding_routes, generate_routes
 
 __all__ = ["create_app"]
 
 _CLIENT_CLOSED_REQUEST = 499
-"""Nobody reads it: it only tells the access log what happened (nginx's number)."""
+"""Status in the access log of a request whose client left; nginx uses the same number. No client receives it."""
 
 
 def create_app(engine: EngineFrontend, config: HttpConfig, *, metrics: EngineMetrics) -> FastAPI:
-    """Builds the application. It neither starts nor stops the engine: a server may be up while its engine loads.
+    """Builds the application. It neither starts nor stops the engine, so a server may be up while its engine loads.
 
     Args:
-      engine: what answers requests.
-      config: what is accepted.
-      metrics: what /metrics shows; the engine's own.
+      engine: The engine that answers requests.
+      config: The limits and other settings of the server.
+      metrics: The metrics of the engine, which /metrics shows.
     """
     context = ServerContext(engine, config, metrics)
 
@@ -44,13 +45,14 @@ def create_app(engine: EngineFrontend, config: HttpConfig, *, metrics: EngineMet
         yield
         context.close()
 
-    # No documentation pages: they load scripts from a CDN, and the routes read their bodies themselves.
+    # FastAPI's documentation pages are off: they load scripts from a CDN, and they cannot describe the bodies, which
+    # the routes parse themselves.
     app = FastAPI(
         title="RyzJAX",
         openapi_url=None,
         docs_url=None,
         redoc_url=None,
-        # A redirect goes to whatever host the request names.
+        # A redirect would go to whatever host the request names.
         redirect_slashes=False,
         lifespan=lifespan,
     )
@@ -62,7 +64,7 @@ def create_app(engine: EngineFrontend, config: HttpConfig, *, metrics: EngineMet
     install_error_handlers(app)
     app.add_exception_handler(ClientLeftError, _on_client_left)
     generation = generate_routes.GENERATION_PATHS | embedding_routes.EMBEDDING_PATHS
-    # The last one added is the outermost.
+    # The middleware that is added last is the outermost.
     app.add_middleware(InFlightMiddleware, lifecycle=context.lifecycle, paths=generation)
     large = {adapter_routes.ADAPTERS_PATH: context.adapter_bodies} if config.allow_lora_updating else {}
     app.add_middleware(BodyMiddleware, config=config, readers=context.bodies, larger=large)

@@ -1,4 +1,4 @@
-"""HttpConfig: how the HTTP server listens and what it accepts. Command-line flags derive from it."""
+"""HttpConfig: where the HTTP server listens and which requests it accepts. Command-line flags derive from it."""
 
 from __future__ import annotations
 
@@ -12,63 +12,69 @@ __all__ = ["HttpConfig"]
 
 @dataclass(frozen=True, kw_only=True)
 class HttpConfig:
-    """How the HTTP server listens and what it accepts."""
+    """Where the HTTP server listens and which requests it accepts."""
 
     host: str = "127.0.0.1"
-    """Address to listen on. The default takes local connections only; set `api_key` before you open it."""
+    """Address to listen on. The default accepts only connections from this machine; set api_key before you listen on
+    others."""
     port: int = 8000
-    """Port to listen on; 0 picks a free one."""
+    """Port to listen on. 0 picks a free port."""
     served_model_name: str | None = None
-    """Name clients must give as `model`; the engine's model name by default."""
+    """Name that clients must give as `model`. By default the name of the model's directory or repository."""
     api_key: str | None = field(default=None, repr=False)
-    """Demands `Authorization: Bearer <key>` on every route but /health and /ready; None demands nothing. The
-    commands read the environment variable RYZJAX_API_KEY where the flag is not given: prefer it, as ps shows flags."""
+    """Key that clients must send as `Authorization: Bearer <key>` on every route but /health and /ready. By default
+    the value of the environment variable RYZJAX_API_KEY if it is set, else no key is required. Prefer the variable,
+    because `ps` shows flags."""
     max_body_bytes: int = 8 * 1024 * 1024
-    """Largest request body; a larger one is refused (413) while it is being read."""
+    """Largest request body, in bytes. A larger body is refused with 413."""
     max_buffered_bytes: int = 32 * 1024 * 1024
-    """Memory for the bodies of all requests that are being read or parsed. Bodies of at most 64 KiB do not count."""
+    """Memory that all request bodies share while they are read and parsed, in bytes. Bodies of at most 64 KiB do not
+    count."""
     max_connections: int = 1024
-    """Most open connections. At the limit, a new connection takes the place of the one that has been idle longest; it
-    is refused (503) where every connection is answering a request."""
+    """Largest number of open connections. At the limit, a new connection replaces the one that has been idle longest.
+    If no connection is idle, the new one is refused with 503."""
     header_timeout_s: float = 10.0
-    """How long a client may take to send the headers of a request, in seconds."""
+    """Time a client has to send the headers of a request, in seconds (408 after it)."""
     body_timeout_s: float = 10.0
-    """How long a client may take to send a body, in seconds, beside a second for every `min_body_bytes_per_s`."""
+    """Time a client has to send a body, in seconds, plus one second for each min_body_bytes_per_s bytes received (408
+    after it)."""
     min_body_bytes_per_s: int = 64 * 1024
-    """Slowest rate at which a large body may arrive, after `body_timeout_s`; a slower request is refused (408)."""
+    """Slowest rate at which a body may arrive after body_timeout_s, in bytes per second. A slower one is refused with
+    408."""
     send_timeout_s: float = 30.0
-    """How long a client may leave an answer unread before its connection is cut, in seconds."""
+    """Time after which a client that does not read its answer is disconnected, in seconds."""
     keep_alive_timeout_s: float = 15.0
-    """How long an idle connection stays open for the next request, in seconds."""
+    """Time an idle connection stays open for the next request, in seconds."""
     max_prompts_per_request: int = 64
-    """Most prompts in one /v1/completions request, and most inputs of one /v1/embeddings request run at once."""
+    """Largest number of prompts in one /v1/completions request, and of inputs of one /v1/embeddings request that run
+    at the same time."""
     max_inputs_per_request: int = 2048
-    """Most inputs in one /v1/embeddings request."""
+    """Largest number of inputs in one /v1/embeddings request."""
     max_messages_per_request: int = 1024
-    """Most messages of one conversation."""
+    """Largest number of messages in one chat request."""
     max_stop_strings: int = 16
-    """Most stop strings of one request."""
+    """Largest number of stop strings in one request."""
     max_stop_chars: int = 256
-    """Longest stop string, in characters."""
+    """Length of the longest stop string, in characters."""
     max_logit_bias: int = 1024
-    """Most tokens that one request may bias."""
+    """Largest number of tokens in the logit_bias of one request."""
     max_logprobs_per_request: int = 4 * 1024 * 1024
-    """Most log-probabilities, alternatives included, that one answer may hold in memory: about 100 bytes each. The
-    completions of a streamed answer do not count."""
+    """Largest number of log-probabilities, alternatives included, that one answer may hold in memory, at about 100
+    bytes each. The completions of a streamed answer do not count."""
     max_sequences_per_request: int | None = None
-    """Most sequences (prompts x n) that one request may start, and most of its inputs that are embedded at once; by
-    default a quarter of max_sequences + max_queue, so that other clients get in beside it."""
+    """Largest number of sequences (prompts times n) that one request may start, and of its inputs that are embedded at
+    the same time. By default a quarter of max_sequences plus max_queue, which leaves room for other clients."""
     allow_lora_updating: bool = False
-    """Let clients load and unload adapters (/v1/load_lora_adapter). Whoever may do so has the server read folders and
-    files of theirs: set `api_key` as well."""
+    """Allow clients to load and unload adapters (/v1/load_lora_adapter and others). Such a client can make the server
+    read any of its directories, so set api_key as well."""
     max_adapter_bytes: int = 512 * 1024 * 1024
-    """Largest body that brings an adapter's files (base64 makes them a third larger)."""
+    """Largest request body that uploads an adapter, in bytes. Base64 makes the files a third larger."""
     drain_timeout_s: float = 30.0
-    """On SIGTERM or SIGINT, how long running requests may go on before the server exits."""
+    """Time that running requests have to finish after SIGTERM or SIGINT, in seconds."""
     retry_after_s: int = 5
-    """`Retry-After` of a 503 while the server starts or drains, in seconds."""
+    """The Retry-After header of a 503 while the server starts or drains, in seconds."""
     access_log: bool = True
-    """Log one line a request."""
+    """Write one log line for each request."""
 
     def __post_init__(self) -> None:
         _check("port", self.port, 0, 65535)
@@ -98,7 +104,7 @@ class HttpConfig:
                 "printable ASCII, or leave it out for no check"
             )
         if self.served_model_name == "":
-            raise ConfigError("served_model_name is empty; give a name, or leave it out for the engine's")
+            raise ConfigError("served_model_name is empty; give a name, or leave it out to use the model's name")
 
 
 def _check(name: str, value: float, low: float, high: float) -> None:

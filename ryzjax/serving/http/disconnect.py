@@ -1,4 +1,4 @@
-"""Work that stops when its client leaves."""
+"""until_disconnect: runs work and cancels it when the client leaves."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ async def _disconnected(receive: Receive) -> None:
 
 
 async def until_disconnect(receive: Receive, work: Coroutine[object, object, T]) -> T:
-    """Runs `work`, and cancels it when the client leaves.
+    """Runs `work` and cancels it when the client leaves.
 
     Args:
-      receive: the request's ASGI receive, its body already read.
-      work: what to run; it has ended, cleaned up, when this returns or raises.
+      receive: The ASGI receive of the request, whose body has been read.
+      work: The coroutine to run. It has ended and cleaned up when this function returns or raises.
 
     Raises:
-      ClientLeftError: where the client left first.
+      ClientLeftError: The client left before the work ended.
     """
     task = asyncio.create_task(work)
     watcher = asyncio.create_task(_disconnected(receive))

@@ -1,4 +1,4 @@
-"""OpenAI-shaped errors: every failure a client can see is one JSON object, and one table says which status it has.
+"""The errors that clients see: which exception gets which status, and the JSON body in the format of OpenAI.
 
 {"error": {"message": ..., "type": ..., "param": ..., "code": ...}}
 """
@@ -38,11 +38,11 @@ _ENGINE_RETRY_AFTER_S = 5
 
 
 class LoraUpdatingDisabledError(Exception):
-    """Adapters may not be loaded and unloaded over HTTP (HTTP 403)."""
+    """This server does not load or unload adapters over HTTP (HTTP 403)."""
 
 
 class GenerationFailedError(Exception):
-    """The engine ended a request with an error or aborted it; the client is told so, the log has the rest."""
+    """The engine ended a request with an error or aborted it (HTTP 500). The log has the cause."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,12 +50,12 @@ class ApiError:
     """An error as a client sees it.
 
     Attributes:
-      status: HTTP status.
-      message: for people.
-      type: OpenAI's class of error.
-      param: the offending request field.
-      code: for programs.
-      headers: extra response headers.
+      status: The HTTP status.
+      message: A description for people.
+      type: The class of the error, as OpenAI names it.
+      param: The request field at fault; None if there is none.
+      code: A name of the error for programs.
+      headers: Additional response headers.
     """
 
     status: int
@@ -66,7 +66,7 @@ class ApiError:
     headers: Mapping[str, str] = field(default_factory=dict)
 
     def body(self) -> bytes:
-        """The JSON object, also the payload of an SSE error event."""
+        """Returns the JSON object, which is also the payload of an SSE error event."""
         message = self.message
         if len(message) > _MAX_MESSAGE_CHARS:
             message = message[:_MAX_MESSAGE_CHARS] + "..."
@@ -75,7 +75,7 @@ class ApiError:
 
 
 def describe(error: Exception) -> ApiError | None:
-    """What a client is told of `error`; None where it is our own bug and must be hidden behind a 500."""
+    """Returns the error that a client sees; None for a bug of the server, which must be hidden behind a 500."""
     if isinstance(error, LoraUpdatingDisabledError):
         message = "adapters are not loaded or unloaded over HTTP here; start the server with --allow-lora-updating"
         return ApiError(status=403, message=message, type="permission_error", code="lora_updating_disabled")
@@ -96,7 +96,7 @@ def describe(error: Exception) -> ApiError | None:
         return ApiError(status=429, message=str(error), type="rate_limit_error", code="queue_full", headers=headers)
     if isinstance(error, EngineStoppedError):
         headers = {"retry-after": str(_ENGINE_RETRY_AFTER_S)}
-        # The cause of a failure may be anything, paths included: it is in the log.
+        # The cause of a failure may contain paths and the like, so it appears only in the log.
         has_failed = isinstance(error, EngineFailedError)
         message = "the engine has failed; the server must be restarted" if has_failed else str(error)
         return ApiError(status=503, message=message, type="service_unavailable", code="engine_stopped", headers=headers)
@@ -106,13 +106,13 @@ def describe(error: Exception) -> ApiError | None:
 
 
 def internal_error(request_id: str) -> ApiError:
-    """A 500 that says nothing of its cause but the id under which it was logged."""
+    """Returns a 500 that names only the request id under which the cause was logged."""
     message = f"internal error; the server's log has it under request id {request_id}"
     return ApiError(status=500, message=message, type="server_error", code="internal_error")
 
 
 def error_response(error: ApiError) -> Response:
-    """The HTTP response of `error`."""
+    """Returns the HTTP response of `error`."""
     return Response(error.body(), error.status, headers=dict(error.headers), media_type="application/json")
 
 
@@ -138,7 +138,10 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
 
 
 def install_error_handlers(app: FastAPI) -> None:
-    """Answers known errors with their status. What is unknown goes on to the outermost middleware, a plain 500."""
+    """Makes the application answer known errors with their status.
+
+    Unknown errors reach the outermost middleware, which answers 500.
+    """
     for known in (
         RequestError,
         QueueFullError,

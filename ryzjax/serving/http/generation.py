@@ -1,4 +1,4 @@
-"""One HTTP request's prompts run as one: fan-out to the engine, merged deltas, token counts."""
+"""Generation: runs all prompts of one HTTP request on the engine, and merges their deltas."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager
 
 from ryzjax.errors import ContextLengthError, RequestError
-from ryzjax.serving.http.answers import Choice
+from ryzjax.serving.frontend.protocol import EngineFrontend
+from ryzjax.serving.http.answer import Choice
 from ryzjax.serving.http.errors import GenerationFailedError
-from ryzjax.serving.http.frontend_protocol import EngineFrontend
 from ryzjax.serving.messages.request import StreamDelta
 from ryzjax.serving.messages.sampling_params import SamplingParams
 
 __all__ = ["Generation", "closing", "first_error"]
 
-# Deltas of a request's prompts waiting for a slow client; a full queue holds its prompts' readers back.
+# Number of deltas of one request that may wait for a slow client. A full queue makes the readers of its prompts wait.
 _MERGE_QUEUE_DELTAS = 256
 
 
 @asynccontextmanager
 async def closing(stream: AsyncIterator[StreamDelta]) -> AsyncIterator[AsyncIterator[StreamDelta]]:
-    """Closes `stream` at the end, so that the engine aborts what still runs now and not at a garbage collection."""
+    """Closes `stream` at the end, so that the engine aborts unfinished requests now, not at a garbage collection."""
     try:
         yield stream
     finally:
@@ -31,20 +31,20 @@ async def closing(stream: AsyncIterator[StreamDelta]) -> AsyncIterator[AsyncIter
 
 
 class Generation:
-    """The prompts of one HTTP request and how to sample them. Choices are numbered prompt by prompt, `n` each.
+    """The prompts of one HTTP request and their sampling settings. Choices are numbered prompt by prompt, `n` for each.
 
     Args:
-      engine: what runs them.
-      prompts: token ids, one list a prompt.
-      params: the settings all of them share.
-      kind: prefix of the answer's id, such as "cmpl".
-      prompt_field: the request field named in errors about the prompt.
-      adapter: name of the adapter they run with; None for the model alone.
+      engine: The engine that runs the prompts.
+      prompts: A list of token ids for each prompt.
+      params: The sampling settings of all prompts.
+      kind: The prefix of the answer's id, such as "cmpl".
+      prompt_field: The request field that errors about a prompt name.
+      adapter: The name of the adapter to run with; None runs the model alone.
 
     Raises:
-      RequestError: for an empty prompt.
-      ContextLengthError: for a prompt that leaves no room for a token. Checked here for all prompts before any
-        starts, so that a bad one of many is a 400 and not an error in the middle of a stream.
+      RequestError: A prompt is empty.
+      ContextLengthError: A prompt leaves no room for a token. All prompts are checked before any of them starts, so
+        that an invalid one gives a 400 instead of an error in the middle of a stream.
     """
 
     def __init__(
@@ -70,21 +70,24 @@ class Generation:
         self._prompts = prompts
         self._adapter = adapter
         self.params = params
-        # Not the client's X-Request-Id: the engine needs ids that are unique among the requests in flight.
+        # The client's X-Request-Id is not used, because the engine needs ids that are unique among open requests.
         self.id = f"{kind}-{uuid.uuid4().hex}"
 
     @property
     def prompt_tokens(self) -> int:
-        """Tokens of all prompts."""
+        """The number of tokens of all prompts."""
         return sum(map(len, self._prompts))
 
     @property
     def choices(self) -> int:
-        """How many completions there will be."""
+        """The number of completions of all prompts."""
         return len(self._prompts) * self.params.n
 
     def num_logprobs(self, *, is_streamed: bool) -> int:
-        """Most log-probabilities that the answer holds at once; a stream does not keep those of its completions."""
+        """Returns the largest number of log-probabilities that the answer holds in memory at once.
+
+        A stream does not keep those of its completions.
+        """
         count = 0
         if self.params.prompt_logprobs is not None:
             count += self.prompt_tokens * (1 + self.params.prompt_logprobs)
@@ -99,12 +102,12 @@ class Generation:
         return self.id if len(self._prompts) == 1 else f"{self.id}-{number}"
 
     async def collect(self) -> list[Choice]:
-        """Runs all prompts to their ends and returns the completions in order, `index` counted over all prompts."""
+        """Runs all prompts and returns the completions in order, with indices that count over all prompts."""
         try:
             async with asyncio.TaskGroup() as group:
                 tasks = [group.create_task(self._collect_one(number)) for number in range(len(self._prompts))]
         except* Exception as errors:
-            # The group has cancelled the others; the first error is the request's.
+            # The group has cancelled the other prompts. The client gets the first error.
             raise first_error(errors) from None
         return [choice for task in tasks for choice in task.result()]
 
@@ -118,7 +121,7 @@ class Generation:
         return [Choice(completion, answer.prompt_logprobs) for completion in answer.outputs]
 
     async def stream(self) -> AsyncGenerator[tuple[int, StreamDelta], None]:
-        """Yields (choice, delta) as they come. Closing it aborts what still runs."""
+        """Yields (choice, delta) pairs as they come. Closing the iterator aborts the unfinished completions."""
         if len(self._prompts) == 1:
             async with closing(self._start(0)) as deltas:
                 async for delta in deltas:
@@ -143,12 +146,12 @@ class Generation:
                     async for delta in deltas:
                         _check_finish(delta.finish_reason)
                         await queue.put((number * self.params.n + delta.index, delta))
-            except Exception as error:  # handed over, and raised where the stream is read
+            except Exception as error:  # passed through the queue, and raised by the reader of the stream
                 await queue.put(error)
             else:
                 await queue.put(None)
 
-        # Not a TaskGroup: it must not be entered in a generator, whose consumer may be another task.
+        # A TaskGroup must not be entered in a generator, because another task may consume the generator.
         readers = [asyncio.create_task(read(number)) for number in range(len(self._prompts))]
         try:
             unfinished = len(readers)
@@ -167,7 +170,7 @@ class Generation:
 
 
 def first_error(errors: BaseExceptionGroup[Exception]) -> Exception:
-    """The first error of a task group, however deep it is: the one a client is told of."""
+    """Returns the first error of a task group, however deeply it is nested. It is the one that the client gets."""
     error: BaseException = errors
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]

@@ -1,4 +1,4 @@
-"""Answers in pieces: a large one is built on a worker thread, a piece at a time, while the client reads."""
+"""Sends large answers in pieces, which worker threads build while the client reads."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ _PIECE_SIZE = 64 * 1024
 async def send_pieces(
     pieces: Iterator[bytes], send: Callable[[bytes], Awaitable[None]], *, size: int, workers: Workers
 ) -> None:
-    """Builds an answer and sends it; no more than a piece of a large one is in memory.
+    """Builds and sends an answer. Only one piece of a large answer is in memory at a time.
 
     Args:
-      pieces: the answer; an empty piece only ends a turn.
-      send: takes each piece.
-      size: about how many characters the answer has.
-      workers: build it where it is large.
+      pieces: The pieces of the answer. An empty piece sends nothing, and lets other requests have a turn.
+      send: Sends one piece.
+      size: The estimated size of the answer, in characters.
+      workers: The threads that build a large answer.
     """
     if size <= INLINE_SIZE:
         await send(b"".join(pieces))
@@ -35,7 +35,7 @@ async def send_pieces(
 
 
 class PiecewiseResponse(Response):
-    """A JSON answer that is sent while it is built. The building stops when the client leaves."""
+    """A JSON response that is sent while it is built. Building stops when the client leaves."""
 
     def __init__(self, pieces: Iterator[bytes], *, size: int, workers: Workers):
         super().__init__(status_code=200)
@@ -44,7 +44,7 @@ class PiecewiseResponse(Response):
         self._workers = workers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Sends the whole answer. Raises ClientLeftError where the client left first."""
+        """Sends the whole answer. Raises ClientLeftError if the client leaves before its end."""
         await until_disconnect(receive, self._run(send))
 
     async def _run(self, send: Send) -> None:
@@ -59,7 +59,7 @@ class PiecewiseResponse(Response):
 
 
 def json_response(pieces: Iterator[bytes], *, size: int, workers: Workers) -> Response:
-    """The response of a JSON answer: whole where it is small, in pieces where it is large."""
+    """Returns the response of a JSON answer. A small answer is sent whole, a large one in pieces."""
     if size <= INLINE_SIZE:
         return Response(b"".join(pieces), media_type="application/json")
     return PiecewiseResponse(pieces, size=size, workers=workers)

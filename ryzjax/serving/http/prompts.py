@@ -1,4 +1,4 @@
-"""From the prompts of a request to token ids and back, in pieces on worker threads."""
+"""Encodes and decodes the prompts of a request, in pieces on worker threads."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from functools import partial
 from typing import TypeVar
 
 from ryzjax.errors import ContextLengthError, RequestError
+from ryzjax.serving.frontend.protocol import ChatTokenizer
 from ryzjax.serving.http.context import ServerContext
-from ryzjax.serving.http.frontend_protocol import ChatTokenizer
 
 __all__ = ["decode_prompts", "encode_messages", "encode_prompts"]
 
@@ -27,18 +27,19 @@ async def encode_prompts(
     add_special_tokens: bool,
     remedy: str = "shorten it",
 ) -> list[list[int]]:
-    """Token ids of prompts, some of which may be token ids already.
+    """Returns the token ids of prompts, some of which may already be token ids.
 
     Args:
-      context: the server's.
-      prompts: texts or token ids.
-      field: the request field they are in, for errors.
-      add_special_tokens: add what the model expects around a text, such as BOS.
-      remedy: what a client can do about a text that is too long.
+      context: The state of the server.
+      prompts: Texts or token ids.
+      field: The request field of the prompts, which errors name.
+      add_special_tokens: Whether to add the special tokens that the model expects around a text, such as BOS.
+      remedy: What errors advise for a text that is too long.
 
     Raises:
-      ContextLengthError: a text is too long for the context. Where this shows in its characters, nothing is tokenized.
-      RequestError: a text is not valid Unicode.
+      ContextLengthError: A text is too long for the context. If its number of characters shows this, nothing is
+        tokenized.
+      RequestError: A text is not valid Unicode.
     """
     for number, prompt in enumerate(prompts):
         if isinstance(prompt, str):
@@ -53,7 +54,7 @@ async def encode_prompts(
         if not isinstance(prompt, str):
             return prompt
         ids = tokenizer.encode(prompt, add_special_tokens=add_special_tokens)
-        if len(ids) > max_tokens:  # found here, so that the prompts after it are not encoded for nothing
+        if len(ids) > max_tokens:  # checked here, so that the prompts after it are not encoded in vain
             what = "the prompt" if len(prompts) == 1 else f"{field} {prompts.index(prompt)}"
             raise ContextLengthError.of_prompt(len(ids), max_tokens, what=what, remedy=remedy, param=field)
         return ids
@@ -64,26 +65,26 @@ async def encode_prompts(
 async def encode_messages(
     context: ServerContext, messages: list[dict[str, str]], *, add_generation_prompt: bool
 ) -> list[int]:
-    """Token ids of a conversation.
+    """Returns the token ids of a conversation.
 
     Raises:
-      ContextLengthError: the messages are too long for the context, whatever their tokens are.
-      RequestError: the chat template refuses them, or there is none.
+      ContextLengthError: The messages have too many characters to fit the context.
+      RequestError: The chat template refuses the messages, or the model has none.
     """
     size = sum(len(message["content"]) + len(message.get("name", "")) for message in messages)
     context.limits.check_text("the prompt", size, param="messages")
     render = partial(
         context.engine.tokenizer.apply_chat_template, messages, add_generation_prompt=add_generation_prompt
     )
-    # A template runs in Python: many short messages take as long as a long one.
+    # A template runs in Python, so the number of messages costs time too.
     return await context.workers.run(render, size=size + 256 * len(messages))
 
 
 async def decode_prompts(context: ServerContext, prompts: Sequence[Prompt], *, skip_special_tokens: bool) -> list[str]:
-    """The prompts as text: strings as they came, token ids decoded.
+    """Returns the prompts as texts. Token ids are decoded.
 
     Raises:
-      RequestError: something among the token ids is none.
+      RequestError: A token id is invalid.
     """
     tokenizer: ChatTokenizer = context.engine.tokenizer
 
@@ -97,7 +98,7 @@ async def decode_prompts(context: ServerContext, prompts: Sequence[Prompt], *, s
 
 
 async def _in_pieces(context: ServerContext, work: Callable[[Prompt], T], prompts: Sequence[Prompt]) -> list[T]:
-    """What `work` makes of each prompt; prompts of about 16 KiB together are one piece of work."""
+    """Applies `work` to each prompt, in pieces of about 16 KiB of prompts."""
     total_size = sum(map(len, prompts))
     done: list[T] = []
     for piece in _pieces(prompts):

@@ -1,4 +1,4 @@
-"""Runs the application under uvicorn, with a graceful drain on SIGTERM and SIGINT.
+"""HttpServer: runs the application under uvicorn, and drains it on SIGTERM and SIGINT.
 
 first signal    /ready says 503, new generation requests and those whose bodies have not arrived are refused (503);
                 running requests finish, for at most `drain_timeout_s`; connections close; exit status 0
@@ -21,27 +21,27 @@ import uvicorn
 
 from ryzjax.errors import ConfigError
 from ryzjax.obs.metrics import EngineMetrics
+from ryzjax.serving.frontend.protocol import EngineFrontend
 from ryzjax.serving.http.app import create_app
 from ryzjax.serving.http.config import HttpConfig
-from ryzjax.serving.http.connections import ConnectionGuard, GuardedProtocol
 from ryzjax.serving.http.context import ServerContext
-from ryzjax.serving.http.frontend_protocol import EngineFrontend
-from ryzjax.serving.http.middleware import SHUTTING_DOWN
+from ryzjax.serving.http.guard.connections import ConnectionGuard, GuardedProtocol
+from ryzjax.serving.http.guard.middleware import SHUTTING_DOWN
 
 __all__ = ["HttpServer"]
 
 logger = logging.getLogger(__name__)
 
-# Once the engine has drained, streams only have to send what they hold; a client that does not read is cut off.
+# Time for open connections to send what they hold once the engine has drained, in seconds.
 _CLOSE_CONNECTIONS_S = 1
 _BACKLOG = 2048
 _SWITCH_INTERVAL_S = 0.0005
-"""How long a thread may keep Python's interpreter lock while another one wants it. With Python's own 5 ms, one thread
-that parses or serializes makes every step of the engine wait several times 5 ms."""
+"""How long a thread may hold Python's interpreter lock while another thread waits for it. With the default of 5 ms, one
+thread that parses or serializes delays every step of the engine by several times 5 ms."""
 
 
 class _DrainingUvicorn(uvicorn.Server):
-    """uvicorn, with a drain in front of its shutdown."""
+    """uvicorn with a drain before its shutdown."""
 
     def __init__(self, config: uvicorn.Config, context: ServerContext):
         super().__init__(config)
@@ -62,7 +62,7 @@ class _DrainingUvicorn(uvicorn.Server):
         self._loop = None
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        # Not super(): it shuts down at once, and raises the signal again at the end, which spoils the exit status.
+        # super() is not called: it shuts down at once, and raises the signal again, which changes the exit status.
         if self._loop is None or self.forced_by is not None:
             self.forced_by = sig
             self.should_exit = True
@@ -75,7 +75,7 @@ class _DrainingUvicorn(uvicorn.Server):
             self.request_drain()
 
     def request_drain(self) -> None:
-        """Begins the drain; from any thread or a signal handler. Nothing happens once the server is down."""
+        """Starts the drain, from any thread or a signal handler. Does nothing once the server is down."""
         if self._loop is not None:
             self._loop.call_soon_threadsafe(self._start_drain)
 
@@ -118,15 +118,15 @@ class _DrainingUvicorn(uvicorn.Server):
 
 
 class HttpServer:
-    """The HTTP server of one engine. The engine is its caller's to start and stop.
+    """The HTTP server of one engine. The caller starts and stops the engine.
 
     Args:
-      engine: what answers requests; while it is not ready, generation requests get 503.
-      config: where to listen and what to accept.
-      metrics: what /metrics shows.
+      engine: The engine that answers requests. While it is not ready, generation requests get 503.
+      config: The address to listen on and the limits of requests.
+      metrics: The metrics of the engine, which /metrics shows.
 
     Raises:
-      ConfigError: where the address cannot be listened on.
+      ConfigError: The server cannot listen on the address.
     """
 
     def __init__(self, engine: EngineFrontend, config: HttpConfig, *, metrics: EngineMetrics):
@@ -146,16 +146,16 @@ class HttpServer:
 
     @property
     def host(self) -> str:
-        """Address it listens on."""
+        """The address that the server listens on."""
         return str(self._socket.getsockname()[0])
 
     @property
     def port(self) -> int:
-        """Port it listens on, also where the config asked for any."""
+        """The port that the server listens on, even if the config has 0."""
         return int(self._socket.getsockname()[1])
 
     def run(self) -> int:
-        """Serves until a signal, or `request_drain`; returns the process's exit status.
+        """Serves until a signal or `request_drain`, and returns the exit status of the process.
 
         On the main thread it handles SIGTERM and SIGINT.
         """
@@ -169,11 +169,11 @@ class HttpServer:
         return 0 if self._server.forced_by is None else 128 + self._server.forced_by
 
     def wait_until_up(self, timeout_s: float) -> bool:
-        """Waits, from another thread, until connections are answered; False after `timeout_s`."""
+        """Waits, on another thread, until the server answers connections. Returns False after `timeout_s` seconds."""
         return self._server.up.wait(timeout_s)
 
     def request_drain(self) -> None:
-        """Does what a first SIGTERM does; from any thread, once the server is up."""
+        """Starts a drain, as a first SIGTERM does. May be called on any thread once the server is up."""
         self._server.request_drain()
 
 

@@ -1,4 +1,4 @@
-"""A stream of server-sent events that ends, and aborts its work, when the client leaves."""
+"""EventStream: a response of server-sent events that aborts its generation when the client leaves."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import aclosing
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from ryzjax.serving.http.answers import AnswerFormat, delta_size, usage_of
+from ryzjax.serving.http.answer import AnswerFormat, delta_size, usage_of
 from ryzjax.serving.http.disconnect import ClientLeftError, until_disconnect
 from ryzjax.serving.http.errors import describe, internal_error
 from ryzjax.serving.http.generation import Generation
@@ -24,15 +24,22 @@ logger = logging.getLogger(__name__)
 _HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-cache"),
-    (b"x-accel-buffering", b"no"),  # nginx would hold tokens back
+    (b"x-accel-buffering", b"no"),  # keeps nginx from buffering tokens
 ]
 
 
 class EventStream(Response):
     """The streamed answer to one generation request.
 
-    Nothing is sent before the first delta: until then an error (a full queue, a bad prompt) raises and has a status of
-    its own. After it, an error is an event, and the missing `[DONE]` says that the answer is not whole.
+    Nothing is sent before the first delta. Until then an error, such as a full queue or an invalid prompt, is raised
+    and has its own status. After it, an error is an event, and the missing `[DONE]` marks the answer as incomplete.
+
+    Args:
+      generation: The prompts to run.
+      answer: The format of the answer.
+      include_usage: Whether to end the stream with the token counts.
+      request_id: The id of the request, for the log.
+      workers: The threads that build large events.
     """
 
     def __init__(
@@ -72,7 +79,7 @@ class EventStream(Response):
             try:
                 await self._send_delta(send, choice, first)
                 await self._rest(deltas, send)
-            except Exception as error:  # the status line is gone: whatever it is, an event must tell the client
+            except Exception as error:  # the status line has been sent, so only an event can tell the client
                 await _send_event(send, self._error_event(error))
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 

@@ -1,4 +1,4 @@
-"""/v1/models, /health, /ready, /metrics and /version."""
+"""The routes /v1/models, /health, /ready, /metrics and /version."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ router = APIRouter()
 
 _STARTED_S = int(time.time())
 _READ = ["GET", "HEAD"]
-"""Of every route here: load balancers probe with HEAD, whose answer has no body."""
+"""Methods of every route here. Load balancers probe with HEAD, whose answer has no body."""
 
 
 def _model_card(context: ServerContext) -> dict[str, object]:
@@ -27,7 +27,7 @@ def _model_card(context: ServerContext) -> dict[str, object]:
     quantization: dict[str, object] = {}
     if certificate is not None:
         base = certificate.get("base_model")
-        # Not the whole path, as of adapters.
+        # Clients see the name, not the path on the server.
         named = {"base_model": base_name(base)} if isinstance(base, str) else {}
         quantization = {"quantization": {**certificate, **named}}
     return quantization | {
@@ -45,7 +45,7 @@ def _adapter_card(context: ServerContext, adapter: ServedAdapter) -> dict[str, o
         "object": "model",
         "created": adapter.created_s,
         "owned_by": "ryzjax",
-        # Not the whole path: clients need not know the server's folders.
+        # Clients see the name, not the path on the server.
         "root": Path(adapter.root).name,
         "parent": context.model_name,
         "max_model_len": context.engine.max_context_tokens,
@@ -55,7 +55,7 @@ def _adapter_card(context: ServerContext, adapter: ServedAdapter) -> dict[str, o
 
 @router.api_route("/v1/models", methods=_READ)
 async def models(request: Request) -> Response:
-    """The model served, and the adapters that requests may name instead."""
+    """Lists the model, and the adapters that requests may name instead of it."""
     context = context_of(request)
     adapters = [_adapter_card(context, adapter) for adapter in context.engine.adapters]
     return JSONResponse({"object": "list", "data": [_model_card(context), *adapters]})
@@ -63,7 +63,7 @@ async def models(request: Request) -> Response:
 
 @router.api_route("/v1/models/{model:path}", methods=_READ)
 async def model(request: Request, model: str) -> Response:
-    """The model or adapter of that name, or 404."""
+    """Returns the model or adapter of that name, or 404."""
     context = context_of(request)
     name = context.adapter_of(model)
     found = [adapter for adapter in context.engine.adapters if adapter.name == name]
@@ -72,7 +72,7 @@ async def model(request: Request, model: str) -> Response:
 
 @router.api_route("/health", methods=_READ)
 async def health(request: Request) -> Response:
-    """200 while the engine lives (also while it starts or drains), else 503: restart it."""
+    """Answers 200 while the engine is alive, even if it starts or drains, else 503: restart the server."""
     if context_of(request).engine.is_healthy:
         return JSONResponse({"status": "ok"})
     return JSONResponse({"status": "failed"}, 503)
@@ -80,7 +80,7 @@ async def health(request: Request) -> Response:
 
 @router.api_route("/ready", methods=_READ)
 async def ready(request: Request) -> Response:
-    """200 while new requests are taken, else 503: send them elsewhere."""
+    """Answers 200 while the server accepts new requests, else 503: send them to another server."""
     context = context_of(request)
     if context.lifecycle.is_draining:
         status = "draining"
@@ -95,7 +95,7 @@ async def ready(request: Request) -> Response:
 
 @router.api_route("/metrics", methods=_READ)
 async def metrics(request: Request) -> Response:
-    """The engine's metrics for Prometheus."""
+    """Returns the metrics of the engine in the format of Prometheus."""
     context = context_of(request)
     context.metrics.set_healthy(context.engine.is_healthy)
     body, content_type = context.metrics.render()
@@ -104,7 +104,7 @@ async def metrics(request: Request) -> Response:
 
 @router.api_route("/version", methods=_READ)
 async def version() -> Response:
-    """The version of this server."""
+    """Returns the version of the server."""
     return JSONResponse({"version": _version()})
 
 

@@ -1,4 +1,4 @@
-"""Workers: threads beside the event loop for work whose time grows with the size of a request."""
+"""Workers: threads for work whose time grows with the size of a request."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["Workers"]
 T = TypeVar("T")
 
 INLINE_SIZE = 2048
-"""Work on less than this many characters, bytes or numbers takes less time than a change of threads."""
+"""Work on at most this many characters, bytes or numbers takes less time than a switch of threads."""
 _LARGE_SIZE = 64 * 1024
 _THREADS = 4
 _LARGE_AT_ONCE = 1
@@ -21,9 +21,9 @@ _LARGE_AT_ONCE = 1
 class Workers:
     """Runs work on threads, so that no request holds up the others.
 
-    Small work runs at once on the event loop. Larger work runs on a thread; work on more than 64 KiB waits for its
-    turn, one piece at a time, so that it neither takes the threads of small work nor all cores. Requests cut their
-    work into pieces, which take turns with those of others.
+    Small work runs at once on the event loop, larger work on a thread. Of the work on more than 64 KiB, one piece runs
+    at a time, so that it occupies neither all threads nor all cores. Requests cut their work into pieces, and those of
+    several requests take turns.
     """
 
     def __init__(self) -> None:
@@ -34,11 +34,11 @@ class Workers:
         """Runs one piece of work.
 
         Args:
-          work: safe to run on any thread.
-          size: characters, bytes or numbers it works on.
+          work: A function that may run on any thread.
+          size: The number of characters, bytes or numbers that it works on.
 
         Returns:
-          What `work` returns.
+          The result of `work`.
         """
         if size <= INLINE_SIZE:
             return work()
@@ -48,15 +48,15 @@ class Workers:
             return await self._on_thread(work)
 
     async def collect(self, pieces: Iterable[tuple[Callable[[], T], int]]) -> list[T]:
-        """Runs pieces of work, given with their sizes, one after the other."""
+        """Runs pieces of work, given with their sizes, sequentially."""
         return [await self.run(work, size=size) for work, size in pieces]
 
     async def next_of(self, pieces: Iterator[T], *, size: int) -> T | None:
-        """The next item of an iterator whose items are work; None at its end."""
+        """Returns the next item of an iterator that works to produce it; None at the end."""
         return await self.run(lambda: next(pieces, None), size=size)
 
     def close(self) -> None:
-        """Ends the threads; work that has not begun is dropped."""
+        """Stops the threads. Work that has not started is dropped."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def _on_thread(self, work: Callable[[], T]) -> T:

@@ -1,4 +1,4 @@
-"""ServedAdapter: one version of an adapter, as requests and the engine hold on to it."""
+"""ServedAdapter: one version of an adapter that requests and the engine share."""
 
 from __future__ import annotations
 
@@ -11,18 +11,19 @@ __all__ = ["ServedAdapter"]
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class ServedAdapter:
-    """An adapter that may be put into a slot; another load under its name is another version.
+    """An adapter that can be written into a slot. Loading again under the same name makes another version.
 
-    Compared by identity. Requests keep the version they were sent to, so it lives for as long as one runs.
+    Adapters are compared by identity. A request keeps the version it was sent to, so a version lives as long as one of
+    its requests runs.
 
     Attributes:
-      name: what callers give as `model`.
-      version: unique among all that this process has loaded, from 1; salts whatever is cached of its results.
-      rank: its largest r.
-      root: where it came from, for people.
-      base_model: what it was trained on, as it says itself.
-      created_s: when it was loaded, seconds since the epoch.
-      values, scales: of each block (`ryzjax.lora.slot_plan.PackedAdapter`).
+      name: the name that callers use as `model`.
+      version: a number from 1, unique among the adapters that this process has loaded. It salts cached results.
+      rank: the largest rank of its layers.
+      root: the path or source it came from, for people.
+      base_model: the model it was trained on, according to its own config.
+      created_s: the time it was loaded, in seconds since the epoch.
+      values, scales: the arrays of each block (`ryzjax.lora.slot_plan.PackedAdapter`).
     """
 
     name: str
@@ -36,5 +37,5 @@ class ServedAdapter:
 
     @property
     def nbytes(self) -> int:
-        """Bytes on the host."""
+        """The bytes on the host."""
         return sum(array.nbytes for array in (*self.values, *self.scales))

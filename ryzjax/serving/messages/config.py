@@ -1,4 +1,4 @@
-"""EngineConfig: what to serve and how. Command-line flags, TOML keys and `LLM(...)` options derive from it."""
+"""EngineConfig: the settings of an engine. Command-line flags, TOML keys and `LLM(...)` options derive from it."""
 
 from __future__ import annotations
 
@@ -24,76 +24,79 @@ _UNITS |= {f"{prefix}B": 1000**i for i, prefix in enumerate("KMGT", 1)}
 
 @dataclass(frozen=True, kw_only=True)
 class EngineConfig:
-    """What to serve and how."""
+    """The model to serve and the settings of the engine."""
 
     model: Annotated[Positional[str], tyro_arg(metavar="[MODEL]")] = DEMO_MODEL
-    """Local directory, GGUF file, Hugging Face id, or (with --load-format dummy) a config.json."""
+    """Local directory, GGUF file, Hugging Face id, or, with --load-format dummy, a config.json."""
     model_revision: str | None = None
     """Branch, tag or commit of a Hugging Face id."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Of weights and activations; auto takes the checkpoint's (float16 becomes bfloat16)."""
+    """Dtype of weights and activations. auto uses the checkpoint's; float16 becomes bfloat16."""
     weights: Literal["auto", "bf16", "int8", "int4", "nf4"] = "auto"
-    """auto serves what the checkpoint holds; int8, int4 and nf4 (NormalFloat4, double quantization) round a plain one
-    as it is loaded (embeddings int8); bf16 takes plain weights out of a quantized one."""
+    """auto serves the weights as the checkpoint stores them. int8, int4 and nf4 (NormalFloat4 with double quantization)
+    quantize a plain checkpoint while loading, with embeddings in int8. bf16 dequantizes a quantized checkpoint."""
     weights_group: Literal[32, 64, 128] = 64
-    """In features that share a scale, with --weights int8, int4 and nf4."""
+    """Group size: the in features that share a scale, with --weights int8, int4 and nf4."""
     kv_dtype: Literal["auto", "bfloat16", "float32", "int8", "fp8_e4m3"] = "auto"
-    """Of the KV cache; auto takes the model's. int8 scales each token and head; fp8_e4m3 needs calibrated scales."""
+    """Dtype of the KV cache. auto uses the model's. int8 has a scale for each token and head; fp8_e4m3 needs
+    calibrated scales."""
     kv_scale_unit: bool = False
-    """Take 1.0 for all scales of an fp8_e4m3 cache, whatever the checkpoint has: quality may suffer."""
+    """Use 1.0 for all scales of an fp8_e4m3 cache, whatever the checkpoint contains. Quality may suffer."""
     load_format: Literal["auto", "safetensors", "gguf", "orbax", "dummy"] = "auto"
-    """auto takes what is there; dummy fills the model's shape with random weights, for benchmarks."""
+    """Format of the weights. auto uses the files that exist; dummy creates random weights, for benchmarks."""
     layout: str = "single"
     """Sharding layout: single, tp, tp_dp, fsdp_tp, ep, ep_dp, or the path of a TOML file."""
     max_context_tokens: int | None = None
-    """Longest prompt plus output; by default the model's, or less where only less fits the memory."""
+    """Largest number of tokens of prompt and output together. The default is the model's context length, or less if the
+    memory holds less."""
     max_sequences: int = 32
-    """Most sequences that run at once."""
+    """Largest number of sequences that run at once."""
     max_batch_tokens: int = 512
-    """Most tokens of a step: longer prompts are prefilled in chunks."""
+    """Largest number of tokens of a step. Longer prompts are prefilled in chunks."""
     max_mixed_tokens: int | None = None
-    """Most tokens of a step in which some sequences decode and others compute their prompts; at least two for every
-    sequence that decodes. Small steps keep the time between tokens even, large ones finish prompts sooner. By default
-    16 on a CPU, where small steps cost a prompt little time (docs/log.md), and max_batch_tokens on other devices."""
+    """Largest number of tokens of a step in which some sequences decode and others prefill, with at least two for every
+    sequence that decodes. Small steps keep the time between tokens even; large steps finish prompts sooner. The default
+    is 16 on a CPU, where small steps delay a prompt little (docs/log.md), and max_batch_tokens on other devices."""
     page_size_tokens: int = 64
-    """Tokens of a KV page."""
+    """Tokens of a KV cache page."""
     kv_memory: str | None = None
-    """KV pool per device, such as 2GiB; by default what memory_fraction leaves."""
+    """Memory of the KV cache on each device, such as 2GiB. The default is what memory_fraction leaves."""
     memory_fraction: float = 0.5
-    """Share of the device's memory (of what is available, on a CPU) for weights, temporaries and the KV pool."""
+    """Fraction of the device's memory (on a CPU, of the available memory) for weights, temporaries and the KV cache."""
     max_queue: int = 256
-    """Most requests that wait; more are refused with 429."""
+    """Largest number of waiting requests. Further requests are refused with HTTP status 429."""
     overlap: bool = True
-    """Dispatch the next step before the last one's tokens are read."""
+    """Dispatch the next step before reading the tokens of the previous one."""
     compile_cache: str | None = None
-    """Folder for compiled programs; by default in the user's cache directory; off for none."""
+    """Folder of compiled programs, or off. The default is in the user's cache directory."""
     chat_template: str | None = None
     """Jinja file that replaces the model's chat template."""
     generation_config: Literal["auto", "none"] = "auto"
-    """auto takes temperature, top_k, top_p, min_p and repetition_penalty of the model's generation_config.json as the
-    defaults of requests that do not name them; none takes 1, 0, 1, 0 and 1."""
+    """Defaults of temperature, top_k, top_p, min_p and repetition_penalty for requests that do not set them. auto reads
+    the model's generation_config.json; none uses 1, 0, 1, 0 and 1."""
     special_tokens_in_messages: bool = False
-    """Read special tokens that are written in chat messages as tokens, not as text: whoever writes a message can then
-    end it and write the next one in any role."""
+    """Encode special tokens in chat messages as tokens instead of as text. The author of a message can then end it and
+    write the next message in any role."""
     lora: Annotated[tuple[str, ...], UseAppendAction] = ()
-    """NAME=DIRECTORY of a LoRA adapter (as PEFT saves it) that requests may name as their model; repeatable."""
+    """NAME=DIRECTORY of a LoRA adapter in PEFT's format. Requests use NAME as their model. Repeatable."""
     max_loras: int | None = None
-    """Adapters that the device holds at once; by default as many as --lora names. 0 serves the model alone."""
+    """Number of adapters on the device at once. The default is the number of --lora options. 0 serves no adapters."""
     max_lora_rank: int | None = None
-    """Largest rank of an adapter; by default that of the --lora ones, or 16. A step's cost grows with it."""
+    """Largest rank of an adapter. The default is the largest rank of --lora, or 16. A step's cost grows with it."""
     max_cpu_loras: int = 64
-    """Most adapters that are known at once; those without a slot wait in the host's memory."""
+    """Largest number of registered adapters. Those without a slot on the device stay in host memory."""
     pooling: Literal["last", "mean"] = "last"
-    """Of embeddings: the last token's hidden state, or the mean over all; a request may ask for the other."""
+    """Default pooling of embeddings: the hidden state of the last token, or the mean over all tokens. A request may
+    choose the other."""
     seed: int = 0
-    """Of random weights (--load-format dummy)."""
+    """Seed of the random weights of --load-format dummy."""
 
     @classmethod
     def from_options(cls, options: Mapping[str, object]) -> EngineConfig:
-        """The config of options as Python callers give them: paths may be `os.PathLike`, tuples may be lists.
+        """Returns the config of options given in Python. Paths may be `os.PathLike`, and tuples may be lists.
 
         Raises:
-          ConfigError: an option is unknown, or its value is not one of those it takes.
+          ConfigError: an option is unknown, or its value is not allowed.
         """
         known = [field.name for field in fields(cls)]
         for name in options:
@@ -153,26 +156,28 @@ class EngineConfig:
         if len(set(names)) < len(names):
             raise ConfigError(f"--lora names an adapter twice; expected different names, got {', '.join(names)}")
         if names and self.max_loras == 0:
-            raise ConfigError(f"--lora names {len(names)} adapters, but max_loras is 0; raise it, or leave it out")
+            raise ConfigError(
+                f"--lora names {len(names)} adapters, but max_loras is 0; raise max_loras, or leave it out"
+            )
         if self.max_cpu_loras < max(self.max_loras or 0, len(names)):
             raise ConfigError(
                 f"max_cpu_loras={self.max_cpu_loras} is less than max_loras, or than the adapters of --lora; raise "
-                "max_cpu_loras: it counts those in slots as well"
+                "max_cpu_loras, which counts the adapters in slots too"
             )
         if self.kv_memory is not None:
             parse_bytes(self.kv_memory)
         if self.kv_scale_unit and self.kv_dtype != "fp8_e4m3":
             raise ConfigError(
-                f"kv_scale_unit is set, but kv_dtype={self.kv_dtype} has no calibrated scales; leave it out, or take "
+                f"kv_scale_unit is set, but kv_dtype={self.kv_dtype} has no calibrated scales; leave it out, or set "
                 "kv_dtype=fp8_e4m3"
             )
 
     @property
     def lora_folders(self) -> tuple[tuple[str, str], ...]:
-        """(name, directory) of each adapter of `lora`.
+        """The name and directory of each adapter of `lora`.
 
         Raises:
-          ConfigError: one is not NAME=DIRECTORY.
+          ConfigError: an entry is not NAME=DIRECTORY.
         """
         pairs = [text.partition("=") for text in self.lora]
         for text, (name, _, folder) in zip(self.lora, pairs, strict=True):
@@ -182,7 +187,7 @@ class EngineConfig:
 
 
 class EngineOptions(TypedDict, total=False):
-    """The fields of EngineConfig but `model`, for `LLM(model, **options)`."""
+    """The fields of EngineConfig except `model`, for `LLM(model, **options)`."""
 
     model_revision: str | None
     dtype: Literal["auto", "float32", "bfloat16"]
@@ -214,7 +219,7 @@ class EngineOptions(TypedDict, total=False):
 
 
 def parse_bytes(text: str) -> int:
-    """Bytes of a size such as "2GiB", "512 MB" or "1048576"."""
+    """Returns the bytes of a size such as "2GiB", "512 MB" or "1048576"."""
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
     unit = {name.lower(): size for name, size in _UNITS.items()}.get(match[2].lower()) if match else None
     if match is None or unit is None:

@@ -1,4 +1,4 @@
-"""check_field_types: the values of a config's fields, held against their annotations."""
+"""check_field_types: checks the values of a config's fields against their annotations."""
 
 from __future__ import annotations
 
@@ -18,15 +18,13 @@ def check_field_types(config: DataclassInstance) -> None:
     """Checks every field of a dataclass whose annotations are plain classes, Literal, tuple[T, ...] or unions of them.
 
     Raises:
-      ConfigError: a value is not of its field's type.
+      ConfigError: a value does not have the type of its field.
     """
     kinds = get_type_hints(type(config))
     for field in fields(config):
         value, kind = getattr(config, field.name), kinds[field.name]
         if not _fits(value, kind):
-            raise ConfigError(
-                f"{field.name}={value!r} is a {type(value).__name__} that it does not take; expected {_name(kind)}"
-            )
+            raise ConfigError(f"{field.name}={value!r} is a {type(value).__name__}; expected {_name(kind)}")
 
 
 def _fits(value: object, kind: object) -> bool:
@@ -38,7 +36,7 @@ def _fits(value: object, kind: object) -> bool:
     if origin is tuple:
         return isinstance(value, tuple) and all(_fits(item, args[0]) for item in value)
     if kind is int or kind is float:
-        # A bool is an int to Python, but a mistake here; an int is a good float.
+        # A bool is an int in Python, but a mistake here. An int is a valid float.
         return isinstance(value, (int, kind)) and not isinstance(value, bool)
     assert isinstance(kind, type), f"a field of a config is annotated {kind!r}, which is not checked"
     return isinstance(value, kind)

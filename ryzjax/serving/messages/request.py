@@ -4,7 +4,7 @@
     engine -> caller   TokenEvent, one per sequence and step
     caller gets        RequestOutput (whole), or StreamDelta (as it grows); EmbeddingOutput
 
-The engine knows token ids only: text, stop strings and `n` are the caller side's business (`frontend.py`).
+The engine knows only token ids. The frontend handles text, stop strings and `n`.
 """
 
 from __future__ import annotations
@@ -41,17 +41,17 @@ class EngineRequest:
     """One sequence to generate, to score or to embed.
 
     Attributes:
-      request_id: unique among the requests in flight.
-      prompt_token_ids: at least one token.
-      params: sampling settings; `n`, `stop` and `prompt_logprobs` are ignored here.
-      stop_token_ids: every id that ends the sequence (end-of-sequence ids included unless ignored).
-      max_new_tokens: most tokens to generate; prompt plus this fits the context. 0, for a sequence that ends with
-        its prompt, only with `prompt_logprobs` or `pooling`.
-      seed: 64-bit seed of the sequence's random stream.
-      arrival_s: `time.monotonic()` when the caller sent it.
-      prompt_logprobs: None, or how many alternatives to report beside each prompt token but the first.
-      pooling: None, or how the prompt's hidden states become one vector; nothing is generated then.
-      adapter: the version of an adapter that it runs with, from its first token to its last; None for the model alone.
+      request_id: an id that is unique among the requests in flight.
+      prompt_token_ids: at least one token id.
+      params: the sampling settings. `n`, `stop` and `prompt_logprobs` are ignored here.
+      stop_token_ids: the ids that end the sequence, with the end-of-sequence ids unless they are ignored.
+      max_new_tokens: the most tokens to generate. The prompt and these tokens fit the context. 0 is allowed only with
+        `prompt_logprobs` or `pooling`, for a sequence that ends with its prompt.
+      seed: the 64-bit seed of the sequence's random stream.
+      arrival_s: `time.monotonic()` when the caller sent the request.
+      prompt_logprobs: the number of alternatives to report for each prompt token except the first, or None.
+      pooling: how the prompt's hidden states become one vector, or None. With pooling nothing is generated.
+      adapter: the version of an adapter that the sequence uses from its first to its last token, or None.
     """
 
     request_id: str
@@ -73,8 +73,8 @@ class TokenLogprobs:
     Attributes:
       token_id: the chosen token.
       logprob: its log-probability (natural log).
-      rank: how many tokens are at least as likely (1 = the likeliest).
-      top: the `logprobs` likeliest (token id, logprob), likeliest first.
+      rank: the number of tokens that are at least as likely; 1 is the most likely token.
+      top: the `logprobs` most likely tokens as (token id, logprob), most likely first.
     """
 
     token_id: int
@@ -85,13 +85,13 @@ class TokenLogprobs:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PromptScores:
-    """Log-probabilities of a run of prompt tokens, as arrays: the caller's thread makes objects of them.
+    """Log-probabilities of consecutive prompt tokens, as arrays. The caller's thread makes objects of them.
 
     Attributes:
       token_ids: int32 [N].
       logprobs: float32 [N].
       ranks: int32 [N], from 1.
-      top_tokens, top_logprobs: [N, `prompt_logprobs`], likeliest first.
+      top_tokens, top_logprobs: [N, `prompt_logprobs`], most likely first.
     """
 
     token_ids: np.ndarray
@@ -101,7 +101,7 @@ class PromptScores:
     top_logprobs: np.ndarray
 
     def tokens(self, start: int = 0, stop: int | None = None) -> list[TokenLogprobs]:
-        """One object a token, of the tokens from `start` up to `stop`."""
+        """Returns one object for each token from `start` up to `stop`."""
         columns = (self.token_ids, self.logprobs, self.ranks, self.top_tokens, self.top_logprobs)
         return [
             TokenLogprobs(token_id=token, logprob=logprob, rank=rank, top=tuple(zip(tops, values, strict=True)))
@@ -112,13 +112,13 @@ class PromptScores:
 
 
 class PromptLogprobs(Sequence[TokenLogprobs | None]):
-    """Log-probabilities of the tokens of a prompt, None for the first one, which nothing precedes.
+    """Log-probabilities of the tokens of a prompt. The first entry is None, because no token precedes the first.
 
-    They stay arrays until they are read: the objects of a long prompt with twenty alternatives a token take a hundred
-    times the memory, and milliseconds that an event loop does not have.
+    The values stay arrays until they are read. As objects, a long prompt with twenty alternatives a token would take a
+    hundred times the memory, and milliseconds of an event loop's time.
 
     Args:
-      scores: of the tokens after the first one, in order.
+      scores: the scores of the tokens after the first one, in order.
     """
 
     def __init__(self, scores: Sequence[PromptScores]):
@@ -135,7 +135,7 @@ class PromptLogprobs(Sequence[TokenLogprobs | None]):
     def __getitem__(self, index: slice) -> list[TokenLogprobs | None]: ...
 
     def __getitem__(self, index: int | slice) -> TokenLogprobs | list[TokenLogprobs | None] | None:
-        """The entry of one token, or a list of several."""
+        """Returns the entry of one token, or a list for a slice."""
         if isinstance(index, slice):
             start, stop, step = index.indices(self._length)
             if step == 1:
@@ -172,17 +172,17 @@ class PromptLogprobs(Sequence[TokenLogprobs | None]):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TokenEvent:
-    """What one step brought for one sequence.
+    """The result of one step for one sequence.
 
     Attributes:
-      request_id: whose.
-      token_ids: new tokens, oldest first (empty on an abort or error).
-      logprobs: one per token where the request asked for them, else None.
+      request_id: the id of the sequence's request.
+      token_ids: the new tokens, oldest first; empty after an abort or error.
+      logprobs: one entry for each token if the request asked for them, otherwise None.
       finish_reason: set on the last event of the sequence.
-      stop_token_id: the token that ended it, where one did.
-      prompt_scores: of the prompt tokens after those of the event before, where the request asked for them.
-      vector: float32 [E], the pooled hidden states, where the request asked for them; just before its end.
-      error: what the caller is to raise, where finish_reason is "error".
+      stop_token_id: the stop token that ended the sequence, or None.
+      prompt_scores: the scores of the next prompt tokens if the request asked for them, otherwise None.
+      vector: the pooled hidden states, float32 [E], in the event before the end of an embedding request.
+      error: the exception that the caller must raise if finish_reason is "error".
     """
 
     request_id: str
@@ -197,17 +197,17 @@ class TokenEvent:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StreamDelta:
-    """What is new in one completion of a streamed request: text that cannot change any more.
+    """The new part of one completion of a streamed request. Its text cannot change any more.
 
     Attributes:
-      index: which of the `n` completions.
-      text: new text; complete UTF-8, and never part of a stop string.
-      token_ids: new tokens (may be ahead of the text).
-      logprobs: one per token, where asked for.
+      index: the index of the completion, below `n`.
+      text: new text without partial characters or parts of a stop string.
+      token_ids: new tokens, which may be ahead of the text.
+      logprobs: one entry for each token if the request asked for them, otherwise None.
       finish_reason: set on the completion's last delta.
-      stop_reason: the stop string or stop token id that ended it, where one did.
-      prompt_logprobs: on the request's first delta, where asked for: one per prompt token, None for the first,
-        which nothing precedes.
+      stop_reason: the stop string or stop token id that ended the completion, or None.
+      prompt_logprobs: one entry for each prompt token, None for the first, on the request's first delta if the request
+        asked for them.
     """
 
     index: int
@@ -221,7 +221,7 @@ class StreamDelta:
 
 @dataclass(kw_only=True, slots=True)
 class CompletionOutput:
-    """One completion: its text, tokens and why it ended."""
+    """One completion: its text, its tokens and why it ended."""
 
     index: int
     text: str = ""
@@ -235,7 +235,7 @@ class CompletionOutput:
 class RequestOutput:
     """A finished request: the prompt and its `n` completions.
 
-    `prompt_logprobs` has one entry a prompt token, None for the first; it is None where it was not asked for.
+    `prompt_logprobs` has one entry for each prompt token, None for the first, or is None if it was not requested.
     """
 
     request_id: str
@@ -247,12 +247,12 @@ class RequestOutput:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class EmbeddingOutput:
-    """A prompt's vector.
+    """The embedding of a prompt.
 
     Attributes:
-      request_id: whose.
-      prompt: the text, or None where token ids were given.
-      prompt_token_ids: its tokens.
+      request_id: the id of the request.
+      prompt: the text, or None if the prompt was given as token ids.
+      prompt_token_ids: the token ids of the prompt.
       embedding: float32 [E], or [dimensions].
     """
 

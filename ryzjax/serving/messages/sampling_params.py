@@ -1,4 +1,4 @@
-"""SamplingParams: how one request wants its tokens chosen. Names and meanings follow vLLM."""
+"""SamplingParams: how the tokens of one request are chosen. Names and meanings follow vLLM."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from ryzjax.errors import RequestError
 __all__ = ["MAX_LOGIT_BIAS", "MAX_LOGPROBS", "MAX_N", "MAX_STOPS", "MAX_STOP_CHARS", "SamplingParams"]
 
 MAX_N = 128
-"""Largest `n`: each completion is a sequence of its own, so an absurd `n` would fill the queue."""
+"""The largest `n`. Each completion is a sequence, so a very large `n` would fill the queue."""
 MAX_LOGPROBS = 20
-"""Most alternatives a token can report: the width of the compiled step's result."""
+"""The most alternatives of a token, which is the width of the compiled step's result."""
 MAX_STOPS = 16
-"""Most stop strings: each of them is looked for in every character of the output."""
+"""The most stop strings. Each of them is compared with every character of the output."""
 MAX_STOP_CHARS = 1024
-"""Longest stop string, in characters."""
+"""The length of the longest stop string, in characters."""
 MAX_STOP_TOKEN_IDS = 64
-"""Most stop token ids."""
+"""The most stop token ids."""
 MAX_LOGIT_BIAS = 16_384
-"""Most tokens with a bias of their own."""
+"""The most tokens with a logit bias."""
 _INT32_MAX = 2**31 - 1
 
 
@@ -30,24 +30,25 @@ class SamplingParams:
     """How the tokens of one request are chosen.
 
     Attributes:
-      n: completions per prompt; each is sampled on its own.
-      temperature: 0 is greedy.
-      top_k: keep the k likeliest tokens; 0 or -1 keeps all.
-      top_p: keep the smallest set whose probability reaches top_p (after top_k).
-      min_p: drop tokens less likely than min_p times the likeliest.
-      repetition_penalty: divides (multiplies, if negative) logits of tokens seen in prompt or output.
+      n: the number of completions for each prompt, sampled independently.
+      temperature: the sampling temperature. 0 is greedy.
+      top_k: keep the k most likely tokens. 0 or -1 keeps all.
+      top_p: keep the smallest set of tokens whose probability reaches top_p, after top_k.
+      min_p: drop tokens less likely than min_p times the most likely token.
+      repetition_penalty: divides the positive logits, and multiplies the negative ones, of tokens in prompt or output.
       presence_penalty: subtracted once from tokens already in the output.
       frequency_penalty: subtracted per occurrence in the output.
-      logit_bias: token id -> value added to its logit before anything else.
-      seed: fixes the request's random stream, whatever runs beside it.
-      max_tokens: most tokens to generate; None is "until the context is full", 0 (with prompt_logprobs only) none.
+      logit_bias: a value for each token id that is added to its logit first.
+      seed: the seed of the request's random stream. It does not depend on other requests.
+      max_tokens: the most tokens to generate. None generates until the context is full. 0 generates nothing and is
+        allowed only with prompt_logprobs.
       min_tokens: end-of-sequence and stop tokens are banned before this many tokens, and a stop string that ends in
-        their text does not end the output. One that begins in it and ends after it does.
-      stop: strings that end the output; not part of it unless include_stop_str_in_output.
+        their text does not end the output. A stop string that starts in their text and ends after it does.
+      stop: strings that end the output. They are not part of it unless include_stop_str_in_output is set.
       stop_token_ids: token ids that end the output.
-      ignore_eos: go on past the model's end-of-sequence tokens.
-      logprobs: None, or how many alternatives to report beside each chosen token.
-      prompt_logprobs: None, or how many alternatives to report beside each prompt token but the first.
+      ignore_eos: continue past the model's end-of-sequence tokens.
+      logprobs: the number of alternatives to report for each generated token, or None.
+      prompt_logprobs: the number of alternatives to report for each prompt token except the first, or None.
       skip_special_tokens: leave special tokens out of the text.
     """
 
@@ -73,7 +74,7 @@ class SamplingParams:
 
     def __post_init__(self) -> None:
         stops = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
-        # Normalising a container's type is the one thing a frozen dataclass cannot express otherwise.
+        # A frozen dataclass can normalize the type of a container only this way.
         object.__setattr__(self, "stop", stops)
         object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids))
         object.__setattr__(self, "logit_bias", dict(self.logit_bias))
@@ -89,7 +90,7 @@ class SamplingParams:
         if self.seed is not None:
             _check_int("seed", self.seed, -(2**63), 2**63 - 1)
         if self.max_tokens is not None:
-            # Without scores of the prompt, a request for no token asks for nothing.
+            # Without prompt_logprobs, a request for 0 tokens asks for nothing.
             _check_int("max_tokens", self.max_tokens, 1 if self.prompt_logprobs is None else 0, _INT32_MAX)
         _check_int("min_tokens", self.min_tokens, 0, _INT32_MAX)
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
@@ -130,7 +131,7 @@ class SamplingParams:
 
     @property
     def needs_history(self) -> bool:
-        """Whether the step must know which tokens the request has seen (penalties)."""
+        """Whether the step needs the tokens that the request has seen, for penalties."""
         return self.repetition_penalty != 1.0 or self.presence_penalty != 0.0 or self.frequency_penalty != 0.0
 
 

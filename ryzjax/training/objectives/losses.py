@@ -1,9 +1,9 @@
-"""Cross-entropy from hidden states, never with the logits of more than a chunk of tokens in memory.
+"""Cross-entropy from hidden states, with the logits of only one chunk of tokens in memory at a time.
 
-A head over 128K words makes a gigabyte of logits from 2,048 tokens, and as much of their gradient. Here a loop takes
-some tokens at a time through the head: their losses, and in the same turn the gradients with respect to their hidden
-states and to the head, where that is trained. Nothing is computed twice, and chunks without a trained token cost
-nothing.
+A head with 128K words makes a gigabyte of logits from 2,048 tokens, and their gradient is as large. Here a scan takes
+one chunk of tokens at a time through the head. The forward pass computes the losses and also the gradients with respect
+to the hidden states and to the trained part of the head. Nothing is computed twice, and chunks without a trained token
+cost nothing.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ __all__ = ["Head", "LossSums", "summed_loss", "token_log_probs"]
 
 PyTree = object
 Head = Callable[..., jax.Array]
-"""(what is trained of the head, the rest of it, hidden states [S, E]) -> float32 logits [S, V]."""
+"""(trained part of the head, frozen part, hidden states [S, E]) -> float32 logits [S, V]."""
 
 
 class LossSums(NamedTuple):
-    """Sums over tokens, each token as often as its weight says.
+    """Weighted sums over tokens.
 
     Attributes:
-      loss: of -log p(target).
-      correct: of tokens whose target is the likeliest.
+      loss: Sum of -log p(target).
+      correct: Sum over the tokens whose target is the most likely token.
     """
 
     loss: Float[Array, ""]
@@ -46,15 +46,18 @@ def summed_loss(
     *,
     chunk_tokens: int,
 ) -> LossSums:
-    """Sums of cross-entropy, with gradients to `trained` and `hidden`.
+    """Returns weighted sums of cross-entropy, differentiable with respect to `trained` and `hidden`.
 
     Args:
-      head: pure; compiled once, for a chunk.
-      targets: the token after each one.
-      weights: of each token's loss; 0 where it does not count.
-      chunk_tokens: tokens whose logits are in memory at once.
+      head: A pure function. It is compiled once, for a chunk.
+      trained: Trained part of the head.
+      frozen: Frozen part of the head.
+      hidden: Hidden states.
+      targets: The token that follows each token.
+      weights: Weight of each token's loss; 0 if the token does not count.
+      chunk_tokens: Tokens whose logits are in memory at once.
     """
-    # Tokens that count come first, so that whole chunks of the others are skipped.
+    # Tokens that count come first, so that whole chunks without any are skipped.
     order = jnp.argsort(weights == 0, stable=True)
     padding = -hidden.shape[0] % chunk_tokens
     hidden, targets, weights = (
@@ -64,9 +67,14 @@ def summed_loss(
 
 
 def _chunk_sums(
-    head: Head, frozen: PyTree, targets: Array, weights: Array, trained: PyTree, hidden: Array
-) -> tuple[Array, Array]:
-    """(loss, correct) of a chunk."""
+    head: Head,
+    frozen: PyTree,
+    targets: Int[Array, " chunk"],
+    weights: Float[Array, " chunk"],
+    trained: PyTree,
+    hidden: Float[Array, "chunk E"],
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """Returns (loss, correct) of a chunk."""
     logits = head(trained, frozen, hidden)
     target = jnp.take_along_axis(logits, targets[:, None], axis=1)[:, 0]
     losses = jax.nn.logsumexp(logits, axis=-1) - target
@@ -124,7 +132,7 @@ def _backward(
     head: Head, chunk: int, saved: tuple[PyTree, Array], cotangent: LossSums
 ) -> tuple[PyTree, None, Array, None, None]:
     scale = cotangent.loss
-    grads, hidden_grad = jax.tree.map(lambda grad: (grad * scale).astype(grad.dtype), saved)
+    grads, hidden_grad = jax.tree.map(lambda grad: (grad.astype(jnp.float32) * scale).astype(grad.dtype), saved)
     return grads, None, hidden_grad, None, None
 
 
@@ -140,7 +148,16 @@ def token_log_probs(
     *,
     chunk_tokens: int,
 ) -> Float[Array, " T"]:
-    """log p(target) of each token; arguments as of `summed_loss`. The gradient goes through the head once more."""
+    """Returns log p(target) of each token. The backward pass runs the head once more.
+
+    Args:
+      head: A pure function. It is compiled once, for a chunk.
+      trained: Trained part of the head.
+      frozen: Frozen part of the head.
+      hidden: Hidden states.
+      targets: The token that follows each token.
+      chunk_tokens: Tokens whose logits are in memory at once.
+    """
     count = hidden.shape[0]
     padding = -count % chunk_tokens
     hidden, targets = jnp.pad(hidden, ((0, padding), (0, 0))), jnp.pad(targets, (0, padding))

@@ -1,9 +1,9 @@
-"""Adam with its two moments in 8 bits each (Dettmers et al., arXiv:2110.02861): 2.03 bytes a parameter instead of 8.
+"""Adam with 8-bit moments (Dettmers et al., arXiv:2110.02861): 2.03 bytes of state per parameter instead of 8.
 
-The paper stores the second moment itself; here its square root is stored, in the same unsigned code, which reaches
-over 14 decades of the second moment instead of 7. It is what the update divides by: over blocks whose second moments
-are log-normal with a spread of e^4, the root mean square error of the divisor is 4% instead of 29%. And a second moment
-above zero never becomes zero.
+The paper stores the second moment itself. Here its square root is stored, in the same unsigned code, which then covers
+over 14 decades of the second moment instead of 7. The square root is also what the update divides by: over blocks whose
+second moments are log-normal with a spread of e^4, the root mean square error of the divisor is 4% instead of 29%. A
+second moment above zero never becomes zero.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ MIN_CODED_ELEMENTS = 4096
 """Smaller leaves keep their moments in float32, as in the paper."""
 
 _WHOLE_ELEMENTS = 1 << 18
-"""A larger leaf of three axes or more is updated one index of its first axis (a layer) at a time, so that float32
-moments of one layer exist at a time."""
+"""A larger leaf with three axes or more is updated one index of its first axis (one layer) at a time, so that float32
+moments exist for only one layer at a time."""
 
 Moment = jax.Array | BlockCoded
 Leaf = tuple[jax.Array, Moment, Moment]
-"""Of one parameter: its gradient or direction, and its two moments."""
+"""Arrays of one parameter: its gradient or direction, and its two moments."""
 
 
 class ScaleByAdam8bitState(NamedTuple):
-    """State of `scale_by_adam_8bit`; `mu` and `root_nu` have a `BlockCoded` or a float32 array for each parameter."""
+    """State of `scale_by_adam_8bit`. `mu` and `root_nu` hold a `BlockCoded` or a float32 array for each parameter."""
 
     count: jax.Array
     mu: optax.Updates
@@ -41,12 +41,12 @@ class ScaleByAdam8bitState(NamedTuple):
 
 
 def scale_by_adam_8bit(b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8) -> optax.GradientTransformation:
-    """Adam's direction, as `optax.scale_by_adam` has it, from 8-bit states.
+    """Returns Adam's direction as `optax.scale_by_adam` computes it, from 8-bit states.
 
     Args:
-      b1: decay rate of the first moment.
-      b2: decay rate of the second moment.
-      eps: added to the root of the second moment.
+      b1: Decay rate of the first moment.
+      b2: Decay rate of the second moment.
+      eps: Added to the root of the second moment.
     """
 
     def init(params: optax.Params) -> ScaleByAdam8bitState:
@@ -62,8 +62,8 @@ def scale_by_adam_8bit(b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8) ->
         del params
         assert isinstance(state, ScaleByAdam8bitState)
         count = state.count + 1
-        correct1 = 1 - jnp.float32(b1) ** count
-        correct2 = 1 - jnp.float32(b2) ** count
+        steps = count.astype(jnp.float32)
+        correct1, correct2 = 1 - jnp.float32(b1) ** steps, 1 - jnp.float32(b2) ** steps
 
         def step(g: jax.Array, mu: Moment, root_nu: Moment) -> Leaf:
             gradient = g.astype(jnp.float32)
@@ -87,7 +87,7 @@ def _is_large(g: jax.Array) -> bool:
 
 
 def _by_layer(step: Callable[[jax.Array, Moment, Moment], Leaf], g: jax.Array, mu: Moment, root_nu: Moment) -> Leaf:
-    """`step` on each index of the first axis; new moments replace the old ones in place where XLA may."""
+    """Runs `step` on each index of the first axis. New moments replace the old ones in place if XLA allows it."""
 
     def body(
         moments: tuple[Moment, Moment], at: tuple[jax.Array, jax.Array]

@@ -1,13 +1,15 @@
-"""Eight bits a number: the dynamic tree code of Dettmers et al. (arXiv:2110.02861), in blocks of 256 with one scale.
+"""An 8-bit code for arrays: the dynamic tree code of Dettmers et al. (arXiv:2110.02861), in blocks of 256 with one
+scale.
 
-A number of a block, over the block's largest magnitude, is written as a decade and a place in that decade. The larger
-the decade, the more bits for the place: in the unsigned code 10^-1..1 has 128 steps, 10^-2..10^-1 has 64, down to 2
-in 10^-7..10^-6; the signed code has half as many. Codes 0 and, of all ones or a lone sign bit, exactly 1 complete it.
-Each code stands for the middle of its step, and encoding finds the nearest code in closed form: no table is searched.
+A number is divided by the largest magnitude of its block and written as a decade and a place in that decade. Larger
+decades have more bits for the place: in the unsigned code 10^-1..1 has 128 steps, 10^-2..10^-1 has 64, and so on down
+to 2 in 10^-7..10^-6. The signed code has half as many steps. Two more codes stand for 0 and exactly 1: code 0, and the
+code of all ones (unsigned) or of a lone sign bit (signed). Every other code stands for the middle of its step. Encoding
+computes the nearest code in closed form, without a table.
 
-Codes have the shape of what they encode, so that they are sharded as it is. Blocks lie along the last axis where it
-divides by 256; a shard that holds a multiple of 256 along it holds whole blocks, and encodes them alone. Where it does
-not (the B of a LoRA, [N, r]), the last two axes are one axis for this purpose, whose last block may be short.
+Codes have the shape of the array, so they are sharded like it. Blocks lie along the last axis if 256 divides it; a
+shard that holds a multiple of 256 along that axis holds whole blocks and encodes them alone. Otherwise (the B of a
+LoRA, [N, r]) the last two axes are flattened for this purpose, and the last block may be short.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Int
 
 __all__ = ["BLOCK_SIZE", "BlockCoded", "code_values", "decode", "encode", "zeros_coded"]
 
@@ -31,11 +34,12 @@ _DECADES = 7
 @partial(jax.tree_util.register_dataclass, data_fields=["codes", "scales"], meta_fields=[])
 @dataclass(frozen=True, kw_only=True)
 class BlockCoded:
-    """An array in 8 bits.
+    """An array in 8 bits per number.
 
     Attributes:
-      codes: uint8, of the array's shape [..., K].
-      scales: float32, the largest magnitude of each block: [..., K / 256], or [..., blocks] of two axes as one.
+      codes: uint8, in the array's shape [..., K].
+      scales: float32, the largest magnitude of each block: [..., K / 256], or [..., blocks] if the last two axes are
+        flattened.
     """
 
     codes: jax.Array
@@ -43,7 +47,7 @@ class BlockCoded:
 
 
 def code_values(*, signed: bool) -> np.ndarray:
-    """What each of the 256 codes stands for, over the scale of its block: float32 [256]."""
+    """Returns the value of each of the 256 codes, relative to the scale of the block: float32 [256]."""
     values = np.zeros(256)
     for decade in range(_DECADES):
         steps = 2 ** (decade + (not signed))
@@ -58,41 +62,42 @@ def code_values(*, signed: bool) -> np.ndarray:
 
 
 def zeros_coded(shape: tuple[int, ...]) -> BlockCoded:
-    """An array of zeros."""
+    """Returns an array of zeros."""
     return BlockCoded(codes=jnp.zeros(shape, jnp.uint8), scales=jnp.zeros(_blocks_shape(shape)[:-1], jnp.float32))
 
 
-def encode(x: jax.Array, *, signed: bool, keep_positive: bool = False) -> BlockCoded:
-    """Rounds to the nearest codes.
+def encode(x: Float[Array, "*shape"], *, signed: bool, keep_positive: bool = False) -> BlockCoded:
+    """Encodes each number as its nearest code.
 
     Args:
-      x: float32, of any rank from 1; not negative where `signed` is false.
-      keep_positive: what is above zero does not become zero but the least value of the code (for denominators).
+      x: float32, of rank 1 or more. Not negative if `signed` is false.
+      signed: Whether the code has negative numbers.
+      keep_positive: Encode numbers above zero as at least the smallest positive code, for denominators.
     """
     blocks = _to_blocks(x)
     scales = jnp.max(jnp.abs(blocks), axis=-1)
-    # The scale of a block of zeros is zero; any divisor but zero leaves its numbers zero.
+    # A block of zeros has scale zero. Any nonzero divisor keeps its numbers zero.
     relative = blocks / jnp.where(scales > 0, scales, 1.0)[..., None]
     codes = _codes(jnp.abs(relative), signed=signed, keep_positive=keep_positive)
     if signed:
-        # A negative number has no code for exactly -1 and none for zero.
+        # Negative numbers have no code for exactly -1 and none for zero.
         negative = jnp.where(codes == 128, 255, codes | 128)
         codes = jnp.where((relative < 0) & (codes > 0), negative, codes)
     return BlockCoded(codes=_from_blocks(codes.astype(jnp.uint8), x.shape), scales=scales)
 
 
-def decode(coded: BlockCoded, *, signed: bool) -> jax.Array:
-    """The float32 array that codes and scales stand for."""
+def decode(coded: BlockCoded, *, signed: bool) -> Float[Array, ...]:
+    """Returns the float32 array that codes and scales stand for."""
     values = jnp.asarray(code_values(signed=signed))[_to_blocks(coded.codes)]
     return _from_blocks(values * coded.scales[..., None], coded.codes.shape)
 
 
-def _codes(x: jax.Array, *, signed: bool, keep_positive: bool) -> jax.Array:
-    """int32 codes nearest to numbers from 0 to 1."""
+def _codes(x: Float[Array, "*shape"], *, signed: bool, keep_positive: bool) -> Int[Array, "*shape"]:
+    """Returns the int32 codes nearest to numbers from 0 to 1."""
     values = code_values(signed=signed)
     positive = values[: 128 if signed else 255]
     firsts = [2**d if signed else 2 ** (d + 1) - 1 for d in range(_DECADES)]
-    # Decades meet half-way between the last value of one and the first of the next.
+    # The border of two decades is halfway between the last value of one and the first of the next.
     decade = jnp.zeros(x.shape, jnp.int32)
     power = jnp.full(x.shape, 1e6, jnp.float32)
     for d in range(1, _DECADES):
@@ -101,7 +106,7 @@ def _codes(x: jax.Array, *, signed: bool, keep_positive: bool) -> jax.Array:
         power = jnp.where(above, np.float32(10.0 ** (6 - d)), power)
     steps = jnp.left_shift(1, decade if signed else decade + 1)
     place = jnp.floor((x * power - 0.1) * (steps.astype(jnp.float32) / 0.9)).astype(jnp.int32)
-    codes = steps - (not signed) + jnp.clip(place, 0, steps - 1)
+    codes = steps - int(not signed) + jnp.clip(place, 0, steps - 1)
     zero = x <= 0 if keep_positive else x < positive[1] / 2
     return jnp.where(zero, 0, jnp.where(x >= (positive[-1] + 1) / 2, 128 if signed else 255, codes))
 

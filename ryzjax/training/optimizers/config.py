@@ -1,4 +1,4 @@
-"""OptimizerConfig: the algorithm, its settings, and the course of the learning rate."""
+"""OptimizerConfig: the algorithm, its settings, and the learning rate schedule."""
 
 from __future__ import annotations
 
@@ -18,45 +18,51 @@ _DEFAULTS: dict[str, dict[str, float]] = {
     "adafactor": {"eps": 1e-30},
     "muon": {"beta1": 0.9, "beta2": 0.95, "eps": 1e-8, "momentum": 0.95, "adam_learning_rate": 0.0},
 }
-"""The settings each algorithm has, with what None means; Muon's betas and eps are those of the AdamW beside it."""
+"""Settings of each algorithm and their defaults. The betas and eps of Muon are those of the AdamW beside it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """The optimizer of a run. A setting of None is the algorithm's own default; one it does not have is an error."""
+    """The optimizer of a run.
+
+    A setting of None takes the algorithm's default. Setting one that the algorithm does not have is an error.
+
+    Raises:
+      ConfigError: A value is out of range, or the algorithm does not have the setting.
+    """
 
     optimizer: OptimizerName = "adamw"
-    """adamw (arXiv:1711.05101); adamw8bit, with states of 8 bits (arXiv:2110.02861); lion (arXiv:2302.06675); adafactor
-    (arXiv:1804.04235), whose learning rate is relative to each matrix's size; muon (Jordan et al., 2024) for hidden
-    matrices, with AdamW for all else."""
+    """adamw (arXiv:1711.05101); adamw8bit, with 8-bit states (arXiv:2110.02861); lion (arXiv:2302.06675); adafactor
+    (arXiv:1804.04235), whose learning rate is relative to the size of each matrix; muon (Jordan et al., 2024) for
+    hidden matrices, with AdamW for everything else."""
     learning_rate: float = 2e-4
-    """After the warm-up."""
+    """Learning rate after the warm-up."""
     beta1: float | None = None
     """Decay rate of the first moment."""
     beta2: float | None = None
-    """Decay rate of the second moment; of Lion's momentum."""
+    """Decay rate of the second moment, or of Lion's momentum."""
     eps: float | None = None
     """Added to the denominator."""
     momentum: float | None = None
-    """Of Muon."""
+    """Momentum of Muon."""
     adam_learning_rate: float | None = None
-    """Beside Muon, of embeddings, head, router, norms and biases; None is `learning_rate`."""
+    """With Muon, the learning rate of embeddings, head, router, norms and biases. Defaults to `learning_rate`."""
     weight_decay: float = 0.0
-    """Decoupled, times the learning rate; never on norms, biases and magnitudes."""
+    """Decoupled weight decay, multiplied by the learning rate. Norms, biases and magnitudes never decay."""
     clip_norm: float | None = 1.0
-    """Largest global norm of the gradients; None does not clip."""
+    """Largest global norm of the gradients. None does not clip."""
     schedule: Literal["constant", "linear", "cosine", "wsd"] = "cosine"
-    """After the warm-up: constant, linear, cosine, or wsd (constant, then a short decay)."""
+    """Learning rate after the warm-up: constant, linear, cosine, or wsd (constant, then a short decay)."""
     warmup_steps: int | None = None
-    """Steps of linear warm-up; None is `warmup_ratio` of the run."""
+    """Steps of linear warm-up. Defaults to `warmup_ratio` of the run."""
     warmup_ratio: float = 0.03
-    """Part of the run that is warm-up, where `warmup_steps` is not given."""
+    """Share of the run that is warm-up, if `warmup_steps` is not set."""
     min_lr_ratio: float = 0.0
-    """Learning rate at the end of the decay, over `learning_rate`."""
+    """Learning rate at the end of the decay, as a share of `learning_rate`."""
     decay_ratio: float = 0.1
-    """Part of the run that is decay, of schedule wsd."""
+    """Share of the run that is decay, for schedule wsd."""
     lora_plus_ratio: float | None = None
-    """Learning rate of a LoRA's B over that of its A (LoRA+, arXiv:2402.12354); None is one rate for both."""
+    """Learning rate of a LoRA's B divided by that of its A (LoRA+, arXiv:2402.12354). None uses one rate for both."""
 
     def __post_init__(self) -> None:
         if self.optimizer not in _DEFAULTS:
@@ -79,6 +85,6 @@ class OptimizerConfig:
             raise ConfigError(f"warmup_steps={self.warmup_steps}; expected 0 or more")
 
     def setting(self, name: Literal["beta1", "beta2", "eps", "momentum"]) -> float:
-        """A setting, or the algorithm's default where it is None."""
+        """Returns a setting, or the algorithm's default if it is None."""
         value = getattr(self, name)
         return _DEFAULTS[self.optimizer][name] if value is None else value

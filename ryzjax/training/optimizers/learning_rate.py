@@ -1,7 +1,7 @@
 """The learning rate of every step: warm-up, then constant, linear, cosine or warm-up-stable-decay.
 
-The first step of a warm-up of W steps has 1/W of the rate, and the last step of a run is one short of the end of its
-decay: no step is spent at a rate of zero.
+The first step of a warm-up of W steps has 1/W of the rate, and the last step of a run comes one step before the end of
+the decay. No step is spent at a rate of zero.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ __all__ = ["Schedule", "ScheduleName", "make_schedule"]
 
 ScheduleName = Literal["constant", "linear", "cosine", "wsd"]
 Schedule = Callable[[jax.typing.ArrayLike], jax.Array]
-"""Steps done -> the learning rate of the next one, a float32 scalar; works under jit."""
+"""Steps done -> learning rate of the next step, a float32 scalar. Works under jit."""
 
 
 def make_schedule(
@@ -30,20 +30,20 @@ def make_schedule(
     min_ratio: float = 0.0,
     decay_ratio: float = 0.1,
 ) -> Schedule:
-    """A schedule over the updates of a run.
+    """Returns a schedule over the updates of a run.
 
     Args:
-      name: after the warm-up: "constant"; "linear" or "cosine" down to `min_ratio` over the rest of the run
-        (Loshchilov and Hutter, arXiv:1608.03983); "wsd", constant and at last a decay as 1 - sqrt (Hägele et al.,
+      name: Shape after the warm-up: "constant"; "linear" or "cosine" down to `min_ratio` over the rest of the run
+        (Loshchilov and Hutter, arXiv:1608.03983); "wsd", which is constant and then decays as 1 - sqrt (Hägele et al.,
         arXiv:2405.18392).
-      peak: the learning rate after the warm-up.
-      total_steps: updates of the whole run.
-      warmup_steps: updates of the linear rise.
-      min_ratio: of `peak`, where a decay ends.
-      decay_ratio: of `total_steps`, how long the decay of "wsd" is.
+      peak: Learning rate after the warm-up.
+      total_steps: Updates of the whole run.
+      warmup_steps: Updates of the linear warm-up.
+      min_ratio: Learning rate at the end of a decay, as a share of `peak`.
+      decay_ratio: Length of the decay of "wsd", as a share of `total_steps`.
 
     Raises:
-      ConfigError: the run has no steps, or no step is left after the warm-up.
+      ConfigError: The run has no steps, or no step is left after the warm-up.
     """
     if total_steps < 1:
         raise ConfigError(f"total_steps={total_steps}; a run has at least one step")
@@ -56,7 +56,7 @@ def make_schedule(
     decay_steps = min(max(round(decay_ratio * total_steps), 1), rest)
 
     def shape(done: jax.Array) -> jax.Array:
-        """Where the decay stands, from 1 to 0, after `done` steps."""
+        """Returns how far the decay is, from 1 to 0, after `done` steps."""
         if name == "constant":
             return jnp.ones_like(done)
         if name == "linear":

@@ -1,4 +1,4 @@
-"""From an `OptimizerConfig` to an optax transformation: clipping, the algorithm, weight decay, the learning rate."""
+"""Makes an optax transformation from an `OptimizerConfig`: clipping, the algorithm, weight decay, the learning rate."""
 
 from __future__ import annotations
 
@@ -26,11 +26,12 @@ from ryzjax.training.optimizers.per_layer import per_layer
 __all__ = ["learning_rate_schedule", "make_optimizer"]
 
 _MUON_RMS = 0.2
-"""Root mean square of a Muon update over the learning rate, as AdamW's typically is (Liu et al., arXiv:2502.16982)."""
+"""Root mean square of a Muon update divided by the learning rate. AdamW's is typically the same (Liu et al.,
+arXiv:2502.16982)."""
 
 
 def learning_rate_schedule(config: OptimizerConfig, *, total_steps: int) -> Schedule:
-    """The learning rate by steps done, of a run of `total_steps` updates; for the log and for `make_optimizer`."""
+    """Returns the learning rate by steps done, for a run of `total_steps` updates."""
     warmup = round(config.warmup_ratio * total_steps) if config.warmup_steps is None else config.warmup_steps
     return make_schedule(
         config.schedule,
@@ -45,16 +46,16 @@ def learning_rate_schedule(config: OptimizerConfig, *, total_steps: int) -> Sche
 def make_optimizer(
     config: OptimizerConfig, params: object, *, total_steps: int, stacked: Stacked = in_stacked_layers
 ) -> optax.GradientTransformation:
-    """The optimizer of a run, for `init(params)` and `update(gradients, state, params)` under jit.
+    """Returns the optimizer of a run, for `init(params)` and `update(gradients, state, params)` under jit.
 
     Args:
-      config: what it is.
-      params: what trains: a pytree of float32 arrays or `jax.ShapeDtypeStruct`s, see `parameter_roles`.
-      total_steps: updates of the whole run, which the schedule spans.
-      stacked: whether the parameter of a name has a leading axis of layers.
+      config: Settings of the optimizer.
+      params: What is trained: a pytree of float32 arrays or `jax.ShapeDtypeStruct`s, see `parameter_roles`.
+      total_steps: Updates of the whole run, over which the schedule spans.
+      stacked: Whether the parameter of a name has a leading axis of layers.
 
     Raises:
-      ConfigError: nothing to train, parameters that are not float32, or settings that do not fit them.
+      ConfigError: There is nothing to train, a parameter is not float32, or a setting does not fit the parameters.
     """
     roles = parameter_roles(params, stacked=stacked)
     _check(config, params, set(jax.tree.leaves(roles)))
@@ -69,7 +70,19 @@ def make_optimizer(
         parts.append(
             optax.stateless(lambda updates, _: jax.tree.map(lambda u, rate: u * rate, updates, rates)),
         )
-    return optax.chain(*parts)
+    return _with_standard_promotion(optax.chain(*parts))
+
+
+def _with_standard_promotion(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
+    """Lets optax mix integer counts with floats where the caller forbids implicit dtype promotion."""
+
+    def update(
+        updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None
+    ) -> tuple[optax.Updates, optax.OptState]:
+        with jax.numpy_dtype_promotion("standard"):
+            return optimizer.update(updates, state, params)
+
+    return optax.GradientTransformation(optimizer.init, update)
 
 
 def _check(config: OptimizerConfig, params: object, roles: set[Role]) -> None:
@@ -77,7 +90,7 @@ def _check(config: OptimizerConfig, params: object, roles: set[Role]) -> None:
     if not leaves:
         raise ConfigError("no parameter trains; name layers to adapt, or train the whole model")
     for path, leaf in leaves:
-        # Updates of a 1e-5 of a weight vanish in the 8 bits of a bfloat16 mantissa.
+        # An update of 1e-5 of a weight vanishes in the 8 bits of a bfloat16 mantissa.
         if leaf.dtype != jnp.float32:
             raise ConfigError(f"trained parameter {parameter_name(path)!r} is {leaf.dtype}; expected float32 masters")
     if config.lora_plus_ratio is not None and "lora_b" not in roles:
@@ -87,7 +100,7 @@ def _check(config: OptimizerConfig, params: object, roles: set[Role]) -> None:
 
 
 def _relative_rate(config: OptimizerConfig, role: Role) -> float:
-    """A group's learning rate over that of the run."""
+    """Returns the learning rate of a role, as a multiple of the run's."""
     if role == "lora_b" and config.lora_plus_ratio is not None:
         return config.lora_plus_ratio
     if config.optimizer == "muon" and role != "matrix" and config.adam_learning_rate is not None:
@@ -96,7 +109,7 @@ def _relative_rate(config: OptimizerConfig, role: Role) -> float:
 
 
 def _direction(config: OptimizerConfig, roles: object, stacked: Stacked) -> optax.GradientTransformation:
-    """The update before learning rate and weight decay."""
+    """Returns the update before learning rate and weight decay."""
     setting = config.setting
     if config.optimizer == "lion":
         return optax.scale_by_lion(setting("beta1"), setting("beta2"))
@@ -114,7 +127,7 @@ def _direction(config: OptimizerConfig, roles: object, stacked: Stacked) -> opta
 
 
 def _muon(momentum: float) -> optax.GradientTransformation:
-    """Muon for matrices [..., N, K], each orthogonalized on its own whatever the axes before."""
+    """Returns Muon for matrices [..., N, K]. Each matrix is orthogonalized separately, whatever the leading axes."""
     matrix = optax.contrib.MuonDimensionNumbers(reduction_axis=-1, output_axis=-2)
 
     def same(updates: optax.Updates) -> optax.Updates:

@@ -1,4 +1,4 @@
-"""A transformation of single matrices, applied to each layer of stacked parameters on its own."""
+"""per_layer: applies a transformation of single matrices to each layer of stacked parameters separately."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ __all__ = ["per_layer"]
 
 
 def per_layer(inner: optax.GradientTransformation, *, stacked: Stacked) -> optax.GradientTransformation:
-    """Runs `inner` leaf by leaf, and for stacked leaves [L, ...] layer by layer.
+    """Runs `inner` on each leaf, and on each layer of stacked leaves [L, ...].
 
-    Adafactor factors the two largest axes of a leaf and takes root mean squares over all of it: of a stack of layers
-    it would see one large array. Here each layer has its own state, with a leading axis of L, as if it stood alone.
+    Adafactor factors the two largest axes of a leaf and takes root mean squares over the whole leaf. It would treat a
+    stack of layers as one large array. Here each layer has its own state, with a leading axis of L.
 
     Args:
-      inner: must treat leaves apart, as all but the clipping of global norms do.
-      stacked: which leaves have a leading axis of layers.
+      inner: Must treat leaves independently. Every transformation does except the clipping of global norms.
+      stacked: Whether the parameter of a name has a leading axis of layers.
     """
 
     def is_stack(path: jax.tree_util.KeyPath, leaf: jax.Array) -> bool:

@@ -1,4 +1,4 @@
-"""Where an optimizer's states live: each beside its parameter."""
+"""Shardings of an optimizer's states: each state lies beside its parameter."""
 
 from __future__ import annotations
 
@@ -16,14 +16,15 @@ __all__ = ["optimizer_shardings"]
 def optimizer_shardings(
     optimizer: optax.GradientTransformation, params: object, *, replicated: NamedSharding
 ) -> optax.OptState:
-    """Shardings with the structure of `optimizer.init(params)`, for `out_shardings` and for restoring.
+    """Returns shardings with the structure of `optimizer.init(params)`, for `out_shardings` and for restoring.
 
-    A state belongs to the parameter whose path stands in its own, and is split as that is, block scales included.
-    Scalars and states that have no such shape are on every device.
+    A state belongs to the parameter whose key path its own path contains, and it is sharded like that parameter,
+    including block scales. Scalars and states of other shapes are replicated.
 
     Args:
-      params: a pytree of arrays or `jax.ShapeDtypeStruct`s with NamedShardings.
-      replicated: of the same mesh.
+      optimizer: The optimizer.
+      params: A pytree of arrays or `jax.ShapeDtypeStruct`s with NamedShardings.
+      replicated: The replicated sharding of the same mesh.
     """
     by_path = {tuple(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
     longest = max(map(len, by_path), default=0)
@@ -40,7 +41,7 @@ def optimizer_shardings(
 def _owner(
     path: jax.tree_util.KeyPath, params: Mapping[jax.tree_util.KeyPath, jax.Array], longest: int
 ) -> jax.Array | None:
-    """The parameter whose whole path stands somewhere in a state's path; the longest such path."""
+    """Returns the parameter with the longest key path that a state's path contains."""
     for length in range(min(longest, len(path)), 0, -1):
         for start in range(len(path) - length + 1):
             if (owner := params.get(path[start : start + length])) is not None:

@@ -1,1 +1,4 @@
-"""One run of training: the loop, its checkpoints, logs, signals and exports."""
+"""One training run: the loop, evaluations, checkpoints, logs, signals, and the export of the result.
+
+Code here runs on the host around the compiled programs. What is compiled belongs to `step` and `programs`.
+"""

@@ -1,10 +1,10 @@
-"""Checkpoints of a run, to go on from bit for bit: the latest few and the best one.
+"""RunCheckpoints: the latest checkpoints of a run and its best one. A resumed run continues bit for bit.
 
-    <folder>/<step>/arrays      what trains, the optimizer's states, random keys: every array as it is in memory
-    <folder>/<step>/run         JSON: where the data stands, the config, the base model, each array's shape and dtype
+    <folder>/<step>/arrays      trained arrays, optimizer state, random keys: every array as it is in memory
+    <folder>/<step>/run         JSON: state of the data, config, fingerprint of the base, shape and dtype of each array
 
-Orbax writes them in the background (https://orbax.readthedocs.io): under a temporary name that it takes away at the
-end, so that a checkpoint is whole or not there. Older ones go when a new one is whole.
+Orbax writes them in the background (https://orbax.readthedocs.io), under a temporary name that it changes at the end,
+so that a checkpoint is either complete or absent. Older checkpoints are removed once a new one is complete.
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ from typing import TYPE_CHECKING, TypeVar, cast
 import jax
 
 from ryzjax.errors import CheckpointError, ConfigError
-from ryzjax.training.optimizers.parameter_groups import parameter_name
+from ryzjax.training.run.checkpoint_arrays import ArrayShapes, arrays_by_name, check_arrays, shapes_of
+from ryzjax.training.run.json_value import Json
+from ryzjax.training.run.orbax_errors import ORBAX_FAILURES, failure_reason, hide_orbax_tracebacks
 
 if TYPE_CHECKING:
     import orbax.checkpoint as ocp
@@ -31,43 +33,24 @@ __all__ = ["RunCheckpoints"]
 _log = logging.getLogger(__name__)
 
 Tree = TypeVar("Tree")
-Json = str | int | float | bool | None | list["Json"] | dict[str, "Json"]
-
 _ARRAYS, _RUN = "arrays", "run"
-# What a full disk, missing rights or damaged files become on their way through Orbax and tensorstore.
-_FAILURES = (OSError, ValueError, KeyError, TypeError, RuntimeError)
-
-
-class _FailuresAreOurs(logging.Filter):
-    """Takes the tracebacks of failed saves, which Orbax logs in its threads, out of what users see.
-
-    `RunCheckpoints` raises each of those failures, with its reason in one line.
-    """
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        if record.exc_info and "orbax" in record.pathname:
-            _log.debug("%s", record.getMessage(), exc_info=record.exc_info)
-            return False
-        return True
-
-
-_failures_are_ours = _FailuresAreOurs()
 
 
 class RunCheckpoints:
     """The checkpoints of one run.
 
-    Orbax, with its threads, begins with the first checkpoint: a run that fails before that never starts it.
+    Orbax and its threads start with the first checkpoint, so a run that fails earlier never starts them.
 
     Args:
-      folder: of this run alone; made if it is not there. What a killed run had half written in it is removed.
-      fingerprint: of the frozen base model, see `base_fingerprint`; "" where nothing is frozen.
-      keep: the latest checkpoints to keep, at least 1.
-      keep_best: also keep the one of the least `eval_loss`.
+      folder: Folder of this run's checkpoints. Created if missing. Half-written checkpoints of a killed run are
+        removed.
+      fingerprint: Fingerprint of the frozen base, see `base_fingerprint`; "" if nothing is frozen.
+      keep: Number of latest checkpoints to keep, at least 1.
+      keep_best: Also keep the checkpoint with the lowest `eval_loss`.
 
     Raises:
       ConfigError: `keep` is below 1.
-      CheckpointError: the folder cannot be made or read.
+      CheckpointError: The folder cannot be created or read.
     """
 
     def __init__(self, folder: Path, *, fingerprint: str, keep: int = 3, keep_best: bool = True):
@@ -83,44 +66,49 @@ class RunCheckpoints:
             self.folder.mkdir(parents=True, exist_ok=True)
             has_checkpoints = any(self.folder.iterdir())
         except OSError as error:
-            raise CheckpointError(f"{self.folder}: cannot be used for checkpoints ({_reason(error)})") from error
+            raise self._unusable(error) from error
         if has_checkpoints:
             self._manager()
 
     def _manager(self) -> ocp.CheckpointManager:
-        """Orbax's manager of the folder."""
+        """Returns Orbax's manager of the folder."""
         if self._opened is None:
-            # Imported here: it takes a second.
+            # Imported here because it takes a second.
             import orbax.checkpoint as ocp
 
-            logging.getLogger("absl").addFilter(_failures_are_ours)
+            hide_orbax_tracebacks()
             options = ocp.CheckpointManagerOptions(preservation_policy=self, cleanup_tmp_directories=True)
             handlers = {_ARRAYS: ocp.StandardCheckpointHandler(), _RUN: ocp.JsonCheckpointHandler()}
             try:
                 self._opened = ocp.CheckpointManager(self.folder, options=options, item_handlers=handlers)
-            except _FAILURES as error:
-                raise CheckpointError(f"{self.folder}: cannot be used for checkpoints ({_reason(error)})") from error
+            except ORBAX_FAILURES as error:
+                raise CheckpointError(
+                    f"{self.folder}: cannot be used for checkpoints ({failure_reason(error)})"
+                ) from error
         return self._opened
 
+    def _unusable(self, error: Exception) -> CheckpointError:
+        return CheckpointError(f"{self.folder}: cannot be used for checkpoints ({failure_reason(error)})")
+
     def steps(self) -> list[int]:
-        """Steps of the checkpoints that are whole, in order."""
+        """Returns the steps of the complete checkpoints, in ascending order."""
         if self._opened is None:
             return []
         return sorted(step for step in self._opened.all_steps() if step != self._saving)
 
     def latest_step(self) -> int | None:
-        """The last of `steps`."""
+        """Returns the step of the latest complete checkpoint; None if there is none."""
         return max(self.steps(), default=None)
 
     def best_step(self) -> int | None:
-        """The step of the least evaluation loss; None where no checkpoint has one."""
+        """Returns the step with the lowest evaluation loss; None if no checkpoint was evaluated."""
         return self._best(self.steps())
 
     def eval_loss(self, step: int) -> float | None:
-        """The evaluation loss a checkpoint was saved with.
+        """Returns the evaluation loss that a checkpoint was saved with; None if it was not evaluated.
 
         Raises:
-          CheckpointError: it is not there, or is damaged.
+          CheckpointError: The checkpoint does not exist or is damaged.
         """
         if step not in self._eval_losses:
             self._eval_losses[step] = cast("float | None", self._run(step)["eval_loss"])
@@ -129,87 +117,87 @@ class RunCheckpoints:
     def should_preserve(
         self, checkpoints: Sequence[PolicyCheckpointInfo], *, context: PreservationContext
     ) -> Sequence[bool]:
-        """Orbax asks which checkpoints stay, the one that is being written among them."""
+        """Tells Orbax which checkpoints to keep, including the one that is being written."""
         del context
         steps = [int(checkpoint.step) for checkpoint in checkpoints]
         kept = {*steps[-self._keep :], *([self._best(steps)] if self._keep_best else [])}
         return [step in kept for step in steps]
 
     def save(self, step: int, arrays: object, state: Mapping[str, Json], *, eval_loss: float | None = None) -> None:
-        """Saves in the background; waits for the save before it, and says if that one failed.
+        """Saves in the background, after a wait for the previous save.
 
-        `arrays` have been copied when it returns: they may be donated at once.
+        The arrays have been copied when this returns, so they may be donated at once.
 
         Args:
-          step: updates done; above that of the latest checkpoint.
-          arrays: a pytree of arrays: what trains, states of the optimizer, random keys as raw uint32.
-          state: all else a run goes on from, as JSON: the data loader's state, the config, the best loss so far.
-          eval_loss: of this step, if it was evaluated.
+          step: Updates done. Higher than the step of the latest checkpoint.
+          arrays: A pytree of arrays: what is trained, the optimizer's state, random keys as raw uint32.
+          state: Everything else that a resumed run needs, as JSON: state of the batch loader, config, best loss so far.
+          eval_loss: Evaluation loss of this step; None if it was not evaluated.
 
         Raises:
-          CheckpointError: this save or the one before it cannot be written.
+          CheckpointError: This save or the previous one cannot be written.
         """
         import orbax.checkpoint as ocp
 
         self.wait()
-        named = _by_name(arrays)
+        named = arrays_by_name(arrays)
         ranked = eval_loss is not None and math.isfinite(eval_loss)
         self._eval_losses[step] = eval_loss if ranked else None
         run = {
             "fingerprint": self._fingerprint,
             "eval_loss": self._eval_losses[step],
             "state": dict(state),
-            "leaves": {name: [list(leaf.shape), str(leaf.dtype)] for name, leaf in named.items()},
+            "leaves": shapes_of(named),
         }
         args = ocp.args.Composite(**{_ARRAYS: ocp.args.StandardSave(named), _RUN: ocp.args.JsonSave(run)})
         manager = self._manager()
         self._saving = step
         try:
             manager.save(step, args=args, force=True)
-        except _FAILURES as error:
+        except ORBAX_FAILURES as error:
             raise self._failed(error) from error
 
     def wait(self) -> None:
-        """Until what was saved is on disk.
+        """Waits until the last save is on disk.
 
         Raises:
-          CheckpointError: it cannot be written; the checkpoints before it are as they were.
+          CheckpointError: It cannot be written. The checkpoints before it are intact.
         """
         if self._saving is None:
             return
         try:
             self._manager().wait_until_finished()
             self._manager().check_for_errors()
-        except _FAILURES as error:
+        except ORBAX_FAILURES as error:
             raise self._failed(error) from error
         self._saving = None
 
     def read_state(self, step: int) -> dict[str, Json]:
-        """What `state` was when a checkpoint was saved.
+        """Returns the `state` that a checkpoint was saved with.
 
         Raises:
-          CheckpointError: it is not there, is damaged, or is of a run over another base model.
+          CheckpointError: The checkpoint does not exist, is damaged, or belongs to another base model.
         """
         run = self._run(step)
         self._check_base(step, run)
         return cast("dict[str, Json]", run["state"])
 
     def restore(self, step: int, like: Tree) -> Tree:
-        """The arrays of a checkpoint.
+        """Returns the arrays of a checkpoint.
 
         Args:
-          step: one of `steps`.
-          like: a pytree of arrays or `jax.ShapeDtypeStruct`s with shardings, which the result takes over.
+          step: One of `steps`.
+          like: A pytree of arrays or `jax.ShapeDtypeStruct`s. The result has its structure and shardings.
 
         Raises:
-          CheckpointError: it is not there, is damaged, or is of another model: the message names the first array
-            that differs.
+          CheckpointError: The checkpoint does not exist, is damaged, or belongs to another model. The message names the
+            first array that differs.
         """
         import orbax.checkpoint as ocp
 
-        run, wanted = self._run(step), _by_name(like)
+        run, wanted = self._run(step), arrays_by_name(like)
         self._check_base(step, run)
-        self._check_leaves(step, cast("dict[str, tuple[list[int], str]]", run["leaves"]), wanted)
+        check_arrays(str(self.folder), cast("ArrayShapes", run["leaves"]), wanted, step=step)
         target = {
             name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding) for name, leaf in wanted.items()
         }
@@ -218,10 +206,10 @@ class RunCheckpoints:
         return jax.tree.unflatten(jax.tree.structure(like), [leaves[name] for name in wanted])
 
     def close(self) -> None:
-        """Waits for the last save and lets go of the folder.
+        """Waits for the last save and closes Orbax.
 
         Raises:
-          CheckpointError: that save cannot be written.
+          CheckpointError: The last save cannot be written.
         """
         try:
             self.wait()
@@ -238,7 +226,7 @@ class RunCheckpoints:
         except CheckpointError as failed:
             if error is None:
                 raise
-            # The error on its way out came first and says more.
+            # The error that is being raised came first and says more.
             _log.error("%s", failed)
 
     def _best(self, steps: Sequence[int]) -> int | None:
@@ -253,8 +241,8 @@ class RunCheckpoints:
         self._manager().reload()
         left = self.latest_step()
         return CheckpointError(
-            f"{self.folder}: the checkpoint of step {step} cannot be written ({_reason(error)}); check space and "
-            + ("rights" if left is None else f"rights. That of step {left} is whole: go on from it")
+            f"{self.folder}: the checkpoint of step {step} cannot be written ({failure_reason(error)}); check the disk "
+            "space and permissions" + ("" if left is None else f". The checkpoint of step {left} is intact")
         )
 
     def _run(self, step: int) -> dict[str, Json]:
@@ -274,42 +262,8 @@ class RunCheckpoints:
     def _read(self, step: int, args: ocp.args.Composite) -> Mapping[str, object]:
         try:
             return cast("Mapping[str, object]", self._manager().restore(step, args=args))
-        except _FAILURES as error:
+        except ORBAX_FAILURES as error:
             others = [other for other in self.steps() if other != step]
             raise CheckpointError(
-                f"{self.folder}: step {step} cannot be read ({_reason(error)}); other checkpoints: {others}"
+                f"{self.folder}: step {step} cannot be read ({failure_reason(error)}); other checkpoints: {others}"
             ) from error
-
-    def _check_leaves(
-        self, step: int, saved: Mapping[str, tuple[list[int], str]], wanted: Mapping[str, jax.Array]
-    ) -> None:
-        for name in [*wanted, *saved]:
-            of = f"{self.folder}: array {name!r} of step {step}"
-            remedy = "resume with the model and settings of that run, or start a new one in another folder"
-            if name not in saved:
-                raise CheckpointError(f"{of} is missing, this run needs it: {remedy}")
-            if name not in wanted:
-                raise CheckpointError(f"{of} is nothing this run has: {remedy}")
-            shape, dtype = saved[name]
-            if (shape, dtype) != (list(wanted[name].shape), str(wanted[name].dtype)):
-                raise CheckpointError(
-                    f"{of} is {dtype}{shape}; expected {wanted[name].dtype}{list(wanted[name].shape)}: {remedy}"
-                )
-
-
-def _by_name(tree: object) -> dict[str, jax.Array]:
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    named = {parameter_name(path): leaf for path, leaf in leaves}
-    assert len(named) == len(leaves), "two arrays of a run have one name"
-    assert not any(jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key) for leaf in named.values()), "typed keys"
-    return named
-
-
-def _reason(error: BaseException) -> str:
-    """The first line of what failed at the bottom of a chain of errors."""
-    while (cause := error.__cause__ or error.__context__) is not None:
-        error = cause
-    text = (error.strerror if isinstance(error, OSError) else None) or str(error)
-    # Tensorstore: "what it did: in which file: No space left on device [os_error_code='28'] [more]".
-    text = text.split(" [os_error_code")[0].rsplit(": ", 1)[-1] if "os_error_code" in text else text
-    return text.strip().split("\n")[0][:300] or type(error).__name__

@@ -1,4 +1,4 @@
-"""When to stop: evaluation losses that no longer fall."""
+"""EarlyStopping: ends a run when evaluation losses no longer fall."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ __all__ = ["EarlyStopping"]
 
 @dataclass(frozen=True, kw_only=True)
 class EarlyStopping:
-    """The best evaluation loss, and how many evaluations since have not improved on it. A pure value.
+    """The best evaluation loss, and the number of evaluations since then without improvement. An immutable value.
 
     Attributes:
-      patience: evaluations without improvement after which the run stops, at least 1.
-      min_delta: an improvement is a loss more than this below the best.
-      best: the best loss so far.
-      bad_evaluations: evaluations since.
+      patience: Evaluations without improvement after which the run stops, at least 1.
+      min_delta: A loss is an improvement if it is lower than the best by more than this.
+      best: The best loss so far.
+      bad_evaluations: Evaluations since the best one.
     """
 
     patience: int
@@ -33,22 +33,22 @@ class EarlyStopping:
 
     @property
     def should_stop(self) -> bool:
-        """Whether patience is at an end."""
+        """Whether `patience` evaluations have passed without improvement."""
         return self.bad_evaluations >= self.patience
 
     def after(self, eval_loss: float) -> EarlyStopping:
-        """The state after another evaluation; a NaN is no improvement."""
+        """Returns the state after another evaluation. A NaN is no improvement."""
         if eval_loss < self.best - self.min_delta:
             return replace(self, best=eval_loss, bad_evaluations=0)
         return replace(self, bad_evaluations=self.bad_evaluations + 1)
 
     def state(self) -> dict[str, float | int | None]:
-        """What a checkpoint keeps of it, as JSON."""
+        """Returns what a checkpoint stores, as JSON."""
         best = None if self.best == float("inf") else self.best
         return {"best": best, "bad_evaluations": self.bad_evaluations}
 
     def restored(self, state: dict[str, float | int | None]) -> EarlyStopping:
-        """These settings with the state of a checkpoint."""
+        """Returns these settings with the state that a checkpoint stores."""
         best = state["best"]
         return replace(
             self,

@@ -1,4 +1,4 @@
-"""Model FLOPs of a training step, and the share of the hardware's peak they reach (MFU)."""
+"""FLOPs of a training step, and the share of the hardware's peak that they reach (MFU)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 __all__ = ["PeakFlops", "StepFlops", "model_flops_utilization", "peak_flops"]
 
 # Dense 16-bit tensor-core peaks with float32 accumulation, from NVIDIA's data sheets, by a part of the device kind.
-# The first that fits counts, so that "H100 PCIe" stands before "H100".
+# The first match counts, so "H100 PCIe" comes before "H100".
 _GPU_PEAKS = (
     ("B200", 2250e12),
     ("GH200", 989.4e12),
@@ -56,16 +56,17 @@ class Device(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class StepFlops:
-    """FLOPs a model's maths needs, per trained token: recomputed activations and dequantization are not counted.
+    """FLOPs per trained token that a model's maths needs. Recomputed activations and dequantization do not count.
 
-    A product of a token with a matrix of N weights costs 2N forward, 2N for the gradient of its input, and 2N for that
-    of its weights, where they train: 6N a token (Kaplan et al., arXiv:2001.08361), 4N over a frozen base, 6N for the
-    adapters on it. The first trained layer's input needs no gradient; it is counted, as is customary.
+    A product of a token with a matrix of N weights costs 2N forward, 2N for the gradient of its input and, if the
+    matrix is trained, 2N for the gradient of its weights. That is 6N per token (Kaplan et al., arXiv:2001.08361), 4N
+    over a frozen base and 6N for the adapters on it. The input of the first trained layer needs no gradient, but it is
+    counted, as is customary.
 
     Attributes:
-      trained: weights in matrices that train, the head included and the embedding (a look-up) not.
-      frozen: weights in matrices that do not; of experts, those of the experts a token goes to.
-      attention: layers * query_heads * head_dim, summed over layers where they differ.
+      trained: Weights in matrices that are trained, including the head but not the embedding, which is a look-up.
+      frozen: Weights in matrices that are frozen. For experts, only those that a token is routed to.
+      attention: layers * query heads * head dim, summed over layers if they differ.
     """
 
     trained: int
@@ -73,31 +74,39 @@ class StepFlops:
     attention: int
 
     def per_token(self, mean_context_tokens: float) -> float:
-        """FLOPs a token.
+        """Returns FLOPs per token.
 
         Args:
-          mean_context_tokens: keys a query attends to, on average: half the length of a causal segment, or the window
-            where that is less. Scores and weighted values are 2 FLOPs each a key and channel, times 3 with gradients.
+          mean_context_tokens: Mean number of keys that a query attends to: half the length of a causal segment, or the
+            window if that is less. Scores and weighted values cost 2 FLOPs each per key and channel, times 3 with
+            gradients.
         """
         return 6.0 * self.trained + 4.0 * self.frozen + 12.0 * self.attention * mean_context_tokens
 
 
 @dataclass(frozen=True, kw_only=True)
 class PeakFlops:
-    """FLOP/s of one device, and how they are known."""
+    """Peak FLOP/s of one device.
+
+    Attributes:
+      per_s: FLOP/s.
+      source: Where the number comes from.
+    """
 
     per_s: float
     source: Literal["data sheet", "measured"]
 
 
 def peak_flops(device: Device) -> PeakFlops | None:
-    """The 16-bit dense peak of a GPU by its data sheet; of a CPU, float32 products of 512 x 512 matrices, measured once
-    over 0.2 s; None for a device that is in no table: then a run reports no MFU.
+    """Returns the peak of a device; None for a device without a known peak, for which a run reports no MFU.
+
+    For a GPU it is the 16-bit dense peak of its data sheet. For a CPU it is the speed of float32 products of 512 x 512
+    matrices, measured once over 0.2 s.
     """
     if device.platform == "cpu":
         return PeakFlops(per_s=_measured_flops(device), source="measured")
     kind = device.device_kind.casefold().replace("-", " ")
-    # What a laptop's GPU reaches depends on the laptop.
+    # The peak of a laptop's GPU depends on the laptop.
     if "laptop" in kind:
         return None
     for name, per_s in _GPU_PEAKS:
@@ -109,17 +118,20 @@ def peak_flops(device: Device) -> PeakFlops | None:
 def model_flops_utilization(
     flops_per_token: float, tokens_per_s: float, peak: PeakFlops | None, *, num_devices: int = 1
 ) -> float | None:
-    """MFU (Chowdhery et al., arXiv:2204.02311): model FLOP/s over the peak of all devices; None without a peak.
+    """Returns MFU (Chowdhery et al., arXiv:2204.02311): model FLOP/s over the peak of all devices; None without a peak.
 
     Args:
-      num_devices: devices with a peak each; 1 for CPU devices, which share the machine that was measured.
+      flops_per_token: FLOPs of a token.
+      tokens_per_s: Speed of the run.
+      peak: Peak of one device.
+      num_devices: Devices with a peak each; 1 for CPU devices, which share the machine that was measured.
     """
     return None if peak is None else flops_per_token * tokens_per_s / (peak.per_s * num_devices)
 
 
 @cache
 def _measured_flops(device: Device) -> float:
-    """The best of the rounds that fit in `_MEASURE_S`: what else runs on the machine slows some of them."""
+    """Returns the best of the rounds that fit in `_MEASURE_S`, because other load on the machine slows some of them."""
     product = jax.jit(lambda x: x @ x)
     x = jax.device_put(
         np.full((_MEASURE_SIZE,) * 2, 1 / _MEASURE_SIZE, np.float32), cast("jax.sharding.SingleDeviceSharding", device)

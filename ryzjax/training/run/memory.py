@@ -25,9 +25,9 @@ class MemoryUse:
     """Bytes in use.
 
     Attributes:
-      used_bytes: now.
-      peak_bytes: the most since the process began.
-      of_device: of the fullest device; else of this process, where devices share the host's memory (CPU).
+      used_bytes: Bytes in use now.
+      peak_bytes: Highest number of bytes in use since the process started.
+      of_device: True for the fullest device; False for this process, if devices share the host's memory (CPU).
     """
 
     used_bytes: int
@@ -36,9 +36,9 @@ class MemoryUse:
 
 
 def memory_use(devices: Sequence[Device] | None = None) -> MemoryUse:
-    """Memory of the fullest of some devices (all local ones by default), as their allocator counts it.
+    """Returns the memory of the fullest of some devices (all local ones by default), as their allocator counts it.
 
-    A device without such counts, a CPU, has the resident memory of this process instead.
+    For a CPU, which has no such counts, it is the resident memory of this process.
     """
     stats = [counts for device in devices or jax.local_devices() if (counts := device.memory_stats())]
     if not stats:
@@ -52,7 +52,7 @@ def _resident_bytes() -> int:
     statm = Path("/proc/self/statm")
     if statm.exists():
         return int(statm.read_text().split()[1]) * resource.getpagesize()
-    # macOS tells a process its peak only.
+    # macOS tells a process only its peak.
     return _peak_resident_bytes()
 
 

@@ -1,4 +1,4 @@
-"""A run's loss as a picture, from its JSONL log."""
+"""plot_log: draws the losses and the learning rate of a run from its JSONL log."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ def plot_log(log: Path, png: Path, *, title: str) -> None:
     """Draws training loss (as logged, and smoothed), evaluation loss and learning rate over the steps.
 
     Args:
-      log: what `JsonlLog` wrote.
-      png: the picture, 1600 x 1000 pixels.
-      title: above it, such as the run's name.
+      log: A file that `JsonlLog` wrote.
+      png: The picture to write, 1600 x 1000 pixels.
+      title: Title of the picture, such as the run's name.
 
     Raises:
-      DataError: the log cannot be read, or has no loss.
-      LogError: the picture cannot be written.
+      DataError: The log cannot be read or has no loss.
+      LogError: The picture cannot be written.
       MissingExtraError: matplotlib is not installed.
     """
     try:
-        # Imported here: an optional extra. A Figure of its own leaves pyplot and what others draw with it alone.
+        # Imported here because it is an optional extra. A separate Figure leaves the global state of pyplot untouched.
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError as error:
@@ -51,7 +51,7 @@ def plot_log(log: Path, png: Path, *, title: str) -> None:
     try:
         figure.savefig(png)
     except OSError as error:
-        raise LogError(f"{png}: cannot be written ({error.strerror}); check path, rights and space") from error
+        raise LogError(f"{png}: cannot be written ({error.strerror}); check path, permissions and disk") from error
 
 
 def _draw(figure: Figure, rows: Rows, title: str) -> None:
@@ -109,7 +109,7 @@ def _draw_losses(axes: Axes, rows: Rows) -> None:
         axes.plot(
             eval_steps[best], eval_losses[best], color=_EVAL, marker="o", markersize=10, fillstyle="none", clip_on=False
         )
-    # A few spikes must not flatten the curve they are spikes of.
+    # A few spikes must not flatten the rest of the curve.
     shown = np.concatenate([smooth, eval_losses, [np.quantile(losses, 0.002), np.quantile(losses, 0.998)]])
     low, high = float(shown.min()), float(shown.max())
     margin = 0.06 * (high - low) or 0.1 * abs(high) or 1.0
@@ -130,15 +130,17 @@ def _style(axes: Axes) -> None:
 
 
 def _series(rows: Rows, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Steps and values where there is one; in the order of steps."""
+    """Returns the steps that have a value and the values, in ascending order of steps."""
     points = sorted((row["step"] or 0, value) for row in rows if (value := row.get(name)) is not None)
     array = np.array(points, np.float64).reshape(-1, 2)
     return array[:, 0], array[:, 1]
 
 
 def _smoothed(steps: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """A line fitted around each step, with Gaussian weights of about an eightieth of the run: it does not lag behind
-    a loss that falls, as a running mean does."""
+    """Fits a line around each step, with Gaussian weights whose width is an eightieth of the run.
+
+    Unlike a running mean, it does not lag behind a falling loss.
+    """
     width = max((steps[-1] - steps[0]) / 80, 1e-9)
     firsts, ends = np.searchsorted(steps, steps - 4 * width), np.searchsorted(steps, steps + 4 * width, side="right")
     out = np.empty_like(values)
@@ -148,6 +150,6 @@ def _smoothed(steps: np.ndarray, values: np.ndarray) -> np.ndarray:
         s0, s1, s2 = weights.sum(), (weights * x).sum(), (weights * x * x).sum()
         determinant = s0 * s2 - s1 * s1
         mean, slope_part = (weights * y).sum(), (weights * x * y).sum()
-        # Too few neighbours for a line: their mean.
+        # With too few neighbours for a line, take their mean.
         out[i] = (s2 * mean - s1 * slope_part) / determinant if determinant > 1e-6 * s0 * s0 else mean / s0
     return out

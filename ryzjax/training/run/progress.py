@@ -1,4 +1,4 @@
-"""How a run goes, on stderr: a bar on a terminal, now and then a line elsewhere."""
+"""RunProgress: shows a run on stderr, as a progress bar on a terminal and as occasional lines elsewhere."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from rich.text import Text
 __all__ = ["RunProgress", "figures_text"]
 
 _LINE_EVERY_S = 20.0
-"""Between two lines where there is no terminal; the first, the last and those with an evaluation come at once."""
+"""Seconds between lines without a terminal. The first, the last and lines with an evaluation are printed at once."""
 
 _SMOOTHING = 0.9
-"""Weight of the losses before, at each new one."""
+"""Weight of the previous mean loss in the next one."""
 
 
 class RunProgress:
-    """A `RunLog` for people: step, loss and its mean, learning rate, tokens/s, MFU, memory, time left.
+    """A `RunLog` for people: step, loss and its mean, learning rate, tokens/s, MFU, memory and time left.
 
-    The loss is the step's own, as in the log files. The mean is exponential, over the last ten or so logged losses.
+    The loss is the step's own, as in the log files. The mean is exponential, over about the last ten logged losses.
 
     Args:
-      total_steps: updates of the whole run.
-      resumed_step: updates done before.
-      stream: where to; stderr by default.
-      clock: seconds.
+      total_steps: Updates of the whole run.
+      resumed_step: Updates done before this process.
+      stream: Stream to write to; stderr by default.
+      clock: Returns the time in seconds.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class RunProgress:
         self._stream = sys.stderr if stream is None else stream
         self._mean_loss = _Smoothed()
         self._began = (clock(), resumed_step)
-        # The first step compiles: the speed is that of the steps after it.
+        # The first step compiles, so the speed is measured over the steps after it.
         self._first: tuple[float, int] | None = None
         self._last_line_s: float | None = None
         self._eval_loss: float | None = None
@@ -54,7 +54,7 @@ class RunProgress:
         if console.is_terminal:
             width = 20 if console.width >= 120 else 6
             columns = (MofNCompleteColumn(), BarColumn(bar_width=width), TimeElapsedColumn(), TextColumn("<"))
-            # Of a narrow terminal the last figures fall off, not the bar and the times.
+            # A narrow terminal cuts off the last figures, not the bar and the times.
             rest = Column(ratio=1, no_wrap=True, overflow="ellipsis")
             figures = TextColumn("{task.fields[figures]}", markup=False, table_column=rest)
             self._bar = Progress(*columns, TimeRemainingColumn(), figures, console=console, expand=True)
@@ -62,7 +62,7 @@ class RunProgress:
             self._bar.start()
 
     def log(self, step: int, figures: Mapping[str, float]) -> None:
-        """Shows the figures after `step` updates; what is unknown is left out."""
+        """Shows the figures after `step` updates. Unknown figures are left out."""
         shown = dict(figures)
         if "loss" in shown:
             shown["mean_loss"] = self._mean_loss.after(shown["loss"])
@@ -85,14 +85,14 @@ class RunProgress:
             )
 
     def message(self, text: str) -> None:
-        """A line of its own, above the bar."""
+        """Prints a line above the bar."""
         if self._bar is not None:
             self._bar.console.print(Text(text))
         else:
             print(text, file=self._stream, flush=True)
 
     def close(self) -> None:
-        """Leaves the last state on the screen."""
+        """Stops the bar and leaves its last state on the screen."""
         if self._bar is not None:
             self._bar.stop()
 
@@ -106,7 +106,7 @@ class RunProgress:
 
 
 def figures_text(figures: Mapping[str, float]) -> str:
-    """The figures a person follows, in one line: "loss 1.2345  (mean 1.3)  lr 2.00e-04  12.3k tok/s  3.8 GB"."""
+    """Returns the figures as one line: "loss 1.2345  (mean 1.3)  lr 2.00e-04  12.3k tok/s  3.8 GB"."""
     writers: Mapping[str, Callable[[float], str]] = {
         "loss": lambda x: f"loss {x:.4f}",
         "mean_loss": lambda x: f"(mean {x:.4f})",

@@ -1,4 +1,4 @@
-"""A run from its beginning to its files: programs, logs, checkpoints, the loop, the plot."""
+"""run_training: one run from its start to its files, with programs, logs, checkpoints, the loop and the loss plot."""
 
 from __future__ import annotations
 
@@ -14,19 +14,21 @@ from ryzjax.data.training.prefetch import Prefetcher
 from ryzjax.errors import ConfigError, RyzJAXError
 from ryzjax.training.config import TrainConfig
 from ryzjax.training.model import FullModel, LoraModel
-from ryzjax.training.objectives.objective import make_objective
+from ryzjax.training.objectives.make_objective import make_objective
 from ryzjax.training.optimizers.config import OptimizerConfig
 from ryzjax.training.optimizers.optimizer import learning_rate_schedule, make_optimizer
 from ryzjax.training.programs import Programs
-from ryzjax.training.run.checkpoints import Json, RunCheckpoints
-from ryzjax.training.run.loop import Loop, LoopResult
+from ryzjax.training.run.checkpoints import RunCheckpoints
+from ryzjax.training.run.json_value import Json
+from ryzjax.training.run.loop import Loop
 from ryzjax.training.run.plot import plot_log
 from ryzjax.training.run.progress import RunProgress
+from ryzjax.training.run.result import LoopResult
 from ryzjax.training.run.run_file import check_same_run, read_run, write_run
 from ryzjax.training.run.run_log import JsonlLog, RunLog, RunLogs, TensorBoardLog, WandbLog
 from ryzjax.training.run.speed import speed_of
 from ryzjax.training.start.fingerprint import base_fingerprint
-from ryzjax.training.start.start import Beginning
+from ryzjax.training.start.training_start import TrainingStart
 
 __all__ = ["RunOutcome", "make_programs", "run_training"]
 
@@ -36,12 +38,12 @@ _CHECKPOINTS = "checkpoints"
 
 @dataclass(frozen=True, kw_only=True)
 class RunOutcome:
-    """A run that is over.
+    """The outcome of a run.
 
     Attributes:
-      loop: how it ended.
-      params: of the step that is to be exported.
-      step: that step.
+      loop: How the run ended.
+      params: Trained arrays of the step to export.
+      step: The step to export.
     """
 
     loop: LoopResult
@@ -58,13 +60,15 @@ def make_programs(
     sequence_tokens: int,
     total_steps: int,
 ) -> Programs:
-    """The programs of a run, not compiled.
+    """Returns the programs of a run, not yet compiled.
 
     Args:
-      model: what is trained, and what is not.
-      params: what is trained: arrays or shapes.
-      sequence_tokens: of a row.
-      total_steps: updates of the run.
+      model: The model.
+      params: What is trained: arrays, or shapes with shardings.
+      optimizer: Settings of the optimizer.
+      train: Settings of the run.
+      sequence_tokens: Tokens of a row.
+      total_steps: Updates of the run.
     """
     objective = make_objective(
         train.objective,
@@ -83,7 +87,7 @@ def make_programs(
 
 
 def run_training(
-    beginning: Beginning,
+    start: TrainingStart,
     data: TrainingData,
     *,
     name: str,
@@ -94,44 +98,52 @@ def run_training(
     settings: Mapping[str, Json],
     show_progress: bool,
 ) -> RunOutcome:
-    """Runs it; `train.out` holds its checkpoints, metrics.jsonl, loss.png and run.json afterwards.
+    """Trains, and leaves checkpoints, metrics.jsonl, loss.png and run.json in `train.out`.
 
     Args:
-      beginning: the model; its parameters are donated.
-      data: of the run.
-      name: of the model, for titles.
-      settings: of everything, kept in checkpoints and in run.json.
+      start: The model and its arrays. The parameters are donated.
+      data: Loaders of the training and evaluation data.
+      name: Name of the model, for titles.
+      optimizer: Settings of the optimizer.
+      train: Settings of the run.
+      total_steps: Updates of the run.
+      sequence_tokens: Tokens of a row.
+      settings: All settings, which checkpoints and run.json store.
+      show_progress: Show a progress bar on stderr.
 
     Raises:
-      ConfigError: the folder has a run in it, and it is not to be gone on with; or another run.
-      TrainingError, CheckpointError, DataError: as of `Loop.run`.
+      ConfigError: The folder holds another run, or holds this run and `train.resume` is not set.
+      TrainingError: A loss or gradient is not finite.
+      CheckpointError: A checkpoint cannot be written or read.
+      DataError: A row is malformed.
     """
     folder = Path(train.out).expanduser()
     if jax.process_count() > 1:
         raise ConfigError(
-            f"training over {jax.process_count()} processes is not supported; run one over its machine's devices"
+            f"training over {jax.process_count()} processes is not supported; use one process for all devices of a "
+            "machine"
         )
     if train.export == "best" and data.evaluation is None:
         raise ConfigError("export='best' needs an evaluation; give eval_data or eval_fraction, or export='last'")
     programs = make_programs(
-        beginning.model,
-        beginning.params,
+        start.model,
+        start.params,
         optimizer=optimizer,
         train=train,
         sequence_tokens=sequence_tokens,
         total_steps=total_steps,
     )
-    fingerprint = base_fingerprint(beginning.frozen.weights) if beginning.frozen.weights else ""
+    fingerprint = base_fingerprint(start.frozen.weights) if start.frozen.weights else ""
     with RunCheckpoints(folder / _CHECKPOINTS, fingerprint=fingerprint, keep=train.keep) as checkpoints:
         done = checkpoints.latest_step()
         if done is not None and not train.resume:
             raise ConfigError(
-                f"out={train.out!r} has a run of {done} steps in it; go on with it (--resume), or name another folder"
+                f"out={train.out!r} has a run of {done} steps in it; resume it (--resume), or name another folder"
             )
         if done is None and train.resume:
             check_same_run(folder, read_run(folder), settings)
             if show_progress:
-                print(f"{folder} has no checkpoint yet: the run starts from the beginning", file=sys.stderr)
+                print(f"{folder} has no checkpoint yet: the run starts at step 0", file=sys.stderr)
         resumed = done or 0
         write_run(folder, settings)
         progress = RunProgress(total_steps=total_steps, resumed_step=resumed) if show_progress else None
@@ -140,19 +152,19 @@ def run_training(
         try:
             loop = Loop(
                 programs,
-                beginning.frozen,
+                start.frozen,
                 config=train,
                 config_json=settings,
                 train=loader,
                 evaluation=data.evaluation,
                 total_steps=total_steps,
                 schedule=learning_rate_schedule(optimizer, total_steps=total_steps),
-                speed=speed_of(beginning.model, sequence_tokens=sequence_tokens),
+                speed=speed_of(start.model, sequence_tokens=sequence_tokens),
                 checkpoints=checkpoints,
                 log=log,
                 message=print if progress is None else progress.message,
             )
-            state = programs.start(beginning.params) if done is None else loop.resume()
+            state = programs.start(start.params) if done is None else loop.resume()
             result = loop.run(state)
         finally:
             loader.close()
@@ -160,13 +172,16 @@ def run_training(
         step, params = result.step, result.state.params
         best = result.best_step
         if train.export == "best" and best is None:
-            print("note: the run ended before its first evaluation; the last weights are written", file=sys.stderr)
+            print(
+                "note: the run ended before its first evaluation, so the last weights are written",
+                file=sys.stderr,
+            )
         if train.export != "last" and best is not None and best != step:
             step, params = best, checkpoints.restore(best, programs.state).params
     try:
         plot_log(folder / _METRICS, folder / "loss.png", title=f"{name}: {train.objective}")
     except RyzJAXError as error:
-        # What was trained is yet to be written, and worth more than its picture.
+        # The trained weights are not written yet, and they are worth more than the plot.
         print(f"{folder / 'loss.png'} was not drawn: {error}", file=sys.stderr)
     ended = {field.name: getattr(result, field.name) for field in fields(result) if field.name != "state"}
     write_run(folder, settings, {**ended, "exported_step": step})

@@ -1,4 +1,4 @@
-"""run.json: the settings of a run from its start, and how it ended once it has."""
+"""run.json: the settings of a run, written at its start, and how the run ended."""
 
 from __future__ import annotations
 
@@ -10,22 +10,23 @@ from pathlib import Path
 from typing import cast
 
 from ryzjax.errors import CheckpointError, ConfigError
-from ryzjax.training.run.checkpoints import Json
+from ryzjax.training.run.json_value import Json
 
 __all__ = ["RUN_FILE", "RunFile", "check_same_run", "earlier_dtype", "read_run", "write_run"]
 
 RUN_FILE = "run.json"
 _WHAT_IS_TRAINED = ("base.", "model.", "lora.")
-"""Settings that make it another run: of what is trained, not of how long, on what data, or with which optimizer."""
+"""Prefixes of the settings that define what is trained. A run with other values of these is another run; its length,
+data and optimizer may change."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunFile:
-    """What a folder says of the run in it.
+    """The content of run.json.
 
     Attributes:
-      settings: that the run was started with, flat.
-      is_finished: whether it came to its end.
+      settings: The settings that the run was started with, flat.
+      is_finished: Whether the run has ended.
     """
 
     settings: Mapping[str, Json]
@@ -33,10 +34,10 @@ class RunFile:
 
 
 def read_run(folder: Path) -> RunFile | None:
-    """The run of a folder; None where none was started in it.
+    """Returns the run of a folder; None if no run was started in it.
 
     Raises:
-      CheckpointError: run.json cannot be read, or is damaged.
+      CheckpointError: run.json cannot be read or is damaged.
     """
     path = folder / RUN_FILE
     try:
@@ -54,15 +55,15 @@ def read_run(folder: Path) -> RunFile | None:
 
 
 def write_run(folder: Path, settings: Mapping[str, Json], ended: Mapping[str, object] | None = None) -> None:
-    """Writes run.json, whole or not at all.
+    """Writes run.json atomically.
 
     Args:
-      folder: of the run; made if it is not there.
-      settings: of the run.
-      ended: how it ended; None at its start.
+      folder: Folder of the run. Created if missing.
+      settings: Settings of the run.
+      ended: How the run ended; None at its start.
 
     Raises:
-      CheckpointError: it cannot be written.
+      CheckpointError: The file cannot be written.
     """
     finished = None if ended is None else time.strftime("%F")
     content = {**(ended or {}), "settings": dict(settings), "finished": finished}
@@ -72,24 +73,27 @@ def write_run(folder: Path, settings: Mapping[str, Json], ended: Mapping[str, ob
         part.write_text(json.dumps(content, indent=1, default=str), encoding="utf-8")
         part.replace(folder / RUN_FILE)
     except OSError as error:
-        raise CheckpointError(f"{part}: cannot be written ({error.strerror}); check path, rights and space") from error
+        raise CheckpointError(
+            f"{part}: cannot be written ({error.strerror}); check path, permissions and disk"
+        ) from error
 
 
 def earlier_dtype(folder: Path, name: str) -> str | None:
-    """What the run in a folder computes in; None where there is no run.
+    """Returns the dtype that the run in a folder computes in; None if there is no run.
 
     Args:
-      name: of the setting, such as "base.dtype".
+      folder: Folder of the run.
+      name: Name of the setting, such as "base.dtype".
     """
     earlier = read_run(folder)
     return None if earlier is None else cast("str | None", earlier.settings.get(name))
 
 
 def check_same_run(folder: Path, earlier: RunFile | None, settings: Mapping[str, Json]) -> None:
-    """That a folder without a checkpoint may be begun anew with `resume`: it is empty, or this run's own.
+    """Checks that a folder without a checkpoint may be used with `resume`: it is empty or holds this run.
 
     Raises:
-      ConfigError: it has another run in it, or one that is finished.
+      ConfigError: The folder holds another run, or a finished one.
     """
     if earlier is None:
         return
@@ -101,6 +105,6 @@ def check_same_run(folder: Path, earlier: RunFile | None, settings: Mapping[str,
     for name, value in settings.items():
         if name.startswith(_WHAT_IS_TRAINED) and name in earlier.settings and earlier.settings[name] != value:
             raise ConfigError(
-                f"{folder} has another run in it: {name} was {earlier.settings[name]!r}, and is {value!r}. Go on with "
-                "the settings of that run, name another folder, or leave out --resume to begin anew"
+                f"{folder} has another run in it: {name} was {earlier.settings[name]!r}, and is {value!r}. Use the "
+                "settings of that run, name another folder, or leave out --resume to start a new run"
             )

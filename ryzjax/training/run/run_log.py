@@ -1,4 +1,4 @@
-"""The figures of a run, step by step: to a JSONL file, to TensorBoard, to Weights & Biases."""
+"""Logs of a run's figures: a JSONL file, TensorBoard, and Weights & Biases."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ __all__ = ["JsonlLog", "RunLog", "RunLogs", "TensorBoardLog", "WandbLog", "read_
 
 
 class RunLog(Protocol):
-    """Where figures go."""
+    """A destination for figures."""
 
     def log(self, step: int, figures: Mapping[str, float]) -> None:
-        """Figures after `step` updates, such as loss, eval_loss, learning_rate, grad_norm, tokens, tokens_per_s."""
+        """Logs figures after `step` updates, such as loss, eval_loss, learning_rate, grad_norm, tokens,
+        tokens_per_s."""
         ...
 
     def close(self) -> None:
-        """Writes what is left."""
+        """Writes what is buffered and closes the log."""
         ...
 
 
@@ -32,7 +33,7 @@ class RunLogs:
         self._logs = tuple(logs)
 
     def log(self, step: int, figures: Mapping[str, float]) -> None:
-        """To each log, in order."""
+        """Logs to each log, in order."""
         for log in self._logs:
             log.log(step, figures)
 
@@ -43,17 +44,17 @@ class RunLogs:
 
 
 class JsonlLog:
-    """One JSON object a line: {"step": 10, "loss": 1.5, ...}; NaN and infinity are null, as JSON has none.
+    """One JSON object per line: {"step": 10, "loss": 1.5, ...}. NaN and infinity are null, because JSON has neither.
 
-    A run that goes on from step N drops what lines past N there are, a line cut short by a kill included, and appends:
-    the file is as if the run had never stopped.
+    A run that resumes from step N removes the lines after step N, including a line that a kill cut short, and then
+    appends. The file equals that of an uninterrupted run.
 
     Args:
-      path: the file; its folder is made.
-      resumed_step: updates done before; 0 begins anew.
+      path: The file. Its folder is created.
+      resumed_step: Updates done before; 0 starts an empty file.
 
     Raises:
-      LogError: it cannot be written.
+      LogError: The file cannot be written.
     """
 
     def __init__(self, path: Path, *, resumed_step: int = 0):
@@ -61,20 +62,20 @@ class JsonlLog:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             kept = _lines_to_keep(path, resumed_step) if resumed_step else b""
-            # As a whole or not at all: a kill here must not cost the figures so far.
+            # Replaced atomically: a kill here must not lose the figures so far.
             part = path.with_name(f"{path.name}.part")
             part.write_bytes(kept)
             part.replace(path)
-            # Unbuffered: of a line that cannot be written, nothing is left to fail again later.
+            # Unbuffered: a line that cannot be written leaves nothing behind that fails again later.
             self._file = path.open("ab", buffering=0)
         except OSError as error:
-            raise LogError(f"{path}: cannot be written ({error.strerror}); check path, rights and space") from error
+            raise LogError(f"{path}: cannot be written ({error.strerror}); check path, permissions and disk") from error
 
     def log(self, step: int, figures: Mapping[str, float]) -> None:
-        """Writes a line, at once.
+        """Writes a line at once.
 
         Raises:
-          LogError: it cannot be written.
+          LogError: The line cannot be written.
         """
         values = {name: value if math.isfinite(value) else None for name, value in figures.items()}
         line = memoryview(json.dumps({"step": step, **values}).encode() + b"\n")
@@ -82,7 +83,7 @@ class JsonlLog:
             while line:
                 line = line[self._file.write(line) :]
         except OSError as error:
-            raise LogError(f"{self.path}: cannot be written ({error.strerror}); check the space") from error
+            raise LogError(f"{self.path}: cannot be written ({error.strerror}); check the disk space") from error
 
     def close(self) -> None:
         """Closes the file."""
@@ -90,11 +91,11 @@ class JsonlLog:
 
 
 class TensorBoardLog:
-    """Event files for TensorBoard, a scalar a figure.
+    """Event files for TensorBoard, one scalar per figure.
 
     Args:
-      folder: of the event files.
-      resumed_step: updates done before; TensorBoard hides what an earlier run wrote past it.
+      folder: Folder of the event files.
+      resumed_step: Updates done before. TensorBoard hides later points of an earlier run.
 
     Raises:
       MissingExtraError: tensorboardX is not installed.
@@ -102,30 +103,30 @@ class TensorBoardLog:
 
     def __init__(self, folder: Path, *, resumed_step: int = 0):
         try:
-            # Imported here: an optional extra.
+            # Imported here because it is an optional extra.
             from tensorboardX import SummaryWriter
         except ImportError as error:
             raise MissingExtraError("TensorBoard logs need tensorboardX: pip install 'ryzjax[train]'") from error
         self._writer = SummaryWriter(str(folder), purge_step=resumed_step + 1 if resumed_step else None)
 
     def log(self, step: int, figures: Mapping[str, float]) -> None:
-        """A point of each figure."""
+        """Adds a point of each figure."""
         for name, value in figures.items():
             self._writer.add_scalar(name, value, step)
 
     def close(self) -> None:
-        """Writes what is left."""
+        """Writes what is buffered and closes the files."""
         self._writer.close()
 
 
 class WandbLog:
-    """A run of Weights & Biases, in the user's own account.
+    """A Weights & Biases run in the user's own account.
 
     Args:
-      project: the project's name.
-      name: the run's name; a run of this name in the same folder is gone on with.
-      folder: of the files it keeps locally.
-      config: the settings of the run, shown beside it.
+      project: Name of the project.
+      name: Name of the run. A run of this name in the same folder is resumed.
+      folder: Folder of its local files.
+      config: Settings of the run, shown beside it.
 
     Raises:
       MissingExtraError: wandb is not installed.
@@ -133,7 +134,7 @@ class WandbLog:
 
     def __init__(self, project: str, *, name: str, folder: Path, config: Mapping[str, object]):
         try:
-            # Imported here: only who asks for it needs it.
+            # Imported here because only runs that ask for it need it.
             import wandb  # pyright: ignore[reportMissingImports]
         except ImportError as error:
             raise MissingExtraError("logging to Weights & Biases needs its package: pip install wandb") from error
@@ -143,7 +144,7 @@ class WandbLog:
         )
 
     def log(self, step: int, figures: Mapping[str, float]) -> None:
-        """A point of each figure."""
+        """Adds a point of each figure."""
         self._run.log(dict(figures), step=step)
 
     def close(self) -> None:
@@ -152,10 +153,10 @@ class WandbLog:
 
 
 def read_log(path: Path) -> list[dict[str, float | None]]:
-    """The lines of a JSONL log.
+    """Returns the lines of a JSONL log.
 
     Raises:
-      DataError: it cannot be read, or a line is not what `JsonlLog` writes.
+      DataError: The file cannot be read, or a line is not one that `JsonlLog` writes.
     """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
@@ -181,7 +182,7 @@ def _lines_to_keep(path: Path, step: int) -> bytes:
         try:
             row = json.loads(line)
         except ValueError:
-            # Cut short by a kill, and so the last one; or a fault of the disk, whose step nobody knows.
+            # A kill cut the last line short, or the disk damaged a line, whose step is then unknown.
             continue
         if isinstance(row, dict) and isinstance(row.get("step"), int) and row["step"] <= step and line.endswith(b"\n"):
             kept.append(line)

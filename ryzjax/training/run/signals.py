@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT ask a run to stop after its step, with a checkpoint."""
+"""StopSignals: SIGTERM and SIGINT ask a run to stop after its current step, with a checkpoint."""
 
 from __future__ import annotations
 
@@ -13,30 +13,30 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class StopSignals:
-    """A context in which a first SIGTERM or SIGINT only sets `stop_requested`; a second SIGINT interrupts at once.
+    """A context in which the first SIGTERM or SIGINT only sets `stop_requested`. A second SIGINT interrupts at once.
 
-    Handlers as they were come back at its end. Only the main thread of a process gets signals: in another one this
-    changes nothing.
+    The previous handlers are restored at its end. Only the main thread of a process receives signals, so in other
+    threads this has no effect.
 
     Args:
-      on_request: told the name of the first signal ("SIGTERM"), inside the handler; keep it short.
+      on_request: Called with the name of the first signal ("SIGTERM"), inside the handler. Must be short.
     """
 
     def __init__(self, on_request: Callable[[str], None] | None = None):
         self._on_request = on_request
         self._previous: dict[signal.Signals, object] = {}
         self.signal_name: str | None = None
-        """The first signal, once there was one."""
+        """Name of the first signal; None before it."""
 
     @property
     def stop_requested(self) -> bool:
-        """Whether a signal came."""
+        """Whether a signal was received."""
         return self.signal_name is not None
 
     def __enter__(self) -> StopSignals:
         if threading.current_thread() is threading.main_thread():
             for number in _SIGNALS:
-                # None: a handler that was not set from Python; it could not be put back.
+                # None is a handler that was not set from Python, which could not be restored.
                 if signal.getsignal(number) is not None:
                     self._previous[number] = signal.signal(number, self._handle)
         return self

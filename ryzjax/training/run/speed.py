@@ -1,18 +1,35 @@
-"""What a run's tokens/s are worth: the FLOPs of its model, and the peak of its devices."""
+"""Speed: the FLOPs a token of a model and the peak FLOP/s of its devices, which turn tokens/s into MFU."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 from ryzjax.training.model import FullModel, LoraModel
 from ryzjax.training.run.flops import StepFlops, peak_flops
-from ryzjax.training.run.loop import Speed
 
-__all__ = ["speed_of"]
+__all__ = ["Speed", "speed_of"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Speed:
+    """Turns tokens/s into MFU.
+
+    Attributes:
+      flops_per_token: FLOPs of the forward and backward pass of a token.
+      peak_flops_per_s: Peak FLOP/s of all devices together; None if it is unknown.
+    """
+
+    flops_per_token: float
+    peak_flops_per_s: float | None
+
+    def mfu(self, tokens_per_s: float) -> float | None:
+        """Returns the share of the peak that a speed reaches; None if the peak is unknown."""
+        return None if self.peak_flops_per_s is None else self.flops_per_token * tokens_per_s / self.peak_flops_per_s
 
 
 def speed_of(model: LoraModel | FullModel, *, sequence_tokens: int) -> Speed:
-    """FLOPs a token of a step, taking rows to be one sequence each; experts as if all were used."""
+    """Returns the speed of a model. Each row counts as one sequence, and every expert counts as used."""
     linears, config = model.model.linears, model.model.config
     matrices = sum(math.prod(shape) for shape in linears.values())
     if "lm_head" not in linears:

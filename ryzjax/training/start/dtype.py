@@ -1,4 +1,4 @@
-"""The dtype a run computes in where it does not name one: the checkpoint's, or float32 where that trains faster."""
+"""Chooses the dtype to compute in when the user names none: the checkpoint's, or float32 where that trains faster."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ Dtype = Literal["auto", "float32", "bfloat16"]
 
 @dataclass(frozen=True, kw_only=True)
 class DtypeChoice:
-    """What a run computes in, and why.
+    """The dtype that a run computes in, and the reason.
 
     Attributes:
-      dtype: "float32" or "bfloat16"; "auto" is the dtype that the weights are stored in.
-      reason: for people.
-      is_for_speed: whether the CPU decided, and not the user or the weights.
+      dtype: "float32", "bfloat16", or "auto" for the dtype of the stored weights.
+      reason: The reason, for people.
+      is_for_speed: Whether the CPU decided, and not the user or the weights.
     """
 
     dtype: Dtype
@@ -29,7 +29,7 @@ class DtypeChoice:
     is_for_speed: bool = False
 
     def message(self, dtype: str) -> str:
-        """One line: the dtype that came of it, and why."""
+        """Returns a line with the resulting dtype and the reason."""
         return f"computing in {dtype}: {self.reason}"
 
 
@@ -40,14 +40,14 @@ _NO_PRODUCTS = (
 
 
 def choose_dtype(asked: Dtype, *, earlier: str | None = None) -> DtypeChoice:
-    """Settles "auto".
+    """Resolves "auto".
 
-    On a CPU without bfloat16 products, float32 was measured to train 1.3 to 1.6 times as fast as bfloat16, beside a
-    plain base and beside an int4 one (docs/log.md). Everywhere else the weights' own dtype stays.
+    On a CPU without bfloat16 products, float32 was measured to train 1.3 to 1.6 times as fast as bfloat16, over a plain
+    base and over an int4 one (docs/log.md). Everywhere else the dtype of the weights is kept.
 
     Args:
-      asked: what the user asked for.
-      earlier: of the run that is gone on with, which must not change on another machine; None for a new run.
+      asked: The dtype that the user asked for.
+      earlier: The dtype of the run that is resumed, which must not change on another machine; None for a new run.
     """
     if asked != "auto":
         return DtypeChoice(dtype=asked, reason="as asked for")

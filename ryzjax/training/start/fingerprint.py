@@ -1,4 +1,7 @@
-"""A short name for a frozen base model: an adapter's checkpoint goes on over the very weights it was trained on."""
+"""A fingerprint of a frozen base model.
+
+A run's checkpoints store it, because an adapter must be resumed over the same weights it was trained on.
+"""
 
 from __future__ import annotations
 
@@ -16,18 +19,19 @@ _SAMPLES = 64
 
 
 def base_fingerprint(weights: Mapping[str, jax.Array]) -> str:
-    """16 hexadecimal digits of names, shapes, dtypes and up to 64 values of each weight, spread over it.
+    """Returns 16 hexadecimal digits that depend on names, shapes, dtypes and up to 64 values of each weight.
 
-    Weights as they are in memory: another quantization is another model. Where they lie does not matter.
+    Weights are read as they are in memory, so another quantization gives another fingerprint. The sharding and the
+    memory that holds them do not matter.
 
     Args:
-      weights: our weight name -> array, of any sharding that this process can address.
+      weights: Weight name -> array, of any sharding that this process can address.
     """
     digest = hashlib.sha256()
     for name in sorted(weights):
         weight = weights[name]
         step = max(weight.size // _SAMPLES, 1)
-        # A prime neighbour of the stride visits all columns of a matrix, and not one over and over.
+        # An odd stride visits all columns of a matrix, not one of them over and over.
         places = (np.arange(min(weight.size, _SAMPLES), dtype=np.int64) * (step | 1)) % weight.size
         index = tuple(np.unravel_index(places, weight.shape))
         there = np.asarray(weight) if is_on_host(weight) else weight

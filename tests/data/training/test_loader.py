@@ -1,4 +1,4 @@
-"""The loader: every row once an epoch, the same after a resume, split over processes, and what it refuses."""
+"""BatchLoader: every row once per epoch, the same order after a resume, processes that share a batch, and errors."""
 
 from __future__ import annotations
 
@@ -270,7 +270,7 @@ UNTRAINED: list[tuple[Form, dict[str, object], str]] = [
     ("alpaca", {"instruction": "a", "output": ""}, "output is empty"),
     ("messages", {"messages": []}, "messages is empty"),
     ("messages", {"messages": [{"role": "user", "content": "a"}]}, "messages has no assistant message to train on"),
-    ("messages", {"messages": [{"role": "assistant", "content": "a"}]}, "begins with its only assistant message"),
+    ("messages", {"messages": [{"role": "assistant", "content": "a"}]}, "starts with its only assistant message"),
     ("preference", {"prompt": "a", "chosen": "b", "rejected": ""}, "rejected is empty"),
     ("preference", {"chosen": "", "rejected": "a b"}, "chosen is empty"),
     ("text", {"text": ""}, "text is empty"),

@@ -1,4 +1,4 @@
-"""Packing and batches: no token lost, none twice, and every target the one that follows."""
+"""Packing and batches: no token is lost or repeated, and every target is the next token."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Masks: against hand-worked tokens, against transformers, and against what a server would feed the model."""
+"""Trained tokens against hand-worked ones, against transformers, and against what a server would feed the model."""
 
 from __future__ import annotations
 
@@ -207,11 +207,11 @@ def test_tool_calls_are_trained(tmp_path: Path) -> None:
         (THOUGHTFUL, {"messages": TALK}, "ends the prompt of messages[4] with '<think>'"),
         ("{{ raise_exception('no system') }}", {"messages": TALK}, "refused the messages: no system"),
         (CHATML.replace("for m in messages", "for m in messages if m.role != 'system'"), {"messages": TALK},
-         "messages[0] has role 'system', of which the chat template renders nothing"),
+         "messages[0] has role 'system', which the chat template does not render"),
         (CHATML, {"messages": [*TALK[:2], {"role": "assistant", "tool_calls": [{"name": "f", "arguments": {}}]}]},
-         "messages[2] has tool_calls, of which the chat template renders nothing"),
-        (CHATML, {"messages": TALK, "tools": [{"name": "f"}]}, "has tools, of which the chat template renders nothing"),
-        (CHATML, {"messages": [TALK[2], TALK[1]]}, "begins with its only assistant message"),
+         "messages[2] has tool_calls, which the chat template does not render"),
+        (CHATML, {"messages": TALK, "tools": [{"name": "f"}]}, "has tools, which the chat template does not render"),
+        (CHATML, {"messages": [TALK[2], TALK[1]]}, "starts with its only assistant message"),
         (CHATML + "{% generation %}x{% endgeneration %}",
          {"messages": TALK}, "has 1 {% generation %} blocks for 2 assistant messages"),
         (FORGETFUL, {"prompt": TALK[:2], "chosen": [{"role": "assistant", "content": "a</think>b"}, *TALK[3:]],

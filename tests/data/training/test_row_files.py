@@ -1,4 +1,4 @@
-"""Rows of files: read in any order, and bad ones named by file and line."""
+"""Rows of files: random access, and malformed rows reported with file and line."""
 
 from __future__ import annotations
 
@@ -97,12 +97,12 @@ def test_missing_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sourc
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.jsonl", b"", "is empty; expected a JSON object a line"),
+        ("a.jsonl", b"", "is empty; expected one JSON object per line"),
         ("a.jsonl", b"\n\n", "has no rows"),
         ("a.jsonl", b'{"text": "a"}\n\n{"text": }\n', "a.jsonl:3: not valid JSON"),
         ("a.jsonl", b'{"text": "a"}\n[1]\n', "a.jsonl:2: holds a list; expected a JSON object"),
         ("a.jsonl", b'{"text": "a"}\n{"text": "\xff"}\n', "a.jsonl:2: not UTF-8"),
-        ("a.json", b'{"text": "a"}', "does not begin with '['"),
+        ("a.json", b'{"text": "a"}', "does not start with '['"),
         ("a.json", b'[{"text": "a"},\n{"text" "b"}]', "a.json:2: not valid JSON"),
         ("a.json", b'[{"text": "a"}\n{"text": "b"}]', "a.json:1: not valid JSON (expected ',' or ']' after it)"),
         ("a.json", b'[{"text": "a"},\n', "a.json:2: not valid JSON"),
@@ -140,7 +140,7 @@ ANSWER = {"role": "assistant", "content": "b"}
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"question": "a"}, "columns 'question' are of no form that is known. Expected preference: chosen+rejected"),
+        ({"question": "a"}, "columns 'question' match no known form. Expected preference: chosen+rejected"),
         ({"messages": "a"}, "messages is a str; expected a list of messages"),
         ({"messages": []}, "messages is empty"),
         ({"messages": ["a"]}, "messages[0] is a str; expected an object with role and content"),
@@ -151,7 +151,7 @@ ANSWER = {"role": "assistant", "content": "b"}
         ({"conversations": [{"from": "bard", "value": "a"}]}, "conversations[0].from='bard' is unknown"),
         ({"conversations": [{"from": "gpt", "value": None}]}, "conversations[0].value=None is not text"),
         ({"conversations": [{"from": "function_call", "value": "f()"}]}, "conversations[0].value is not valid JSON"),
-        ({"messages": [{"role": "assistant", "tool_calls": ["f"]}]}, "messages[0].tool_calls[0]='f' is no call"),
+        ({"messages": [{"role": "assistant", "tool_calls": ["f"]}]}, "messages[0].tool_calls[0]='f' is not a call"),
         ({"messages": [USER, ANSWER], "tools": "x"}, "tools is not valid JSON"),
         ({"messages": [USER, ANSWER], "tools": {"a": 1}}, "tools={'a': 1} is not a list of JSON schemas"),
         ({"prompt": "a", "completion": ""}, "completion is empty"),
@@ -162,8 +162,8 @@ ANSWER = {"role": "assistant", "content": "b"}
         ({"instruction": "a", "output": ""}, "output is empty"),
         ({"text": ""}, "text is empty"),
         ({"text": 5}, "text=5 is not text"),
-        ({"chosen": "abc", "rejected": "xyz"}, "chosen and rejected do not begin alike"),
-        ({"chosen": "a b", "rejected": "a b"}, "chosen and rejected do not begin alike and end differently"),
+        ({"chosen": "abc", "rejected": "xyz"}, "chosen and rejected must start alike"),
+        ({"chosen": "a b", "rejected": "a b"}, "chosen and rejected must start alike and end differently"),
         ({"chosen": [ANSWER], "rejected": [USER]}, "chosen and rejected have no first message in common"),
         ({"chosen": [USER, ANSWER], "rejected": [USER]}, "rejected has no assistant message to train on"),
     ],

@@ -1,4 +1,4 @@
-"""A small tokenizer with special tokens, templates of the kinds there are, and ways to look at examples."""
+"""A small tokenizer with special tokens, chat templates of different kinds, and helpers to inspect examples."""
 
 from __future__ import annotations
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import numpy as np
 
 from ryzjax.serving.device.buckets import Buckets
-from ryzjax.serving.host.packing import SAMPLE_FIELDS, StepPacker
+from ryzjax.serving.host.packing import SAMPLE_TABLE, StepPacker
 from ryzjax.serving.host.pages import PagePool
 from ryzjax.serving.host.scheduler import Scheduler
 from ryzjax.serving.messages.request import EngineRequest
 from ryzjax.serving.messages.sampling_params import SamplingParams
 from tests.serving.host.simulation import make_adapter, make_request, make_scheduler
+
+SAMPLE_FIELDS = [field.name for field in SAMPLE_TABLE]
 
 
 def request(name: str, prompt: list[int], **params: object) -> EngineRequest:
@@ -28,8 +30,7 @@ def request(name: str, prompt: list[int], **params: object) -> EngineRequest:
 def unpack(packer: StepPacker, buffer: np.ndarray, tokens: int) -> dict[str, np.ndarray]:
     layout = packer.layout(tokens)
     assert buffer.shape == (layout.size,) and buffer.dtype == np.int32
-    names = ("counts", "token_ids", "token_rows", "rows", "page_table", "samples")
-    return {name: buffer[layout.part(name)[0]].reshape(layout.part(name)[1]) for name in names}
+    return {name: buffer[where].reshape(shape) for name, (where, shape) in layout.parts.items()}
 
 
 def test_a_prefill_then_a_mixed_step():

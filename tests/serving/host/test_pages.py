@@ -35,7 +35,7 @@ def test_pages_for(tokens: int, pages: int) -> None:
 def test_freeing_what_is_not_handed_out_is_an_error(page: int) -> None:
     pool = PagePool(num_pages=5, page_size_tokens=4)
     pool.allocate(2)
-    with pytest.raises(ValueError, match=f"page {page} is freed but not handed out"):
+    with pytest.raises(ValueError, match=f"page {page} is freed but not allocated"):
         pool.free([page])
 
 
@@ -44,7 +44,7 @@ def test_double_free_is_an_error() -> None:
     pages = pool.allocate(1)
     assert pages is not None
     pool.free(pages)
-    with pytest.raises(ValueError, match="not handed out"):
+    with pytest.raises(ValueError, match="not allocated"):
         pool.free(pages)
 
 

@@ -12,6 +12,8 @@ import pytest
 from tests.serving.http.fake_engine import reply
 from tests.serving.http.harness import Running, ServerFactory
 
+pytestmark = pytest.mark.essential
+
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
 USER = [{"role": "user", "content": "hi"}]
 

@@ -10,7 +10,7 @@ from contextlib import ExitStack
 import httpx
 import pytest
 
-from ryzjax.serving.http.bodies import BodyReaders
+from ryzjax.serving.http.guard.bodies import BodyReaders
 from tests.serving.http.fake_engine import reply
 from tests.serving.http.harness import Running, ServerFactory
 from tests.serving.http.raw import connected, error_code_of, read_to_end, request_bytes, status_of

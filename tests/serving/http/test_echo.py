@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ryzjax.serving.http.echo import Echo
+from ryzjax.serving.http.openai.echo import Echo
 from tests.serving.http.fake_engine import reply
 from tests.serving.http.harness import Running
 

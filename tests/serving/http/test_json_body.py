@@ -8,7 +8,7 @@ import random
 import pytest
 
 from ryzjax.errors import RequestError
-from ryzjax.serving.http.json_body import CONTAINER_COST, parse_object, parsing_cost
+from ryzjax.serving.http.guard.json_body import CONTAINER_COST, parse_object, parsing_cost
 
 
 def _reference(content: bytes) -> int:

@@ -10,7 +10,7 @@ import httpx
 import pydantic_core
 import pytest
 
-from ryzjax.serving.http.fields import JsonBody
+from ryzjax.serving.http.openai.fields import JsonBody
 from ryzjax.serving.http.workers import INLINE_SIZE
 from tests.serving.http.fake_engine import CONTEXT, FakeTokenizer, reply
 from tests.serving.http.harness import Running, ServerFactory

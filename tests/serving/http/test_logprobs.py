@@ -2,7 +2,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ryzjax.serving.http.logprobs import TokenTexts, chat_logprobs, completion_logprobs
+from ryzjax.serving.http.openai.logprobs import chat_logprobs, completion_logprobs
+from ryzjax.serving.http.token_texts import TokenTexts
 from ryzjax.serving.messages.request import TokenLogprobs
 from tests.serving.http.fake_engine import FakeTokenizer
 

@@ -9,6 +9,8 @@ from ryzjax.serving.messages.sampling_params import SamplingParams
 from tests.serving.http.fake_engine import CONTEXT, reply
 from tests.serving.http.harness import Running, ServerFactory
 
+pytestmark = pytest.mark.essential
+
 CHAT = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "hi"}]
 CHAT_TEXT = "system:be brief\nuser:hi\nassistant:"
 

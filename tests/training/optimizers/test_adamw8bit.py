@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +15,13 @@ from ryzjax.training.optimizers.adamw8bit import scale_by_adam_8bit
 from ryzjax.training.optimizers.block_code import BlockCoded
 
 Tree = dict[str, jax.Array]
+
+
+@pytest.fixture(autouse=True)
+def standard_promotion() -> Iterator[None]:
+    """optax mixes integer counts with floats."""
+    with jax.numpy_dtype_promotion("standard"):
+        yield
 
 
 def network(seed: int = 0) -> Tree:

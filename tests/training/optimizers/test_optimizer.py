@@ -1,4 +1,4 @@
-"""Optimizers: which parameters decay, at which rate each trains, stacked layers as if apart; and what is refused."""
+"""Optimizers: which parameters decay, their learning rates, stacked layers as if they were separate, and errors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""FLOPs by hand, peaks by device, memory of this process and of devices."""
+"""FLOPs computed by hand, peaks by device, and memory of this process and of devices."""
 
 from __future__ import annotations
 

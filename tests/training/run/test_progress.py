@@ -1,4 +1,4 @@
-"""What a person sees of a run, without a terminal and on one."""
+"""The progress display, with a terminal and without one."""
 
 from __future__ import annotations
 

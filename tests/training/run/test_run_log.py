@@ -1,4 +1,4 @@
-"""Logs of runs: what is written is read again, a resumed run's file is as if it had never stopped."""
+"""Logs of runs: what is written can be read, and a resumed run's file equals that of an uninterrupted run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Signals ask a run to stop; a second SIGINT does not ask."""
+"""The first signal asks a run to stop; a second SIGINT interrupts it."""
 
 from __future__ import annotations
 

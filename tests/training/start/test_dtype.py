@@ -1,4 +1,4 @@
-"""The dtype of a run that names none: by what the CPU can multiply, and what is written all the same."""
+"""The default dtype of a run, which depends on the CPU, and the dtype that is written, which does not."""
 
 from __future__ import annotations
 
