@@ -179,7 +179,7 @@ class AdapterNotFoundError(RequestError):
 
     def __init__(self, name: str):
         super().__init__(
-            f"the lora adapter {name[:_MAX_NAME_CHARS]!r} cannot be found; /v1/models lists those there are",
+            f"the lora adapter {name[:_MAX_NAME_CHARS]!r} cannot be found; /v1/models lists the adapters",
             param="model",
             code="model_not_found",
         )

@@ -68,7 +68,7 @@ class AdaptedLinear(nnx.Module):
         weights: LoraWeights,
         scale: float,
         *,
-        row_norms: Float[Array, " N"] | None = None,
+        row_norms: jax.Array | None = None,
         dropout: Dropout | None = None,
     ):
         self.base = base

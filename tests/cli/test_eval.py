@@ -25,7 +25,7 @@ from tests.goldens.make_llama3_tiny import write_checkpoint
         (["--kl", "f.txt"], "--kl is given without --reference"),
         (["--reference", "m"], "--reference is given without --kl"),
         (["--perplexity", "nowhere.txt"], "'nowhere.txt' cannot be read"),
-        (["--tasks", "lambada", "--data", "nowhere"], "data folder 'nowhere' is not there"),
+        (["--tasks", "lambada", "--data", "nowhere"], "data folder 'nowhere' does not exist"),
         (["--tasks", "arc", "--data", "."], "task 'arc' is not known"),
         (["--tasks", "lambada", "--limit", "0"], "limit=0 is out of range"),
     ],
