@@ -142,7 +142,7 @@ def test_a_sum_has_the_same_bits_however_it_is_cut_and_whatever_is_beside_it(tin
             where[noise : noise + end - start] = slot
             restarts = np.zeros(size, np.int32)
             restarts[noise] = start == 0
-            sums, out = pool(runner._outer, sums, rows, where, restarts)
+            sums, out = pool(runner.outer, sums, rows, where, restarts)
             totals = np.asarray(out)[noise + end - start - 1]
         return totals
 

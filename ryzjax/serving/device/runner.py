@@ -108,6 +108,11 @@ class ModelRunner:
         return self._shapes.leaves
 
     @property
+    def outer(self) -> dict[str, jax.Array]:
+        """The weights outside the layers, by name."""
+        return self._shapes.outer
+
+    @property
     def weight_bytes(self) -> int:
         """The bytes of the weights on one device."""
         return sum(int(np.prod(a.sharding.shard_shape(a.shape))) * a.dtype.itemsize for a in self._shapes.leaves)

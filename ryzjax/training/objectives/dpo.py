@@ -47,7 +47,7 @@ class DPO:
         )
         real = real_pairs(batch)
         details = {
-            "accuracy": jnp.sum(real * (margin > 0)),
+            "accuracy": jnp.sum(jnp.where(margin > 0, real, 0.0)),
             "margin": jnp.sum(real * margin),
             "chosen_reward": jnp.sum(real * rewards[0::2]),
             "rejected_reward": jnp.sum(real * rewards[1::2]),

@@ -44,5 +44,5 @@ class ORPO:
         ratio = log_odds[0::2] - log_odds[1::2]
         real = real_pairs(batch)
         losses = -mean[0::2] - self.beta * jax.nn.log_sigmoid(ratio)
-        details = {"accuracy": jnp.sum(real * (ratio > 0)), "log_odds_ratio": jnp.sum(real * ratio)}
+        details = {"accuracy": jnp.sum(jnp.where(ratio > 0, real, 0.0)), "log_odds_ratio": jnp.sum(real * ratio)}
         return Sums(jnp.sum(real * losses), details)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -75,7 +76,7 @@ def test_every_code_comes_back(signed: bool):
 def test_zeros_stay_zeros():
     for shape in ((2, 512), (3, 40, 8)):
         zeros = zeros_coded(shape)
-        again = encode(np.zeros(shape, np.float32), signed=True)
+        again = encode(jnp.zeros(shape, jnp.float32), signed=True)
         assert jax.tree.map(lambda x: x.shape, zeros) == jax.tree.map(lambda x: x.shape, again)
         assert not np.asarray(decode(again, signed=True)).any()
         assert not np.asarray(decode(zeros, signed=False)).any()
@@ -84,6 +85,7 @@ def test_zeros_stay_zeros():
 def test_what_is_positive_stays_positive():
     x = np.full((1, 256), 1e-12, np.float32)
     x[0, 0], x[0, 1] = 1.0, 0.0
+    x = jnp.asarray(x)
     kept = np.asarray(decode(encode(x, signed=False, keep_positive=True), signed=False))
     assert kept[0, 1] == 0 and (kept[0, 2:] == code_values(signed=False)[1]).all()
     assert not np.asarray(decode(encode(x, signed=False), signed=False))[0, 1:].any()
