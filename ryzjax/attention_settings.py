@@ -11,6 +11,8 @@ __all__ = ["AttentionSettings"]
 class AttentionSettings:
     """The constants that turn products of queries and keys into scores.
 
+    There are no defaults, so that no caller can forget a window or a soft cap of its model.
+
     Attributes:
       scale: the factor of the scores, usually head_dim**-0.5.
       window: the most tokens that a query attends to, itself included; None for all tokens before it.
@@ -18,5 +20,5 @@ class AttentionSettings:
     """
 
     scale: float
-    window: int | None = None
-    softcap: float | None = None
+    window: int | None
+    softcap: float | None

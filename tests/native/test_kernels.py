@@ -34,7 +34,7 @@ pytestmark = pytest.mark.optimized
 
 HERE = Path(__file__).parent
 needs_kernels = pytest.mark.skipif(native_refusal() is not None, reason=f"no native kernels: {native_refusal()}")
-SETTINGS = AttentionSettings(scale=0.35)
+SETTINGS = AttentionSettings(scale=0.35, window=None, softcap=None)
 
 
 def child(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:

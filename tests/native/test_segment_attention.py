@@ -32,7 +32,7 @@ TOLERANCE = {"float32": 1e-5, "bfloat16": 1e-2}
 HEADS = ((2, 2), (4, 2), (7, 1))
 ROWS = ([61, 1, 20], [110], [], [5, 64, 30])  # lengths of sequences; the rest is padding
 LENGTH = 110
-PLAIN = {"settings": AttentionSettings(scale=0.3)}
+PLAIN = {"settings": AttentionSettings(scale=0.3, window=None, softcap=None)}
 
 
 def packed(rows: Sequence[list[int]] = ROWS, length: int = LENGTH) -> tuple[jax.Array, jax.Array]:
@@ -127,7 +127,9 @@ def test_in_a_scan_with_checkpoints_and_under_vmap():
 
     def layers(attention, q: jax.Array) -> jax.Array:
         def layer(x: jax.Array, _: None) -> tuple[jax.Array, None]:
-            return attention(x, k, v, segments, positions, settings=AttentionSettings(scale=0.3)), None
+            return attention(
+                x, k, v, segments, positions, settings=AttentionSettings(scale=0.3, window=None, softcap=None)
+            ), None
 
         return (jax.lax.scan(jax.checkpoint(layer), q, None, length=3)[0] * towards).sum()
 
@@ -135,7 +137,9 @@ def test_in_a_scan_with_checkpoints_and_under_vmap():
     np.testing.assert_allclose(got, want, atol=1e-6)
 
     def one(q: jax.Array) -> jax.Array:
-        return segment_attention(q, k, v, segments, positions, settings=AttentionSettings(scale=0.3))
+        return segment_attention(
+            q, k, v, segments, positions, settings=AttentionSettings(scale=0.3, window=None, softcap=None)
+        )
 
     both = jnp.stack([q, q[::-1]])
     np.testing.assert_array_equal(jax.vmap(one)(both), jnp.stack([one(x) for x in both]))
@@ -150,7 +154,9 @@ def test_on_each_device_of_a_mesh():
     split, whole = PartitionSpec(None, None, axis, None), PartitionSpec()
 
     def local(q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array, positions: jax.Array) -> jax.Array:
-        return segment_attention(q, k, v, segments, positions, settings=AttentionSettings(scale=0.3))
+        return segment_attention(
+            q, k, v, segments, positions, settings=AttentionSettings(scale=0.3, window=None, softcap=None)
+        )
 
     across = placement.per_shard(local, [split, split, split, whole, whole], split)
 
@@ -186,7 +192,7 @@ def test_what_they_cannot_read_is_refused():
         jax.block_until_ready(native_segment_backward(q, k, v, segments, q, lse[:, :3], towards, **PLAIN))
     # float16 has the other implementation.
     halves = [x.astype(half) for x in (q, k, v)]
-    lowered = jax.jit(partial(segment_attention, settings=AttentionSettings(scale=0.3))).lower(
-        *halves, segments, positions
-    )
+    lowered = jax.jit(
+        partial(segment_attention, settings=AttentionSettings(scale=0.3, window=None, softcap=None))
+    ).lower(*halves, segments, positions)
     assert "ryzjax_segment" not in lowered.as_text()

@@ -27,7 +27,7 @@ from tests.ops.test_paged_attention import make_batch
 
 X = jnp.array([1.0, 2.0])
 DTYPES = ("float32", "bfloat16")
-SETTINGS = AttentionSettings(scale=0.5)
+SETTINGS = AttentionSettings(scale=0.5, window=None, softcap=None)
 
 
 @pytest.fixture

@@ -79,7 +79,9 @@ def test_two_keys_by_hand():
     k = jnp.array([[[0.0, 1.0]], [[9.0, 9.0]]])
     v = jnp.array([[[0.0, 4.0]], [[9.0, 9.0]]])
     cache = write_kv(cache, 0, k, v, batch)
-    out = paged_attention(q, cache, 0, batch, None, settings=AttentionSettings(scale=1.0), max_query_len=1)
+    out = paged_attention(
+        q, cache, 0, batch, None, settings=AttentionSettings(scale=1.0, window=None, softcap=None), max_query_len=1
+    )
     np.testing.assert_allclose(out[0, 0], [1.0, 5.0], atol=1e-6)
 
 
@@ -186,7 +188,13 @@ def test_temporaries_do_not_grow_with_the_pool_or_the_context():
         def run(q, k, cache, batch):
             cache = write_kv(cache, 1, k, k, batch)
             return paged_attention(
-                q, cache, 1, batch, None, settings=AttentionSettings(scale=1.0), max_query_len=1
+                q,
+                cache,
+                1,
+                batch,
+                None,
+                settings=AttentionSettings(scale=1.0, window=None, softcap=None),
+                max_query_len=1,
             ), cache
 
         compiled = jax.jit(run, donate_argnums=2).lower(q, k, cache, batch).compile()

@@ -129,7 +129,13 @@ def test_temporaries_hold_no_dequantized_cache(kind: str):
         def run(q, k, cache, batch):
             cache = write_kv(cache, LAYER, k, k, batch)
             return paged_attention(
-                q, cache, LAYER, batch, None, settings=AttentionSettings(scale=1.0), max_query_len=1
+                q,
+                cache,
+                LAYER,
+                batch,
+                None,
+                settings=AttentionSettings(scale=1.0, window=None, softcap=None),
+                max_query_len=1,
             ), cache
 
         analysis = jax.jit(run, donate_argnums=2).lower(q, k, cache, batch).compile().memory_analysis()

@@ -81,9 +81,12 @@ def test_padding_is_zero_and_gives_no_gradient(attention) -> None:
     positions = jnp.asarray([[0, 1, 2, 0, 0, 0]], jnp.int32)
 
     def total(q: jax.Array) -> jax.Array:
-        return jnp.sum(attention(q, q, q, segments, positions, settings=AttentionSettings(scale=1.0)) ** 2)
+        return jnp.sum(
+            attention(q, q, q, segments, positions, settings=AttentionSettings(scale=1.0, window=None, softcap=None))
+            ** 2
+        )
 
-    out = attention(q, q, q, segments, positions, settings=AttentionSettings(scale=1.0))
+    out = attention(q, q, q, segments, positions, settings=AttentionSettings(scale=1.0, window=None, softcap=None))
     assert not np.any(out[0, 3:]) and np.all(np.isfinite(out))
     assert not np.any(jax.grad(total)(q)[0, 3:])
 
@@ -95,7 +98,12 @@ def test_by_hand(attention) -> None:
     k = jnp.asarray([0.0, 1.0]).reshape(1, 2, 1, 1)
     v = jnp.asarray([3.0, 5.0]).reshape(1, 2, 1, 1)
     out = attention(
-        q, k, v, jnp.ones((1, 2), jnp.int32), jnp.asarray([[0, 1]], jnp.int32), settings=AttentionSettings(scale=1.0)
+        q,
+        k,
+        v,
+        jnp.ones((1, 2), jnp.int32),
+        jnp.asarray([[0, 1]], jnp.int32),
+        settings=AttentionSettings(scale=1.0, window=None, softcap=None),
     )
     share = np.e / (1 + np.e)
     np.testing.assert_allclose(out[0, :, 0, 0], [3.0, 3.0 * (1 - share) + 5.0 * share], rtol=1e-6)
