@@ -83,7 +83,7 @@ def _engine(arguments: argparse.Namespace, folder: Path, slots: int) -> LLM:
 
 
 def _adapter(llm: LLM, rank: int, seed: int) -> Adapter:
-    linears = llm.engine.engine.runner.model.linears
+    linears = llm.engine.runner.model.linears
     rng, config = np.random.default_rng(seed), LoraConfig(rank=rank)
     weights = {
         layer: LoraWeights(
@@ -145,7 +145,7 @@ async def _swap(arguments: argparse.Namespace, llm: LLM, folder: Path) -> dict[s
     versions = [folder / f"version-{i}" for i in range(2)]
     for i, version in enumerate(versions):
         adapter = _adapter(llm, arguments.rank, seed=100 + i)
-        write_adapter(version, adapter, llm.engine.engine.runner.model, base_model="random")
+        write_adapter(version, adapter, llm.engine.runner.model, base_model="random")
     failed, finished, running = 0, 0, True
 
     async def stream(i: int) -> None:
@@ -188,7 +188,7 @@ async def _swap(arguments: argparse.Namespace, llm: LLM, folder: Path) -> dict[s
         "requests_finished": finished,
         "requests_failed": failed,
         "recompiles": _counter(llm, "recompiles_total") - before,
-        "adapter_bytes_on_device_a_slot": llm.engine.engine.runner.adapter_bytes // arguments.slots,
+        "adapter_bytes_on_device_a_slot": llm.engine.runner.adapter_bytes // arguments.slots,
         "load_call_ms": _spread(load_ms),
         "load_and_first_token_ms": _spread(live_ms),
         "first_token_without_load_ms": _spread(plain_ms),

@@ -90,7 +90,7 @@ def main() -> None:
     model = checkpoint(options.shape, options.folder)
     longest = max(options.contexts) + options.steps + 64
     llms = {name: launch(model, longest, max(options.batches), extra) for name, extra in OPTIONS.items()}
-    engines = {name: llm.engine.engine for name, llm in llms.items()}
+    engines = {name: llm.engine.core for name, llm in llms.items()}
     token_bytes = {
         name: sum(a.nbytes for a in engine.runner.cache if a is not None and a.ndim > 2)
         / (engine.runner.cache.k.shape[1] * engine.runner.page_size_tokens)

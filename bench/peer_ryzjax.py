@@ -22,7 +22,7 @@ def main() -> None:
         max_context_tokens=int(sys.argv[2]),
     )
     llm.close()  # the engine is stepped here, on this thread
-    engine = llm.engine.engine
+    engine = llm.engine.core
     answer_commands(
         {"weight_bytes": engine.runner.weight_bytes},
         lambda batch, context, room: _begun(engine, batch, context),

@@ -73,7 +73,7 @@ class BenchOffline:
         return 0
 
     def _steps(self, llm: LLM) -> dict[str, float]:
-        engine, longest = llm.engine.engine, llm.engine.max_context_tokens
+        engine, longest = llm.engine.core, llm.engine.max_context_tokens
         figures: dict[str, float] = {}
         for context in self.contexts:
             for batch in self.batches:

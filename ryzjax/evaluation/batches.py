@@ -54,7 +54,7 @@ def run_batched(
     """
     # With the longest first, the remaining time is never underestimated, and a prompt that does not fit fails at once.
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
-    size = _BATCHES_IN_FLIGHT * llm.engine.engine.runner.max_sequences
+    size = _BATCHES_IN_FLIGHT * llm.engine.runner.max_sequences
     with evaluation_progress(show=show_progress) as progress:
         task = progress.add_task(title, total=len(prompts))
         for start in range(0, len(order), size):

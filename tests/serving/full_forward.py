@@ -28,7 +28,7 @@ def full_forward(
     leaves: tuple[jax.Array, ...] | None = None,
 ) -> list[Full]:
     """Every prompt in one chunk, all in one step; of the engine's weights or `leaves`, with the model changed first."""
-    runner = llm.engine.engine.runner
+    runner = llm.engine.runner
     page, shape = runner.page_size_tokens, runner.cache.k.shape
     lengths = np.array([len(prompt) for prompt in prompts])
     pages = -(-int(lengths.max()) // page)

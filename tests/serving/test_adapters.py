@@ -34,7 +34,7 @@ OPTIONS: EngineOptions = {"max_sequences": 4, "max_batch_tokens": 32, "page_size
 
 def make_adapters(llm: LLM) -> dict[str, Adapter]:
     """Three adapters of different ranks and layers."""
-    linears = llm.engine.engine.runner.model.linears
+    linears = llm.engine.runner.model.linears
     return {
         "a0": random_adapter(linears, 0, rank=4),
         "a1": random_adapter(linears, 1, rank=8, targets=("attention.q", "attention.v", "down")),
@@ -54,7 +54,7 @@ def recompiles(llm: LLM) -> float:
 
 
 def slots(llm: LLM):
-    found = llm.engine.engine.scheduler.adapters
+    found = llm.engine.scheduler.adapters
     assert found is not None
     return found
 
@@ -66,7 +66,7 @@ def llm(tiny_llama3: Path, compile_cache: str) -> Iterator[LLM]:
         for name, adapter in make_adapters(llm).items():
             llm.load_adapter(name, adapter)
         yield llm
-        llm.engine.engine.check_integrity()
+        llm.engine.scheduler.check_integrity()
 
 
 def test_a_mixed_batch_is_each_row_alone(llm: LLM) -> None:
@@ -90,7 +90,7 @@ def test_a_row_without_adapter_is_the_model_alone(llm: LLM, tiny_llm: LLM) -> No
 
 def test_scores_are_those_of_attach_and_of_merged_weights(llm: LLM) -> None:
     """Prompt log-probabilities against one forward of the same weights, adapted as the trainer does it, and merged."""
-    runner = llm.engine.engine.runner
+    runner = llm.engine.runner
     params = SamplingParams(max_tokens=0, prompt_logprobs=0)
     for name, adapter in make_adapters(llm).items():
         output = llm.generate(PROMPTS[:1], params, adapter=name, use_tqdm=False)[0]
@@ -170,7 +170,7 @@ def test_over_eight_devices(llm: LLM, tiny_llama3: Path, tmp_path: Path, compile
         for (_, ours), (_, theirs) in zip(found, expected, strict=True):
             np.testing.assert_allclose(ours, theirs, atol=1e-4)
         if layout == "tensor":
-            memory = tp.engine.engine.runner._adapters
+            memory = tp.engine.runner.adapters
             assert memory is not None
             paths = [layer.path for layer in memory.plan.blocks[0]]
             up, down = paths.index("mlp.up"), paths.index("mlp.down")
@@ -192,13 +192,13 @@ def test_more_adapters_than_slots(tiny_llama3: Path, compile_cache: str, llm: LL
         found = answers(small, PROMPTS * 3, NAMES * 3)
         assert [tokens for tokens, _ in found] == [tokens for tokens, _ in expected] * 3
         assert recompiles(small) == 0
-        small.engine.engine.check_integrity()
+        small.engine.scheduler.check_integrity()
         assert slots(small).num_loaded == 1 and slots(small).num_in_use == 0
 
 
 def test_replaced_under_load(llm: LLM) -> None:
     """Eight streams run while their adapter is loaded, replaced and unloaded over and over."""
-    linears = llm.engine.engine.runner.model.linears
+    linears = llm.engine.runner.model.linears
     versions = [random_adapter(linears, seed, rank=4) for seed in (10, 11)]
     expected = []
     for adapter in versions:
@@ -237,7 +237,7 @@ def test_replaced_under_load(llm: LLM) -> None:
     assert answers(llm, PROMPTS[1:2], ["x"])[0][0] == expected[1]
     assert recompiles(llm) == 0
     llm.unload_adapter("x")
-    llm.engine.engine.check_integrity()
+    llm.engine.scheduler.check_integrity()
 
 
 def test_a_request_keeps_an_adapter_that_is_unloaded(llm: LLM) -> None:
@@ -251,7 +251,7 @@ def test_a_request_keeps_an_adapter_that_is_unloaded(llm: LLM) -> None:
             tokens += delta.token_ids
         return whole.outputs[0].token_ids, tokens
 
-    llm.load_adapter("gone", random_adapter(llm.engine.engine.runner.model.linears, 7))
+    llm.load_adapter("gone", random_adapter(llm.engine.runner.model.linears, 7))
     whole, streamed = asyncio.run(run())
     assert whole == streamed
     with pytest.raises(AdapterNotFoundError, match="gone"):
@@ -280,9 +280,9 @@ def test_preempted_sequences_keep_their_adapters(tiny_llama3: Path, compile_cach
         for name, adapter in make_adapters(small).items():
             small.load_adapter(name, adapter)
         found = small.generate(PROMPTS * 2, params, adapter=names, use_tqdm=False)
-        assert small.engine.engine.scheduler.num_preemptions > 0
+        assert small.engine.scheduler.num_preemptions > 0
         assert [o.outputs[0].token_ids for o in found] == [o.outputs[0].token_ids for o in expected]
-        small.engine.engine.check_integrity()
+        small.engine.scheduler.check_integrity()
 
 
 def broken(adapter: Adapter, layer: str, **changes: object) -> Adapter:
@@ -292,7 +292,7 @@ def broken(adapter: Adapter, layer: str, **changes: object) -> Adapter:
 
 
 def test_adapters_that_do_not_fit(llm: LLM) -> None:
-    linears = llm.engine.engine.runner.model.linears
+    linears = llm.engine.runner.model.linears
     good = random_adapter(linears, 3)
     q = "layers.0.attention.q"
     bad = {
@@ -340,13 +340,13 @@ def test_the_hosts_memory_is_bounded(tiny_llama3: Path, compile_cache: str) -> N
 
 def test_from_folders(tiny_llama3: Path, compile_cache: str, tmp_path: Path, llm: LLM) -> None:
     """--lora NAME=DIRECTORY: as many slots as names, as large as the largest rank; and a load by path."""
-    model = llm.engine.engine.runner.model
+    model = llm.engine.runner.model
     adapters = make_adapters(llm)
     for name, adapter in adapters.items():
         write_adapter(tmp_path / name, adapter, model, base_model="tiny")
     folders = tuple(f"{name}={tmp_path / name}" for name in ("a0", "a1"))
     with LLM(str(tiny_llama3), lora=folders, compile_cache=compile_cache, **OPTIONS) as served:
-        memory = served.engine.engine.runner._adapters
+        memory = served.engine.runner.adapters
         assert memory is not None and (memory.plan.slots, memory.plan.rank) == (2, 8)
         assert [(a.name, a.rank, a.root) for a in served.engine.adapters] == [
             ("a0", 4, str(tmp_path / "a0")),
@@ -362,10 +362,10 @@ def test_from_folders(tiny_llama3: Path, compile_cache: str, tmp_path: Path, llm
 
 
 def test_off_by_default(tiny_llm: LLM, llm: LLM) -> None:
-    runner = tiny_llm.engine.engine.runner
+    runner = tiny_llm.engine.runner
     assert runner.adapter_bytes == 0
     assert not [key for key in runner.program_keys if key[0] == "set_adapter"]
-    assert [key for key in llm.engine.engine.runner.program_keys if key[0] == "set_adapter"] == [("set_adapter", 0)]
+    assert [key for key in llm.engine.runner.program_keys if key[0] == "set_adapter"] == [("set_adapter", 0)]
     with pytest.raises(ConfigError, match="max_loras is 0"):
         tiny_llm.load_adapter("x", random_adapter(runner.model.linears, 0))
     with pytest.raises(ConfigError, match="max_loras is 0"):

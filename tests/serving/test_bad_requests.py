@@ -92,7 +92,7 @@ async def test_queue_full_and_request_id_in_use(tiny_llm: LLM):
 async def test_fuzz_good_requests_among_bad_and_cancelled_ones(tiny_llm: LLM):
     rng = random.Random(0)
     good = {i: (await tiny_llm.engine.generate(PROMPTS[i], settings(i))).outputs[0] for i in range(8)}
-    compiled = set(tiny_llm.engine.engine.runner.programs)
+    compiled = set(tiny_llm.engine.runner.programs)
 
     async def bad() -> None:
         with pytest.raises(RequestError):
@@ -119,8 +119,8 @@ async def test_fuzz_good_requests_among_bad_and_cancelled_ones(tiny_llm: LLM):
 
     await asyncio.gather(*(limited(job) for job in jobs))
     await until_idle(tiny_llm)
-    engine = tiny_llm.engine.engine
-    engine.check_integrity()
+    engine = tiny_llm.engine
+    engine.scheduler.check_integrity()
     assert engine.scheduler.pool.num_used == 0 and tiny_llm.engine.num_open == 0
     assert set(engine.runner.programs) == compiled
     metrics = engine.metrics.render()[0].decode()
@@ -129,7 +129,7 @@ async def test_fuzz_good_requests_among_bad_and_cancelled_ones(tiny_llm: LLM):
 
 async def test_a_failing_step_ends_requests_with_an_error_not_a_hang(tiny_llama3, compile_cache: str):
     with LLM(str(tiny_llama3), max_sequences=2, max_batch_tokens=16, compile_cache=compile_cache) as llm:
-        runner = llm.engine.engine.runner
+        runner = llm.engine.runner
 
         def explode(plan: object) -> None:
             raise RuntimeError("device lost")

@@ -55,7 +55,7 @@ def alone(tiny_llm: LLM) -> list[CompletionOutput]:
 def test_among_31_neighbours(tiny_llm: LLM, alone: list[CompletionOutput]):
     for expected, output in zip(alone, generate(tiny_llm, list(range(32))), strict=True):
         assert_same(output.outputs[0], expected)
-    tiny_llm.engine.engine.check_integrity()
+    tiny_llm.engine.scheduler.check_integrity()
 
 
 @pytest.mark.parametrize("overlap", [True, False])
@@ -73,16 +73,16 @@ def test_after_preemption(tiny_llama3: Path, compile_cache: str, alone: list[Com
         compile_cache=compile_cache,
     ) as llm:
         outputs = generate(llm, list(range(32)))
-        assert llm.engine.engine.scheduler.num_preemptions > 0
+        assert llm.engine.scheduler.num_preemptions > 0
         for expected, output in zip(alone, outputs, strict=True):
             assert_same(output.outputs[0], expected)
-        llm.engine.engine.check_integrity()
-        assert llm.engine.engine.scheduler.pool.num_used == 0
+        llm.engine.scheduler.check_integrity()
+        assert llm.engine.scheduler.pool.num_used == 0
         assert b"ryzjax:num_preemptions_total{" in llm.engine.metrics.render()[0]
 
 
 async def test_requests_join_mid_flight(tiny_llm: LLM, alone: list[CompletionOutput]):
-    scheduler = tiny_llm.engine.engine.scheduler
+    scheduler = tiny_llm.engine.scheduler
     long = SamplingParams(temperature=0, max_tokens=150, ignore_eos=True, seed=0)
     first = tiny_llm.engine.stream(PROMPTS[0], long)
     tokens = [token for _ in range(3) for token in (await anext(first)).token_ids]
@@ -99,7 +99,7 @@ async def test_requests_join_mid_flight(tiny_llm: LLM, alone: list[CompletionOut
 
 
 async def test_closing_a_stream_frees_its_pages(tiny_llm: LLM):
-    pool = tiny_llm.engine.engine.scheduler.pool
+    pool = tiny_llm.engine.scheduler.pool
     streams = [
         tiny_llm.engine.stream(p, SamplingParams(max_tokens=200, ignore_eos=True, n=2, seed=1)) for p in PROMPTS[:6]
     ]
@@ -110,7 +110,7 @@ async def test_closing_a_stream_frees_its_pages(tiny_llm: LLM):
         await stream.aclose()
     await until_idle(tiny_llm)
     assert pool.num_used == 0
-    tiny_llm.engine.engine.check_integrity()
+    tiny_llm.engine.scheduler.check_integrity()
 
 
 async def test_n_completions_differ_and_repeat(tiny_llm: LLM):
@@ -142,13 +142,13 @@ async def test_stop_strings_stop_tokens_and_min_tokens(tiny_llm: LLM):
     assert cut.text == whole.text[: whole.text.index(stop)]
     assert (cut.finish_reason, cut.stop_reason) == ("stop", stop)
     await until_idle(tiny_llm)
-    assert tiny_llm.engine.engine.scheduler.pool.num_used == 0
+    assert tiny_llm.engine.scheduler.pool.num_used == 0
 
 
 async def until_idle(llm: LLM) -> None:
     """Waits until the engine's thread has handled every message."""
     for _ in range(500):
-        if not llm.engine.engine.has_work:
+        if llm.engine.is_idle:
             return
         await asyncio.sleep(0.01)
     raise AssertionError("the engine did not become idle")

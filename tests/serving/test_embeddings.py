@@ -77,7 +77,7 @@ def test_among_neighbours_of_every_kind(tiny_llm: LLM, pooling: Pooling):
     for output, vector in zip(outputs[len(PROMPTS) : 2 * len(PROMPTS)], alone, strict=True):
         assert isinstance(output, EmbeddingOutput)
         np.testing.assert_allclose(output.embedding, vector, atol=2e-5)
-    tiny_llm.engine.engine.check_integrity()
+    tiny_llm.engine.scheduler.check_integrity()
 
 
 @pytest.mark.parametrize("pooling", ["last", "mean"])
@@ -104,7 +104,7 @@ def test_after_preemption(tiny_llm: LLM, tiny_llama3: Path, compile_cache: str, 
         pooling="mean",
         compile_cache=compile_cache,
     ) as llm:
-        engine, scheduler = llm.engine, llm.engine.engine.scheduler
+        engine, scheduler = llm.engine, llm.engine.scheduler
 
         async def mixed() -> list[object]:
             grow = SamplingParams(temperature=0, max_tokens=60, ignore_eos=True)
@@ -122,7 +122,7 @@ def test_after_preemption(tiny_llm: LLM, tiny_llama3: Path, compile_cache: str, 
 
 
 def test_a_sum_has_the_same_bits_however_it_is_cut_and_whatever_is_beside_it(tiny_llm: LLM):
-    runner = tiny_llm.engine.engine.runner
+    runner = tiny_llm.engine.runner
     model: AbstractModel = runner.model
     size, slots = 16, 4
     pool = jax.jit(make_pool(model))
@@ -182,7 +182,7 @@ def test_bad_requests(tiny_llm: LLM, prompt: list[int], settings: dict[str, obje
 
 
 async def test_cancelling_frees_its_pages_and_metrics_count(tiny_llm: LLM):
-    engine, scheduler = tiny_llm.engine, tiny_llm.engine.engine.scheduler
+    engine, scheduler = tiny_llm.engine, tiny_llm.engine.scheduler
     before = metric(tiny_llm, "embeddings_total"), metric(tiny_llm, "prompt_tokens_scored_total")
     finished = metric(tiny_llm, 'request_success_total{finished_reason="stop"')
     await engine.embed(PROMPTS[2])
@@ -198,7 +198,7 @@ async def test_cancelling_frees_its_pages_and_metrics_count(tiny_llm: LLM):
     results = await asyncio.gather(*tasks, return_exceptions=True)
     assert all(isinstance(result, asyncio.CancelledError) for result in results)
     for _ in range(500):
-        if not engine.engine.has_work:
+        if engine.is_idle:
             break
         await asyncio.sleep(0.01)
     assert engine.num_open == 0 and scheduler.pool.num_used == 0

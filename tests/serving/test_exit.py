@@ -19,7 +19,7 @@ HEADER = """
     llm = LLM(
         sys.argv[1], max_sequences=2, max_batch_tokens=16, page_size_tokens=8, compile_cache=sys.argv[2]
     )
-    scheduler = llm.engine.engine.scheduler
+    scheduler = llm.engine.scheduler
     long = SamplingParams(max_tokens=400, ignore_eos=True)
     prompts = [{"prompt_token_ids": [5, 6, 7]}] * 64
 
@@ -33,11 +33,11 @@ HEADER = """
 
     def until_idle():
         deadline = time.monotonic() + 30
-        while llm.engine.engine.has_work:
+        while not llm.engine.is_idle:
             assert time.monotonic() < deadline, "requests were left running"
             time.sleep(0.005)
         assert scheduler.pool.num_used == 0 and llm.engine.num_open == 0
-        llm.engine.engine.check_integrity()
+        llm.engine.scheduler.check_integrity()
 """
 
 

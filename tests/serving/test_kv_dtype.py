@@ -35,7 +35,7 @@ def calibrated(model: Path, folder: Path, sequences: list[list[int]], **options:
     shutil.copytree(model, folder, copy_function=shutil.copyfile)
     folder.chmod(0o755)
     with LLM(str(model), dtype="float32", **options) as llm:  # type: ignore[arg-type]
-        runner = llm.engine.engine.runner
+        runner = llm.engine.runner
         scales = calibrate_kv_scales(observe_kv_maxima(runner.model, runner.leaves, sequences))
     tensors = load_file(folder / "model.safetensors") | kv_scale_tensors(scales)
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
@@ -73,12 +73,12 @@ def generate(llm: LLM, wanted: list[int]) -> list[RequestOutput]:
 
 
 def assert_same(llm: LLM, ours: list[RequestOutput], theirs: list[RequestOutput]) -> None:
-    tolerance = LOGPROB_TOLERANCE[llm.engine.engine.runner.kv_format.dtype]
+    tolerance = LOGPROB_TOLERANCE[llm.engine.runner.kv_format.dtype]
     for one, other in zip((o.outputs[0] for o in ours), (o.outputs[0] for o in theirs), strict=True):
         assert one.token_ids == other.token_ids
         logprobs = ([entry.logprob for entry in output.logprobs or ()] for output in (one, other))
         np.testing.assert_allclose(*logprobs, atol=tolerance)
-    llm.engine.engine.check_integrity()
+    llm.engine.scheduler.check_integrity()
 
 
 @pytest.fixture(scope="module")
@@ -91,18 +91,18 @@ def test_among_neighbours(quantized: LLM, alone: list[RequestOutput]):
 
 
 def test_after_preemption(quantized: LLM, alone: list[RequestOutput], tiny_calibrated: Path, compile_cache: str):
-    runner = quantized.engine.engine.runner
+    runner = quantized.engine.runner
     page_bytes = sum(a.nbytes for a in jax.tree.leaves(runner.cache) if a.ndim > 2) // runner.cache.k.shape[1]
     with launch(tiny_calibrated, compile_cache, runner.kv_format.dtype, kv_memory=str(36 * page_bytes)) as llm:
-        assert llm.engine.engine.scheduler.pool.num_usable == 35
+        assert llm.engine.scheduler.pool.num_usable == 35
         outputs = generate(llm, WANTED)
-        assert llm.engine.engine.scheduler.num_preemptions > 0
+        assert llm.engine.scheduler.num_preemptions > 0
         assert_same(llm, outputs, alone)
-        assert llm.engine.engine.scheduler.pool.num_used == 0
+        assert llm.engine.scheduler.pool.num_used == 0
 
 
 def test_the_cache_is_quantized_and_says_so(quantized: LLM, tiny_llm: LLM):
-    runner = quantized.engine.engine.runner
+    runner = quantized.engine.runner
     dtype = runner.kv_format.dtype
     assert runner.cache.k.dtype == runner.cache.v.dtype == {"int8": "int8", "fp8_e4m3": "uint8"}[dtype]
     assert f'kv_dtype="{dtype}"'.encode() in quantized.engine.metrics.render()[0]
@@ -114,7 +114,7 @@ def test_the_cache_is_quantized_and_says_so(quantized: LLM, tiny_llm: LLM):
 
 def test_prompt_scores_and_embeddings(quantized: LLM, tiny_llm: LLM):
     """Near those of a float32 cache, and the same alone and in chunks beside others."""
-    dtype = quantized.engine.engine.runner.kv_format.dtype
+    dtype = quantized.engine.runner.kv_format.dtype
     prompts = [{"prompt_token_ids": PROMPTS[i]} for i in range(8)]
     params = SamplingParams(max_tokens=0, prompt_logprobs=1)
 
@@ -136,15 +136,15 @@ def test_fp8_without_scales_is_refused_before_weights_are_read(tiny_llama3: Path
     with pytest.raises(ConfigError, match="no k_scale and v_scale tensors"):
         launch(tiny_llama3, compile_cache, "fp8_e4m3")
     with launch(tiny_llama3, compile_cache, "fp8_e4m3", kv_scale_unit=True) as llm:
-        assert (np.asarray(llm.engine.engine.runner.cache.k_scale) == 1).all()
+        assert (np.asarray(llm.engine.runner.cache.k_scale) == 1).all()
 
 
 def test_eight_devices(quantized: LLM, tiny_calibrated: Path, compile_cache: str):
-    dtype = quantized.engine.engine.runner.kv_format.dtype
+    dtype = quantized.engine.runner.kv_format.dtype
     prompts = [{"prompt_token_ids": PROMPTS[i]} for i in range(3)]
     greedy = SamplingParams(temperature=0, max_tokens=16, ignore_eos=True)
     with launch(tiny_calibrated, compile_cache, dtype, layout="tp", max_sequences=4) as llm:
-        scale = llm.engine.engine.runner.cache.k_scale
+        scale = llm.engine.runner.cache.k_scale
         assert scale is not None and scale.addressable_shards[0].data.nbytes * 4 == scale.nbytes
         on_eight, on_one = (engine.generate(prompts, greedy, use_tqdm=False) for engine in (llm, quantized))
         assert [o.outputs[0].token_ids for o in on_eight] == [o.outputs[0].token_ids for o in on_one]

@@ -22,11 +22,11 @@ LONG = SamplingParams(max_tokens=450, ignore_eos=True, seed=1)
 
 async def until_closed(llm: LLM) -> None:
     for _ in range(3000):
-        if llm.engine.num_open == 0 and not llm.engine.engine.has_work:
+        if llm.engine.is_idle:
             break
         await asyncio.sleep(0.01)
-    assert llm.engine.num_open == 0 and llm.engine.engine.scheduler.pool.num_used == 0
-    llm.engine.engine.check_integrity()
+    assert llm.engine.num_open == 0 and llm.engine.scheduler.pool.num_used == 0
+    llm.engine.scheduler.check_integrity()
 
 
 def test_a_closed_event_loop_loses_its_requests_alone(tiny_llm: LLM, caplog: pytest.LogCaptureFixture):

@@ -24,8 +24,8 @@ LONG = SamplingParams(max_tokens=400, ignore_eos=True)
 
 def wait_until_idle(llm: LLM) -> None:
     asyncio.run(until_idle(llm))
-    assert llm.engine.num_open == 0 and llm.engine.engine.scheduler.pool.num_used == 0
-    llm.engine.engine.check_integrity()
+    assert llm.engine.num_open == 0 and llm.engine.scheduler.pool.num_used == 0
+    llm.engine.scheduler.check_integrity()
 
 
 def test_stream_gives_what_generate_gives(tiny_llm: LLM):
@@ -215,7 +215,7 @@ def test_closing_the_engine_ends_a_running_generate(tiny_llama3: Path, compile_c
 
     caller = threading.Thread(target=run)
     caller.start()
-    while not llm.engine.engine.scheduler.num_running:
+    while not llm.engine.scheduler.num_running:
         time.sleep(0.001)
     llm.close()
     caller.join(30)
@@ -262,7 +262,7 @@ def test_a_failed_engine_can_be_freed_too(tiny_llama3: Path, compile_cache: str,
     def explode(plan: object) -> None:
         raise RuntimeError("device lost")
 
-    llm.engine.engine.runner.dispatch = explode
+    llm.engine.runner.dispatch = explode
     with pytest.raises(EngineStoppedError, match="device lost"):
         llm.generate("a", settings(0), use_tqdm=False)
     assert not llm.engine.is_healthy

@@ -87,7 +87,7 @@ def test_among_neighbours(tiny_llm: LLM, alone: list[RequestOutput]):
     for i, output in enumerate(outputs[1::2]):
         solo = tiny_llm.generate(prompts[2 * i + 1], params[2 * i + 1], use_tqdm=False)[0]
         assert output.outputs[0].token_ids == solo.outputs[0].token_ids and output.prompt_logprobs is None
-    tiny_llm.engine.engine.check_integrity()
+    tiny_llm.engine.scheduler.check_integrity()
 
 
 @pytest.mark.parametrize("overlap", [True, False])
@@ -102,7 +102,7 @@ def test_after_preemption(tiny_llama3: Path, compile_cache: str, alone: list[Req
         overlap=overlap,
         compile_cache=compile_cache,
     ) as llm:
-        scheduler = llm.engine.engine.scheduler
+        scheduler = llm.engine.scheduler
         prompts = [*PROMPTS, *PROMPTS]
         params = [SamplingParams(max_tokens=40, ignore_eos=True, prompt_logprobs=3, seed=1)] * len(PROMPTS)
         params += [SCORE_ONLY] * len(PROMPTS)

@@ -56,7 +56,7 @@ def expected(tiny_llm: LLM) -> list[list[int]]:
 
 
 def collectives(llm: LLM, kind: str, size: int) -> Counter[str]:
-    text = llm.engine.engine.runner.programs[kind, size].as_text()  # type: ignore[index]
+    text = llm.engine.runner.programs[kind, size].as_text()  # type: ignore[index]
     return Counter(COLLECTIVE.findall(text))
 
 
@@ -65,7 +65,7 @@ def test_tensor_parallel(tiny_llama3: Path, tmp_path: Path, compile_cache: str, 
     with launch(tiny_llama3, layout_file(tmp_path, tensor), compile_cache) as llm:
         outputs = llm.generate(PROMPTS, GREEDY, use_tqdm=False)
         assert [output.outputs[0].token_ids for output in outputs] == expected
-        runner = llm.engine.engine.runner
+        runner = llm.engine.runner
         weights = dict(zip(runner.model.weights, runner.leaves, strict=True))
         specs = {name: array.sharding.spec for name, array in weights.items()}
         # An axis of 4 or 8 devices is built from axes of 2.
@@ -99,7 +99,7 @@ def test_two_axes(
         assert scores(llm) == pytest.approx(expected_scores, abs=1e-4)
         outputs = llm.generate(PROMPTS, GREEDY, use_tqdm=False)
         assert [output.outputs[0].token_ids for output in outputs] == expected
-        runner = llm.engine.engine.runner
+        runner = llm.engine.runner
         weights = dict(zip(runner.model.weights, runner.leaves, strict=True))
         gate = weights["layers.0.mlp.gate.weight"]
         assert gate.sharding.spec == P(("tensor_0", "tensor_1"), None if layout == "tp_dp" else "fsdp")
@@ -112,7 +112,7 @@ def test_sizes_that_do_not_divide_are_split_as_far_as_they_do(
     stories: Path, stories_llm: LLM, tmp_path: Path, compile_cache: str
 ):
     with launch(stories, layout_file(tmp_path, 8), compile_cache) as llm:
-        weights = dict(zip(llm.engine.engine.runner.model.weights, llm.engine.engine.runner.leaves, strict=True))
+        weights = dict(zip(llm.engine.runner.model.weights, llm.engine.runner.leaves, strict=True))
         gate = weights["layers.0.mlp.gate.weight"]  # 172 rows over 8 devices: 4 parts, each on two
         assert gate.addressable_shards[0].data.nbytes * 4 == gate.nbytes
         prompts = [{"prompt_token_ids": [1, 403, 407, 261]}]

@@ -95,7 +95,7 @@ class ModelRunner:
             max_pages=-(-max_context_tokens // page_size_tokens),
             has_adapters=adapters is not None,
         )
-        self._adapters = None if adapters is None else AdapterMemory(adapters)
+        self.adapters = None if adapters is None else AdapterMemory(adapters)
         self._programs: dict[ProgramKey, jax.stages.Compiled] = {}
         self._programs_pages = 0
         self._cache: KVCache | None = None
@@ -120,7 +120,7 @@ class ModelRunner:
     @property
     def adapter_bytes(self) -> int:
         """The bytes of the slots of adapters on one device."""
-        return 0 if self._adapters is None else self._adapters.plan.device_bytes
+        return 0 if self.adapters is None else self.adapters.plan.device_bytes
 
     def temporary_bytes(self, num_pages: int) -> int:
         """Returns the temporaries of the largest step on one device, as XLA plans them, in bytes.
@@ -147,8 +147,8 @@ class ModelRunner:
             num_pages=num_pages,
             page_size_tokens=self.page_size_tokens,
         )
-        if self._adapters is not None:
-            self._adapters.allocate()
+        if self.adapters is not None:
+            self.adapters.allocate()
         shapes = self._shapes.state, self._shapes.sums
         self._state, self._sums = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype, device=s.sharding), shapes)
 
@@ -200,7 +200,7 @@ class ModelRunner:
         tokens = self.buckets.decode_tokens(plan.num_tokens) if decodes else self.buckets.mixed_tokens(plan.num_tokens)
         packed = self._packer.pack(plan, tokens)
         state = self._state
-        adapters = () if self._adapters is None else (self._adapters.blocks,)
+        adapters = () if self.adapters is None else (self.adapters.blocks,)
         self._cache, hidden, samples, *every = self._programs[kind, tokens](
             self._shapes.leaves, self.cache, state.tokens, packed, *adapters
         )
@@ -219,9 +219,9 @@ class ModelRunner:
 
     def set_adapter(self, slot: int, adapter: ServedAdapter) -> None:
         """Starts writing an adapter into a slot. Steps that are dispatched afterwards read it."""
-        assert self._adapters is not None, "the runner has no slots"
-        programs = {kind: self._programs["set_adapter", kind] for kind in self._adapters.plan.kinds}
-        self._adapters.write(programs, slot, adapter)
+        assert self.adapters is not None, "the runner has no slots"
+        programs = {kind: self._programs["set_adapter", kind] for kind in self.adapters.plan.kinds}
+        self.adapters.write(programs, slot, adapter)
 
     def read(self, step: InFlightStep) -> StepResult:
         """Waits for a step and copies its tokens, scores and vectors to the host."""
@@ -266,7 +266,7 @@ class ModelRunner:
     def _programs_for(self, num_pages: int) -> list[Program]:
         """Declares every program that serving needs, the slowest to compile first."""
         shapes, buckets = self._shapes, self.buckets
-        adapters = None if self._adapters is None else self._adapters.plan
+        adapters = None if self.adapters is None else self.adapters.plan
 
         def backbone(kind: Literal["decode", "mixed"], tokens: int) -> Program:
             layout = self._packer.layout(tokens)
@@ -277,7 +277,7 @@ class ModelRunner:
             *(backbone("decode", tokens) for tokens in reversed(buckets.decode)),
             *(head_program(shapes, rows) for rows in buckets.sample),
             *(gather_program(shapes, tokens) for tokens in buckets.mixed),
-            *(() if self._adapters is None else map(self._adapters.program, self._adapters.plan.kinds)),
+            *(() if self.adapters is None else map(self.adapters.program, self.adapters.plan.kinds)),
             score_program(shapes),
             pool_program(shapes),
             set_slot_program(shapes),

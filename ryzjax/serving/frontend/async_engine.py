@@ -18,6 +18,7 @@ from ryzjax.errors import EngineStoppedError
 from ryzjax.lora import Adapter
 from ryzjax.models.config import ModelConfig
 from ryzjax.obs.metrics import EngineMetrics
+from ryzjax.serving.device.runner import ModelRunner
 from ryzjax.serving.engine.engine import Engine
 from ryzjax.serving.engine.engine_thread import EngineThread
 from ryzjax.serving.engine.listeners import Listener, Listeners, LoopListener
@@ -28,6 +29,7 @@ from ryzjax.serving.frontend.output_collector import OutputCollector
 from ryzjax.serving.frontend.request_builder import RequestBuilder, as_token_ids
 from ryzjax.serving.frontend.request_stream import RequestStream
 from ryzjax.serving.frontend.sampling_defaults import SamplingDefaults
+from ryzjax.serving.host.scheduler import Scheduler
 from ryzjax.serving.messages.adapter import ServedAdapter
 from ryzjax.serving.messages.request import EmbeddingOutput, EngineRequest, Pooling, RequestOutput, StreamDelta
 from ryzjax.serving.messages.sampling_params import SamplingParams
@@ -48,7 +50,7 @@ class AsyncEngine:
     The thread ends when `stop` is called, when the last reference to this object goes, or when the interpreter exits.
 
     Args:
-      engine: An engine that is ready to step.
+      engine: An engine that is ready to step. Once the thread has started, only the thread may call it.
       tokenizer: The tokenizer of the model.
       config: The config of the model.
       model_name: The name of the model for callers.
@@ -80,7 +82,7 @@ class AsyncEngine:
         self.certificate = certificate
         self.max_context_tokens = max_context_tokens
         self.metrics: EngineMetrics = engine.metrics
-        self.engine = engine
+        self.core = engine
         self.default_sampling: SamplingDefaults = default_sampling or {}
         self.max_open_sequences = max_open = max_queue + engine.runner.max_sequences
         self.builder = RequestBuilder(config, max_context_tokens=max_context_tokens, max_open=max_open, pooling=pooling)
@@ -128,6 +130,21 @@ class AsyncEngine:
     def is_ready(self) -> bool:
         """Whether the engine accepts new requests."""
         return self._is_started and self.is_healthy and not self._listeners.is_refusing
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no request is open and the engine has handled every message."""
+        return not self.num_open and not self.core.has_work
+
+    @property
+    def runner(self) -> ModelRunner:
+        """The runner of the engine, for inspection."""
+        return self.core.runner
+
+    @property
+    def scheduler(self) -> Scheduler:
+        """The scheduler of the engine, for inspection."""
+        return self.core.scheduler
 
     @property
     def num_open(self) -> int:

@@ -228,7 +228,7 @@ class _Batch(Generic[Output]):
         self._jobs = jobs
         self._on_done = on_done
         # Twice what runs at once keeps the engine busy without filling its queue.
-        self._most_open = min(2 * engine.engine.runner.max_sequences, engine.builder.max_open)
+        self._most_open = min(2 * engine.runner.max_sequences, engine.builder.max_open)
         self._listener = ThreadListener()
         self._waiting = deque(range(len(jobs)))
         self._job_of: dict[str, int] = {}  # of each open request

@@ -1,4 +1,4 @@
-"""check_scheduler: proves that no page, slot or sequence of a scheduler is lost or owned twice."""
+"""check_residency: proves that no page, slot or sequence is lost or owned twice."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from ryzjax.serving.host.adapter_slots import AdapterSlots
 from ryzjax.serving.host.pages import PagePool
 from ryzjax.serving.host.sequence import Sequence, SequenceState
 
-__all__ = ["check_scheduler"]
+__all__ = ["check_residency"]
 
 
-def check_scheduler(
+def check_residency(
     *,
     pool: PagePool,
     adapters: AdapterSlots | None,

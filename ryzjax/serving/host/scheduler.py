@@ -27,8 +27,8 @@ from collections.abc import Callable, Iterable
 from ryzjax.errors import CapacityError, ConfigError, QueueFullError, RequestError
 from ryzjax.serving.host.adapter_slots import AdapterSlots
 from ryzjax.serving.host.admission import check_request
-from ryzjax.serving.host.integrity import check_scheduler
 from ryzjax.serving.host.pages import PagePool
+from ryzjax.serving.host.residency import Residency
 from ryzjax.serving.host.retry import FinishRate
 from ryzjax.serving.host.sequence import Sequence, SequenceState
 from ryzjax.serving.host.step_plan import Chunk, StepPlan, make_plan
@@ -96,31 +96,31 @@ class Scheduler:
         self.max_queue = max_queue
         self.rope_switch_length = rope_switch_length
         self.adapters = adapters
-        self.num_preemptions = 0
+        self._residency = Residency(pool=pool, max_sequences=max_sequences, adapters=adapters)
         self._clock = clock
         self._finishes = FinishRate()
         self._arrivals = 0
-        self._admissions = 0
-        self._sequences: dict[str, Sequence] = {}
-        self._waiting: deque[Sequence] = deque()
-        self._running: list[Sequence] = []
-        self._free_slots = list(range(max_sequences - 1, -1, -1))
         self._uncommitted: deque[StepPlan] = deque()
 
     @property
     def num_running(self) -> int:
         """The number of admitted sequences, also those whose last token is in flight."""
-        return len(self._sequences) - len(self._waiting)
+        return len(self._residency) - len(self._residency.waiting)
 
     @property
     def num_waiting(self) -> int:
         """The number of sequences that are not admitted yet or are preempted."""
-        return len(self._waiting)
+        return len(self._residency.waiting)
+
+    @property
+    def num_preemptions(self) -> int:
+        """How many times a sequence lost its pages to another one."""
+        return self._residency.num_preemptions
 
     @property
     def has_work(self) -> bool:
         """Whether a sequence is unfinished. `schedule` may still return None until a commit."""
-        return bool(self._sequences)
+        return len(self._residency) > 0
 
     @property
     def retry_after_s(self) -> int:
@@ -135,7 +135,7 @@ class Scheduler:
           ContextLengthError: the prompt and one token after it do not fit the context.
           QueueFullError: too many requests wait.
         """
-        if request.request_id in self._sequences:
+        if request.request_id in self._residency:
             raise RequestError(f"request_id={request.request_id!r} is in use; expected an id of its own")
         check_request(request, max_context_tokens=self.max_context_tokens)
         if request.adapter is not None and self.adapters is None:
@@ -143,23 +143,22 @@ class Scheduler:
                 f"adapter {request.adapter.name!r} is asked for, but max_loras is 0; start with max_loras",
                 param="model",
             )
-        if len(self._waiting) - len(self._free_slots) >= self.max_queue:
+        if self._residency.num_queued >= self.max_queue:
             retry_after_s = self.retry_after_s
             raise QueueFullError(
-                f"{len(self._waiting)} requests wait and max_queue={self.max_queue}; try again in {retry_after_s} s",
+                f"{self.num_waiting} requests wait and max_queue={self.max_queue}; try again in {retry_after_s} s",
                 retry_after_s=retry_after_s,
             )
         sequence = Sequence(request, arrival=self._arrivals, max_context_tokens=self.max_context_tokens)
         self._arrivals += 1
-        self._sequences[request.request_id] = sequence
-        self._waiting.append(sequence)
+        self._residency.add(sequence)
         return sequence
 
     def abort(self, request_id: str) -> Sequence | None:
         """Ends a sequence at once and frees its pages and slot. Returns None if the id is unknown or finished."""
-        sequence = self._sequences.get(request_id)
+        sequence = self._residency.get(request_id)
         if sequence is not None:
-            self._finish(sequence, "abort")
+            self._residency.finish(sequence, "abort")
         return sequence
 
     def schedule(self) -> StepPlan | None:
@@ -167,8 +166,9 @@ class Scheduler:
         budget = self.max_batch_tokens
         num_decodes = 0
         chunks: list[Chunk] = []
-        self._release_ending()
-        running = self._running
+        residency = self._residency
+        residency.release_ending()
+        running, waiting = residency.running, residency.waiting
         at = 0
         while budget and at < len(running):  # Preemption shortens the list from its end.
             sequence = running[at]
@@ -187,7 +187,7 @@ class Scheduler:
                 if query_len < 1:
                     at += 1
                     continue
-            if not self._grow(sequence, sequence.num_computed + query_len):
+            if not residency.grow(sequence, sequence.num_computed + query_len):
                 break
             chunks.append(Chunk(sequence, query_len, admits=False))
             budget -= query_len
@@ -196,15 +196,16 @@ class Scheduler:
             self.adapters.begin_pass()
         at = 0
         budget = min(budget, self._prompt_budget(chunks, num_decodes))
-        while budget > 0 and at < len(self._waiting):
-            sequence = self._waiting[at]
-            if not self._has_adapter(sequence):
+        while budget > 0 and at < len(waiting):
+            sequence = waiting[at]
+            if not residency.has_adapter(sequence):
                 at += 1
                 continue
-            if not self._has_room(sequence):
+            if not residency.has_room(sequence):
                 break
-            del self._waiting[at]
-            self._admit(sequence)
+            if self._outgrew_rope(sequence):  # It was preempted before it could start again.
+                sequence.rope_length = sequence.num_tokens
+            residency.admit(at, self._clock())
             query_len = min(len(sequence.token_ids) - sequence.num_computed, budget)
             chunks.append(Chunk(sequence, query_len, admits=True))
             budget -= query_len
@@ -248,7 +249,7 @@ class Scheduler:
             elif len(sequence.token_ids) >= sequence.end_len:
                 reason = "length"
             if reason is not None:
-                self._finish(sequence, reason)
+                self._residency.finish(sequence, reason)
                 self._finishes.record(self._clock())
             results.append((sequence, token, reason))
         if plan.readings:
@@ -263,22 +264,14 @@ class Scheduler:
             if reading.finishes and sequence.state is not SequenceState.FINISHED:
                 sequence.num_in_flight -= 1
                 reason: FinishReason = "length" if sequence.request.pooling is None else "stop"
-                self._finish(sequence, reason)
+                self._residency.finish(sequence, reason)
                 self._finishes.record(self._clock())
                 results.append((sequence, None, reason))
         return results
 
     def check_integrity(self) -> None:
         """Raises AssertionError if a page, a slot or a sequence is lost or owned twice. It may run at any time."""
-        check_scheduler(
-            pool=self.pool,
-            adapters=self.adapters,
-            max_sequences=self.max_sequences,
-            free_slots=self._free_slots,
-            running=self._running,
-            waiting=self._waiting,
-            sequences=self._sequences.values(),
-        )
+        self._residency.check_integrity()
 
     def _advance(self, plan: StepPlan) -> None:
         """Moves the counters of a plan's sequences to their values after the step."""
@@ -294,95 +287,3 @@ class Scheduler:
     def _outgrew_rope(self, sequence: Sequence) -> bool:
         limit = self.rope_switch_length
         return limit is not None and sequence.rope_length <= limit < sequence.num_tokens
-
-    def _release_ending(self) -> None:
-        """Frees the pages and slots of sequences whose last token or vector only has to be read."""
-        ending = [sequence for sequence in self._running if sequence.is_ending]
-        for sequence in ending:
-            self._running.remove(sequence)
-            self._release(sequence)
-
-    def _grow(self, sequence: Sequence, context_len: int) -> bool:
-        """Gives a running sequence pages up to `context_len`. Returns False if the sequence itself was preempted."""
-        missing = self.pool.pages_for(context_len) - len(sequence.pages)
-        while missing > self.pool.num_free:
-            victim = self._running[-1]
-            self._preempt(victim)
-            if victim is sequence:
-                return False
-        if missing > 0:
-            sequence.pages += self._allocate(missing)
-        return True
-
-    def _preempt(self, sequence: Sequence) -> None:
-        assert self._running[-1] is sequence, "only the latest admitted is preempted, so that order is kept"
-        self._running.pop()
-        self._release(sequence)
-        sequence.num_computed = 0
-        sequence.state = SequenceState.WAITING
-        sequence.num_preemptions += 1
-        self.num_preemptions += 1
-        self._waiting.appendleft(sequence)
-
-    def _has_adapter(self, sequence: Sequence) -> bool:
-        """Returns whether the sequence needs no adapter, already holds its slot, or can get one."""
-        adapter = sequence.request.adapter
-        if adapter is None or sequence.adapter_slot is not None:
-            return True
-        assert self.adapters is not None, "checked when it was added"
-        return self.adapters.is_available(adapter)
-
-    def _has_room(self, sequence: Sequence) -> bool:
-        """Returns whether there are a slot and pages for all known tokens of a waiting sequence.
-
-        One page is left free for each running sequence. Otherwise the next page of a decoding sequence would preempt
-        the new one, and its prompt would be computed again and again.
-        """
-        # A sequence is computed again from its token ids, so the host must know the tokens in flight first.
-        if not self._free_slots or sequence.num_in_flight:
-            return False
-        return self.pool.pages_for(len(sequence.token_ids)) + len(self._running) <= self.pool.num_free
-
-    def _admit(self, sequence: Sequence) -> None:
-        """Gives pages and slots to a sequence that was taken out of the queue, after `_has_room` and `_has_adapter`."""
-        if self._outgrew_rope(sequence):  # It was preempted before it could start again.
-            sequence.rope_length = sequence.num_tokens
-        adapter = sequence.request.adapter
-        if adapter is not None and sequence.adapter_slot is None:
-            assert self.adapters is not None, "checked when it was added"
-            sequence.adapter_slot = self.adapters.acquire(adapter)
-        sequence.pages = self._allocate(self.pool.pages_for(len(sequence.token_ids)))
-        sequence.slot = self._free_slots.pop()
-        sequence.state = SequenceState.RUNNING
-        if sequence.first_scheduled_s is None:
-            sequence.first_scheduled_s = self._clock()
-        self._admissions += 1
-        sequence.admission = self._admissions
-        self._running.append(sequence)
-
-    def _allocate(self, count: int) -> list[int]:
-        pages = self.pool.allocate(count)
-        assert pages is not None, "checked by the caller"
-        return pages
-
-    def _finish(self, sequence: Sequence, reason: FinishReason) -> None:
-        del self._sequences[sequence.request.request_id]
-        if sequence.state is SequenceState.WAITING:
-            self._waiting.remove(sequence)
-        elif sequence.slot is not None:
-            self._running.remove(sequence)
-            self._release(sequence)
-        if sequence.adapter_slot is not None:
-            assert self.adapters is not None, "it was acquired there"
-            self.adapters.release(sequence.adapter_slot)
-            sequence.adapter_slot = None
-        sequence.state = SequenceState.FINISHED
-        sequence.finish_reason = reason
-
-    def _release(self, sequence: Sequence) -> None:
-        assert sequence.slot is not None, "only admitted sequences hold anything"
-        # In reverse, so that the stack of free pages hands them out in order of position again.
-        self.pool.free(reversed(sequence.pages))
-        sequence.pages = []
-        self._free_slots.append(sequence.slot)
-        sequence.slot = None
