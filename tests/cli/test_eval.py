@@ -85,9 +85,9 @@ def test_an_adapter_is_measured(tmp_path: Path, compile_cache: str, capsys: pyte
             "--compile-cache",
             compile_cache,
             "--max-sequences",
-            "4",
+            "2",
             "--max-batch-tokens",
-            "64",
+            "16",
         ]
         assert main([*base, "--perplexity", str(tmp_path / "a.txt"), "--output", file, *words]) == 0
         return json.loads(Path(file).read_text())["perplexity"]["nll"]

@@ -105,6 +105,7 @@ def test_info_of_a_model(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_generate_continues_the_prompt(compile_cache: str, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["generate", DEMO_MODEL, "--prompt", "Once upon a time", "--max-tokens", "4", "--temperature", "0"]
+    words += ["--max-sequences", "1", "--max-batch-tokens", "16"]
     assert main([*words, "--dtype", "float32", "--compile-cache", compile_cache]) == 0
     shown = capsys.readouterr().out
     assert shown.startswith("Once upon a time") and len(shown.strip()) > len("Once upon a time")

@@ -104,7 +104,7 @@ class Harness:
 @pytest.fixture(scope="module")
 def replayed(stories: Path, compile_cache: str) -> Iterator[tuple[LLM, Harness]]:
     """An engine, and the harness on a server over it."""
-    with LLM(str(stories), dtype="float32", compile_cache=compile_cache) as llm:
+    with LLM(str(stories), dtype="float32", max_sequences=16, max_batch_tokens=128, compile_cache=compile_cache) as llm:
         server = HttpServer(llm.engine, HttpConfig(port=0), metrics=llm.engine.metrics)
         thread = threading.Thread(target=server.run, daemon=True)
         thread.start()
@@ -117,7 +117,7 @@ def replayed(stories: Path, compile_cache: str) -> Iterator[tuple[LLM, Harness]]
         assert not thread.is_alive()
 
 
-@pytest.mark.parametrize("batch", [1, 16])
+@pytest.mark.parametrize("batch", [pytest.param(1, marks=pytest.mark.slow), 16])
 def test_replayed_multiple_choice(replayed: tuple[LLM, Harness], data: LocalData, batch: int) -> None:
     llm, harness = replayed
     for name, options in (("hellaswag", OPTIONS), ("mmlu", MMLU_OPTIONS)):

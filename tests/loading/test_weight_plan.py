@@ -17,6 +17,7 @@ from ryzjax.loading.weight_plan import WeightChoice, WeightPlan, plan_weights
 from ryzjax.qarray import QFormat
 from ryzjax.quant.recipe import Recipe
 from ryzjax.quantizing.quantize import quantize
+from ryzjax.serving.messages.config import EngineOptions
 from ryzjax.sharding import Layout, Placement
 
 ROOT = Path(__file__).parents[2]
@@ -59,15 +60,24 @@ def test_quality_orders_the_formats(stories: Path):
 
 
 @pytest.mark.parametrize("weights", ["int4", "nf4"])
-def test_a_layout_splits_whole_groups_or_is_refused(stories: Path, tmp_path: Path, weights: WeightChoice):
+def test_a_layout_splits_whole_groups_or_is_refused(
+    stories: Path, tmp_path: Path, compile_cache: str, weights: WeightChoice
+):
     layout = (ROOT / "configs" / "sharding" / "tp.toml").read_text().replace("-1", "2")
     (tmp_path / "two.toml").write_text(layout)
-    options = {"dtype": "float32", "weights": weights, "weights_group": 32}
+    options: EngineOptions = {
+        "dtype": "float32",
+        "weights": weights,
+        "weights_group": 32,
+        "max_sequences": 2,
+        "max_batch_tokens": 16,
+        "compile_cache": compile_cache,
+    }
     prompts, params = ["Once upon a time", "The dog"], SamplingParams(temperature=0, max_tokens=12)
     tokens = []
     for name in ("single", str(tmp_path / "two.toml")):
-        llm = LLM(str(stories), layout=name, **options)
-        tokens.append([output.outputs[0].token_ids for output in llm.generate(prompts, params)])
+        with LLM(str(stories), layout=name, **options) as llm:
+            tokens.append([output.outputs[0].token_ids for output in llm.generate(prompts, params, use_tqdm=False)])
     assert tokens[0] == tokens[1]
     with pytest.raises(LayoutError, match="no whole number of groups of 32"):
         plan(stories, weights, layout="tp")

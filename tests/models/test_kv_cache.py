@@ -43,7 +43,7 @@ def logits(config: ModelConfig, placement: Placement, dtype: str) -> np.ndarray:
 
 @pytest.mark.parametrize("name", ["llama", "gemma2", "gpt_oss"])
 @pytest.mark.parametrize("dtype", ["int8", "fp8_e4m3"])
-@pytest.mark.parametrize("layout", ["tp", "tp_dp"])
+@pytest.mark.parametrize("layout", ["tp", pytest.param("tp_dp", marks=pytest.mark.slow)])
 def test_a_quantized_cache_on_eight_devices_gives_the_logits_of_one(name: str, dtype: str, layout: str):
     config = CONFIGS[name]
     on_one, on_eight = (logits(config, placement, dtype) for placement in (ONE, Placement(Layout.load(layout))))

@@ -54,7 +54,9 @@ def test_logits_are_those_of_the_dequantized_weights(name: str):
     np.testing.assert_allclose(logits(model, weights), plain, atol=2e-5)
 
 
-@pytest.mark.parametrize("layout", ["tp", "tp_dp", "fsdp_tp"])
+@pytest.mark.parametrize(
+    "layout", ["tp", pytest.param("tp_dp", marks=pytest.mark.slow), pytest.param("fsdp_tp", marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("name", ["int4_zeros", "int4_order_16", "int8_rows", "w8a8", "nf4_nested_16", "float8_16"])
 def test_layouts_agree_with_one_device(name: str, layout: str):
     sixteen = {

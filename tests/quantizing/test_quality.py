@@ -18,7 +18,7 @@ from ryzjax.quantizing.calibration import Calibration
 from ryzjax.quantizing.quantize import quantize
 from ryzjax.sharding import Layout, Placement
 
-pytestmark = pytest.mark.optimized
+pytestmark = [pytest.mark.optimized, pytest.mark.slow]
 
 ONE = Placement(Layout.load("single"), jax.devices()[:1])
 TOKENS = 256

@@ -58,11 +58,12 @@ def divergence(reference: np.ndarray, other: np.ndarray) -> float:
 
 CASES = [
     *(("llama biases, head_dim", method) for method in ("rtn", "hqq", "gptq", "awq", "auto")),
-    ("gemma2", "auto"),
-    *(
-        (family, "awq") for family in ("qwen3", "phi3", "olmo2")
-    ),  # AWQ folds into what each family has beside the layers
-    ("smollm3", "gptq"),
+    pytest.param("gemma2", "auto", marks=pytest.mark.slow),
+    # AWQ folds into what each family has beside the layers.
+    ("olmo2", "awq"),
+    pytest.param("qwen3", "awq", marks=pytest.mark.slow),
+    pytest.param("phi3", "awq", marks=pytest.mark.slow),
+    pytest.param("smollm3", "gptq", marks=pytest.mark.slow),
     ("mixtral", "gptq"),
 ]
 
@@ -208,6 +209,7 @@ def test_w8a8(tmp_path: Path):
     assert divergence(logits(plain), logits(tmp_path / "out")) < 4e-3
 
 
+@pytest.mark.slow
 def test_a_run_over_devices_writes_what_one_device_writes(tmp_path: Path):
     (tmp_path / "plain").mkdir()
     plain = write_checkpoint("llama", tmp_path / "plain")

@@ -74,16 +74,21 @@ async def test_queue_full_and_request_id_in_use(tiny_llm: LLM):
     engine = tiny_llm.engine
     long = SamplingParams(max_tokens=400, ignore_eos=True, n=96)
     streams = [engine.stream([5], long, request_id=str(i)) for i in range(3)]
-    for stream in streams:
-        await anext(stream)
+    # Each stream submits its sequences before it waits for a delta.
+    firsts = [asyncio.ensure_future(anext(stream)) for stream in streams]
     assert engine.max_open_sequences == 288
+    while engine.num_open < 288:
+        await asyncio.sleep(0.001)
     with pytest.raises(QueueFullError, match="at most 288") as error:
         await engine.generate([5], SamplingParams())
     assert error.value.retry_after_s >= 1
+    await firsts[0]
     await streams[0].aclose()
     with pytest.raises(RequestError, match="in use"):
         await engine.generate([5], SamplingParams(), request_id="1")
-    for stream in streams[1:]:
+    for first, stream in zip(firsts[1:], streams[1:], strict=True):
+        first.cancel()
+        await asyncio.gather(first, return_exceptions=True)
         await stream.aclose()
     await until_idle(tiny_llm)
     assert engine.num_open == 0

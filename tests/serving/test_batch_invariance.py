@@ -22,7 +22,8 @@ NEIGHBOURS = ["The cat", "One day a girl named Lily found a very old map in a bo
 
 
 @pytest.mark.parametrize(
-    ("weights", "kv_dtype"), [("auto", "auto"), ("int8", "auto"), ("int4", "int8"), ("auto", "float32")]
+    ("weights", "kv_dtype"),
+    [("auto", "auto"), ("int8", "auto"), ("int4", "int8"), pytest.param("auto", "float32", marks=pytest.mark.slow)],
 )
 def test_neighbours_and_chunks_change_no_bit(
     compile_cache: str,

@@ -165,6 +165,7 @@ def sampled_stories(llm: LLM, count: int, seed: int) -> list[list[int]]:
     return [[1, *output.outputs[0].token_ids] for output in outputs]
 
 
+@pytest.mark.slow
 def test_perplexity_of_a_trained_model(
     stories: Path, shared: Path, stories_llm: LLM, compile_cache: str, tmp_path: Path
 ):

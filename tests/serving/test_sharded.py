@@ -60,7 +60,7 @@ def collectives(llm: LLM, kind: str, size: int) -> Counter[str]:
     return Counter(COLLECTIVE.findall(text))
 
 
-@pytest.mark.parametrize("tensor", [2, 4, 8])
+@pytest.mark.parametrize("tensor", [2, pytest.param(4, marks=pytest.mark.slow), 8])
 def test_tensor_parallel(tiny_llama3: Path, tmp_path: Path, compile_cache: str, tensor: int, expected: list[list[int]]):
     with launch(tiny_llama3, layout_file(tmp_path, tensor), compile_cache) as llm:
         outputs = llm.generate(PROMPTS, GREEDY, use_tqdm=False)
@@ -91,7 +91,7 @@ def test_tensor_parallel(tiny_llama3: Path, tmp_path: Path, compile_cache: str, 
         assert collectives(llm, "head", 4) == collectives(llm, "score", tile_tokens()) == Counter({"all-gather": 1})
 
 
-@pytest.mark.parametrize("layout", ["tp_dp", "fsdp_tp"])
+@pytest.mark.parametrize("layout", [pytest.param("tp_dp", marks=pytest.mark.slow), "fsdp_tp"])
 def test_two_axes(
     tiny_llama3: Path, compile_cache: str, layout: str, expected: list[list[int]], expected_scores: list[float]
 ):

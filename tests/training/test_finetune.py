@@ -73,7 +73,9 @@ def test_an_adapter_learns_and_is_saved(tiny_model: Path, rows_file: Path, tmp_p
     assert summary["step"] == 30 and summary["settings"]["lora.rank"] == 4
 
 
-@pytest.mark.parametrize("weights", ["auto", "int4", "nf4"])
+@pytest.mark.parametrize(
+    "weights", [pytest.param("auto", marks=pytest.mark.slow), pytest.param("int4", marks=pytest.mark.slow), "nf4"]
+)
 def test_a_resumed_run_has_the_losses_of_one_that_was_not_stopped(
     weights: str, tiny_model: Path, rows_file: Path, tmp_path: Path
 ) -> None:

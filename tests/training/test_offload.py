@@ -75,9 +75,9 @@ def formats_of(format: QFormat, layers: int) -> dict[str, QFormat]:
 @pytest.mark.parametrize(
     ("family", "layers", "remat_layers", "format"),
     [
-        ("llama", 4, 1, INT4),
+        pytest.param("llama", 4, 1, INT4, marks=pytest.mark.slow),
         ("llama", 4, 2, nf4_format(32)),
-        ("qwen3", 5, 2, INT4),  # a period of two layers, twice, and one behind it
+        pytest.param("qwen3", 5, 2, INT4, marks=pytest.mark.slow),  # a period of two layers, twice, and one behind it
     ],
 )
 def test_a_step_has_the_same_numbers_bit_for_bit(family: str, layers: int, remat_layers: int, format: QFormat) -> None:
@@ -91,7 +91,7 @@ def test_a_step_has_the_same_numbers_bit_for_bit(family: str, layers: int, remat
     jax.tree.map(np.testing.assert_array_equal, trained(model, params, frozen), trained(there, params, weights))
 
 
-@pytest.mark.parametrize("layout", ["tp", "fsdp_tp"])
+@pytest.mark.parametrize("layout", [pytest.param("tp", marks=pytest.mark.slow), "fsdp_tp"])
 def test_over_several_devices_each_fetches_its_part(layout: str, tmp_path: Path) -> None:
     root = Path(__file__).parents[2] / "configs" / "sharding"
     text = re.sub(r"= -1\b", "= 2", (root / f"{layout}.toml").read_text())
@@ -159,7 +159,13 @@ def losses(out: Path) -> list[float | None]:
 
 
 @pytest.mark.parametrize(
-    ("weights", "init"), [("auto", "default"), ("nf4", "default"), ("auto", "pissa"), ("int4", "loftq")]
+    ("weights", "init"),
+    [
+        pytest.param("auto", "default", marks=pytest.mark.slow),
+        ("nf4", "default"),
+        pytest.param("auto", "pissa", marks=pytest.mark.slow),
+        pytest.param("int4", "loftq", marks=pytest.mark.slow),
+    ],
 )
 def test_finetune_and_going_on_with_the_base_elsewhere(
     weights: str, init: str, tiny_model: Path, rows_file: Path, tmp_path: Path
@@ -208,6 +214,7 @@ def plan(tmp_path: Path, *, offload: str, layers: int, weights: str = "int4", **
     )
 
 
+@pytest.mark.slow
 def test_a_plan_counts_layers_on_the_host_apart(tmp_path: Path) -> None:
     device, host = (plan(tmp_path, offload=offload, layers=8) for offload in ("none", "frozen"))
     assert host.host_bytes == device.frozen_bytes["layers"] > 0 and device.host_bytes == 0

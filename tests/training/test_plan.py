@@ -61,6 +61,7 @@ def test_bytes_by_hand(config: str) -> None:
     assert found.total_bytes == pytest.approx(parts + found.temporary_bytes, rel=0.02)
 
 
+@pytest.mark.slow
 def test_what_is_advised_helps(config: str) -> None:
     plain = plan(config, remat="none")
     assert any("--weights int4" in remedy for remedy in plain.remedies)

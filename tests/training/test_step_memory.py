@@ -100,6 +100,7 @@ def test_temporaries_grow_by_the_gradients_of_a_layer_and_a_quarter_of_its_input
     assert (many - few) / 24 < min(1.5e6, 1.05 * (gradients + inputs))
 
 
+@pytest.mark.slow
 def test_temporaries_of_a_small_model_grow_likewise():
     hidden, ffn = 256, 512
     few, many = (qlora_step(hidden=hidden, ffn=ffn, heads=4, layers=n, rows=128).temp_size_in_bytes for n in (4, 16))
