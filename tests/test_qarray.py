@@ -77,7 +77,7 @@ def test_a_qarray_is_a_pytree_with_its_format_static():
         ({"kind": "int4"}, "pack=0"),
         ({"kind": "int8", "pack": 32}, "pack=32"),
         ({"kind": "int4", "pack": 32, "group": 48}, "divide group=48"),
-        ({"kind": "int8", "group": 32, "activations": "int8"}, "one scale a row"),
+        ({"kind": "int8", "group": 32, "activations": "int8"}, "one scale per row"),
     ],
 )
 def test_formats_that_make_no_sense(fields: dict, message: str):

@@ -95,7 +95,7 @@ def test_query_heads_stay_with_their_kv_heads():
     assert placement.query_heads_unit(32, 8) == 1  # one KV head per device
     assert placement.query_heads_unit(16, 4) == 1  # a KV head on two devices, with half of its query heads on each
     assert placement.query_heads_unit(64, 16) == 1
-    # 6 KV heads are split in two; 24 query heads could be split in eight, which would cut groups apart.
+    # 6 KV heads are split in two. 24 query heads could be split in eight, but that would split their groups.
     assert placement.query_heads_unit(24, 6) == 4
     pages, scales = (jax.ShapeDtypeStruct(shape, jnp.int8) for shape in ((2, 3, 6, 8, 4), (2, 3, 6, 8)))
     specs = placement.attention_specs(24, 6, KVCache._make([pages, pages, scales, scales]))
