@@ -2,11 +2,10 @@
 
     python bench/adapters.py [--shape qwen2.5-0.5b] [--weights bf16] [--slots 16]
 
-The first part measures the decode throughput of 16 sequences: the model alone in an engine without
-adapter slots, one adapter in an engine with one slot, and the model alone, one adapter and 16 adapters in an engine
-with 16 slots. All engines stay loaded and take turns. The second part replaces an adapter from its folder again and
-again, and asks it for one token after each load. The same request without a load is the baseline. Weights and adapters
-are random.
+The first part measures the decode throughput of 16 sequences: the model alone in an engine without adapter slots, one
+adapter in an engine with one slot, and the model alone, one adapter and 16 adapters in an engine with 16 slots. All
+engines stay loaded and take turns. The second part replaces an adapter from its folder again and again, and asks it for
+one token after each load. The same request without a load is the baseline. Weights and adapters are random.
 
 It prints the throughput of each case, as tokens/s and relative to one adapter in one slot, then the load times in
 milliseconds. The figures go to bench/results/adapters.json.

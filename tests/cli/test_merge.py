@@ -137,7 +137,7 @@ def test_a_damaged_rounding_is_refused(
 def test_an_adapter_of_a_base_that_was_quantized_while_loading(
     base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
-    """It is merged into the quantized weights, or with --base into the plain ones. The difference is printed and recorded."""
+    """It is merged into the quantized weights, or with --base into the plain ones. The difference is recorded."""
     model, weights = opened(resolve_source(str(base)))
     found = random_adapter(model, weights, LoraConfig(rank=3))
     found = replace(found, base_quantization=BaseQuantization(weights="int4", group=16))
