@@ -1,11 +1,14 @@
-"""Adapters: what many in one batch cost, and how long loading one takes while eight streams run.
+"""Measures the cost of many LoRA adapters in one batch, and the time to load one while eight streams run.
 
-    python bench/adapters.py
+    python bench/adapters.py [--shape qwen2.5-0.5b] [--weights bf16] [--slots 16]
 
-Throughput of 16 sequences that decode: the model alone, one adapter in an engine with one slot, then one and 16 in an
-engine with 16 slots. The engines stay loaded and take turns. Loading replaces an adapter from its folder, over and
-over, and then asks for one token of it; the same request without loading is what to compare that with. Weights and
-adapters are random.
+The first part measures the decode throughput of 16 sequences: the model alone in an engine without adapter slots, one
+adapter in an engine with one slot, and the model alone, one adapter and 16 adapters in an engine with 16 slots. All
+engines stay loaded and take turns. The second part replaces an adapter from its folder again and again, and asks it for
+one token after each load. The same request without a load is the baseline. Weights and adapters are random.
+
+It prints the throughput of each case, as tokens/s and relative to one adapter in one slot, then the load times in
+milliseconds. The figures go to bench/results/adapters.json.
 """
 
 from __future__ import annotations
@@ -36,16 +39,22 @@ SEQUENCES, STREAMS, PROMPT = 16, 8, 16
 
 
 def main() -> None:
-    """Measures and prints both, and writes them."""
+    """Measures throughput and loading, prints the figures and writes them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shape", choices=sorted(SHAPES), default="qwen2.5-0.5b")
-    parser.add_argument("--weights", choices=("bf16", "int8", "int4"), default="bf16")
-    parser.add_argument("--rank", type=int, default=8)
-    parser.add_argument("--slots", type=int, default=16)
-    parser.add_argument("--tokens", type=int, default=48, help="each sequence generates, a round")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--loads", type=int, default=40, help="of an adapter, while the streams run")
-    parser.add_argument("--compile-cache", default=None)
+    parser.add_argument(
+        "--shape", choices=sorted(SHAPES), default="qwen2.5-0.5b", help="shape of the model (default %(default)s)"
+    )
+    parser.add_argument(
+        "--weights", choices=("bf16", "int8", "int4"), default="bf16", help="type of the weights (default %(default)s)"
+    )
+    parser.add_argument("--rank", type=int, default=8, help="rank of the adapters (default %(default)s)")
+    parser.add_argument(
+        "--slots", type=int, default=16, help="adapter slots of the largest engine (default %(default)s)"
+    )
+    parser.add_argument("--tokens", type=int, default=48, help="tokens per sequence and round (default %(default)s)")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds after a warm-up (default %(default)s)")
+    parser.add_argument("--loads", type=int, default=40, help="adapter loads to measure (default %(default)s)")
+    parser.add_argument("--compile-cache", default=None, help="folder of the compile cache, or off")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -57,7 +66,7 @@ def main() -> None:
             for llm in engines.values():
                 llm.close()
     for what, figures in throughput.items():
-        print(f"{what:<34}{figures['tokens_per_s']:8.1f} tokens/s{figures['to_one_adapter']:8.3f} of one adapter's")
+        print(f"{what:<34}{figures['tokens_per_s']:8.1f} tokens/s{figures['to_one_adapter']:8.3f} of one adapter")
     print(json.dumps(swap, indent=1))
     settings = {key: value for key, value in vars(arguments).items() if key != "compile_cache"}
     print(write_result("adapters", {"settings": settings, "throughput": throughput, "swap": swap}))
@@ -107,12 +116,12 @@ def _throughput(arguments: argparse.Namespace, engines: dict[int, LLM]) -> dict[
     }
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for round_number in track(range(arguments.rounds + 1), description="throughput", console=Console(stderr=True)):
-        # In another order each time: what runs late in a round would else pay for a machine that grows hot.
+        # The order is random in each round. In a fixed order, the last cases would always run on a hotter machine.
         order = random.Random(round_number).sample(list(runs), len(runs))
         for name in order:
             size, adapters = runs[name]
             took = _decode(engines[size], adapters, arguments.tokens)
-            if round_number:  # the first warms up
+            if round_number:  # the first round is a warm-up
                 seconds[name].append(took)
     rates = {name: SEQUENCES * (arguments.tokens - 1) / statistics.median(times) for name, times in seconds.items()}
     return {
@@ -122,7 +131,10 @@ def _throughput(arguments: argparse.Namespace, engines: dict[int, LLM]) -> dict[
 
 
 def _decode(llm: LLM, adapters: Sequence[str | None], tokens: int) -> float:
-    """Seconds from the last sequence's first token to the last token: all of them decode in between."""
+    """Returns the seconds from the moment when every sequence has a token to the last token of all.
+
+    All sequences decode during this time.
+    """
 
     async def run() -> float:
         first: list[float] = []
@@ -168,7 +180,7 @@ async def _swap(arguments: argparse.Namespace, llm: LLM, folder: Path) -> dict[s
     plain_ms: list[float] = []
     for i in range(arguments.loads):
         started = time.perf_counter()
-        # As the server does it: beside the event loop. The last adapter's name is replaced, in turn by two versions.
+        # The server also loads adapters on a thread, beside the event loop. Two versions of the last adapter alternate.
         await asyncio.to_thread(
             llm.engine.load_adapter, f"adapter-{arguments.slots - 1}", versions[i % 2], replace=True
         )

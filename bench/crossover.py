@@ -1,8 +1,10 @@
-"""From how many rows on XLA's bfloat16 products would beat the native kernels: the ratio by rows, matrix and format.
+"""Measures the number of rows above which XLA's product is faster than the native kernels' product on a CPU.
 
     python bench/crossover.py [--rows 1 8 64 512 2048] [--rounds 5]
 
-Both multiply in turn in the same process, over copies of the matrices that do not fit the caches together.
+XLA and the native kernels take turns in one process. Each multiplies with several copies of a matrix, which together do
+not fit in the caches. The table that is printed shows XLA's time divided by the native time, for each matrix, weight
+format and number of rows: above 1 the native kernels are faster. The figures go to bench/results/crossover-ISA.json.
 """
 
 from __future__ import annotations
@@ -36,10 +38,12 @@ COPIES = 6
 
 
 def main() -> None:
-    """Measures every case in rounds and prints the ratios."""
+    """Measures every case, prints the ratios and writes them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, nargs="+", default=[1, 8, 64, 256, 512, 2048])
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument(
+        "--rows", type=int, nargs="+", default=[1, 8, 64, 256, 512, 2048], help="rows of the activations"
+    )
+    parser.add_argument("--rounds", type=int, default=5, help="rounds after a warm-up (default %(default)s)")
     arguments = parser.parse_args()
     rng = np.random.default_rng(0)
     figures: dict[str, dict[str, float]] = {}
@@ -61,14 +65,14 @@ def main() -> None:
 
 
 def _ratio(x: jax.Array, copies: list[jax.Array] | list[QArray], rounds: int) -> float:
-    """Seconds of XLA to those of the native kernels: the median of rounds in which both take their turn."""
+    """Returns XLA's time divided by the native kernels' time, the median of rounds in which both run."""
 
     def by_xla(x: jax.Array, weight: jax.Array | QArray) -> jax.Array:
         return project_quantized(x, weight) if isinstance(weight, QArray) else project_plain(x, weight)
 
     programs = [jax.jit(run).lower(x, copies[0]).compile() for run in (lambda x, w: native_project(x, [w])[0], by_xla)]
     ratios = []
-    for _ in range(rounds + 1):  # the first is a warm-up
+    for _ in range(rounds + 1):  # the first round is a warm-up
         seconds = []
         for program in programs:
             started = time.perf_counter()

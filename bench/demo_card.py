@@ -1,13 +1,15 @@
-"""Writes the demo model's card from the files of its two training stages: no figure in it is typed by hand.
+"""Writes the demo model's card (README.md) from the files of its two training stages.
+
+No figure of the card is typed by hand.
 
 python bench/demo_card.py stage RUN --command COMMAND [--note TEXT] --output bench/results/demo-stage-2.json
 python bench/demo_card.py card ryzjax/demo --stages bench/results/demo-stage-1.json bench/results/demo-stage-2.json \
   --scores eval.json ... --sampled eval-t1.json ... --defaults eval-defaults.json ... --output ryzjax/demo/README.md
 
-RUN is the folder of a stage: the --out of `ryzjax pretrain` on this machine. `stage` keeps the parts of its log and its
-settings that the card shows. `ryzjax eval` writes the score files: greedy, at temperature 1, and with the sampling
-defaults of the model's generation_config.json. Files of one kind hold different tasks. The note is printed under the
-settings. It says what happened to a run that the settings do not show.
+RUN is the output folder of a training stage: the --out of `ryzjax pretrain`, run on this machine. `stage` extracts the
+settings and the part of the log that the card shows. `card` joins the stages and the score files that `ryzjax eval`
+wrote: greedy, at temperature 1, and with the sampling defaults of the model's generation_config.json. Several files of
+one kind hold different tasks. The note is printed under the settings, for what the settings do not show about a run.
 """
 
 from __future__ import annotations
@@ -53,13 +55,13 @@ SETTINGS = {
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """A Markdown table."""
+    """Returns a Markdown table."""
     lines = [columns, ["---"] * len(columns), *rows]
     return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
 
 
 def num_parameters(folder: Path) -> int:
-    """Numbers in the checkpoint's safetensors files."""
+    """Returns the number of parameters in the checkpoint's safetensors files."""
     total = 0
     for file in sorted(folder.glob("*.safetensors")):
         with file.open("rb") as opened:
@@ -70,7 +72,7 @@ def num_parameters(folder: Path) -> int:
 
 
 def model_table(folder: Path) -> str:
-    """Shape and size of the checkpoint."""
+    """Returns a Markdown table with the shape and size of the checkpoint."""
     config = read_json(folder / "config.json")
     size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
     rows = [("parameters", f"{num_parameters(folder):,}"), ("bytes of weights", f"{size:,}")]
@@ -78,7 +80,7 @@ def model_table(folder: Path) -> str:
 
 
 def scores_table(greedy: Mapping[str, Any], sampled: Mapping[str, Any], defaults: Mapping[str, Any]) -> str:
-    """The results of `ryzjax eval`, tasks with a target first. A cell is empty if its file has no such task."""
+    """Returns a Markdown table of the scores. Tasks with a target come first, and missing scores are empty cells."""
     rows = []
     for name in sorted(greedy, key=lambda name: name not in TARGETS):
         metric = greedy[name]["metrics"]["exact_match"]
@@ -90,21 +92,21 @@ def scores_table(greedy: Mapping[str, Any], sampled: Mapping[str, Any], defaults
 
 
 def sampling_of(report: Mapping[str, Any]) -> str:
-    """How a score file was sampled, such as "temperature 0.7, top-p 0.9"."""
+    """Returns how a score file was sampled, such as "temperature 0.7, top-p 0.9"."""
     settings = report["settings"]
     top_p = "" if settings["top_p"] == 1 else f", top-p {settings['top_p']:g}"
     return f"temperature {settings['temperature']:g}{top_p}"
 
 
 def losses_table(losses: Sequence[Mapping[str, float | None]]) -> str:
-    """A Markdown table with one row for each evaluated step."""
+    """Returns a Markdown table with one row for each evaluated step."""
     return table(
         ("step", *LOSS_COLUMNS), [[line["step"], *(_cell(line.get(name)) for name in LOSS_COLUMNS)] for line in losses]
     )
 
 
 def stage_of(run: Path, command: str, note: str) -> dict[str, Any]:
-    """The part of a run that the card shows, from run.json and metrics.jsonl in its folder."""
+    """Returns the part of a run that the card shows, from run.json and metrics.jsonl in its folder."""
     summary, log = read_json(run / "run.json"), read_log(run / "metrics.jsonl")
     settings = summary["settings"]
     tokens = settings["train.batch_rows"] * settings["train.accumulate"] * settings["data.sequence_tokens"]
@@ -125,8 +127,8 @@ def stage_of(run: Path, command: str, note: str) -> dict[str, Any]:
         "tokens_trained_on": summary["tokens"],
         "last_loss": summary["loss"],
         "evaluation_loss": summary["eval_loss"],
-        # If a run was stopped and resumed, wall_s is that of its last process. The log covers all of them, without
-        # compilations and evaluations.
+        # If a run was stopped and resumed, wall_s covers only its last process. The log covers all of them, but not
+        # compilation and evaluation.
         "minutes": max(summary["wall_s"] / 60, minutes_of(log, settings["train.log_every"] * tokens)),
         "losses": [
             {name: line.get(name) for name in ("step", *LOSS_COLUMNS)}
@@ -139,7 +141,7 @@ def stage_of(run: Path, command: str, note: str) -> dict[str, Any]:
 
 
 def stages_table(stages: Sequence[Mapping[str, Any]]) -> str:
-    """Seeds, sizes and settings of each stage, how it ended, and what it ran on."""
+    """Returns a Markdown table of each stage: seed, sizes, settings, final losses, machine and versions."""
 
     def row(name: str, cells: Sequence[object]) -> tuple[object, ...]:
         return (name, *cells)
@@ -185,7 +187,7 @@ def card(
 
 
 def merged(files: Sequence[Path]) -> dict[str, Any]:
-    """Joins score files of one kind of sampling: the settings of the first, the tasks of all."""
+    """Joins score files that were sampled in the same way: the settings of the first with the tasks of all."""
     reports = [read_json(file) for file in files]
     for file, report in zip(files, reports, strict=True):
         if sampling_of(report) != sampling_of(reports[0]):
@@ -199,7 +201,7 @@ def read_json(file: Path) -> dict[str, Any]:
 
 
 def minutes_of(log: Sequence[Mapping[str, float | None]], tokens: int) -> float:
-    """The minutes of the updates in a log, which has a line for every `tokens` tokens."""
+    """Returns the minutes that the updates in a log took. The log has a line for every `tokens` tokens."""
     return sum(tokens / speed for line in log if (speed := line.get("tokens_per_s"))) / 60
 
 
@@ -219,7 +221,7 @@ def _cell(value: object) -> str:
 
 
 def main() -> None:
-    """Writes a stage's file, or the card."""
+    """Writes the file of a stage, or the card."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     commands = parser.add_subparsers(dest="what", required=True)
     stage = commands.add_parser("stage")

@@ -1,6 +1,9 @@
-"""The experts' matrix product: our loop over tiles against `jax.lax.ragged_dot`, in turn.
+"""Measures the experts' matrix product of a mixture of experts: RyzJAX's loop over tiles against `jax.lax.ragged_dot`.
 
-python bench/experts.py [--experts 32] [--hidden 2048] [--inner 768] [--repeats 7]
+    python bench/experts.py [--experts 32] [--hidden 2048] [--inner 768] [--repeats 7]
+
+The two take turns, for 8, 64 and 512 rows in float32 and bfloat16. Each case is printed as a line of JSON with both
+medians in milliseconds and their ratio. The figures go to bench/results/experts.json.
 """
 
 from __future__ import annotations
@@ -21,14 +24,14 @@ from ryzjax.ops.moe.grouped_matmul import grouped_matmul
 
 
 def milliseconds(function: Callable[..., jax.Array], *arguments: jax.Array) -> float:
-    """One call, until its result is there."""
+    """Returns the milliseconds of one call, until its result is ready."""
     started = time.perf_counter()
     function(*arguments).block_until_ready()
     return (time.perf_counter() - started) * 1e3
 
 
 def main() -> None:
-    """Measures and writes bench/results/experts.json."""
+    """Measures every case, prints the figures and writes them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, default in (("experts", 32), ("hidden", 2048), ("inner", 768), ("repeats", 7)):
         parser.add_argument(f"--{name}", type=int, default=default)
@@ -47,7 +50,7 @@ def main() -> None:
             for repeat in range(options.repeats + 1):
                 for name, function in functions.items():
                     took = milliseconds(function, *arguments)
-                    if repeat:  # the first one compiles
+                    if repeat:  # the first call compiles
                         times[name].append(took)
             medians = {name: round(statistics.median(values), 2) for name, values in times.items()}
             hit = int((sizes > 0).sum())

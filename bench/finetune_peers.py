@@ -1,10 +1,12 @@
-"""A LoRA training step, RyzJAX against peft + torch in turn: the same random weights and packed row of 512 tokens.
+"""Measures a LoRA training step of RyzJAX against one of peft + torch, on the same random weights and tokens.
 
     python bench/finetune_peers.py [--shape qwen2.5-0.5b] [--rank 8] [--tokens 512] [--rounds 5]
 
-torch runs in bfloat16 and in float32, without gradient checkpointing, the adapter's AdamW included; RyzJAX runs its
-compiled step with a bfloat16 and with an int4 base (`remat="full"`, the fastest on a CPU). Each keeps a process of its
-own and takes turns. Needs the `bench` extra and peft.
+A step trains on one packed row and includes AdamW. torch runs in bfloat16 and in float32, without gradient
+checkpointing. RyzJAX runs its compiled step over a bfloat16 and over an int4 base, with `remat="full"`, its fastest
+setting on a CPU. Each engine stays loaded in its own process, and the engines take turns. The table that is printed
+shows the median seconds per step, tokens/s and the first losses; the last line compares RyzJAX in bfloat16 with the
+faster torch. The figures go to bench/results/finetune-SHAPE.json. This needs the `bench` extra and peft.
 """
 
 from __future__ import annotations
@@ -25,14 +27,21 @@ OURS = "ryzjax bf16"
 
 
 def main() -> None:
-    """Measures, prints a table, writes bench/results/finetune-SHAPE.json."""
+    """Measures every engine, prints a table and writes the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shape", default="qwen2.5-0.5b")
-    parser.add_argument("--rank", type=int, default=8)
-    parser.add_argument("--tokens", type=int, default=512)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "ryzjax-bench")
+    parser.add_argument(
+        "--shape", default="qwen2.5-0.5b", help="shape of the model, from shapes.py (default %(default)s)"
+    )
+    parser.add_argument("--rank", type=int, default=8, help="rank of the adapter (default %(default)s)")
+    parser.add_argument("--tokens", type=int, default=512, help="tokens of the packed row (default %(default)s)")
+    parser.add_argument("--rounds", type=int, default=5, help="steps of each engine (default %(default)s)")
+    parser.add_argument("--threads", type=int, default=2, help="threads of torch; XLA uses every core")
+    parser.add_argument(
+        "--folder",
+        type=Path,
+        default=Path(tempfile.gettempdir()) / "ryzjax-bench",
+        help="folder of the random checkpoint, which is kept for later runs",
+    )
     options = parser.parse_args()
     model = checkpoint(options.shape, options.folder)
     shared = (str(model), str(options.rank), str(options.tokens))

@@ -1,4 +1,7 @@
-"""The benchmark checkpoints as GGUF files, for llama.cpp: the same random weights, at the bits RyzJAX runs."""
+"""Writes the benchmark checkpoints as GGUF files for llama.cpp.
+
+They hold the same random weights as the checkpoints of shapes.py, quantized to about the bits that RyzJAX runs.
+"""
 
 from __future__ import annotations
 
@@ -9,16 +12,16 @@ import gguf
 import numpy as np
 from safetensors import safe_open
 
-# Ours -> (linear layers, embedding table and tied head).
 TYPES = {
     "bf16": (gguf.GGMLQuantizationType.BF16, gguf.GGMLQuantizationType.BF16),
     "int8": (gguf.GGMLQuantizationType.Q8_0, gguf.GGMLQuantizationType.Q8_0),
     "int4": (gguf.GGMLQuantizationType.Q4_0, gguf.GGMLQuantizationType.Q8_0),
 }
+"""The GGUF types for each `--bits`: of the linear layers, and of the embedding table, which is also the head."""
 
 
 def gguf_checkpoint(folder: Path, bits: str) -> Path:
-    """Writes `folder`'s model (of shapes.py) beside it, on first use."""
+    """Returns the GGUF file of the model in `folder`, which shapes.py made. Writes it into the folder on first use."""
     target = folder / f"{bits}.gguf"
     if target.is_file():
         return target
@@ -61,7 +64,10 @@ def gguf_checkpoint(folder: Path, bits: str) -> Path:
 
 
 def _add_byte_tokenizer(writer: gguf.GGUFWriter, vocab_size: int) -> None:
-    """Three special tokens, the 256 bytes and fillers, as a SentencePiece vocabulary: a server must write some text."""
+    """Adds a SentencePiece vocabulary of three special tokens, the 256 bytes and fillers.
+
+    llama-server needs one, because it answers with text.
+    """
     kinds = gguf.TokenType
     tokens = [("<unk>", kinds.UNKNOWN), ("<s>", kinds.CONTROL), ("</s>", kinds.CONTROL)]
     tokens += [(f"<0x{byte:02X}>", kinds.BYTE) for byte in range(256)]
@@ -76,6 +82,6 @@ def _add_byte_tokenizer(writer: gguf.GGUFWriter, vocab_size: int) -> None:
 
 
 def _interleaved(weight: np.ndarray, heads: int) -> np.ndarray:
-    """Rows of each head from halves to pairs, as llama.cpp rotates them."""
+    """Permutes the rows of each head from halves to interleaved pairs, the order in which llama.cpp applies RoPE."""
     rows = weight.shape[0]
     return weight.reshape(heads, 2, rows // heads // 2, -1).swapaxes(1, 2).reshape(rows, -1)

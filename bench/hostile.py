@@ -1,11 +1,14 @@
-"""What one client can do to another: requests made to stop a server, beside a stream that must not notice.
+"""Measures how much one client can slow down another: hostile requests beside a client's stream.
 
     python bench/hostile.py [--rounds 3] [--only NAME]
 
-A server of the demo model runs in a process of its own. A victim streams tokens from it, alone and beside each attack;
-the figure is the longest gap between two of its events, as a ratio to the longest gap alone. `/health` is asked every
-20 ms meanwhile. At the end come the server's memory against that before the attacks, and the time it takes to exit on
-SIGTERM with 100 unfinished bodies open.
+A server of the demo model runs in its own process. A victim streams tokens from it, first alone and then during each
+attack. The figure is the longest gap between two events of the victim's stream, divided by the longest gap alone.
+`/health` is requested every 20 ms at the same time.
+
+Each attack is printed on one line: the HTTP status, the two gaps in milliseconds, their ratio, the slowest answer of
+`/health` and the server's memory. The last lines give the server's memory relative to that before the attacks, and the
+seconds it takes to exit on SIGTERM with 100 unfinished bodies open. The figures go to bench/results/hostile.json.
 """
 
 from __future__ import annotations
@@ -39,20 +42,20 @@ _WARM_UP_EVENTS = 20
 
 @dataclass
 class Attacked:
-    """A served demo model in a process of its own."""
+    """A server of the demo model in its own process."""
 
     process: subprocess.Popen[str]
     port: int
 
     def rss_bytes(self) -> int:
-        """Resident memory of the server."""
+        """Returns the resident memory of the server in bytes."""
         status = Path(f"/proc/{self.process.pid}/status").read_text()
         return int(re.search(r"VmRSS:\s+(\d+) kB", status)[1]) * 1024  # type: ignore[index]
 
 
 @contextmanager
 def attacked_server(*flags: str) -> Iterator[Attacked]:
-    """Serves the demo model on a free port; killed at the end where it has not exited."""
+    """Serves the demo model on a free port. If the server is still running at the end, it is killed."""
     command = [sys.executable, "-m", "ryzjax", "serve", "--port", "0", "--log-level", "info", *flags]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
@@ -63,7 +66,7 @@ def attacked_server(*flags: str) -> Iterator[Attacked]:
             seen.append(line)
             found = re.search(r"serving \S+ on http://\S+:(\d+)", line)
             if found:
-                reader.start()  # a full pipe would stop the server
+                reader.start()  # if nobody read the pipe, it would fill up and block the server
                 yield Attacked(process, int(found[1]))
                 return
         raise RuntimeError("the server did not start:\n" + "".join(seen))
@@ -81,7 +84,7 @@ def _discard(lines: Iterator[str]) -> None:
 
 
 def request_bytes(path: str, body: dict[str, object] | bytes, *, declared_bytes: int | None = None) -> bytes:
-    """An HTTP request; with `declared_bytes` its Content-Length says something else than its length."""
+    """Returns an HTTP POST request. `declared_bytes` overrides its Content-Length."""
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
     length = len(content) if declared_bytes is None else declared_bytes
     head = f"POST {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {length}\r\n\r\n"
@@ -89,9 +92,9 @@ def request_bytes(path: str, body: dict[str, object] | bytes, *, declared_bytes:
 
 
 def ask(port: int, request: bytes, timeout_s: float = 60.0) -> tuple[int, int]:
-    """(status, bytes of the answer) of one request that asks the server to close its connection."""
+    """Sends one request and returns the status and the bytes of the answer. The server must close the connection."""
     with socket.create_connection(("127.0.0.1", port), timeout=timeout_s) as connection:
-        with suppress(OSError):  # refused before it was read whole: the answer is there
+        with suppress(OSError):  # the server refused it before reading all of it, and has answered
             connection.sendall(request)
         size, head = 0, b""
         with suppress(ConnectionResetError):
@@ -103,14 +106,14 @@ def ask(port: int, request: bytes, timeout_s: float = 60.0) -> tuple[int, int]:
 
 @dataclass
 class Victim:
-    """A client that streams tokens and notes when each event arrives."""
+    """A client that streams tokens and records when each event arrives."""
 
     port: int
     arrivals_s: list[float] = field(default_factory=list)
     _stop: threading.Event = field(default_factory=threading.Event)
 
     def run(self) -> None:
-        """Streams until `stop`; one request after the other on the same connection."""
+        """Sends streaming requests sequentially until `stop` is called, each on its own connection."""
         body = {"prompt": "Count:", "max_tokens": 4000, "stream": True, "ignore_eos": True, "temperature": 0}
         request = request_bytes("/v1/completions", _MODEL | body)
         while not self._stop.is_set():
@@ -131,16 +134,17 @@ class Victim:
         self._stop.set()
 
     def longest_gap_s(self) -> float:
-        """Longest time between two events, after the first few."""
+        """Returns the longest time between two events, leaving out the first few."""
         times_s = self.arrivals_s[_WARM_UP_EVENTS:]
         return max(after - before for before, after in itertools.pairwise(times_s))
 
 
 def beside(port: int, attack: Callable[[int], object] | None, *, seconds: float) -> tuple[float, float, object]:
-    """Runs a victim alone, or beside an attack and for `seconds` in all at least.
+    """Runs a victim, alone or during an attack, for at least `seconds`.
 
     Returns:
-      (longest gap of the victim's stream, slowest answer of /health, what the attack returned); times in seconds.
+      The longest gap of the victim's stream in seconds, the slowest answer of /health in seconds, and the result of the
+      attack.
     """
     victim = Victim(port)
     streaming = threading.Thread(target=victim.run)
@@ -173,7 +177,7 @@ def _ask_health(port: int, stop: threading.Event, seconds: list[float]) -> None:
 
 @contextmanager
 def unfinished_bodies(port: int, count: int, *, declared_bytes: int, sent_bytes: int) -> Iterator[None]:
-    """Connections that have sent a part of a body and send no more."""
+    """Opens connections that have sent only a part of their body, and closes them at the end."""
     part = request_bytes(
         "/v1/completions", b'{"model":"demo","prompt":"' + b"a" * sent_bytes, declared_bytes=declared_bytes
     )
@@ -251,11 +255,11 @@ def _attacks() -> dict[str, Callable[[int], tuple[int, int]]]:
 
 
 ATTACKS = _attacks()
-"""Name -> attack; each takes a port and returns (status, bytes) of its last answer."""
+"""The attacks by name. Each takes the server's port and returns the status and the bytes of its last answer."""
 
 
 def exit_under_unfinished_bodies(server: Attacked) -> float:
-    """Seconds from SIGTERM to the server's exit, with 100 unfinished bodies open."""
+    """Returns the seconds from SIGTERM to the server's exit, with 100 unfinished bodies open."""
     with unfinished_bodies(server.port, 100, declared_bytes=100_000, sent_bytes=50_000):
         started_s = time.perf_counter()
         server.process.send_signal(signal.SIGTERM)
@@ -264,14 +268,14 @@ def exit_under_unfinished_bodies(server: Attacked) -> float:
 
 
 def main() -> None:
-    """Prints a table and writes the figures as JSON."""
+    """Runs the attacks, prints a table and writes the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--only", default="", help="attacks whose names contain this")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds of each attack (default %(default)s)")
+    parser.add_argument("--only", default="", help="run only the attacks whose names contain this text")
     options = parser.parse_args()
     figures: dict[str, dict[str, float]] = {}
     with attacked_server() as server:
-        for _ in range(2):  # every code path is warm, and what is cached is cached
+        for _ in range(2):  # warm up every code path and cache
             beside(server.port, None, seconds=1)
         before_bytes = server.rss_bytes()
         names = [name for name in ATTACKS if options.only in name]

@@ -1,6 +1,11 @@
-"""Decode steps over KV caches of bfloat16, int8 and fp8, in turn: one step of each engine after the other.
+"""Measures decode steps with KV caches in bfloat16, int8 and fp8.
 
-python bench/kv_cache.py [--shape qwen2.5-0.5b] [--contexts 1024 16384] [--batches 1 8] [--steps 40]
+    python bench/kv_cache.py [--shape qwen2.5-0.5b] [--contexts 1024 16384] [--batches 1 8] [--steps 40]
+
+There is one engine for each dtype, and the engines take turns step by step. The bytes that a token takes in each cache
+are printed first, then each case as a line of JSON: the median milliseconds of a step, and the median ratio to the
+bfloat16 step of the same turn. Contexts above 2048 tokens run only with a batch of 1. The figures go to
+bench/results/kv_cache.json.
 """
 
 from __future__ import annotations
@@ -23,7 +28,10 @@ OPTIONS = {"bfloat16": {}, "int8": {"kv_dtype": "int8"}, "fp8_e4m3": {"kv_dtype"
 
 
 def launch(model: Path, longest: int, batch: int, options: dict[str, object]) -> LLM:
-    """An engine that is stepped by hand: each step is read before the next one starts."""
+    """Returns an engine whose thread is stopped, so that the caller runs its steps.
+
+    The result of each step is read before the next step starts.
+    """
     llm = LLM(
         str(model),
         dtype="bfloat16",
@@ -39,7 +47,7 @@ def launch(model: Path, longest: int, batch: int, options: dict[str, object]) ->
 
 
 def fill(engine: Engine, batch: int, context: int, new_tokens: int) -> None:
-    """Runs the prompts of `batch` sequences of `context` tokens, until all of them decode."""
+    """Adds `batch` sequences with prompts of `context` tokens, and runs steps until all of them decode."""
     for i in range(batch):
         engine.add(
             EngineRequest(
@@ -57,7 +65,7 @@ def fill(engine: Engine, batch: int, context: int, new_tokens: int) -> None:
 
 
 def measure(engines: dict[str, Engine], batch: int, context: int, steps: int) -> dict[str, object]:
-    """Medians of `steps` decode steps in milliseconds, and of the ratios to bfloat16 of steps taken in turn."""
+    """Returns, for each dtype, the median of `steps` decode steps in milliseconds, and of their ratios to bfloat16."""
     for engine in engines.values():
         fill(engine, batch, context, steps + 32)
     seconds: dict[str, list[float]] = {name: [] for name in engines}
@@ -78,12 +86,12 @@ def measure(engines: dict[str, Engine], batch: int, context: int, steps: int) ->
 
 
 def main() -> None:
-    """Measures and writes bench/results/kv_cache.json."""
+    """Measures every case, prints the figures and writes them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=sorted(SHAPES), default="qwen2.5-0.5b")
-    parser.add_argument("--contexts", type=int, nargs="+", default=[1024, 16384])
-    parser.add_argument("--batches", type=int, nargs="+", default=[1, 8])
-    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--contexts", type=int, nargs="+", default=[1024, 16384], help="prompt lengths in tokens")
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 8], help="sequences that decode together")
+    parser.add_argument("--steps", type=int, default=40, help="decode steps of each case (default %(default)s)")
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "ryzjax-bench")
     options = parser.parse_args()
 
@@ -100,7 +108,7 @@ def main() -> None:
     cases = []
     for context in options.contexts:
         for batch in options.batches:
-            # More sequences of a long context tell nothing that one does not, and take minutes to fill.
+            # A larger batch with a long context shows nothing new and takes minutes to prefill.
             if batch == 1 or context <= 2048:
                 cases.append(measure(engines, batch, context, options.steps))
                 print(json.dumps(cases[-1]), flush=True)

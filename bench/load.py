@@ -1,9 +1,11 @@
-"""Loading a 2 GB random safetensors checkpoint, against reading the same file with `safetensors.numpy`.
+"""Measures loading a 2 GB checkpoint of random weights, against reading the same file with `safetensors.numpy`.
 
-python bench/load.py [--repeats 5] [--folder DIR]
+    python bench/load.py [--repeats 5] [--folder DIR]
 
-Each load is a process of its own, the two take turns, and the file is in the page cache: what is compared is the
-way from the cache into arrays. Peak memory is the process's, less what it held before it loaded.
+Each load runs in its own process, and the two libraries take turns. The file is in the page cache, so the figures
+compare the copy from the cache into arrays. Peak memory is that of the process minus what it held before loading. The
+figures are printed as JSON: seconds, GB/s, peak memory relative to the size of the weights, and the ratio of the two
+times. They go to bench/results/load.json.
 """
 
 from __future__ import annotations
@@ -76,7 +78,7 @@ print(json.dumps({"seconds": seconds, "peak": (memory("VmHWM") - held) / size, "
 
 
 def write_checkpoint(folder: Path) -> None:
-    """Random weights, one file."""
+    """Writes a checkpoint of random weights in one file."""
     from ryzjax.checkpoint.families import HF_FAMILIES
     from ryzjax.checkpoint.hf.config import model_config_from_hf
     from ryzjax.models.registry import abstract_model
@@ -95,7 +97,7 @@ def write_checkpoint(folder: Path) -> None:
 
 
 def measure(code: str, folder: Path, *options: str) -> dict[str, float]:
-    """One load in a fresh process."""
+    """Runs one load in a new process and returns its figures."""
     done = subprocess.run(
         [sys.executable, "-c", code, str(folder), *options], capture_output=True, text=True, check=True
     )
@@ -103,10 +105,12 @@ def measure(code: str, folder: Path, *options: str) -> dict[str, float]:
 
 
 def main() -> None:
-    """Measures and writes bench/results/load.json."""
+    """Measures the loads in turn, prints the figures and writes them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--folder", type=Path)
+    parser.add_argument("--repeats", type=int, default=5, help="loads of each kind (default %(default)s)")
+    parser.add_argument(
+        "--folder", type=Path, help="folder of the checkpoint, written if it has none (default: a temporary one)"
+    )
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.folder or Path(temporary)

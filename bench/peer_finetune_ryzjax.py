@@ -1,4 +1,4 @@
-"""Child process of finetune_peers.py: RyzJAX's compiled train step."""
+"""A child process of finetune_peers.py: runs RyzJAX's compiled training step."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ from ryzjax.training.start.training_start import start_with_adapter
 
 
 def main() -> None:
-    """argv: model, rank, tokens, "bfloat16" or "int4"; trains a step for each line of input."""
+    """Runs one training step for each line of input and answers with its seconds and loss.
+
+    The command line gives the model, the rank, the tokens of a row, and "bfloat16" or "int4" for the base.
+    """
     path, rank, tokens, kind = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
     opened = open_model(path, dtype="bfloat16", weights="int4" if kind == "int4" else "auto")
     train = TrainConfig(batch_rows=1, remat="full", loss_chunk_tokens=tokens)

@@ -1,4 +1,4 @@
-"""Child process of finetune_peers.py: peft + torch."""
+"""A child process of finetune_peers.py: runs a training step of peft + torch."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down
 
 
 def main() -> None:
-    """argv: model, rank, tokens, dtype, threads; trains a step for each line of input."""
+    """Runs one training step for each line of input and answers with its seconds and loss.
+
+    The command line gives the model, the rank, the tokens of a row, the dtype and the number of threads.
+    """
     path, rank, tokens, dtype, threads = sys.argv[1:]
     torch.set_num_threads(int(threads))
     model = AutoModelForCausalLM.from_pretrained(path, dtype=getattr(torch, dtype), attn_implementation="sdpa")

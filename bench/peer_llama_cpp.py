@@ -1,6 +1,6 @@
-"""Child process of peers.py: llama.cpp through llama-cpp-python's low-level calls.
+"""A child process of peers.py: runs llama.cpp through llama-cpp-python's low-level calls.
 
-Flash attention is on, keys and values are 16 bits; tokens are chosen greedily from the logits of each step.
+Flash attention is on, and keys and values have 16 bits. Tokens are chosen greedily from the logits of each step.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ CHUNK = 512
 
 
 def main() -> None:
-    """Loads argv[1] with argv[2] threads; answers until end of input."""
+    """Loads the GGUF file argv[1] with argv[2] threads and answers commands until the end of input."""
     llama_cpp.llama_log_set(_silent, ctypes.c_void_p(0))
     llama_cpp.llama_backend_init()
     model = llama_cpp.llama_model_load_from_file(sys.argv[1].encode(), llama_cpp.llama_model_default_params())
@@ -43,7 +43,7 @@ def _prefill_seconds(model: object, context: int, repeats: int) -> list[float]:
 
 
 class _Run:
-    """One context, and the sequences that decode in it."""
+    """A llama.cpp context and the sequences that decode in it."""
 
     def __init__(self, model: object, sequences: int, longest: int):
         params = llama_cpp.llama_context_default_params()

@@ -1,8 +1,10 @@
-"""What every child process of peers.py does: one JSON command and one answer a line, until end of input.
+"""The command loop that the child processes of peers.py share.
 
-{"do": "decode", "batch", "context", "room"}   reads prompts in; they can grow by `room` tokens
-{"do": "measure", "steps"}                     seconds of the next decode steps of those
-{"do": "prefill", "context", "steps"}          seconds of so many prompts
+A child reads one JSON command per line and answers each with one line of JSON, until the end of input.
+
+{"do": "decode", "batch", "context", "room"}   prefills `batch` prompts of `context` tokens, with room to grow
+{"do": "measure", "steps"}                     returns the seconds of each of the next decode steps of those sequences
+{"do": "prefill", "context", "steps"}          returns the seconds of each of `steps` prefills
 """
 
 from __future__ import annotations
@@ -17,11 +19,11 @@ class Decoding(Protocol):
     """Sequences that decode together."""
 
     def seconds(self, steps: int) -> list[float]:
-        """Of each of the next steps."""
+        """Runs decode steps and returns the seconds of each."""
         ...
 
     def close(self) -> None:
-        """Gives back what they hold."""
+        """Frees the memory of the sequences."""
         ...
 
 
@@ -30,11 +32,12 @@ def answer_commands(
     decode: Callable[[int, int, int], Decoding],
     prefill: Callable[[int, int], list[float]],
 ) -> None:
-    """Tells `about` the engine, then answers.
+    """Prints `about` as the first line, then answers commands until the end of input.
 
     Args:
-      decode: of (batch, context, room).
-      prefill: seconds of each, of (context, repeats).
+      about: What the child reports about its engine.
+      decode: Takes (batch, context, room) and returns sequences that have been prefilled.
+      prefill: Takes (context, repeats) and returns the seconds of each prefill.
     """
     print(json.dumps({"ready": True} | dict(about)), flush=True)
     decoding: Decoding | None = None

@@ -1,4 +1,4 @@
-"""Peer: a child process that measures when it is told to, a line of JSON each way."""
+"""Peer: a child process that measures on command. Commands and answers are lines of JSON."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ HERE = Path(__file__).parent
 
 
 class Peer:
-    """A script of this folder in a process of its own.
+    """A script of this folder that runs in its own process.
 
     Args:
-      script: its file name; it prints a line of what it is, then one for each line it reads.
-      arguments: of the script.
+      script: The file name of the script. It prints a line about itself, then one line for each line that it reads.
+      arguments: The command-line arguments of the script.
 
     Attributes:
-      told: its first line.
+      told: The script's first line, parsed.
     """
 
     def __init__(self, script: str, *arguments: str):
@@ -33,10 +33,10 @@ class Peer:
         self.told = self._answer()
 
     def ask(self, command: object) -> dict[str, Any]:
-        """What it answers to a command.
+        """Sends a command and returns the answer.
 
         Raises:
-          RuntimeError: it has ended.
+          RuntimeError: The process has ended.
         """
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(command) + "\n")

@@ -1,4 +1,4 @@
-"""Child process of peers.py: RyzJAX through its engine, as a server runs it."""
+"""A child process of peers.py: runs RyzJAX through its engine, as a server does."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ryzjax.serving.engine.engine import Engine
 
 
 def main() -> None:
-    """Loads argv[1] with contexts of argv[2] tokens and weights of argv[3]; answers commands until end of input."""
+    """Loads the model argv[1] for contexts of argv[2] tokens with weights of type argv[3], and answers commands."""
     llm = LLM(
         sys.argv[1],
         dtype="bfloat16",
@@ -21,7 +21,7 @@ def main() -> None:
         max_batch_tokens=512,
         max_context_tokens=int(sys.argv[2]),
     )
-    llm.close()  # the engine is stepped here, on this thread
+    llm.close()  # stops the engine's thread: the steps run on this one
     engine = llm.engine.core
     answer_commands(
         {"weight_bytes": engine.runner.weight_bytes},
@@ -32,7 +32,7 @@ def main() -> None:
 
 def _begun(engine: Engine, batch: int, context: int) -> DecodeRun:
     run = DecodeRun(engine, batch=batch, context=context)
-    run.seconds(1)  # all prompts are read in
+    run.seconds(1)  # prefills all prompts
     return run
 
 

@@ -1,7 +1,6 @@
-"""Child process of peers.py: transformers + torch, bf16, static cache.
+"""A child process of peers.py: runs transformers + torch in bf16 with a static cache.
 
-The decode loop is written out over the model's forward with a StaticCache, so that `generate()`'s own overhead is
-not counted against the peer.
+The decode loop calls the model's forward directly, so that the overhead of `generate()` does not count against torch.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from transformers import AutoModelForCausalLM, StaticCache
 
 
 def main() -> None:
-    """Loads argv[1] and answers commands until end of input."""
+    """Loads the model argv[1] with argv[2] threads and answers commands until the end of input."""
     torch.set_num_threads(int(sys.argv[2]))
     model = AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype=torch.bfloat16, attn_implementation="sdpa").eval()
     with torch.inference_mode():
@@ -28,7 +27,7 @@ def main() -> None:
 
 
 class _Decoding:
-    """Sequences in a static cache."""
+    """Sequences that decode together in a static cache."""
 
     def __init__(self, model, batch: int, context: int, room: int):
         self.model = model
@@ -52,7 +51,7 @@ class _Decoding:
 
 
 def prefill_seconds(model, tokens: int, repeats: int) -> list[float]:
-    """Seconds of a prompt's first token."""
+    """Returns the seconds of each prefill, up to the first token."""
     cache = StaticCache(config=model.config, max_cache_len=tokens + 1)
     ids = torch.randint(3, model.config.vocab_size, (1, tokens))
     times: list[float] = []
@@ -64,7 +63,7 @@ def prefill_seconds(model, tokens: int, repeats: int) -> list[float]:
 
 
 def timed(run) -> float:
-    """Seconds of one call."""
+    """Returns the seconds of one call."""
     started = time.perf_counter()
     run()
     return time.perf_counter() - started

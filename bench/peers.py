@@ -1,9 +1,12 @@
-"""RyzJAX, llama.cpp and transformers + torch in turn, on the same random weights: decode and prefill.
+"""Measures decode and prefill of RyzJAX against llama.cpp and transformers + torch, on the same random weights.
 
     python bench/peers.py [--shape qwen2.5-0.5b] [--bits bf16 int8 int4] [--rounds 5] [--long]
 
-The engines of one bit width stay loaded in processes of their own and take turns, so that a change of the machine's
-speed falls on all; medians and ratios come from the same rounds. torch takes part at bf16. Needs the `bench` extra.
+The engines of one bit width stay loaded in their own processes and take turns, so that a change in the machine's speed
+affects all of them. Medians and ratios come from the same rounds. torch runs only in bf16. The table that is printed
+shows milliseconds, the ratios of the peers' times to RyzJAX's, and how fast RyzJAX reads its weights relative to the
+memory speed that was measured in the same rounds. The figures go to bench/results/peers-SHAPE.json. This needs the
+`bench` extra.
 """
 
 from __future__ import annotations
@@ -25,24 +28,30 @@ from stream import stream_bytes_a_second
 
 OURS = "ryzjax"
 STREAM = "memory, a GB"
-# name -> (what is asked of each engine in each round, what is wanted: seconds of llama.cpp to ours)
 CASES = {
     "decode, batch 1, context 1K": ({"do": "decode", "batch": 1, "context": 1024, "steps": 24}, 1.1),
     "decode, batch 8, context 1K": ({"do": "decode", "batch": 8, "context": 1024, "steps": 12}, 1.3),
     "prefill 512": ({"do": "prefill", "batch": 1, "context": 512, "steps": 3}, 1.2),
 }
+"""The command of each case for every round, and its goal: the ratio of llama.cpp's seconds to RyzJAX's."""
 LONG = {"decode, batch 1, context 16K": ({"do": "decode", "batch": 1, "context": 16384, "steps": 16}, 1.1)}
 
 
 def main() -> None:
-    """Measures every case in rounds and prints the table."""
+    """Measures every case, prints the table and writes the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=sorted(SHAPES), default="qwen2.5-0.5b")
-    parser.add_argument("--bits", nargs="+", choices=("bf16", "int8", "int4"), default=["bf16", "int8", "int4"])
+    parser.add_argument(
+        "--bits",
+        nargs="+",
+        choices=("bf16", "int8", "int4"),
+        default=["bf16", "int8", "int4"],
+        help="types of the weights to measure (default: all)",
+    )
     parser.add_argument("--peers", nargs="+", choices=("llama.cpp", "torch"), default=["llama.cpp", "torch"])
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=2, help="of the peers; XLA uses every core")
-    parser.add_argument("--long", action="store_true", help="16K of context too")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds after a warm-up (default %(default)s)")
+    parser.add_argument("--threads", type=int, default=2, help="threads of the peers; XLA uses every core")
+    parser.add_argument("--long", action="store_true", help="measure a context of 16K tokens too")
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "ryzjax-bench")
     arguments = parser.parse_args()
 
@@ -69,7 +78,9 @@ def main() -> None:
             for case, measured in seconds.items():
                 figures[f"{bits}, {case}"] = _row(table, bits, case, cases[case], measured, weight_bytes)
     Console(width=140).print(table)
-    Console().print("GB/s: weights that steps of one token read; of memory: to what was streamed in the same rounds")
+    Console().print(
+        "GB/s: weights that a step of one token reads; of memory: relative to the memory speed in the same rounds"
+    )
     print(
         write_result(
             f"peers-{arguments.shape}",
@@ -81,9 +92,14 @@ def main() -> None:
 def _rounds(
     model: Path, bits: str, cases: Mapping[str, tuple], arguments: argparse.Namespace, progress: Progress
 ) -> tuple[dict[str, dict[str, list[float]]], int]:
-    """(case -> engine -> the median of each round, in seconds, and beside them what memory gave then (`STREAM`); bytes
-    of our weights, all of which a step of one token reads)."""
-    # A step of ours is as long as its longest sequence: those that were read in first are some steps ahead.
+    """Measures all cases with weights of one type.
+
+    Returns:
+      For each case and engine, the median of each round in seconds. `STREAM` stands beside the engines, with the
+      seconds in which memory delivered 1 GB in that round. Then the bytes of RyzJAX's weights, all of which a step of
+      one token reads.
+    """
+    # RyzJAX sequences that were prefilled first are some decode steps ahead of the others, so they need more room.
     room = max(c["context"] + (arguments.rounds + 1) * (c["steps"] + 8) + 64 for c, _ in cases.values())
     threads = str(arguments.threads)
     peers = {OURS: Peer("peer_ryzjax.py", str(model), str(room), bits)}
@@ -96,11 +112,11 @@ def _rounds(
     for case, (command, _) in cases.items():
         taking_part = {name: peer for name, peer in peers.items() if name != "torch" or case not in LONG}
         asked = dict(command)
-        if command["do"] == "decode":  # the prompts are read in once, then all take turns
+        if command["do"] == "decode":  # the prompts are prefilled once, then all engines take turns
             asked = {"do": "measure", "steps": command["steps"]}
             for peer in taking_part.values():
                 peer.ask(command | {"room": (arguments.rounds + 1) * command["steps"] + 8})
-        for round_number in range(arguments.rounds + 1):  # the first is a warm-up
+        for round_number in range(arguments.rounds + 1):  # the first round is a warm-up
             for name, peer in taking_part.items():
                 median = statistics.median(peer.ask(asked)["seconds"])
                 if round_number:
@@ -116,7 +132,7 @@ def _rounds(
 def _row(
     table: Table, bits: str, case: str, wanted: tuple, measured: dict[str, list[float]], weight_bytes: int
 ) -> dict[str, object]:
-    """Adds a case to the table; what is recorded of it."""
+    """Adds a case to the table and returns its figures."""
     ours = measured[OURS]
     found: dict[str, object] = {"ryzjax_ms": statistics.median(ours) * 1e3, "wanted": wanted[1], "rounds_s": measured}
     cells = []

@@ -1,9 +1,11 @@
-"""Quantizing: GPTQ of one matrix, and a whole Qwen2.5-0.5B-shaped model of random weights through `auto`.
+"""Measures quantizing: GPTQ of one matrix, and a whole model with the shape of Qwen2.5-0.5B and random weights.
 
-python bench/quantize.py [--sequences 64] [--sequence-tokens 512] [--method auto] [--folder DIR]
+    python bench/quantize.py [--sequences 64] [--sequence-tokens 512] [--method auto] [--folder DIR]
 
-The model runs in a process of its own: wall time of all of it, and its peak memory against the model's bfloat16 size.
-Calibration is on random tokens; what is measured does not depend on them.
+For the matrix it prints seconds, and the relative output error of GPTQ and of rounding to nearest. The model is
+quantized in its own process. For it, it prints the wall time and the peak memory beside the model's size in bfloat16.
+Calibration uses random tokens, because time and memory do not depend on them. The figures go to
+bench/results/quantize.json.
 """
 
 from __future__ import annotations
@@ -45,7 +47,12 @@ print(json.dumps({"wall_s": time.perf_counter() - started, "peak_bytes": peak}))
 
 
 def measure_gptq(size: int, repeats: int) -> dict[str, float]:
-    """GPTQ of a square matrix over correlated inputs, warm: seconds, and output errors against rounding to nearest."""
+    """Quantizes a square matrix with GPTQ over correlated inputs.
+
+    Returns:
+      The median seconds without the first run, which compiles, and the relative output errors of GPTQ and of rounding
+      to nearest with and without searched scales.
+    """
     import jax.numpy as jnp
 
     from ryzjax.quant.gptq import factorize, gptq
@@ -84,12 +91,12 @@ def measure_gptq(size: int, repeats: int) -> dict[str, float]:
 
 
 def main() -> None:
-    """Measures and writes the result."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--sequences", type=int, default=64)
-    parser.add_argument("--sequence-tokens", type=int, default=512)
-    parser.add_argument("--method", default="auto")
-    parser.add_argument("--folder", default=None)
+    """Measures the matrix and the model, prints the figures and writes them."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sequences", type=int, default=64, help="calibration sequences (default %(default)s)")
+    parser.add_argument("--sequence-tokens", type=int, default=512, help="tokens of each (default %(default)s)")
+    parser.add_argument("--method", default="auto", help="method of the recipe (default %(default)s)")
+    parser.add_argument("--folder", default=None, help="folder for the temporary checkpoints")
     args = parser.parse_args()
     matrix = measure_gptq(2048, 5)
     print(f"GPTQ of 2048 x 2048, scales searched: {matrix}")

@@ -1,4 +1,4 @@
-"""What every result file says beside its figures: hardware, versions, commit, command."""
+"""Writes result files: the figures of a benchmark with the hardware, versions, commit and command behind them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def write_result(name: str, figures: dict[str, object]) -> Path:
 
 
 def provenance() -> dict[str, object]:
-    """Hardware, versions, commit and command of this process."""
+    """Returns the date, hardware, versions, commit and command of this process."""
     return {
         "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "command": shlex.join(["python", *map(_without_home, sys.argv)]),
@@ -39,7 +39,7 @@ def provenance() -> dict[str, object]:
 
 
 def _without_home(word: str) -> str:
-    """A word of the command line without this machine's folders."""
+    """Returns a word of the command line. Of paths that name this machine's folders, only the file name is kept."""
     path = Path(word)
     return path.name if path.is_absolute() or ".." in path.parts else word
 

@@ -1,11 +1,14 @@
-"""RyzJAX's server, llama.cpp's (llama-server) and, at bf16, `transformers serve` under the same load in turn.
+"""Measures RyzJAX's server against llama-server (llama.cpp) and, in bf16, `transformers serve` under the same load.
 
     python bench/serve_peers.py --trace AzureLLMInferenceTrace_conv.csv --llama-server path/to/llama-server
 
-Lengths are the trace's, times --scale; tokens are random, the same for all and never the same in two rounds
-(llama-server keeps prompts). The servers stay loaded and take turns; each has as many slots as the largest concurrency.
-The model has random weights (shapes.py), in GGUF for llama.cpp. `transformers serve` needs `accelerate` and `openai`,
-and takes its prompts as text.
+The lengths of prompts and outputs are those of the trace times --scale. The tokens are random and the same for all
+servers. Every round has new ones, because llama-server keeps the KV cache of earlier prompts. The servers stay loaded
+and take turns. Each has as many slots as the largest concurrency. The model has random weights (shapes.py), in a GGUF
+file for llama.cpp. `transformers serve` needs `accelerate` and `openai`, and gets its prompts as text.
+
+The table that is printed shows output tokens/s, the ratio of RyzJAX's to each server's, the time to the first token
+(TTFT) and the time per output token (TPOT). The figures go to bench/results/serve-peers-BITS.json.
 """
 
 from __future__ import annotations
@@ -41,18 +44,20 @@ _SHOWN = ("output_throughput", "median_ttft_ms", "median_tpot_ms")
 
 
 def main() -> None:
-    """Measures every concurrency in rounds and prints the table."""
+    """Measures every concurrency, prints the table and writes the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=sorted(SHAPES), default="qwen2.5-0.5b")
     parser.add_argument("--bits", choices=("bf16", "int8", "int4"), default="int8")
-    parser.add_argument("--trace", required=True, help="Azure CSV or Mooncake JSONL")
-    parser.add_argument("--scale", type=float, default=0.25, help="of the trace's lengths")
-    parser.add_argument("--most-input", type=int, default=896, help="longer prompts are cut to this")
-    parser.add_argument("--most-output", type=int, default=128, help="longer outputs are cut to this")
-    parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 8, 32])
-    parser.add_argument("--requests", type=int, default=64, help="a round; at concurrency 1, 8")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--llama-server", default=shutil.which("llama-server"), help="by default the one on PATH")
+    parser.add_argument("--trace", required=True, help="file of request lengths, an Azure CSV or a Mooncake JSONL")
+    parser.add_argument("--scale", type=float, default=0.25, help="factor of the trace's lengths (default %(default)s)")
+    parser.add_argument("--most-input", type=int, default=896, help="longer prompts are cut to this many tokens")
+    parser.add_argument("--most-output", type=int, default=128, help="longer outputs are cut to this many tokens")
+    parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 8, 32], help="requests in flight")
+    parser.add_argument("--requests", type=int, default=64, help="requests in a round; 8 at concurrency 1")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds of each concurrency (default %(default)s)")
+    parser.add_argument(
+        "--llama-server", default=shutil.which("llama-server"), help="path of llama-server (default: the one on PATH)"
+    )
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "ryzjax-bench")
     arguments = parser.parse_args()
     if not arguments.llama_server:
@@ -83,7 +88,7 @@ def main() -> None:
 
 
 def _commands(arguments: argparse.Namespace) -> dict[str, list[str]]:
-    """Server -> its command line, but for host and port."""
+    """Returns the command line of each server, without the host and the port."""
     model = checkpoint(arguments.shape, arguments.folder)
     slots, room = max(arguments.concurrency), arguments.most_input + arguments.most_output
     ours = [RYZJAX, "serve", str(model), "--dtype", "bfloat16", "--weights", arguments.bits]
@@ -98,7 +103,7 @@ def _commands(arguments: argparse.Namespace) -> dict[str, list[str]]:
 
 @contextmanager
 def _server(command: Sequence[str]) -> Iterator[str]:
-    """The address of a server that runs while the context lasts."""
+    """Runs a server while the context lasts. The value is its address."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -132,7 +137,7 @@ def _wait(process: subprocess.Popen, url: str, log: int) -> None:
 def _load(
     arguments: argparse.Namespace, name: str, url: str, concurrency: int, requests: int, seed: int
 ) -> dict[str, float]:
-    """What `ryzjax bench serve` measures of one round."""
+    """Runs one round of `ryzjax bench serve` against a server and returns its figures."""
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "report.json"
         command = [RYZJAX, "bench", "serve", "--base-url", url, "--output", str(output), "--warmup", "0"]
@@ -140,7 +145,7 @@ def _load(
         command += ["--trace-scale", str(arguments.scale), "--max-input-tokens", str(arguments.most_input)]
         command += ["--max-output-tokens", str(arguments.most_output), "--seed", str(seed)]
         if name == "transformers":
-            # Its list of models is that of the hub's cache.
+            # It lists the models of the hub's cache instead of the one that it serves, so the model must be named.
             command += [
                 "--prompts",
                 "text",

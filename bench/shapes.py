@@ -1,4 +1,4 @@
-"""Model shapes the benchmarks use, and random-weight checkpoints of them."""
+"""The model shapes of the benchmarks, and checkpoints of them with random weights."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ SHAPES: dict[str, dict[str, object]] = {
 
 
 def checkpoint(shape: str, folder: Path) -> Path:
-    """A directory with config.json and bf16 random weights of `shape`, made on first use."""
+    """Returns a checkpoint with random bf16 weights, a config and a byte-level tokenizer. Writes it on first use."""
     target = folder / shape
     if (target / "model.safetensors").is_file():
         return target

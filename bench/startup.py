@@ -1,6 +1,9 @@
-"""Seconds from the start of `ryzjax serve MODEL` to its first token, with a cold and with a warm compile cache.
+"""Measures the time from starting `ryzjax serve MODEL` to its first token, with a cold and a warm compile cache.
 
-python bench/startup.py MODEL [--starts 3]
+    python bench/startup.py MODEL [--starts 3]
+
+It prints the seconds of each phase: once with an empty cache, and the medians of the starts with a warm one. The
+figures go to bench/results/startup.json.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ from record import write_result
 
 
 def start(model: str, cache: str) -> dict[str, float]:
-    """Phases of one start, in seconds."""
+    """Starts a server, asks it for one token, stops it, and returns the seconds of each phase."""
     started = time.perf_counter()
     command = [sys.executable, "-m", "ryzjax.cli.main", "serve", model, "--port", "0", "--compile-cache", cache]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
@@ -43,10 +46,10 @@ def start(model: str, cache: str) -> dict[str, float]:
 
 
 def main() -> None:
-    """One cold start, then warm ones."""
+    """Measures one cold start and several warm ones, prints the figures and writes them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model")
-    parser.add_argument("--starts", type=int, default=3, help="warm starts")
+    parser.add_argument("model", help="directory or repository of the model")
+    parser.add_argument("--starts", type=int, default=3, help="warm starts to measure (default %(default)s)")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as cache:
         cold = start(arguments.model, cache)

@@ -1,4 +1,9 @@
-"""What the machine's memory gives: bytes a second read by all cores, the limit of a decode step."""
+"""Measures how fast all cores together read memory, which limits the speed of a decode step.
+
+    python bench/stream.py
+
+It prints GB/s.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +18,7 @@ _REPEATS = 5
 
 
 def stream_bytes_a_second() -> float:
-    """The best of several sums over arrays far larger than the caches, one a core."""
+    """Returns the bytes per second at which all cores sum arrays larger than the caches, the best of several runs."""
     cores = os.cpu_count() or 1
     arrays = [np.ones(_BYTES // 8 // cores, np.int64) for _ in range(cores)]
     best = 0.0

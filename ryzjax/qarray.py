@@ -1,12 +1,15 @@
-"""QArray: a matrix of few bits, as it lies in memory and crosses the jit boundary.
+"""QArray: a quantized matrix as it is stored in memory and passed through `jax.jit`.
+
+A QArray is a pytree of arrays (the leaves) with a static `QFormat`. Its value at row n and column k is
 
     value[n, k] = (q[n, k] - zero[n, k // group]) * scale[n // rows, k // group]        int8, int4
     value[n, k] = codebook[q[n, k]]               * scale[n // rows, k // group]        float4 (NF4, FP4)
     value[n, k] = q[n, k]                         * scale[n // rows, k // group]        float8 e4m3
 
-Nibbles are packed by runs of `pack` columns, byte j of a run holding columns j (low) and j + pack / 2 (high): a
-matmul then takes the two halves of a run as two products, without interleaving anything (docs/log.md: 2 to 5x on
-XLA for CPU). Checkpoint formats order their nibbles otherwise; `checkpoint` converts them once, on loading.
+Nibbles (4-bit values) are packed in runs of `pack` columns. Byte j of a run holds column j of the run in its low half
+and column j + pack / 2 in its high half. A matrix product can therefore treat the two halves of a run as two products
+and interleave nothing, which makes it 2 to 5 times as fast with XLA on a CPU (docs/log.md). Checkpoint formats order
+their nibbles differently; `ryzjax.checkpoint` reorders them once, while loading.
 """
 
 from __future__ import annotations
@@ -40,31 +43,37 @@ Kind = Literal["int8", "int4", "float4", "float8"]
 AnyArray = TypeVar("AnyArray", jax.Array, np.ndarray)
 
 LEAVES = ("values", "scales", "zeros", "codebook", "order", "scale_codes", "scale_blocks", "scale_offset")
-"""The parts a QArray may have; which ones it has follows from its format."""
+"""The names of all leaves. The format of a QArray determines which of them it has."""
 _STORED: dict[Kind, type] = {"int8": jnp.int8, "int4": jnp.uint8, "float4": jnp.uint8, "float8": jnp.uint8}
 _IMPLIED_ZERO = 8
-"""Of int4 without zeros: nibbles 0 to 15 stand for -8 to 7."""
+"""The zero point of int4 without stored zeros: nibbles 0 to 15 stand for -8 to 7."""
 _ROW_RUN = 32
+"""Columns packed together where one scale covers a whole row."""
 _NESTED_RUN = 256
-"""Scales that share one of the second level (bitsandbytes)."""
+"""First-level scales that share one second-level scale, as in bitsandbytes."""
 _PANEL_ELEMENTS = 2**21
-"""Weights dequantized at a time by `multiply_from_left`."""
+"""The number of weights that `multiply_from_left` dequantizes at a time."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class QFormat:
-    """How a matrix is quantized: static, so that a compiled program is made for it.
+    """How a matrix is quantized. The format is static under `jax.jit`: each format gets its own compiled program.
 
     Attributes:
-      kind: of the values.
-      group: columns (in features) that share a scale; None for all of a row.
-      rows: rows that share a scale; None for all of them.
-      pack: columns packed together, see the module's docstring; 0 where values are not nibbles.
-      scale_dtype: "float32", "float16" or "bfloat16"; "nested" for scales that are themselves quantized to 8 bits
-        (a codebook of 256, a float32 scale per 256 of them, and an offset).
-      has_zeros: whether groups have a zero point; int4 without has the implied zero 8.
-      has_order: whether columns are permuted: column i of the values multiplies input order[i] (GPTQ's act-order).
-      activations: "int8" to multiply in int8, with each token's activations rounded to its own scale (W8A8).
+      kind: The type of the values.
+      group: The number of columns (in features) that share a scale, or None if one scale covers a whole row.
+      rows: The number of rows that share a scale, or None if all rows share it.
+      pack: The number of columns that are packed together in the order that the module describes; an even number for
+        int4 and float4, and 0 for the other kinds.
+      scale_dtype: The dtype of the scales: "float32", "float16" or "bfloat16". With "nested", the scales are themselves
+        quantized to 8 bits, with a codebook of 256 numbers, a float32 scale for every 256 codes, and an offset.
+      has_zeros: Whether each group has a stored zero point. The zero point of int4 without stored ones is 8.
+      has_order: Whether the columns are permuted: column i of the values multiplies input order[i] (GPTQ's act-order).
+      activations: "int8" to quantize each token's activations to int8 with a scale of its own and to multiply in int8
+        (W8A8); None to multiply in the dtype of the activations.
+
+    Raises:
+      ValueError: The attributes contradict each other.
     """
 
     kind: Kind
@@ -79,31 +88,34 @@ class QFormat:
     def __post_init__(self) -> None:
         is_packed = self.kind in ("int4", "float4")
         if is_packed != bool(self.pack) or self.pack % 2:
-            raise ValueError(f"pack={self.pack} of {self.kind}: expected an even number of columns, 0 without nibbles")
+            raise ValueError(f"pack={self.pack} for {self.kind}: expected an even number for int4 and float4, else 0")
         if self.pack and self.group is not None and self.group % self.pack:
-            raise ValueError(f"pack={self.pack} does not divide group={self.group}")
+            raise ValueError(f"pack={self.pack} does not divide group={self.group}; choose a divisor of the group")
         if self.activations and (self.kind != "int8" or self.group is not None or self.has_zeros):
-            raise ValueError("int8 activations need symmetric int8 weights with one scale a row")
+            raise ValueError(
+                f"int8 activations need symmetric int8 weights with one scale per row; got kind={self.kind}, "
+                f"group={self.group}, has_zeros={self.has_zeros}"
+            )
 
     @property
     def column_unit(self) -> int:
-        """Columns that must stay together: a group, and a run of packed nibbles."""
+        """The smallest number of columns that can be cut off: whole groups and whole runs of packed nibbles."""
         return math.lcm(self.group or 1, self.pack or 1)
 
     def scale_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """Of the scales (and zeros) of a matrix [..., N, K]."""
+        """Returns the shape of the scales (and zeros) of a matrix [..., N, K]."""
         *lead, n, k = shape
         return *lead, -(-n // (self.rows or n)), -(-k // (self.group or k))
 
     def leaf_shapes(self, shape: tuple[int, ...]) -> dict[str, tuple[tuple[int, ...], jnp.dtype]]:
-        """Leaf name -> (shape, dtype as stored) for a matrix [..., N, K], in the order of `LEAVES`.
+        """Returns the shape and stored dtype of each leaf of a matrix [..., N, K], in the order of `LEAVES`.
 
         Raises:
-          ValueError: K is not a whole number of packed runs.
+          ValueError: K is not a multiple of `pack`.
         """
         *lead, _, k = shape
         if self.pack and k % self.pack:
-            raise ValueError(f"{k} in features are no whole number of packed runs of {self.pack}")
+            raise ValueError(f"K={k} in features is not a multiple of pack={self.pack}")
         scales = self.scale_shape(shape)
         columns = k // 2 if self.pack else k
         leaves: dict[str, tuple[tuple[int, ...], DTypeLike]] = {"values": ((*shape[:-1], columns), _STORED[self.kind])}
@@ -124,7 +136,7 @@ class QFormat:
         return {name: (leaves[name][0], jnp.dtype(leaves[name][1])) for name in LEAVES if name in leaves}
 
     def nbytes(self, shape: tuple[int, ...]) -> int:
-        """Bytes of all leaves of a matrix [..., N, K]."""
+        """Returns the total bytes of the leaves of a matrix [..., N, K]."""
         return sum(math.prod(s) * d.itemsize for s, d in self.leaf_shapes(shape).values())
 
 
@@ -135,16 +147,20 @@ class QFormat:
 )
 @dataclass(frozen=True, kw_only=True)
 class QArray:
-    """A quantized matrix [..., N, K] (N out features, K in features); see the module's docstring.
+    """A quantized matrix [..., N, K] with N out features and K in features.
+
+    Leaves that the format does not have are None.
 
     Attributes:
-      format: what the leaves mean.
-      values: int8, or float8 e4m3 as its bits, [..., N, K]; packed nibbles uint8 [..., N, K / 2].
-      scales: [..., N / rows, K / group], bfloat16 as its bits; uint8 codes where nested.
-      zeros: like the scales; uint8 of int4, int8 of int8.
-      codebook: float32 [16].
-      order: int32 [..., K].
-      scale_codes, scale_blocks, scale_offset: float32 [256], [scales / 256] and []: what nested scales stand for.
+      format: How the leaves encode the matrix.
+      values: int8 [..., N, K]; float8 e4m3 as its bits, uint8 [..., N, K]; or packed nibbles, uint8 [..., N, K / 2].
+      scales: [..., N / rows, K / group]. bfloat16 scales are stored as their bits, nested ones as uint8 codes.
+      zeros: The zero points, in the shape of the scales; uint8 for int4 and int8 for int8.
+      codebook: The 16 values that nibbles of a float4 matrix stand for, float32 [16].
+      order: The input that each column multiplies, int32 [..., K].
+      scale_codes: The codebook of nested scales, float32 [256].
+      scale_blocks: The second-level scales of nested scales, float32 [number of scales / 256, rounded up].
+      scale_offset: The number added to every nested scale, float32 [].
     """
 
     format: QFormat
@@ -159,17 +175,21 @@ class QArray:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """[..., N, K] of the matrix it stands for."""
+        """The shape [..., N, K] of the matrix."""
         *rest, columns = self.values.shape
         return *rest, columns * (2 if self.format.pack else 1)
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all leaves."""
+        """The total bytes of the leaves."""
         return sum(leaf.nbytes for leaf in jax.tree.leaves(self))
 
     def row_scales(self) -> jax.Array:
-        """Scales with a row for each of the matrix's, [..., N or 1, K / group]; still as stored where not nested."""
+        """Returns the scales with one row per row of the matrix, [..., N, K / group].
+
+        If all rows share their scales, the shape is [..., 1, K / group]. Nested scales are decoded to float32. Others
+        keep the dtype that they are stored in.
+        """
         scales = self.scales
         if self.format.scale_dtype == "nested":
             assert self.scale_codes is not None and self.scale_blocks is not None and self.scale_offset is not None
@@ -181,7 +201,10 @@ class QArray:
 
 
 def dequantize(weight: QArray, dtype: jnp.dtype | type = jnp.float32) -> jax.Array:
-    """The matrix [..., N, K] that a QArray stands for, computed in float32, columns in the order of the inputs."""
+    """Returns the matrix [..., N, K], with its columns in the order of the inputs.
+
+    It is computed in float32 and cast to `dtype` at the end.
+    """
     fmt = weight.format
     scales = from_bits(weight.row_scales()).astype(jnp.float32)
     k = weight.shape[-1]
@@ -210,11 +233,12 @@ def dequantize(weight: QArray, dtype: jnp.dtype | type = jnp.float32) -> jax.Arr
 
 
 def take_columns(weight: QArray, first: jax.Array | int, count: int) -> QArray:
-    """The matrix [N, count] of columns `first` and following, without a copy of the rest.
+    """Returns the matrix [N, count] of the columns from `first` on, and copies only those.
 
     Args:
-      weight: [N, K] without an order, K a whole number of groups.
-      first, count: whole multiples of `QFormat.column_unit`; `first` may be traced.
+      weight: A matrix [N, K] without `order`, where K is a multiple of the group size.
+      first: The first column, a multiple of `QFormat.column_unit`. It may be a traced value.
+      count: The number of columns, a multiple of `QFormat.column_unit`.
     """
     fmt = weight.format
     assert weight.order is None and len(weight.shape) == 2, "a matrix whose columns are in the order of the inputs"
@@ -231,10 +255,11 @@ def take_columns(weight: QArray, first: jax.Array | int, count: int) -> QArray:
 
 
 def multiply_from_left(x: jax.Array, weight: QArray) -> jax.Array:
-    """`x @ W` for x [T, N] and W [N, K] without an order: float32 [T, K]; what a gradient does.
+    """Returns `x @ W` in float32 [T, K], for x [T, N] and W [N, K] without `order`.
 
-    W is rounded to the dtype of x. On a CPU it is dequantized a panel of columns at a time: each panel of the result is
-    complete at once, so that nothing is accumulated in memory. Elsewhere XLA dequantizes it whole.
+    The gradient of a linear layer with respect to its input is such a product. W is dequantized to the dtype of x. On a
+    CPU this happens a panel of columns at a time. Each panel of W gives complete columns of the result, so no partial
+    sums are kept in memory. On other devices XLA dequantizes the whole matrix.
     """
     return lax.platform_dependent(x, weight, cpu=_by_panels, default=_by_whole)
 
@@ -247,36 +272,41 @@ def _by_panels(x: jax.Array, weight: QArray) -> jax.Array:
     n, k = weight.shape
     unit = weight.format.column_unit
     panel = max(1, _PANEL_ELEMENTS // n // unit) * unit
-    if k <= panel or k % unit:  # blocks that overhang (FP8) are small and rare
+    if k <= panel or k % unit:  # an FP8 matrix whose last block is incomplete: small and rare
         return _by_whole(x, weight)
 
     def one_panel(i: jax.Array, out: jax.Array) -> jax.Array:
-        first = jnp.minimum(i * panel, k - panel)  # the last begins early enough to be a whole one
+        first = jnp.minimum(i * panel, k - panel)  # the last panel overlaps its neighbor to be whole
         return lax.dynamic_update_slice_in_dim(out, _by_whole(x, take_columns(weight, first, panel)), first, axis=1)
 
     return lax.fori_loop(0, -(-k // panel), one_panel, jnp.zeros((x.shape[0], k), jnp.float32))
 
 
 def pack_run(k: int, group: int | None) -> int:
-    """Columns to pack together in a matrix with K = `k`: a group, or 32 where a scale serves a whole row.
+    """Returns the number of columns to pack together: the group size, or 32 where one scale covers a whole row.
+
+    Args:
+      k: The in features of the matrix.
+      group: The group size in columns, or None if one scale covers a whole row.
 
     Raises:
-      ValueError: they do not divide K.
+      ValueError: The number is odd or does not divide `k`.
     """
     run = group or _ROW_RUN
     if run % 2 or k % run:
-        raise ValueError(f"{k} in features are no whole number of {'groups' if group else 'runs'} of {run}")
+        unit = "groups" if group else "runs"
+        raise ValueError(f"K={k} in features cannot be packed in {unit} of {run}: expected an even divisor of K")
     return run
 
 
 def pack_nibbles(q: AnyArray, pack: int) -> AnyArray:
-    """uint8 values 0 to 15 [..., K] -> bytes [..., K / 2]."""
+    """Packs uint8 values from 0 to 15 [..., K] into bytes [..., K / 2]."""
     runs = q.reshape(*q.shape[:-1], -1, 2, pack // 2)
     return (runs[..., 0, :] | (runs[..., 1, :] << 4)).reshape(*q.shape[:-1], -1)
 
 
 def unpack_nibbles(packed: AnyArray, pack: int) -> AnyArray:
-    """Bytes [..., K / 2] -> uint8 values 0 to 15 [..., K]."""
+    """Unpacks bytes [..., K / 2] into uint8 values from 0 to 15 [..., K]."""
     runs = packed.reshape(*packed.shape[:-1], -1, pack // 2)
     stack = jnp.stack if isinstance(packed, jax.Array) else np.stack
     return stack([runs & 15, runs >> 4], axis=-2).reshape(*packed.shape[:-1], -1)  # pyright: ignore

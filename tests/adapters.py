@@ -1,4 +1,4 @@
-"""Random adapters of tiny models, and what they do to the model's weights."""
+"""Random adapters for tiny models, and the weights that result from merging them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def random_adapter(
     targets: tuple[str, ...] = ("all-linear",),
     rank_pattern: Mapping[str, int] | None = None,
 ) -> Adapter:
-    """An adapter whose update of each layer has entries of about `size` / sqrt(K): as large as the weights'."""
+    """Returns an adapter whose update of each layer has entries of about `size` / sqrt(K), like the weights."""
     config = LoraConfig(rank=rank, alpha=alpha, targets=targets, rank_pattern=dict(rank_pattern or {}))
     rng = np.random.default_rng(seed)
     weights: dict[str, LoraWeights] = {}

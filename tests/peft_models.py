@@ -1,4 +1,4 @@
-"""Models of transformers with adapters of peft, and the same models here. torch and peft are imported when used."""
+"""Models of transformers with adapters of peft, and the same models in RyzJAX. torch and peft are imported on use."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ __all__ = ["adapted_by_peft", "opened"]
 
 
 def adapted_by_peft(model, options: dict[str, object], folder: Path):
-    """A PEFT model whose adapter has random weights, as training leaves it; saved to `folder`."""
+    """Returns a PEFT model whose adapter has random weights, as after training, and saves it to `folder`."""
     import peft
     import torch
 
     torch.manual_seed(7)
-    # PEFT itself warns of a head's own weight that it saves.
+    # PEFT warns when it saves the weight of a head itself.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model = peft.get_peft_model(model, peft.LoraConfig(r=4, lora_alpha=6, lora_dropout=0.1, **options))

@@ -26,7 +26,7 @@ FORMATS: dict[str, QFormat] = {
 
 
 def integers(rng: np.random.Generator, format: QFormat, shape: tuple[int, ...]) -> np.ndarray:
-    """Values [..., N, K] a format can hold, unpacked."""
+    """Returns random unpacked values [..., N, K] that the format can hold."""
     if format.pack:
         return rng.integers(0, 16, shape, dtype=np.uint8)
     if format.kind == "int8":
@@ -35,7 +35,7 @@ def integers(rng: np.random.Generator, format: QFormat, shape: tuple[int, ...]) 
 
 
 def random_leaves(rng: np.random.Generator, format: QFormat, shape: tuple[int, ...]) -> dict[str, np.ndarray]:
-    """Leaf name -> values, as numpy arrays (bfloat16 scales as their bits)."""
+    """Returns random leaves by name as numpy arrays. bfloat16 scales are their bits."""
     leaves = {}
     for name, (leaf_shape, dtype) in format.leaf_shapes(shape).items():
         if name == "values":
@@ -58,13 +58,13 @@ def random_leaves(rng: np.random.Generator, format: QFormat, shape: tuple[int, .
 
 
 def random_qarray(rng: np.random.Generator, format: QFormat, shape: tuple[int, ...]) -> QArray:
-    """A QArray of random values."""
+    """Returns a QArray of random values."""
     leaves = {name: jnp.asarray(value) for name, value in random_leaves(rng, format, shape).items()}
     return QArray(format=format, **leaves)
 
 
 def expected(weight: QArray) -> np.ndarray:
-    """float64 [..., N, K] worked out value by value, as the docstring of `ryzjax.qarray` says."""
+    """Returns the matrix in float64 [..., N, K], computed value by value from the formulas in `ryzjax.qarray`."""
     fmt = weight.format
     leaves: dict[str, np.ndarray] = {}
     for name in LEAVES:

@@ -1,4 +1,4 @@
-"""The rules of the tree: imports run downwards, the scheduler has no jax, nothing private or unsafe is used."""
+"""Rules for the source tree: imports run downwards, the scheduler is free of jax, nothing private or unsafe is used."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "ryzjax"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
-# From the top down. A module imports from its own folder and from lower rows; the folders of one row do not
-# import each other.
+# The rows run from top to bottom. A module imports from its own folder and from lower rows. The folders of one row do
+# not import each other.
 ROWS = (
     ("__main__",),
     ("cli",),
@@ -35,7 +35,7 @@ ROWS = (
     ("qarray",),
     ("errors", "dims", "bits", "batch", "attention_settings", "obs", "shipped", "api_key"),
 )
-# The same within a folder of many parts.
+# The same order within folders that have subfolders.
 INNER_ROWS = {
     "serving": (("http",), ("frontend",), ("engine",), ("device",), ("host",), ("messages",)),
     "serving/http": (
@@ -89,7 +89,7 @@ INNER_ROWS = {
     ),
 }
 HEIGHT = {name: -row for row, names in enumerate(ROWS) for name in names}
-# Errors are below the rest of their row; the package itself only re-exports, by name.
+# `errors` is below the rest of its row.
 SAME_ROW_ALLOWED = {("obs", "errors"), ("api_key", "errors")}
 
 
@@ -103,7 +103,7 @@ def tree(path: Path) -> ast.Module:
 
 
 def imports(path: Path) -> Iterator[str]:
-    """Every module the file imports, wherever in the file; `from a import b` as both a and a.b."""
+    """Returns every module that the file imports anywhere. `from a import b` counts as both a and a.b."""
     for node in ast.walk(tree(path)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -114,13 +114,13 @@ def imports(path: Path) -> Iterator[str]:
 
 
 def home(module: str) -> str | None:
-    """The folder or file of the package that a module belongs to: "ryzjax.ops.norm" -> "ops"."""
+    """Returns the folder or file of the package that a module belongs to, such as "ops" for "ryzjax.ops.norm"."""
     parts = module.split(".")
     return parts[1] if parts[0] == "ryzjax" and len(parts) > 1 and parts[1] in HEIGHT else None
 
 
 def upward(importer: str, imported: str) -> bool:
-    """Whether this import breaks the direction."""
+    """Whether an import runs upwards."""
     if importer == imported or (importer, imported) in SAME_ROW_ALLOWED:
         return False
     return HEIGHT[imported] >= HEIGHT[importer]
@@ -172,7 +172,7 @@ def test_top_level_modules_import_only_their_own_row() -> None:
 
 
 def loaded_by(statement: str) -> set[str]:
-    """The top-level modules that a fresh interpreter holds after a statement."""
+    """Returns the top-level modules that a new interpreter has loaded after a statement."""
     code = f"{statement}\nimport sys\nprint(*sorted({{name.split('.')[0] for name in sys.modules}}))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -221,13 +221,13 @@ def test_partition_specs_are_made_in_sharding_only() -> None:
         for node in ast.walk(tree(path)):
             if isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] in names:
                 makers.add(path.relative_to(PACKAGE).parts[0])
-    # ops, pallas and native may, for the shard_map around a kernel.
+    # ops, pallas and native may make them for the shard_map around a kernel.
     assert makers <= {"sharding", "ops", "pallas", "native"}
     assert "sharding" in makers
 
 
 def undocumented(path: Path) -> Iterator[str]:
-    """Public functions, classes and methods without a docstring, and the module itself."""
+    """Returns the public functions, classes and methods, and the module itself, that have no docstring."""
     module = tree(path)
     if ast.get_docstring(module) is None:
         yield f"{label(path)}: module"
@@ -251,7 +251,7 @@ def is_protocol(node: ast.ClassDef) -> bool:
 
 
 def inherits_docstring(path: Path, owner: str, method: str) -> bool:
-    """Whether a base class documents the method: what `help()` shows for an override without a docstring."""
+    """Whether a base class documents the method. `help()` shows that docstring for an override without one."""
     module = import_module(".".join(path.relative_to(ROOT).with_suffix("").parts))
     return inspect.getdoc(getattr(getattr(module, owner), method)) is not None
 

@@ -1,4 +1,4 @@
-"""The build hook: kernels where there is a compiler, an install that works where there is none."""
+"""The build hook builds the kernels if there is a compiler, and else an installation that works without them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 class App:
-    """What hatchling gives a hook to talk through."""
+    """A stand-in for the object through which a hook of hatchling prints messages."""
 
     def __init__(self) -> None:
         self.warnings: list[str] = []
@@ -33,7 +33,7 @@ def module() -> ModuleType:
 
 @pytest.fixture
 def native(tmp_path: Path) -> Path:
-    """The folder of a source tree whose library an earlier build left."""
+    """The native folder of a source tree with a library that an earlier build left behind."""
     folder = tmp_path / "ryzjax" / "native"
     folder.mkdir(parents=True)
     (folder / "libryzjax_native.so").write_bytes(b"stale")
@@ -54,8 +54,8 @@ def test_without_a_compiler_the_package_is_installed_and_says_so(
     monkeypatch.delenv("RYZJAX_BUILD_NATIVE", raising=False)
     app, data = build(module, tmp_path)
     assert len(app.warnings) == 1 and "no C++ compiler" in app.warnings[0]
-    assert data == {"artifacts": []}  # a wheel for every platform
-    assert not (native / "libryzjax_native.so").exists()  # nothing stale is shipped
+    assert data == {"artifacts": []}  # the wheel is for every platform
+    assert not (native / "libryzjax_native.so").exists()  # the old library is not shipped
 
 
 def test_a_wheel_that_must_have_them_is_not_built_without(

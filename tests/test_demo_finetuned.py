@@ -1,4 +1,4 @@
-"""QLoRA of the demo model on a task it was not trained on, as a user would do it, and its adapter served."""
+"""QLoRA of the demo model on a task that it was not trained on, done as a user would, with its adapter served."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.optimized
 WEIGHTS, GROUP = "int4", 32
 ITEMS = 200
 ANSWER_TOKENS = 4
-"""At the end of a prompt with its answer, at least."""
+"""The number of tokens at the end of a prompt with its answer that belong to the answer, at least."""
 
 
 @pytest.mark.slow
@@ -54,8 +54,8 @@ def test_a_new_task_is_learnt_and_served_as_it_was_trained(tmp_path: Path):
                 [item.check(out.outputs[0].text) for item, out in zip(items, outputs, strict=True)]
             )
         assert right["routing"] >= 0.9 and right[None] < 0.1, right
-        # Only the rows of pieces have the demo model write the tokens of "urgent". Without such rows the embeddings of
-        # 720 tokens were one direction: greedy answers were right, and sampled ones were any of the 720.
+        # Only the rows of pieces have the tokens of "urgent" as targets. Without such rows, the embeddings of 720
+        # tokens had nearly one direction: greedy answers were right, and sampled ones were any of the 720.
         sampled = [SamplingParams(temperature=1.0, max_tokens=16, seed=i) for i in range(ITEMS)]
         outputs = llm.chat(asked, sampled, adapter="routing", use_tqdm=False)
         checked = [item.check(out.outputs[0].text) for item, out in zip(items, outputs, strict=True)]
@@ -75,8 +75,8 @@ def test_a_new_task_is_learnt_and_served_as_it_was_trained(tmp_path: Path):
     for prompt, output in zip(prompts, scored, strict=True):
         assert output.prompt_logprobs is not None
         served = [entry.logprob for entry in output.prompt_logprobs[1:] if entry is not None]
-        # The user's words, which nothing was trained to expect, have log-probabilities down to -20: there 1e-5 is a few
-        # steps of float32.
+        # The user's words were no training targets. Their log-probabilities go down to -20, where 1e-5 is a few steps
+        # of float32.
         np.testing.assert_allclose(served, expected(prompt, True), rtol=2e-6, atol=1e-5)
         answer = len(prompt) - ANSWER_TOKENS
         np.testing.assert_allclose(served[answer:], expected(prompt, True)[answer:], rtol=0, atol=1e-5)

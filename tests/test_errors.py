@@ -1,4 +1,4 @@
-"""Every public exception of the package is in `ryzjax.errors`, in its `__all__`, and in the tree that it draws."""
+"""Every public exception is in `ryzjax.errors`, in its `__all__`, and in the tree that its docstring draws."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _LINE = re.compile(r"^ {4}([│├└─ ]*)(\w+Error)\b", re.MULTILINE)
 
 
 def drawn_parents() -> dict[str, str | None]:
-    """Class name -> name of its parent, as the module's docstring draws the tree."""
+    """Returns the parent's name for each class, as the docstring of `ryzjax.errors` draws the tree."""
     parents: dict[str, str | None] = {}
     path: list[str] = []
     for indent, name in _LINE.findall(errors.__doc__ or ""):
@@ -28,9 +28,9 @@ def drawn_parents() -> dict[str, str | None]:
 
 
 def public_exceptions() -> list[type[RyzJAXError]]:
-    """The classes of the whole package that derive from RyzJAXError and have a public name.
+    """Returns the classes of the package that derive from RyzJAXError and have a public name.
 
-    A module is imported only if a class of it may be an exception, which its name or that of a base tells.
+    A module is imported only if the name of one of its classes, or of a base class, suggests an exception.
     """
     found = []
     for file in sorted((ROOT / "ryzjax").rglob("*.py")):

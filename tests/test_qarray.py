@@ -1,4 +1,4 @@
-"""QArray: what its leaves mean, and what they weigh."""
+"""QArray: the values that its leaves stand for, and the bytes that they take."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_stacked_matrices(name: str):
     np.testing.assert_allclose(dequantize(weight), expected(weight), rtol=3e-6, atol=1e-9)
 
 
-# Every new shape compiles: numpy meets a hundred, XLA the few below.
+# numpy runs a hundred shapes. XLA compiles for each new shape, so it runs only the few below.
 @settings(deadline=None)
 @given(st.integers(1, 4), st.integers(1, 4), st.sampled_from([2, 8, 32, 128]))
 def test_nibbles_come_back(rows: int, runs: int, pack: int):
@@ -77,7 +77,7 @@ def test_a_qarray_is_a_pytree_with_its_format_static():
         ({"kind": "int4"}, "pack=0"),
         ({"kind": "int8", "pack": 32}, "pack=32"),
         ({"kind": "int4", "pack": 32, "group": 48}, "divide group=48"),
-        ({"kind": "int8", "group": 32, "activations": "int8"}, "one scale a row"),
+        ({"kind": "int8", "group": 32, "activations": "int8"}, "one scale per row"),
     ],
 )
 def test_formats_that_make_no_sense(fields: dict, message: str):
@@ -88,8 +88,8 @@ def test_formats_that_make_no_sense(fields: dict, message: str):
 def test_shapes_that_do_not_fit():
     with pytest.raises(ValueError, match="172 in features"):
         FORMATS["int4_rows"].leaf_shapes((64, 172))
-    with pytest.raises(ValueError, match="172 in features are no whole number of groups of 32"):
+    with pytest.raises(ValueError, match="K=172 in features cannot be packed in groups of 32"):
         pack_run(172, 32)
-    with pytest.raises(ValueError, match="172 in features are no whole number of runs of 32"):
+    with pytest.raises(ValueError, match="K=172 in features cannot be packed in runs of 32"):
         pack_run(172, None)
     assert pack_run(256, 64) == 64 and pack_run(256, None) == 32

@@ -1,7 +1,7 @@
 """The runtime checker of array annotations: beartype, for the annotations that give a shape and a dtype.
 
-Others are not checked. Many a tree is made of arrays, and its leaves stand for shapes, shardings or names elsewhere,
-as JAX's transformations have it.
+Other annotations are not checked. A pytree is often annotated as a tree of arrays, while its leaves are shapes,
+shardings or names in places, as is usual with JAX's transformations.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ def _has_shape(hint: object) -> bool:
 
 
 def check(function: Callable[..., object]) -> Callable[..., object]:
-    """The stand-in that jaxtyping makes of a function, with only the annotations that are to be checked."""
+    """Returns the checked function that jaxtyping puts in a function's place. Only annotations with a shape count."""
     hints = {name: hint for name, hint in function.__annotations__.items() if _has_shape(hint)}
     function.__annotations__ = hints
     return beartype(function) if hints else function
 
 
 CHECKER = "sys.modules['tests.typecheck'].check"
-"""`check` as jaxtyping's import hook wants it named; pytest gives the package `tests` no attributes."""
+"""The name of `check` for jaxtyping's import hook. pytest sets no attributes on the package `tests`."""

@@ -1,4 +1,4 @@
-"""bench serve: the report's numbers by hand, and a run against a small server with refusals in it."""
+"""`ryzjax bench serve`: the report's numbers worked out by hand, and a run against a small server that refuses some."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_report_by_hand():
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Streams the wanted number of tokens; refuses prompts of 13 tokens."""
+    """Streams the requested number of tokens, and refuses prompts of 13 tokens."""
 
     protocol_version = "HTTP/1.1"
 
@@ -60,7 +60,7 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         assert body["model"] == "tiny" and body["stream"]
-        # As transformers serve: text only, and fields it does not know are refused.
+        # Like `transformers serve`, this accepts only text and refuses fields that it does not know.
         if isinstance(body["prompt"], str) == ("ignore_eos" in body):
             self.answer(422, b'{"error": {"message": "unexpected"}}')
             return

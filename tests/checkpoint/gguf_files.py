@@ -26,13 +26,13 @@ ARCHITECTURES = {
 
 
 def permute(weight: np.ndarray, heads: int) -> np.ndarray:
-    """Permutes the rows of each head from halves to interleaved pairs, as llama.cpp's convert_hf_to_gguf does."""
+    """Permutes the rows of each head from halves to interleaved pairs, as convert_hf_to_gguf of llama.cpp does."""
     shape = weight.shape
     return weight.reshape(heads, 2, shape[0] // heads // 2, *shape[1:]).swapaxes(1, 2).reshape(shape)
 
 
 def llama3_factors(scaling: dict, head_dim: int) -> np.ndarray:
-    """llama.cpp's rope_freqs: the divisor of each frequency of a Llama 3."""
+    """Returns llama.cpp's rope_freqs: the number by which each frequency of a Llama 3 is divided."""
     factors = []
     for i in range(0, head_dim, 2):
         wavelength = 2 * math.pi * scaling["rope_theta"] ** (i / head_dim)
@@ -51,7 +51,7 @@ def llama3_factors(scaling: dict, head_dim: int) -> np.ndarray:
 
 
 def stacked(weights: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Hugging Face's tensors with one tensor for all experts instead of one per expert, under the names `gguf` maps."""
+    """Returns Hugging Face's tensors with the experts stacked in one tensor, under the names that `gguf` maps."""
     out: dict[str, np.ndarray] = {}
     experts: dict[str, list[np.ndarray]] = {}
     for name, value in weights.items():
@@ -59,7 +59,7 @@ def stacked(weights: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         number, _, part = rest.partition(".")
         if marker and number.isdigit():
             experts.setdefault(f"{head}.experts.{part}", []).append(value)
-        elif name.endswith(("gate_up_proj", "gate_up_proj_bias")):  # GPT-OSS: gate and up take turns
+        elif name.endswith(("gate_up_proj", "gate_up_proj_bias")):  # GPT-OSS: gate and up rows alternate
             rows = value.swapaxes(-1, -2) if value.ndim == 3 else value
             leaf = ".bias" if name.endswith("bias") else ".weight"
             out[f"{head}.experts.gate_proj{leaf}"] = rows[:, 0::2]
@@ -99,7 +99,7 @@ def write_gguf(path: Path, family: str, config: dict, weights: dict[str, np.ndar
 
 
 def add_config(writer: gguf.GGUFWriter, family: str, config: dict) -> None:
-    """The metadata of the architecture, and RoPE's own tensors."""
+    """Adds the metadata of the architecture, and the tensors of RoPE."""
     heads = config["num_attention_heads"]
     head_dim = config.get("head_dim") or config["hidden_size"] // heads
     writer.add_context_length(config["max_position_embeddings"])
@@ -132,7 +132,7 @@ def add_config(writer: gguf.GGUFWriter, family: str, config: dict) -> None:
 
 
 def add_scaling(writer: gguf.GGUFWriter, rope: dict, head_dim: int) -> None:
-    """RoPE scaling, as metadata or as tensors."""
+    """Adds RoPE scaling, as metadata or as tensors."""
     kind = rope["rope_type"]
     if kind == "llama3":
         writer.add_tensor("rope_freqs.weight", llama3_factors(rope, head_dim))

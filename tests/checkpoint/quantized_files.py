@@ -1,4 +1,4 @@
-"""Writes quantized checkpoints of a tiny model in every format, packed value by value as the formats are described."""
+"""Writes quantized checkpoints of a tiny model in every format, packed value by value as the format specifies."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ Tensors = dict[str, np.ndarray]
 
 @dataclass(frozen=True, kw_only=True)
 class Packed:
-    """A quantized matrix as a format stores it, and the float32 values it stands for.
+    """A quantized matrix as a format stores it, and the float32 values that it stands for.
 
     Attributes:
-      tensors: ending of the name -> tensor.
-      values: float32 [N, K].
+      tensors: The stored tensors by the ending of their names.
+      values: The dequantized matrix, float32 [N, K].
     """
 
     tensors: Tensors
@@ -54,7 +54,7 @@ class Packed:
 
 @dataclass(frozen=True, kw_only=True)
 class Format:
-    """One way to store quantized checkpoints."""
+    """A format of quantized checkpoints."""
 
     config: Mapping[str, object]
     pack: Callable[[np.random.Generator, int, int], Packed]
@@ -67,10 +67,10 @@ def write(
     raw: Mapping[str, object] = RAW,
     edit: Callable[[Tensors], object] = lambda tensors: None,
 ) -> dict[str, np.ndarray]:
-    """Writes the model; returns our name of each linear layer -> float32 values.
+    """Writes the model, and returns the float32 values of each linear layer by its name in RyzJAX.
 
     Args:
-      edit: changes the tensors before they are written.
+      edit: Changes the tensors before they are written.
     """
     rng = np.random.default_rng(0)
     tensors: Tensors = {
@@ -94,7 +94,7 @@ def write(
 
 
 def words(q: np.ndarray, bits: int, order: tuple[int, ...] | None = None) -> np.ndarray:
-    """int32 words along the last axis, bit by bit; `order[i]` is the column of value i of a word."""
+    """Packs values bit by bit into int32 words along the last axis. `order[i]` is the column of value i of a word."""
     per_word = 32 // bits
     *lead, size = q.shape
     out = np.zeros((*lead, -(-size // per_word)), np.uint64)
@@ -117,7 +117,7 @@ def gptq(
     stores_minus_one: bool = True,
     act_order: bool = False,
 ) -> Callable[[np.random.Generator, int, int], Packed]:
-    """A packer of GPTQ; `stores_minus_one` is what version 1 does."""
+    """Returns a packer for GPTQ. With `stores_minus_one` zeros are stored minus one, as in version 1."""
 
     def pack(rng: np.random.Generator, n: int, k: int) -> Packed:
         size = k if group == -1 else group
@@ -142,7 +142,7 @@ def gptq(
 
 
 def awq(rng: np.random.Generator, n: int, k: int) -> Packed:
-    """AWQ's GEMM layout."""
+    """Packs in AWQ's GEMM layout."""
     order = (0, 2, 4, 6, 1, 3, 5, 7)
     q, zeros = rng.integers(0, 16, (k, n)), rng.integers(0, 16, (k // 32, n))
     scales = _scales(rng, (k // 32, n))
@@ -155,7 +155,7 @@ def awq(rng: np.random.Generator, n: int, k: int) -> Packed:
 def packed(
     *, bits: int = 4, group: int | None = 32, symmetric: bool = True, act_order: bool = False
 ) -> Callable[[np.random.Generator, int, int], Packed]:
-    """compressed-tensors, pack-quantized."""
+    """Packs as compressed-tensors' pack-quantized."""
 
     def pack(rng: np.random.Generator, n: int, k: int) -> Packed:
         half, size = 2 ** (bits - 1), group or k
@@ -182,7 +182,7 @@ def packed(
 
 
 def int8_rows(rng: np.random.Generator, n: int, k: int) -> Packed:
-    """compressed-tensors, int-quantized."""
+    """Stores as compressed-tensors' int-quantized."""
     q, scales = rng.integers(-128, 128, (n, k)).astype(np.int8), _scales(rng, (n, 1), np.float32)
     return Packed(tensors={"weight": q, "weight_scale": scales}, values=q.astype(np.float32) * scales)
 
@@ -190,7 +190,7 @@ def int8_rows(rng: np.random.Generator, n: int, k: int) -> Packed:
 def float8(
     *, scale_shape: Callable[[int, int], tuple[int, ...]], scale: str = "weight_scale", block: int = 0
 ) -> Callable[[np.random.Generator, int, int], Packed]:
-    """FP8 with one scale for the tensor, for each row, or for each block of `block` x `block`."""
+    """Stores FP8 with one scale per tensor, per row, or per block of `block` x `block`."""
 
     def pack(rng: np.random.Generator, n: int, k: int) -> Packed:
         q = (rng.standard_normal((n, k)) * 8).astype(ml_dtypes.float8_e4m3fn)

@@ -1,4 +1,4 @@
-"""GGUF files written with the `gguf` package: every family's logits, every quantization's values, damaged files."""
+"""GGUF files written with the `gguf` package: logits of every family, values of every quantization, damaged files."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.models.test_families import ENTRIES, GOLDENS, TOLERANCE, write_checkp
 
 gguf = pytest.importorskip("gguf")
 
-# GGUF files cannot express dense layers in a mixture of experts or unscaled expert weights, and give head dims.
+# GGUF files always give head dims. They cannot express dense layers in a mixture of experts or unscaled experts.
 FILES = [
     "llama",
     "llama biases, head_dim",
@@ -73,7 +73,7 @@ def test_logits_are_those_of_transformers(name: str, tmp_path: Path):
     assert np.abs(logits - expected[:PROMPT_TOKENS]).max() < TOLERANCE
 
 
-# llama.cpp hard-codes the query scale by the model's size and the clamps of SwiGLU, so files do not have them.
+# llama.cpp hard-codes the query scale of each model size and the clamps of SwiGLU, so files do not have them.
 UNSAID = {
     "gemma2": ("query_scale",),
     "gemma3": ("query_scale", "ropes", "windows"),
@@ -91,7 +91,7 @@ def test_weights_and_config_are_those_of_the_safetensors(name: str, tmp_path: Pa
             assert getattr(model.config, field.name) == getattr(config, field.name), field.name
     expected = load_weights(source, abstract_model(config, Placement(Layout.load("single"), jax.devices()[:1])))
     assert list(weights) == list(expected)
-    for weight in weights:  # Gemma: (1 + w) - 1 in float32
+    for weight in weights:  # Gemma's norms are stored plus one, so the values are (1 + w) - 1 in float32
         np.testing.assert_allclose(weights[weight], expected[weight], atol=3e-7, err_msg=weight)
 
 
@@ -105,7 +105,7 @@ WIDE = {
 
 
 def random_blocks(shape: tuple[int, int], kind: str) -> np.ndarray:
-    """Random bytes of a quantized matrix, for types that the package can only read. Scales stay finite."""
+    """Returns random bytes of a quantized matrix, for types that the package can only read. Scales are finite."""
     qtype = gguf.GGMLQuantizationType[kind]
     block, size = gguf.GGML_QUANT_SIZES[qtype]
     rng = np.random.default_rng(0)
@@ -113,7 +113,7 @@ def random_blocks(shape: tuple[int, int], kind: str) -> np.ndarray:
     scale = rng.uniform(0.001, 0.01, (*data.shape[:2], 2)).astype(np.float16).view(np.uint8)
     if kind == "Q4_K":
         data[..., :4] = scale
-    else:  # Q6_K has its scale last
+    else:  # Q6_K stores its scale last
         data[..., -2:] = scale[..., :2]
     return data.reshape(shape[0], -1)
 
@@ -157,7 +157,7 @@ def test_quantized_values_are_those_of_the_reference(
     np.testing.assert_array_equal(weights["layers.1.mlp.down.weight"], reference("blk.1.ffn_down.weight"))
     np.testing.assert_array_equal(weights["embed.weight"], reference("token_embd.weight"))
     np.testing.assert_array_equal(weights["layers.0.attention.v.weight"], reference("blk.0.attn_v.weight"))
-    # q and k: the row numbers, permuted as the rows were.
+    # q and k hold row numbers, permuted like the rows.
     for ours, theirs, heads in (("q", "attn_q", 4), ("k", "attn_k", 2)):
         stored = reference(f"blk.1.{theirs}.weight")
         order = permute(np.arange(len(stored))[:, None], heads)[:, 0]
@@ -167,11 +167,11 @@ def test_quantized_values_are_those_of_the_reference(
 
 
 def check_kept_blocks(path: Path, kind: str, plain: AbstractModel, weights: dict[str, jax.Array]) -> None:
-    """Q8_0 and Q4_0 stay quantized, with the same values as the dequantized weights."""
+    """Asserts that Q8_0 and Q4_0 stay quantized, with the same values as the dequantized weights."""
     source = resolve_source(str(path))
     try:
         model = stored_model(source, plain.config, plain.placement)
-    except LayoutError as error:  # 64 columns a device are two blocks, 8 devices leave one head half of one
+    except LayoutError as error:  # with 8 devices a part would be half a block
         assert "groups of 32" in str(error)
         return
     if kind not in ("Q8_0", "Q4_0"):
@@ -186,7 +186,7 @@ def check_kept_blocks(path: Path, kind: str, plain: AbstractModel, weights: dict
 
 
 def write_raw(path: Path, config: dict, weights: dict[str, np.ndarray], raw: dict[str, np.ndarray], qtype) -> None:
-    """Like `write_gguf`, with matrices that are quantized already."""
+    """Writes a file like `write_gguf`, from matrices that are already quantized."""
     from tests.checkpoint.gguf_files import add_config
 
     writer = gguf.GGUFWriter(path, "llama")

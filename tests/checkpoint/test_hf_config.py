@@ -1,4 +1,4 @@
-"""model_config_from_hf: real files, both spellings of RoPE, and everything that must be refused."""
+"""model_config_from_hf: real files, both spellings of RoPE, and configs that must be refused."""
 
 from __future__ import annotations
 
@@ -207,7 +207,7 @@ def test_bad_field_is_named_with_its_value(key: str, value: object):
     message = str(error.value)
     assert message.startswith("dir/config.json")
     assert "expected" in message
-    if key != "num_attention_heads":  # reported through the field that no longer divides
+    if key != "num_attention_heads":  # the error names the field that no longer divides
         assert key in message and repr(value)[:50] in message
 
 

@@ -1,4 +1,4 @@
-"""Stored scales of an fp8 KV cache: reading, refusals, and that the weights load beside them."""
+"""Stored scales of an fp8 KV cache: they are read or refused, and the weights beside them load."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def plain(tmp_path: Path) -> Path:
 def source_with(
     folder: Path, tensors: dict[str, np.ndarray], scheme: object = None
 ) -> tuple[CheckpointSource, ModelConfig]:
-    """The checkpoint with further tensors, and a kv_cache_scheme in its config."""
+    """Returns the checkpoint with additional tensors and with a kv_cache_scheme in its config."""
     save_file(load_file(folder / "model.safetensors") | tensors, folder / "model.safetensors")
     raw = json.loads((folder / "config.json").read_text())
     if scheme is not None:
@@ -76,7 +76,7 @@ def test_one_number_a_layer_or_one_a_head_in_any_float(plain: Path):
 
 
 def changed(**values: np.ndarray | None) -> dict[str, np.ndarray]:
-    """All tensors of SCALES, with those of layer 1 replaced; None leaves one out."""
+    """Returns the tensors of SCALES with those of layer 1 replaced. None leaves a tensor out."""
     tensors = dict(kv_scale_tensors(SCALES))
     for name, value in values.items():
         del tensors[f"model.layers.1.self_attn.{name}"]

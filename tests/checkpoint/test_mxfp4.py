@@ -31,7 +31,7 @@ def test_by_hand():
 
 
 def quantized(folder: Path) -> Path:
-    """The tiny GPT-OSS with 64-wide experts in MXFP4, as OpenAI publishes them."""
+    """Returns the tiny GPT-OSS with experts of width 64 in MXFP4, in the format that OpenAI publishes."""
     entry = json.loads(json.dumps(ENTRIES["gpt-oss"]))
     config = {**entry["config"], "hidden_size": 64, "intermediate_size": 96}
     config["quantization_config"] = {"quant_method": "mxfp4", "modules_to_not_convert": ["lm_head"]}
@@ -39,7 +39,7 @@ def quantized(folder: Path) -> Path:
     tensors = {}
     sizes = {32: 64, 48: 96, 96: 192}
     for name, shape in entry["shapes"].items():
-        # Vocabulary (48) and projections keep their sizes; hidden (32) and inner (48, 96) ones grow.
+        # The vocabulary (48) and the projections keep their sizes. Hidden (32) and inner (48, 96) sizes grow.
         if ".experts." in name:
             grown = [4, *(sizes[n] for n in shape[1:])]
             if name.endswith("bias"):

@@ -1,4 +1,4 @@
-"""PEFT directories, without the peft package: adapters are written and read back, and every error is reported."""
+"""PEFT directories without the peft package: adapters are written and read back, and errors are reported."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def random_adapter(model: AbstractModel, config: LoraConfig) -> Adapter:
 
 
 def assert_same_function(one: Adapter, other: Adapter) -> None:
-    for layer in set(other.weights) - set(one.weights):  # a part of a fused layer that was not adapted
+    for layer in set(other.weights) - set(one.weights):  # one part of a fused layer has no adapter
         assert not np.any(other.weights[layer].b)
     for layer, weights in one.weights.items():
         again = other.weights[layer]

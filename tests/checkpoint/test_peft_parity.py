@@ -1,4 +1,4 @@
-"""Adapters against the peft package: each reads what the other wrote, and the logits are the same."""
+"""Adapters against the peft package: each package reads the other's files, and the logits are the same."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_peft_to_us_and_back(name: str, tmp_path: Path):
     write_adapter(ours, adapter, model, base_model=str(base))
     again, _ = build(family, tmp_path, seed=1)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # between the two packages
+        warnings.simplefilter("ignore", FutureWarning)  # transformers warns about peft's calls
         loaded = peft.PeftModel.from_pretrained(again, ours).eval()
     assert np.abs(torch_logits(loaded) - wanted).max() < TOLERANCE
     reread = read_adapter(ours, model)
@@ -99,7 +99,7 @@ def test_a_pissa_that_peft_converted(use_rslora: bool, tmp_path: Path):
         r=4, lora_alpha=6, target_modules=ATTENTION, init_lora_weights="pissa", use_rslora=use_rslora
     )  # fmt: skip
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # PEFT: of the weights it changes
+        warnings.simplefilter("ignore")  # PEFT's warning about the weights that it changes
         model = peft.get_peft_model(torch_model, config)
         model.peft_config["default"].init_lora_weights = True
         model.save_pretrained(initial)

@@ -1,4 +1,4 @@
-"""Configs with the keys of published models, including transformers 4 spellings and leftovers."""
+"""Configs with the keys of published models, including spellings and leftovers of transformers 4."""
 
 from __future__ import annotations
 

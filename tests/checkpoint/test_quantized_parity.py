@@ -100,7 +100,7 @@ def test_bitsandbytes(kind: str, nested: bool, tmp_path: Path):
 
 
 def test_bitsandbytes_blocks_that_cross_rows(tmp_path: Path):
-    """Layers with blocks of 256 over rows of 64 and 128 are dequantized to the same values."""
+    """Layers whose blocks of 256 span rows of 64 and 128 are dequantized to the same values."""
     torch = pytest.importorskip("torch")
     functional = pytest.importorskip("bitsandbytes.functional")
 
@@ -108,7 +108,7 @@ def test_bitsandbytes_blocks_that_cross_rows(tmp_path: Path):
         weight = torch.from_numpy(rng.standard_normal((n, k)).astype(np.float32))
         quantized, state = functional.quantize_4bit(weight, blocksize=256, compress_statistics=True, quant_type="nf4")
         tensors = {f"weight.{name}": tensor.numpy() for name, tensor in state.as_dict(packed=True).items()}
-        # dequantize_4bit on a CPU is wrong for blocks longer than a row, so this follows its definition.
+        # On a CPU dequantize_4bit is wrong for blocks longer than a row, so this follows the definition instead.
         absmax = tensors["weight.nested_quant_map"][tensors["weight.absmax"]] * tensors["weight.nested_absmax"][0]
         bytes_ = quantized.numpy()[:, 0]
         codes = tensors["weight.quant_map"][np.stack([bytes_ >> 4, bytes_ & 15], axis=1)].reshape(-1, 256)

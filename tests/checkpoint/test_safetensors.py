@@ -1,4 +1,4 @@
-"""SafetensorsFile: the library's values for valid files, and a clear error for every damaged one."""
+"""SafetensorsFile: the same values as the library for valid files, and a clear error for each damaged file."""
 
 from __future__ import annotations
 

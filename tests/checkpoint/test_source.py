@@ -1,4 +1,4 @@
-"""resolve_source: finds a model's files, or says clearly why it cannot."""
+"""resolve_source: finds the files of a model, or says why it cannot."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The API key: a flag or the TOML file first, then the environment; shown nowhere."""
+"""The API key comes from a flag or the TOML file, else from the environment, and is never shown."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.serving.http.harness import serve
 
 @pytest.fixture
 def served_with(monkeypatch: pytest.MonkeyPatch) -> list[HttpConfig]:
-    """The settings that `ryzjax serve` starts its server with; nothing is loaded."""
+    """Returns the settings with which `ryzjax serve` would start its server, without loading anything."""
     started: list[HttpConfig] = []
 
     class Server:

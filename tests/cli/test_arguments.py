@@ -1,4 +1,4 @@
-"""Flags over a TOML file over defaults."""
+"""Command-line arguments: flags override a TOML file, which overrides defaults."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""ryzjax eval: flags, the table and the result file, with a tiny model."""
+"""`ryzjax eval` with a tiny model: flags, the table and the result file."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_an_adapter_is_measured(tmp_path: Path, compile_cache: str, capsys: pyte
     alone, adapted = nll(), nll("--adapter", str(tmp_path / "adapter"))
     assert abs(adapted - alone) > 1e-3
     assert f"with{tmp_path / 'adapter'}" in "".join(capsys.readouterr().out.split())
-    # A --lora one by its name; beside others the model alone is the model alone.
+    # --adapter may name an adapter of --lora or its folder. Without --adapter the plain model is scored.
     lora = ["--lora", f"measured={tmp_path / 'adapter'}"]
     assert nll(*lora, "--adapter", "measured") == pytest.approx(adapted, abs=1e-6)
     assert nll(*lora, "--adapter", str(tmp_path / "adapter")) == pytest.approx(adapted, abs=1e-6)

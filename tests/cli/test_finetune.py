@@ -1,4 +1,4 @@
-"""ryzjax finetune and pretrain: flags, recipes, and what is refused before anything is read."""
+"""`ryzjax finetune` and `ryzjax pretrain`: flags, recipes, and errors that come before any file is read."""
 
 from __future__ import annotations
 

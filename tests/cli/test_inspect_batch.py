@@ -1,4 +1,4 @@
-"""ryzjax inspect-batch: what is trained stands in brackets or in colour, and the counts are those of the data."""
+"""`ryzjax inspect-batch`: trained tokens are in brackets or in color, and the counts are those of the data."""
 
 from __future__ import annotations
 

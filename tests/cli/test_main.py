@@ -1,4 +1,4 @@
-"""The command line as a user meets it: help, wrong flags, errors on one line."""
+"""The command line as a user sees it: help, wrong flags, and errors on one line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""ryzjax merge: what it writes, prints and refuses."""
+"""`ryzjax merge`: the files that it writes, its output, and its errors."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ VOCAB = 384
 
 @pytest.fixture
 def base(tmp_path: Path) -> Path:
-    """A tiny Llama with a tokenizer of bytes."""
+    """A tiny Llama with a byte-level tokenizer."""
     from safetensors.numpy import save_file
 
     folder = tmp_path / "base"
@@ -42,7 +42,7 @@ def base(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def adapter(base: Path, tmp_path: Path) -> Path:
-    """Of that model, as PEFT stores it."""
+    """An adapter of `base` in PEFT's format."""
     model, weights = opened(resolve_source(str(base)))
     found = random_adapter(model, weights, LoraConfig(rank=3, use_dora=True))
     write_adapter(tmp_path / "adapter", found, model, base_model=str(base))
@@ -55,7 +55,7 @@ def merge(base: Path, adapter: Path, *flags: str, out: str = "out") -> int:
 
 
 def left(base: Path) -> set[str]:
-    """What a run left beside the base and the adapter."""
+    """Returns the names of the files in the folder other than the base and the adapter."""
     return {path.name for path in base.parent.iterdir()} - {"base", "adapter", "w4"}
 
 
@@ -85,7 +85,7 @@ def test_a_refusal(base: Path, adapter: Path, capsys: pytest.CaptureFixture[str]
 
 @pytest.mark.parametrize("weights", ["int8", "int4"])
 def test_fewer_bits(weights: str, base: Path, adapter: Path, capsys: pytest.CaptureFixture[str]):
-    """Within the tolerance that is taken where none is named."""
+    """The difference is within the default tolerance."""
     assert merge(base, adapter, "--weights", weights, "--group-size", "16") == 0
     printed = capsys.readouterr().out
     assert f"merged ({weights})" in printed and f"merged, and quantized to {weights} while loading" in printed
@@ -137,7 +137,7 @@ def test_a_damaged_rounding_is_refused(
 def test_an_adapter_of_a_base_that_was_quantized_while_loading(
     base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
-    """It is merged into those weights, or with --base into the plain ones; the difference is printed and recorded."""
+    """It is merged into the quantized weights, or with --base into the plain ones. The difference is recorded."""
     model, weights = opened(resolve_source(str(base)))
     found = random_adapter(model, weights, LoraConfig(rank=3))
     found = replace(found, base_quantization=BaseQuantization(weights="int4", group=16))

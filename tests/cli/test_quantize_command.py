@@ -1,4 +1,4 @@
-"""The command line of quantize: recipes from files, and flags over them."""
+"""`ryzjax quantize`: recipes from files, and flags that override them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Small tokenizers made here, so that tests need no files: byte-level, and byte fallback with leading spaces."""
+"""Small tokenizers that need no files: byte-level, and byte fallback with leading spaces."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ TEMPLATE = (
 
 
 def byte_level() -> Tokenizer:
-    """As GPT-2, Llama 3 and Qwen have it."""
+    """Returns a byte-level tokenizer, the kind of GPT-2, Llama 3 and Qwen."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -31,7 +31,10 @@ def byte_level() -> Tokenizer:
 
 
 def byte_fallback() -> Tokenizer:
-    """As Llama 2 has it: words begin with U+2581, and what is not in the vocabulary is spelt in bytes."""
+    """Returns a byte-fallback tokenizer, the kind of Llama 2.
+
+    Words start with U+2581, and unknown characters are spelled in bytes.
+    """
     pieces = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", *"abcdefghijklmnopqrstuvwxyz"]
     pieces += ["▁t", "▁th", "▁the", "ca", "cat"]
     merges = [("▁", "t"), ("▁t", "h"), ("▁th", "e"), ("c", "a"), ("ca", "t")]
@@ -47,7 +50,7 @@ def byte_fallback() -> Tokenizer:
 
 
 def save(tokenizer: Tokenizer, path: Path, config: dict[str, object] | None = None) -> Path:
-    """Writes a model directory's tokenizer files."""
+    """Writes the tokenizer files of a model directory."""
     path.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(path / "tokenizer.json"))
     if config is not None:

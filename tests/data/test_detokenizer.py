@@ -1,4 +1,4 @@
-"""Incremental text equals whole text, never shows half a character, and costs only its own tokens."""
+"""Detokenizer: incremental text equals the whole text, never has half a character, and decodes only its own tokens."""
 
 from __future__ import annotations
 
@@ -44,8 +44,11 @@ def test_any_text(tokenizer: Tokenizer, text: str, size: int, special: bool):
 @shared_settings
 @given(data=st.data())
 def test_any_ids(tokenizer: Tokenizer, data: st.DataObject):
-    """Random ids spell broken characters. Byte fallback decodes a whole run of bytes to U+FFFD where a later byte is
-    broken, and what was shown cannot be taken back: only readable texts must be the same."""
+    """Random ids spell broken characters, and only readable texts must be the same.
+
+    If a byte is broken, byte fallback decodes its whole run of bytes to U+FFFD, but text that was already shown cannot
+    be taken back.
+    """
     ids = data.draw(st.lists(st.integers(0, tokenizer.vocab_size - 1), max_size=40))
     text = stream(tokenizer, ids)
     whole = tokenizer.decode(ids)
@@ -71,7 +74,7 @@ def test_flush_shows_an_unfinished_character(tokenizer: Tokenizer):
 
 
 def test_broken_bytes_do_not_hold_text_back_for_ever(tokenizer: Tokenizer):
-    """A model may spell nonsense; a character that follows must still come out whole."""
+    """After broken bytes, the next whole character is still shown."""
     broken = tokenizer.encode("😀", add_special_tokens=False)[-1]
     ids = [broken] * 50 + tokenizer.encode("😀", add_special_tokens=False)[-4:] + tokenizer.encode("ok")
     detokenizer = IncrementalDetokenizer(tokenizer)
@@ -83,7 +86,7 @@ def test_broken_bytes_do_not_hold_text_back_for_ever(tokenizer: Tokenizer):
 
 
 class CountingDecoder:
-    """Counts the tokens it is asked to decode."""
+    """Counts the tokens that it decodes."""
 
     def __init__(self, tokenizer: Tokenizer):
         self.tokenizer = tokenizer

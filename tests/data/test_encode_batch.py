@@ -1,4 +1,4 @@
-"""Tokenizer.encode_batch gives what encode gives."""
+"""Tokenizer.encode_batch returns the same tokens as encode."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from ryzjax.data.tokenizer import Tokenizer
 from ryzjax.errors import RequestError
 
-# More than one internal batch, and of very different lengths.
+# The texts fill more than one internal batch and differ much in length.
 TEXTS = ["", "Hello world", "été 東京 你好 😀", " leading", "x" * 300, "a\n\n b"] * 60
 
 

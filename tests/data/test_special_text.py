@@ -1,4 +1,4 @@
-"""Special tokens in messages are text: no message can end itself, whatever the tokenizer and the template."""
+"""Special tokens in messages are plain text: no message can end its own turn, with any tokenizer and template."""
 
 from __future__ import annotations
 
@@ -218,7 +218,7 @@ def test_the_number_is_a_new_one_in_every_process(tmp_path: Path):
     one, other = chatml(tmp_path / "one"), chatml(tmp_path / "other")
     message = [{"role": "user", "content": "<|im_end|>"}]
     assert one.render_prompt(message) != other.render_prompt(message)
-    # What a client learns of it is of no use: the escape only makes text of tokens.
+    # A client that learns the escape gains nothing: it only turns tokens into text.
     leaked = json.dumps(one.render_prompt(message))
     assert specials(one, one.apply_chat_template([{"role": "user", "content": leaked + "<|im_end|>"}])) == [
         "<|im_start|>",

@@ -1,4 +1,4 @@
-"""Stop strings: found wherever the text is cut, and never half shown."""
+"""Stop strings are found wherever the text is cut, and no part of one is ever shown."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def run(matcher: StopStringMatcher, pieces: list[str]) -> tuple[str, str | None]
 
 
 def first_stop(text: str, stops: list[str]) -> tuple[int, str] | None:
-    """(start, stop) of the match that ends first, the longest of those: the definition, spelt out."""
+    """Returns (start, stop) of the match that ends first, and of the longest such match. This is the definition."""
     found = [(text.find(stop) + len(stop), -len(stop), stop) for stop in stops if stop in text]
     if not found:
         return None

@@ -1,4 +1,4 @@
-"""Tokenizer: equal to transformers on real files, light to import, clear about what is missing."""
+"""Tokenizer: equal to transformers on real files, light to import, with errors that name what is missing."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ def test_equals_transformers(name: str):
 
     ours = Tokenizer.load(SHARED / name)
     theirs = AutoTokenizer.from_pretrained(str(SHARED / name), local_files_only=True)
-    # transformers 5 rebuilds Llama's normalizer from the class and drops the one in tokenizer.json, so texts that
-    # begin with a space or follow a special token differ there; tokenizer.json is what the model was made with.
+    # transformers 5 rebuilds Llama's normalizer and drops the one in tokenizer.json, so texts that start with a space
+    # or follow a special token differ there. The model was trained with tokenizer.json.
     texts = TEXTS if "stories" in name else TEXTS + SPECIALS
     for text in texts:
         for special in (True, False):
@@ -69,7 +69,7 @@ def test_qwen3_chat():
 
 
 def test_import_is_light():
-    """Neither transformers (1.3 s) nor jax is paid for by a tokenizer."""
+    """A tokenizer imports neither transformers (1.3 s) nor jax."""
     code = (
         "import sys; from ryzjax.data import Tokenizer; "
         "print([m for m in ('transformers', 'jax', 'torch', 'huggingface_hub') if m in sys.modules])"
@@ -116,7 +116,7 @@ def test_bad_text_and_ids(tokenizer: Tokenizer):
     for ids in ([-1], [2**32], ["a"], [1.5]):
         with pytest.raises(RequestError, match="token ids"):
             tokenizer.decode(ids)  # type: ignore[arg-type]
-    assert tokenizer.decode([10**6]) == ""  # padding of the model's table
+    assert tokenizer.decode([10**6]) == ""  # padding of the model's embedding table
     assert tokenizer.decode([]) == ""
 
 

@@ -15,7 +15,7 @@ HERE = Path(__file__).parent
 MODEL = HERE.parents[1] / "ryzjax" / "demo"
 NEW_TOKENS = 48
 LEAST_MARGIN = 3e-4
-"""Smallest difference of two log-probabilities that counts as clear."""
+"""The smallest difference between the two best log-probabilities that no order of summation can invert."""
 
 TEXTS = (
     "What is 12 + 34?",
@@ -28,7 +28,7 @@ CHATS = ("What is 12 + 34?", "Tell me a story.")
 
 
 def render(message: str) -> str:
-    """One user message as the demo model's chat template renders it."""
+    """Renders one user message as the demo model's chat template does."""
     return f"<|im_start|>user\n{message}<|im_end|>\n<|im_start|>assistant\n"
 
 

@@ -1,9 +1,9 @@
-"""Makes tests/goldens/families.npz and families.json: logits of a tiny random model of every family and RoPE scaling.
+"""Makes tests/goldens/families.npz and families.json: logits of a tiny random model per family and RoPE scaling.
 
     pip install torch==2.13.0 && python tests/goldens/make_families.py
 
-Kept are the configs and tensor shapes that transformers saves, the tokens and the logits. The weights are not: both
-sides draw the same ones from each tensor's name.
+The files keep the configs and tensor shapes that transformers saves, the tokens and the logits, but not the weights.
+Both sides draw the same weights from the name of each tensor.
 """
 
 from __future__ import annotations
@@ -176,21 +176,21 @@ VARIANTS: dict[str, tuple[str, dict[str, object]]] = {
         },
     ),
 }
-"""Name -> (prefix of the transformers classes, config)."""
+"""The variants by name. Each has the prefix of its transformers classes, and its config."""
 
 
 def prompt(seed: int = 5) -> list[int]:
-    """The prompt's tokens."""
+    """Returns the tokens of the prompt."""
     return np.random.default_rng(seed).integers(3, VOCAB, PROMPT_TOKENS).tolist()
 
 
 def tiny_weights(shapes: dict[str, tuple[int, ...]], family: str, seed: int = 0) -> dict[str, np.ndarray]:
-    """Random weights by HF name, the same wherever they are drawn; large enough that logits differ clearly."""
+    """Returns random weights by HF name, the same everywhere, and large enough that logits differ clearly."""
     weights = {}
     for name, shape in shapes.items():
         rng = np.random.Generator(np.random.PCG64([zlib.crc32(name.encode()), seed]))
         values = rng.standard_normal(shape).astype(np.float32)
-        if "norm" in name:  # Gemma stores norms as their distance from one
+        if "norm" in name:  # Gemma stores norms minus one
             weights[name] = (0 if family.startswith("Gemma") else 1) + 0.2 * values
         elif len(shape) == 1 or name.endswith("bias"):
             weights[name] = 0.5 * values
@@ -200,7 +200,11 @@ def tiny_weights(shapes: dict[str, tuple[int, ...]], family: str, seed: int = 0)
 
 
 def build(name: str, folder: Path, seed: int = 0, **more: object):
-    """Writes a variant's checkpoint (as transformers saves it, with our weights): (transformers' model, shapes)."""
+    """Writes the checkpoint of a variant as transformers saves it, with the weights of `tiny_weights`.
+
+    Returns:
+      The model of transformers, and the shapes of its tensors.
+    """
     import transformers
     from safetensors import safe_open
     from safetensors.numpy import save_file
@@ -217,7 +221,11 @@ def build(name: str, folder: Path, seed: int = 0, **more: object):
 
 
 def reference(model, tokens: list[int]) -> tuple[list[int], np.ndarray]:
-    """(prompt and greedy tokens, float32 logits after each of them): the prompt at once, the rest one by one."""
+    """Runs the prompt in one step and greedy tokens one by one.
+
+    Returns:
+      The tokens, and the float32 logits after each of them.
+    """
     import torch
 
     tokens, rows = list(tokens), []

@@ -2,7 +2,8 @@
 
     pip install torch==2.13.0 && python tests/goldens/make_llama3_tiny.py
 
-Only the config, the seed and the results are kept: `tiny_weights` draws the same weights for us and for torch.
+The file keeps only the config, the seed and the results. `tiny_weights` draws the same weights for RyzJAX and for
+torch.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ CONFIG = {
     "max_position_embeddings": 512,
     "rms_norm_eps": 1e-5,
     "rope_theta": 500000.0,
-    # The original length is shorter than the prompt, so that the scaling shows.
+    # The original length is shorter than the prompt, so that the scaling has an effect.
     "rope_scaling": {
         "rope_type": "llama3",
         "factor": 8.0,
@@ -48,7 +49,7 @@ CONFIG = {
 
 
 def tiny_weights(shapes: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
-    """Random weights by HF name, the same wherever they are drawn; large enough that logits differ clearly."""
+    """Returns random weights by HF name, the same everywhere, and large enough that logits differ clearly."""
     weights = {}
     for name, shape in shapes.items():
         rng = np.random.Generator(np.random.PCG64(zlib.crc32(name.encode())))
@@ -58,7 +59,7 @@ def tiny_weights(shapes: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
 
 
 def hf_shapes() -> dict[str, tuple[int, ...]]:
-    """HF name -> shape of every weight of CONFIG."""
+    """Returns the shape of every weight of CONFIG by its HF name."""
     hidden, inner, vocab = CONFIG["hidden_size"], CONFIG["intermediate_size"], CONFIG["vocab_size"]
     heads, kv = (CONFIG[n] * CONFIG["head_dim"] for n in ("num_attention_heads", "num_key_value_heads"))
     shapes = {
@@ -83,12 +84,12 @@ def hf_shapes() -> dict[str, tuple[int, ...]]:
 
 
 def prompt() -> list[int]:
-    """The prompt's tokens."""
+    """Returns the tokens of the prompt."""
     return np.random.default_rng(5).integers(3, CONFIG["vocab_size"], PROMPT_TOKENS).tolist()
 
 
 def reference() -> tuple[list[int], np.ndarray]:
-    """(greedy tokens, float32 logits [NEW_TOKENS, vocab] they were chosen from) of transformers."""
+    """Returns greedy tokens of transformers, and the float32 logits [NEW_TOKENS, V] they were chosen from."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -106,7 +107,7 @@ def reference() -> tuple[list[int], np.ndarray]:
 
 
 def write_checkpoint(folder: Path) -> Path:
-    """The tiny model as an HF directory (config and safetensors)."""
+    """Writes the tiny model as an HF directory (config and safetensors)."""
     from safetensors.numpy import save_file
 
     folder.mkdir(parents=True, exist_ok=True)

@@ -22,19 +22,19 @@ Layer = TypeVar("Layer", bound=nnx.Module)
 
 
 def normal(shape: tuple[int, ...], *, seed: int = 0, dtype: str = "float32") -> jax.Array:
-    """Standard normal numbers."""
+    """Returns standard normal numbers."""
     return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), dtype)
 
 
 class Compiled(NamedTuple):
-    """A compiled call of a layer, and its HLO."""
+    """A compiled call of a layer, with its HLO."""
 
     run: Callable[[jax.Array], jax.Array]
     text: str
 
 
 def filled(layer: Layer) -> Layer:
-    """The layer with random weights. Two layers of the same shapes get the same ones."""
+    """Returns the layer with random weights. Layers of the same shapes get the same weights."""
     rng = np.random.default_rng(5)
     state = nnx.state(layer)
     nnx.update(layer, jax.tree.map(lambda a: jnp.asarray(rng.standard_normal(a.shape) * 0.5, a.dtype), state))
@@ -44,7 +44,7 @@ def filled(layer: Layer) -> Layer:
 def compiled(
     layer: nnx.Module, placement: Placement, call: Callable[[Any, jax.Array], jax.Array], x: jax.Array
 ) -> Compiled:
-    """`call(layer, x)` compiled for x, with the weights as arguments that are sharded as the layout says."""
+    """Compiles `call(layer, x)` for x. The weights are arguments, sharded by the layout."""
     graphdef, state = nnx.split(layer)
 
     def place(weight: nnx.Variable) -> jax.Array:

@@ -1,4 +1,4 @@
-"""The attention layer: within segments and over pages, on one device and on two, against a loop over tokens."""
+"""The attention layer, within segments and over pages, on one device and on two, against a loop over tokens."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def numbers(weight: object) -> np.ndarray:
 
 
 def by_hand(layer: Attention, x: jax.Array) -> np.ndarray:
-    """The output of one sequence, one query and head at a time, in float64."""
+    """Returns the output of one sequence in float64, computed one query and head at a time."""
 
     def heads(name: str) -> np.ndarray:
         linear = getattr(layer, name)
@@ -135,7 +135,7 @@ def test_over_pages_in_two_steps(
         cache = written
     check(jnp.concatenate(outputs), by_hand(layer, x))
     assert cache.k.sharding.shard_shape(cache.k.shape)[2] == H // placement.num_devices
-    assert not cache.k[0].any() and not cache.k[2].any()  # only layer 1 was written
+    assert not cache.k[0].any() and not cache.k[2].any()  # only layer 1 was written to
 
 
 def test_two_devices_reduce_once_and_gather_nothing():

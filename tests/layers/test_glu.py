@@ -37,7 +37,7 @@ def test_glu(activation: Activation):
     gate, up = normal((3, 5), seed=1), normal((3, 5), seed=2)
     x = np.asarray(gate, np.float64)
     activated = x * sigmoid(x) if activation == "silu" else gelu(x)
-    # tanh approximates GELU within 5e-4, so the two differ by more than float32 does.
+    # The tanh approximation of GELU is off by up to 5e-4, far more than float32's error.
     np.testing.assert_allclose(GLU(activation)(gate, up), activated * up, atol=2e-3 if "tanh" in activation else 1e-6)
     if activation != "silu":
         assert (np.abs(GLU("gelu")(gate, up) - GLU("gelu_tanh")(gate, up)) > 1e-6).any()
@@ -45,7 +45,7 @@ def test_glu(activation: Activation):
 
 def test_clamped_swiglu_by_hand():
     gate, up = jnp.array([[9.0, -9.0, 1.0]]), jnp.array([[9.0, -9.0, 0.5]])
-    # The gate has an upper bound only; up is clamped on both sides, then raised by 1.
+    # The gate is clamped from above only. `up` is clamped on both sides, then increased by 1.
     want = [7 * sigmoid(np.array(14.0)) * 8, -9 * sigmoid(np.array(-18.0)) * -6, sigmoid(np.array(2.0)) * 1.5]
     np.testing.assert_allclose(ClampedSwiGLU(alpha=2.0, limit=7.0)(gate, up), [want], rtol=1e-5)
 

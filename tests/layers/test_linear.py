@@ -1,4 +1,4 @@
-"""Linear layers: bias, several at once, every quantized format, and two devices, against plain products."""
+"""Linear layers with a bias, several at once, in every quantized format and on two devices, against plain products."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.layers.filled import ONE, TWO, compiled, filled, normal
 from tests.qarrays import FORMATS, expected, random_leaves
 
 K, N = 64, 96
-# dtype -> largest error as part of the largest number: products of bfloat16 are summed in float32.
+# The largest error of each dtype, relative to the largest number. Products of bfloat16 are summed in float32.
 TOLERANCE = {"float32": 1e-5, "bfloat16": 1e-5}
 
 
@@ -33,7 +33,7 @@ def linear(
 
 
 def plain(x: jax.Array, layer: Linear) -> np.ndarray:
-    """x W^T + b in float64."""
+    """Returns x W^T + b in float64."""
     assert not isinstance(layer.weight, QuantizedWeight)
     out = np.asarray(x, np.float64) @ np.asarray(layer.weight[...], np.float64).T
     return out if layer.bias is None else out + np.asarray(layer.bias[...], np.float64)
@@ -85,7 +85,7 @@ def test_quantized_weights(name: str):
         variable[...] = jnp.asarray(leaves[leaf])
     assert layer.bias is not None
     product = np.asarray(x, np.float64) @ expected(layer.weight.array()).T
-    # W8A8 rounds activations to 127 steps of the largest one.
+    # W8A8 quantizes activations to steps of 1/127 of the largest one.
     tolerance = 2e-2 if format.activations else 1e-2
     check(layer(x) - layer.bias[...], product, tolerance)
 

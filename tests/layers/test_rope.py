@@ -1,6 +1,6 @@
 """RoPE scalings against hand-worked frequencies.
 
-theta 16 over 8 features makes the plain inverse frequencies 16^(-2i / 8) = 1, 1/2, 1/4, 1/8.
+With theta 16 and 8 features, the plain inverse frequencies are 16^(-2i / 8) = 1, 1/2, 1/4, 1/8.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ POSITIONS = np.array([0, 3, 40])
 
 
 def check_tables(rope: Rope, inv_freq: np.ndarray, *, lengths: tuple[int, ...] = (1, 4, 41), factor: float = 1.0):
-    """cos and sin of POSITIONS are those of position times `inv_freq`, one row for all tokens or one a token."""
+    """Asserts that the tables hold cos and sin of position times `inv_freq`, given for all tokens or per token."""
     cos, sin = rope.cos_sin(jnp.asarray(POSITIONS), jnp.asarray(lengths))
     assert cos.dtype == sin.dtype == jnp.float32
     angles = POSITIONS[:, None] * inv_freq
@@ -60,7 +60,7 @@ def test_yarn_blends_along_the_ramp(pairs: tuple[float, float], truncate: bool, 
         attention_factor=1.5,
         truncate=truncate,
     )
-    # Along the ramp a frequency goes from itself to its half.
+    # Along the ramp a frequency goes from its own value to half of it.
     check_tables(rope, PLAIN * (1 - np.array(ramp) / 2), factor=1.5)
 
 

@@ -1,4 +1,4 @@
-"""Weight buffers: the CPU backend takes them over without a copy, and large ones use huge pages."""
+"""Weight buffers: the CPU backend uses them without a copy, and large ones are in huge pages."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SMAPS = Path("/proc/self/smaps")
 
 
 def advice_at(address: int) -> str:
-    """The kernel's flags of the mapping that holds `address`; empty if there is none."""
+    """Returns the kernel's flags for the mapping that holds `address`, empty if there is none."""
     for mapping in re.split(r"\n(?=[0-9a-f]+-[0-9a-f]+ )", SMAPS.read_text()):
         first, last = (int(end, 16) for end in mapping.split(" ", 1)[0].split("-"))
         if first <= address < last:
@@ -45,7 +45,7 @@ def test_large_buffers_use_huge_pages_and_release_them():
     assert address % HUGE == 0
     if Path("/sys/kernel/mm/transparent_hugepage").is_dir():
         assert " hg" in advice_at(address + 2 * HUGE)
-        assert " hg" not in advice_at(address + 3 * HUGE)  # the rest, less than one
+        assert " hg" not in advice_at(address + 3 * HUGE)  # the remainder, less than one huge page
     del buffer
     gc.collect()
     assert " hg" not in advice_at(address + HUGE)

@@ -1,4 +1,4 @@
-"""Random weights for a model of which only config.json exists."""
+"""Random weights for a model that has only a config.json."""
 
 from __future__ import annotations
 

@@ -68,7 +68,7 @@ def checkpoint(path: Path, content: dict[str, np.ndarray]) -> Path:
 
 
 def wanting(config: ModelConfig, want: dict[str, WeightSpec]) -> AbstractModel:
-    """A model with exactly these weights."""
+    """Returns a model that needs exactly these weights."""
     model = abstract_model(config, Placement(Layout.load("single"), jax.devices()[:1]))
     return dataclasses.replace(model, weights=want)
 

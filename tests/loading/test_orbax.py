@@ -1,4 +1,4 @@
-"""Converted models: the same weights after loading, sharded, in both dtypes; and refusals."""
+"""Converted models load with the same weights, sharded and in both dtypes, or are refused."""
 
 from __future__ import annotations
 

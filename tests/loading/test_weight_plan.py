@@ -39,7 +39,9 @@ def test_each_weight_has_the_planned_format(stories: Path, weights: WeightChoice
     formats = made.model.quantization
     assert formats["embed"].kind == "int8"
     assert formats["layers.0.attention.q"].kind == kind
-    assert formats["layers.0.mlp.down"] == QFormat(kind="int8", scale_dtype="bfloat16")  # 172 is no whole groups
+    assert formats["layers.0.mlp.down"] == QFormat(
+        kind="int8", scale_dtype="bfloat16"
+    )  # 172 is not a multiple of the group size
     for name, array in loaded.items():
         spec = made.model.weights[name]
         assert array.shape == spec.shape and array.dtype == spec.stored_dtype and array.sharding == spec.sharding

@@ -1,4 +1,4 @@
-"""Messages name the base of an adapter, and not where it lies."""
+"""Messages name the base of an adapter, but not its path."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""AdaptedLinear over bases of every kind: value and gradients against float64 finite differences and a dense reference.
+"""AdaptedLinear over every kind of base: values and gradients against finite differences and a dense reference.
 
-The finite differences are of a float64 copy of the layer in numpy, so that their own error is far below float32's.
+The finite differences are computed on a float64 copy of the layer in numpy, so their own error is far below float32's.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ SCALES = {"lora": 16.0 / RANK, "rslora": 16.0 / RANK**0.5, "dora": 0.7}
 
 
 def base_of(format: QFormat | None, rng: np.random.Generator) -> tuple[Linear, np.ndarray]:
-    """A layer with a bias, and its weight in float64."""
+    """Returns a layer with a bias, and its weight in float64."""
     layer = Linear(
         K, N, in_axis="embed", out_axis="ffn", dtype="float32", placement=PLACEMENT, bias=True
     )  # fmt: skip
@@ -53,7 +53,7 @@ def base_of(format: QFormat | None, rng: np.random.Generator) -> tuple[Linear, n
 
 
 def reference(w: np.ndarray, bias: np.ndarray, scale: float, norms: np.ndarray | None, p: dict[str, np.ndarray]):
-    """The layer in float64; `norms` of DoRA are held constant, as its gradient holds them."""
+    """Returns the layer's output in float64. The `norms` of DoRA are constants, as in its gradient."""
     v = w + scale * p["b"] @ p["a"]
     if norms is not None:
         v = (p["magnitude"] / norms)[:, None] * v
@@ -61,7 +61,7 @@ def reference(w: np.ndarray, bias: np.ndarray, scale: float, norms: np.ndarray |
 
 
 def finite_differences(f: Callable[[dict[str, np.ndarray]], float], point: dict[str, np.ndarray]):
-    """Central, in float64, each entry of each argument."""
+    """Returns central differences in float64 for each entry of each argument."""
     step = 1e-6
     gradients = {}
     for name, value in point.items():
@@ -134,7 +134,7 @@ def dense_gradients(
     factor: np.ndarray,
     p: dict[str, np.ndarray],
 ) -> dict[str, np.ndarray]:
-    """By the chain rule, with every matrix whole, in float64."""
+    """Returns gradients in float64 by the chain rule, with every matrix dense."""
     y = reference(w, bias, scale, norms, p)
     g = factor + 0.1 * y
     v = w + scale * p["b"] @ p["a"]
@@ -147,7 +147,7 @@ def dense_gradients(
 
 
 def test_a_frozen_quantized_base_gets_no_gradient_and_keeps_its_bits():
-    """Differentiated with respect to everything that floats, only the update and x move."""
+    """Of all floating-point arrays, only the update and x have a gradient."""
     layer, _ = base_of(FORMATS["int4"], np.random.default_rng(0))
     graphdef, state = nnx.split(layer)
     x = jnp.ones((T, K))

@@ -1,4 +1,4 @@
-"""How updates begin: what they leave of the model, and how near they come."""
+"""Initial LoRA updates: how they change the model, and how well they approximate their target."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ FORMAT = Scheme(bits=4, group=32).format(K, "bfloat16")
 
 
 def a_weight(n: int = N, k: int = K, seed: int = 0) -> jax.Array:
-    """With a spectrum that falls, as weights have."""
+    """Returns a matrix whose singular values fall, as those of weights do."""
     rng = np.random.default_rng(seed)
     u, v = np.linalg.qr(rng.standard_normal((n, n)))[0], np.linalg.qr(rng.standard_normal((k, k)))[0]
     size = min(n, k)
@@ -89,7 +89,7 @@ def test_loftq_loses_less_than_quantizing(rank: int):
     update, base = initial_weights(config, "q", w, KEY, int4)
     assert isinstance(base, QArray) and base.format == FORMAT
     plain = w - dequantize(int4(w))
-    # One SVD of what quantizing loses already gives this; further rounds may only gain.
+    # One SVD of the quantization error already reaches this bound. Further rounds may only improve on it.
     bound = np.sqrt((np.linalg.svd(np.asarray(plain), compute_uv=False)[rank:] ** 2).sum())
     assert np.linalg.norm(w - dequantize(base) - delta(update, 2.0)) <= bound * 1.0001 < np.linalg.norm(plain)
 
@@ -108,10 +108,10 @@ def test_dora_begins_as_the_base(init: LoraInit):
 
 @pytest.mark.parametrize("shape", [(1100, 1300), (1300, 1100)])
 def test_large_matrices_by_the_randomized_method(shape: tuple[int, int]):
-    """Within a hundredth of the best error there is, on a spectrum that falls as slowly as weights'."""
+    """The error is within 1% of the best possible one, on a spectrum that falls as slowly as that of weights."""
     n, k = shape
     rng = np.random.default_rng(0)
-    # Sums of random rank-one matrices of falling size: cheaper to make than an exact spectrum.
+    # A sum of random rank-one matrices of falling size is cheaper to make than an exact spectrum.
     u, v = rng.standard_normal((n, 200)), rng.standard_normal((200, k))
     w = jnp.asarray((u / np.sqrt(1 + np.arange(200))) @ v + rng.standard_normal(shape), jnp.float32)
     update = largest_factors(w, 8, 2.0, KEY)

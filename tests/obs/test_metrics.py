@@ -35,7 +35,7 @@ NAMES = [
 
 
 def samples(metrics: EngineMetrics) -> dict[tuple[str, str], float]:
-    """(name, the label that is not the model or an empty text) -> value."""
+    """Returns the value of each sample, by its name and its label other than the model ("" if it has none)."""
     body, _ = metrics.render()
     found = {}
     for family in text_string_to_metric_families(body.decode()):

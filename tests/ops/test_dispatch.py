@@ -1,4 +1,4 @@
-"""Dispatch: the order of kernels, refusals, and `describe_ops` against the programs that are lowered."""
+"""Dispatch: the order of kernels, refusals, and `describe_ops` against the lowered programs."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ SETTINGS = AttentionSettings(scale=0.5, window=None, softcap=None)
 
 @pytest.fixture
 def no_listing(monkeypatch: pytest.MonkeyPatch):
-    """Keeps the ops of a test out of `describe_ops`."""
+    """Keeps the ops that a test defines out of `describe_ops`."""
     monkeypatch.setattr(dispatch, "_OPS", [])
 
 
 @pytest.fixture(params=["built", "off"])
 def kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
-    """Whether native kernels run: as this machine has them, and without them."""
+    """Runs a test with the native kernels of this machine, and without native kernels."""
     if request.param == "off":
         monkeypatch.setattr("ryzjax.native.library._load", lambda: (None, "turned off by this test"))
     return native_refusal() is None

@@ -1,4 +1,4 @@
-"""Storage formats of KV pages: every float8, the rounding of int8, and what is not a number."""
+"""Storage formats of KV pages: every float8 value, the rounding of int8, and NaN."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ RNG = np.random.default_rng(5)
 
 
 def rows_of_all_sizes() -> np.ndarray:
-    """[512, 2, 16]: rows from 1e-20 to 1e20, many of them with one large number."""
+    """Returns rows of sizes from 1e-20 to 1e20, many of them with one large number, [512, 2, 16]."""
     x = RNG.standard_normal((512, 2, 16)) * 10.0 ** RNG.integers(-20, 20, (512, 2, 1))
     x[::3, :, 0] *= 50
     return x.astype(np.float32)
 
 
 def int8_values(q: jax.Array, scale_bits: jax.Array) -> tuple[np.ndarray, np.ndarray]:
-    """(dequantized values, scales), both float64."""
+    """Returns the dequantized values and the scales, both in float64."""
     scale = np.asarray(scale_bits).view(ml_dtypes.bfloat16).astype(np.float64)
     return np.asarray(q).astype(np.float64) * scale[..., None], scale
 
@@ -34,9 +34,9 @@ def test_int8_is_within_half_a_step_of_its_stored_scale(dtype: jnp.dtype):
     x = jnp.asarray(rows_of_all_sizes(), dtype)
     values, scale = int8_values(*jax.jit(quantize_int8)(x))
     exact = np.asarray(x, np.float64)
-    # 1e-5: the division itself is rounded, so that a tie may go to the other side.
+    # The division itself is rounded, so a tie may go to the other side: 1e-5.
     assert (np.abs(values - exact) <= scale[..., None] * (0.5 + 1e-5)).all()
-    # A step is a 127th of the largest number, but for the rounding of the scale to 8 bits.
+    # A step is 1/127 of the largest number, up to the rounding of the scale to 8 bits.
     np.testing.assert_allclose(scale, np.abs(exact).max(-1) / 127, rtol=2**-8)
 
 
@@ -49,7 +49,7 @@ def test_int8_of_zeros_and_of_numbers_that_are_none():
     assert (scale > 0).all() and np.isfinite(scale).all()
     np.testing.assert_array_equal(values[0], 0)
     np.testing.assert_array_equal(values[3], 0)
-    for row in (1, 2):  # the others of the row are what they were
+    for row in (1, 2):  # the other values of the row do not change
         assert values[row, 0, 3] == 0
         np.testing.assert_allclose(np.delete(values[row, 0], 3), 1, atol=scale[row, 0] / 2)
 
@@ -66,7 +66,7 @@ def test_e4m3_is_the_nearest_float8_clipped():
 
 
 def test_every_float8_is_read_exactly():
-    # Subnormals too, in a vector long enough for the vectorised code; the two NaN codes become finite.
+    # This includes subnormals, in a vector long enough for the vectorized code. The two NaN codes become finite.
     codes = np.arange(256, dtype=np.uint8)
     pages = jnp.asarray(np.tile(codes, 64).reshape(1, 1, 1, 64, 256))
     cache = KVCache(pages, pages, jnp.ones((1, 1)), jnp.ones((1, 1)))
@@ -85,7 +85,7 @@ def test_scales_of_slots_that_are_not_written_are_zero():
     block = load_block(cache, 0, jnp.ones((1, 1), jnp.int32), jnp.array([[False] * 4]))
     assert block.value_scale is not None and block.key_scale is not None
     np.testing.assert_array_equal(block.value_scale, 0)
-    assert np.isnan(block.key_scale).all()  # keys are masked by their scores
+    assert np.isnan(block.key_scale).all()  # keys are masked through their scores
 
 
 def test_a_write_changes_its_own_slots_only():
@@ -97,7 +97,7 @@ def test_a_write_changes_its_own_slots_only():
     mine = np.zeros((7, 4), bool)
     mine[np.asarray(batch.write_page), np.asarray(batch.write_offset)] = True
     assert written.k_scale is not None
-    for token in range(6):  # padding goes to page 0, the last one wins
+    for token in range(6):  # padding is written to page 0, where the last write wins
         at = 1, batch.write_page[token], slice(None), batch.write_offset[token]
         np.testing.assert_array_equal(written.k[at], expected_k[token])
         np.testing.assert_array_equal(written.k_scale[at], expected_scale[token])

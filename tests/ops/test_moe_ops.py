@@ -15,7 +15,7 @@ from ryzjax.ops.moe.routing import Routing, route_top_k
 
 @pytest.mark.parametrize(
     ("routing", "expected"),
-    # Scores 0, ln 2, ln 5: a softmax of 1/8, 2/8, 5/8.
+    # Scores of 0, ln 2 and ln 5 have the softmax 1/8, 2/8, 5/8.
     [("softmax", [5 / 8, 2 / 8]), ("softmax_normalized", [5 / 7, 2 / 7]), ("softmax_of_top", [5 / 7, 2 / 7])],
 )
 def test_routing_by_hand(routing: Routing, expected: list[float]):
@@ -68,7 +68,7 @@ def test_bits_are_the_values():
 def test_gates_by_hand():
     gate, up = jnp.array([0.0, 1.0, 9.0]), jnp.array([2.0, 3.0, -9.0])
     np.testing.assert_allclose(GLU("silu")(gate, up)[1], 3 / (1 + np.exp(-1)), rtol=1e-6)
-    # Clamped at 2: gate 2, up -2.
+    # Clamped at 2, the last gate is 2 and the last up -2.
     expected = [0.0, 4 / (1 + np.exp(-0.5)), -2 / (1 + np.exp(-1.0))]
     np.testing.assert_allclose(
         ClampedSwiGLU(alpha=0.5, limit=2.0)(gate, jnp.array([2.0, 3.0, -9.0])),

@@ -13,12 +13,12 @@ from ryzjax.bits import storage_dtype
 from ryzjax.ops.attention.kv_write import write_kv
 from ryzjax.ops.attention.paged_attention import paged_attention
 
-# dtype -> absolute tolerance: bf16 inputs are exact in f32, only the output is rounded to 8 bits.
+# Absolute tolerances. bf16 inputs are exact in f32, and only the output is rounded to 8 bits.
 TOLERANCE = {jnp.float32: 2e-6, jnp.bfloat16: 1e-2}
 
 
 def make_batch(rows: list[tuple[int, int]], *, tokens: int, max_rows: int, page_size: int, pages: int) -> TokenBatch:
-    """A batch of (context before, query length) rows on scattered pages; decode rows must come first."""
+    """Returns a batch on scattered pages. Each row is (context before, query length). Decode rows must come first."""
     rng = np.random.default_rng(7)
     free = list(rng.permutation(np.arange(1, max_rows * pages + 1)))
     table = np.zeros((max_rows, pages), np.int32)
@@ -49,7 +49,7 @@ def dense(
     softcap: float | None = None,
     sinks: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Softmax attention of the last len(q) positions of one sequence: [Q, N, D] over [C, H, D]."""
+    """Returns softmax attention of the last len(q) positions of one sequence, for q [Q, N, D] and keys [C, H, D]."""
     group = q.shape[1] // k.shape[1]
     k, v = np.repeat(k, group, 1), np.repeat(v, group, 1)
     scores = np.einsum("qnd,cnd->nqc", q, k) * scale
@@ -58,7 +58,7 @@ def dense(
     at = len(k) - len(q) + np.arange(len(q))[:, None]
     mask = (np.arange(len(k)) <= at) & (np.arange(len(k)) > at - (window or len(k)))
     scores = np.where(mask, scores, -np.inf)
-    if sinks is not None:  # one more key, whose value is zero
+    if sinks is not None:  # one additional key, whose value is zero
         scores = np.concatenate([scores, np.broadcast_to(sinks[:, None, None], (*scores.shape[:2], 1))], axis=-1)
         v = np.concatenate([v, np.zeros_like(v[:1])])
     weights = np.exp(scores - scores.max(-1, keepdims=True))
@@ -66,7 +66,7 @@ def dense(
 
 
 def test_two_keys_by_hand():
-    # One query, two keys with scores 0 and ln 3: weights 1/4 and 3/4.
+    # One query with two keys of scores 0 and ln 3 gives weights of 1/4 and 3/4.
     cache = KVCache(jnp.zeros((1, 2, 1, 4, 2)), jnp.zeros((1, 2, 1, 4, 2)))
     cache = KVCache(
         cache.k.at[0, 1, 0, 0].set(jnp.array([5.0, 0.0])), cache.v.at[0, 1, 0, 0].set(jnp.array([4.0, 8.0]))
@@ -122,7 +122,7 @@ def test_windows_softcaps_and_sinks_match_dense(name: str, feature: str):
 
 
 def test_a_window_reads_no_page_before_it():
-    # Pages out of the window hold NaN: a key among them would show, as 0 * NaN.
+    # Pages outside the window hold NaN. If a key of them were used, the output would be NaN.
     check_against_dense([(500, 1), (450, 40)], 8, jnp.float32, {"window": 16}, lost_before=480 - 40 - 256)
 
 
@@ -141,7 +141,8 @@ def check_against_dense(
 
     sequences = [(draw(b + n, kv_heads, dim), draw(b + n, kv_heads, dim)) for b, n in rows]
     storage = storage_dtype(dtype)
-    # Whatever the rows have not written is NaN, the rest of their own pages included: using it would show.
+    # All slots that the rows have not written hold NaN, also in their own pages. If one were used, the output would be
+    # NaN.
     junk = np.full((layers, 16 * (512 // page_size) + 1, kv_heads, page_size, dim), np.nan, np.float32)
     k_pages, v_pages = junk.copy(), junk.copy()
     table = np.asarray(batch.page_table)
@@ -200,5 +201,5 @@ def test_temporaries_do_not_grow_with_the_pool_or_the_context():
         compiled = jax.jit(run, donate_argnums=2).lower(q, k, cache, batch).compile()
         return compiled.memory_analysis().temp_size_in_bytes
 
-    table_bytes = 8 * (1024 - 64) * 4  # the page table itself is copied
+    table_bytes = 8 * (1024 - 64) * 4  # only the page table is copied
     assert temporaries(1024) <= temporaries(64) + 2 * table_bytes

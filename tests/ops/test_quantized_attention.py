@@ -1,4 +1,4 @@
-"""Paged attention over int8 and fp8 caches, against float64 attention over the values that the cache holds."""
+"""Paged attention over int8 and fp8 caches, against float64 attention over the values in the cache."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from tests.ops.test_paged_attention import FEATURES, ROWS, dense, make_batch
 
 LAYERS, LAYER, HEADS, KV_HEADS, DIM = 3, 1, 6, 2, 16
 FORMATS = ("int8", "fp8")
-# Against float64 over the very same values: float32 sums over up to 512 keys.
+# The reference uses the same values in float64, so only the float32 sums over up to 512 keys differ.
 TOLERANCE = 5e-6
 
 
 def junk_cache(kind: str, pages: int, page_size: int) -> KVCache:
-    """What earlier sequences may have left: numbers of any size, scales that are NaN, float8 codes of NaN."""
+    """Returns a cache of what earlier sequences may have left: numbers of any size, NaN scales, float8 codes of NaN."""
     tokens = (LAYERS, pages, KV_HEADS, page_size)
     rng = np.random.default_rng(1)
     if kind == "int8":
         values = jnp.asarray(rng.integers(-128, 128, (*tokens, DIM)), jnp.int8)
-        # Arrays of their own: one cannot be donated twice.
+        # Each is a separate array, because an array cannot be donated twice.
         return KVCache(values, values.copy(), *(jnp.full(tokens, 0x7FC0, jnp.uint16) for _ in range(2)))
     bits = (jnp.full((*tokens, DIM), 0x7F, jnp.uint8) for _ in range(2))
     scales = (jnp.asarray(rng.uniform(0.005, 0.02, (LAYERS, KV_HEADS)), jnp.float32) for _ in range(2))
@@ -37,7 +37,7 @@ def junk_cache(kind: str, pages: int, page_size: int) -> KVCache:
 
 
 def values_of(cache: KVCache) -> tuple[np.ndarray, np.ndarray]:
-    """Keys and values of one layer in float64: [pages, H, page_size, D]."""
+    """Returns the keys and values of one layer in float64, each [pages, H, page_size, D]."""
     out = []
     for stored, scale in ((cache.k, cache.k_scale), (cache.v, cache.v_scale)):
         stored, scale = np.asarray(stored)[LAYER], np.asarray(scale)[LAYER]
@@ -49,7 +49,7 @@ def values_of(cache: KVCache) -> tuple[np.ndarray, np.ndarray]:
 
 
 def history_batch(batch: TokenBatch, rows: list[tuple[int, int]], page_size: int) -> TokenBatch:
-    """A step that writes what each row has in the cache before this step."""
+    """Returns a step that writes the tokens that each row has in the cache before this step."""
     where = [(r, position) for r, (before, _) in enumerate(rows) for position in range(before)]
     table = np.asarray(batch.page_table)
     page = [table[r, position // page_size] for r, position in where]
@@ -63,7 +63,7 @@ def check(kind: str, rows: list[tuple[int, int]], page_size: int, features: dict
     rng = np.random.default_rng(0)
 
     def draw(*shape: int) -> jax.Array:
-        # Heads of very different size, as keys have.
+        # Heads differ much in size, like those of real keys.
         return jnp.asarray(rng.standard_normal(shape) * np.geomspace(0.3, 2, shape[1])[:, None], jnp.float32)
 
     cache = junk_cache(kind, 16 * (512 // page_size) + 1, page_size)
@@ -139,9 +139,9 @@ def test_temporaries_hold_no_dequantized_cache(kind: str):
             ), cache
 
         analysis = jax.jit(run, donate_argnums=2).lower(q, k, cache, batch).compile().memory_analysis()
-        # In place: what comes in is what goes out, scales included.
+        # The cache is updated in place, scales included.
         assert analysis.alias_size_in_bytes == sum(part.nbytes for part in cache)
         return analysis.temp_size_in_bytes
 
-    table_bytes = 8 * (1024 - 64) * 4  # the page table itself is copied
+    table_bytes = 8 * (1024 - 64) * 4  # only the page table is copied
     assert temporaries(1024) <= temporaries(64) + 2 * table_bytes

@@ -1,4 +1,4 @@
-"""quantized_linear against the dequantized product in float64, in every format and over odd shapes."""
+"""quantized_linear against the dequantized product in float64, in every format and with odd shapes."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def inputs(format: QFormat, rows: int, n: int, k: int) -> tuple[jax.Array, QArra
 def test_against_float64(name: str, rows: int, n: int, k: int):
     x, weight = inputs(FORMATS[name], rows, n, k)
     wanted = np.asarray(x, np.float64) @ np.asarray(dequantize(weight), np.float64).T
-    # float32 accumulation over K terms.
+    # The tolerance covers float32 sums over K terms.
     tolerance = 1e-6 * np.abs(wanted).max()
     for compute in (project_by_panels, project_dequantized, project_quantized):
         np.testing.assert_allclose(jax.jit(compute)(x, weight), wanted, atol=tolerance * k**0.5, rtol=1e-5)
@@ -54,7 +54,7 @@ def test_bfloat16_activations_round_the_weights_to_bfloat16(name: str):
 
 
 def test_a_block_that_overhangs():
-    """FP8 blocks of 128 x 128 over sizes that are no multiple of 128."""
+    """FP8 blocks of 128 x 128, with sizes that are not multiples of 128."""
     x, weight = inputs(QFormat(kind="float8", group=128, rows=128), 3, 300, 200)
     wanted = np.asarray(x) @ np.asarray(dequantize(weight)).T
     np.testing.assert_allclose(jax.jit(project_by_panels)(x, weight), wanted, rtol=1e-4, atol=1e-4)
@@ -88,7 +88,7 @@ def test_a_row_does_not_depend_on_the_others():
 
 @pytest.mark.parametrize("name", ["int4", "int8", "nf4", "float8_rows", "w8a8"])
 def test_no_dequantized_copy_of_a_weight(name: str):
-    """Temporaries are a panel and the output: far from the 16-bit matrix."""
+    """Temporaries are a panel and the output, much less than the matrix in 16 bits."""
     n, k = 4096, 1024
     format = FORMATS[name]
     shapes = {leaf: jax.ShapeDtypeStruct(*s) for leaf, s in format.leaf_shapes((n, k)).items()}
@@ -129,7 +129,7 @@ def gradient(x: jax.Array, weight: QArray, factor: jax.Array) -> jax.Array:
 @pytest.mark.parametrize("name", [*WEIGHT_ONLY, "w8a8"])
 @pytest.mark.parametrize("panel", [2**21, 2**12])
 def test_gradient_of_the_input(name: str, panel: int, monkeypatch: pytest.MonkeyPatch):
-    """Whole and in panels of columns, the last of which overlaps; float8 blocks and int8 activations included."""
+    """Covers whole matrices, panels of columns whose last one overlaps, float8 blocks and int8 activations."""
     monkeypatch.setattr(qarray, "_PANEL_ELEMENTS", panel)
     x, weight = inputs(FORMATS[name], 6, 96, 160)
     factor = jnp.asarray(np.random.default_rng(1).standard_normal((6, 96)), jnp.float32)
@@ -148,7 +148,7 @@ def test_gradient_where_blocks_overhang():
 
 @pytest.mark.parametrize("name", ["int8", "w8a8", "nf4"])
 def test_gradient_where_columns_are_split_over_devices(name: str):
-    """The sum over devices is passed back once, not once a device."""
+    """The gradient counts the sum over devices once, not once per device."""
     x, weight = inputs(FORMATS[name], 6, 40, 256)
     mesh = jax.make_mesh((4,), ("tensor",), axis_types=(AxisType.Auto,), devices=jax.devices()[:4])
     columns = PartitionSpec(None, "tensor")
@@ -170,7 +170,7 @@ def test_gradient_where_columns_are_split_over_devices(name: str):
 
 
 def test_no_dequantized_copy_for_a_gradient():
-    """Temporaries are a panel and the gradient: far from the 16-bit matrix."""
+    """Temporaries are a panel and the gradient, much less than the matrix in 16 bits."""
     n, k = 4096, 4096
     format = FORMATS["nf4"]
     shapes = {leaf: jax.ShapeDtypeStruct(*s) for leaf, s in format.leaf_shapes((n, k)).items()}

@@ -1,4 +1,4 @@
-"""Sampling against numpy, its statistics, and its independence of neighbours."""
+"""Sampling against numpy: tokens, statistics, and independence of the other rows."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ VOCAB = 97
 
 
 def inputs(rows: int, **changes: object) -> SamplingInputs:
-    """Greedy settings of `rows` rows, with changes (scalars or one value a row)."""
+    """Returns greedy settings for `rows` rows, with changes that are scalars or have one value per row."""
     base = {
         "temperature": 0.0,
         "top_k": 0,
@@ -79,7 +79,7 @@ def test_greedy_and_logprobs(logits: np.ndarray):
 )
 def test_truncation_draws_only_and_all_of_the_allowed(logits: np.ndarray, settings: dict, allowed):
     probabilities = np.exp(log_softmax(logits[:1]))[0]
-    if allowed is None:  # top-p of what top-k left, renormalised
+    if allowed is None:  # top-p applies to the tokens that top-k keeps, renormalized
         order = np.argsort(-probabilities)[:20]
         mass = np.cumsum(probabilities[order] / probabilities[order].sum())
         expected = set(order[: 1 + int((mass < 0.5).sum())])
@@ -138,8 +138,8 @@ def test_penalties_bias_and_bans(logits: np.ndarray):
     plain = greedy()
     assert plain[0] == 3 and plain[1] == logits[1].argmax() and plain[2] == 11
     assert greedy(frequency=1.1)[0] == 5  # 6 - 2.2 < 4
-    assert greedy(presence=1.9)[0] == 3 and greedy(presence=2.1)[0] == 5  # once, not per occurrence
-    assert greedy(repetition=2.0)[0] == 7  # 6/2 and 4/2, prompt and output alike, fall below 3.9
+    assert greedy(presence=1.9)[0] == 3 and greedy(presence=2.1)[0] == 5  # subtracted once, not per occurrence
+    assert greedy(repetition=2.0)[0] == 7  # 6/2 and 4/2 fall below 3.9, for a prompt and an output token alike
     assert greedy(ban_stops=True)[1] == np.argsort(-logits[1])[1]
     without = run(logits, inputs(4, use_history=False, frequency=1.1, ban_stops=True), history, bias)
     assert without.token.tolist() == logits.argmax(-1).tolist()

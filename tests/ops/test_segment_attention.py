@@ -26,7 +26,7 @@ CASES = {
 
 
 def packed(rng: np.random.Generator, rows: int, length: int) -> tuple[np.ndarray, np.ndarray]:
-    """Segments and positions of rows that are filled to nine tenths."""
+    """Returns the segments and positions of rows that are filled to nine tenths."""
     segments, positions = np.zeros((rows, length), np.int32), np.zeros((rows, length), np.int32)
     for row in range(rows):
         start, number = 0, 1
@@ -93,7 +93,7 @@ def test_padding_is_zero_and_gives_no_gradient(attention) -> None:
 
 @either
 def test_by_hand(attention) -> None:
-    """Two tokens, one feature: the second sees both by softmax([0, 1])."""
+    """There are two tokens with one feature. The second attends to both with the weights softmax([0, 1])."""
     q = jnp.asarray([0.0, 1.0]).reshape(1, 2, 1, 1)
     k = jnp.asarray([0.0, 1.0]).reshape(1, 2, 1, 1)
     v = jnp.asarray([3.0, 5.0]).reshape(1, 2, 1, 1)

@@ -28,7 +28,7 @@ def test_linear_bf16_accumulates_in_f32(rows: int):
     out = project_plain(x, w)
     assert out.dtype == jnp.float32 and out.shape == (rows, 70)
     exact = np.asarray(x, np.float64) @ np.asarray(w, np.float64).T
-    np.testing.assert_allclose(out, exact, atol=1e-3)  # a bf16 accumulator would be off by 0.1
+    np.testing.assert_allclose(out, exact, atol=1e-3)  # an accumulator in bf16 would be off by 0.1
 
 
 def test_rms_norm_by_hand():
@@ -46,7 +46,7 @@ def test_rope_rotates_halves_by_the_position():
     x = jnp.array([[[1.0, 0.0, 0.0, 1.0]]] * 2)
     out = apply_rope(x, cos, sin)
     np.testing.assert_allclose(out[0, 0], [1.0, 0.0, 0.0, 1.0], atol=1e-6)
-    # pair (x0, x2) = (1, 0) by angle 2, pair (x1, x3) = (0, 1) by angle 0.2
+    # rotates the pair (x0, x2) = (1, 0) by 2 and the pair (x1, x3) = (0, 1) by 0.2 radians
     np.testing.assert_allclose(out[1, 0], [np.cos(2), -np.sin(0.2), np.sin(2), np.cos(0.2)], atol=1e-6)
 
 

@@ -54,7 +54,7 @@ def test_it_equals_the_paper(n: int, k: int, group: int, dead: int):
     assert float(factor.damping) == pytest.approx(0.01) and int(factor.dead.sum()) == dead
     q = np.asarray(gptq(jnp.asarray(w), factor, grid, low=-8, high=7))
     wanted = reference(w, hessian, grid, group)
-    # float32 may round a weight halfway between two values the other way, and later features compensate for it.
+    # float32 may round a weight that is halfway between two values to the other one. Later features compensate for it.
     assert (q == wanted).mean() > 0.98
     assert np.abs(q - wanted).max() <= 1
 

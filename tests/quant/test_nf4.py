@@ -53,7 +53,7 @@ def test_scales_are_within_half_a_step_of_their_code():
     widest = np.diff(dynamic_code()).max() / 2
     error = np.abs(np.asarray(array.row_scales(), np.float64).reshape(-1) - wanted)
     assert (error <= 1.001 * widest * np.repeat(np.abs(runs).max(axis=1), 256)[:400]).all()
-    # No code is nearer than the chosen one.
+    # No code is closer than the chosen one.
     relative = ((wanted - offset) / np.repeat(np.abs(runs).max(axis=1), 256)[:400])[:, None]
     distances = np.abs(relative - dynamic_code())
     chosen = distances[np.arange(400), np.asarray(array.scales).reshape(-1)]

@@ -1,4 +1,4 @@
-"""Calibration text: sequences from files, and refusals."""
+"""Calibration text: sequences from files, and errors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Calibration of fp8 KV scales: the maxima in a model's cache, and the scales that they give."""
+"""Calibration of fp8 KV scales: the maxima in a model's cache, and the resulting scales."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.models.configs import CONFIGS
 from tests.models.paged import empty_cache, one_row
 
 ONE = Placement(Layout.load("single"), jax.devices()[:1])
-# The longest comes last: its values must not count for the others, and theirs must not be lost.
+# The longest sequence comes last. Its values must not count for the others, and theirs must not be lost.
 SEQUENCES = [[(7 * i + j) % 64 for i in range(length)] for j, length in enumerate((5, 100, 1, 66, 120))]
 
 
@@ -32,7 +32,7 @@ def small_model(placement: Placement, **changes: object) -> tuple[AbstractModel,
 
 
 def maxima_by_hand(model: AbstractModel, leaves: tuple[jax.Array, ...]) -> KVMaxima:
-    """Runs each sequence in one chunk, with its own cache that it fills from page 1 on."""
+    """Returns the maxima after running each sequence in one chunk with its own cache, which it fills from page 1 on."""
     peaks = []
     for tokens in SEQUENCES:
         pages = -(-len(tokens) // 8)

@@ -1,4 +1,4 @@
-"""The quality that quantizing costs a trained model (stories260K), on held-out text that it generated."""
+"""The quality that a trained model (stories260K) loses by quantizing, on held-out text that it generated."""
 
 from __future__ import annotations
 

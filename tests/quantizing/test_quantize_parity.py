@@ -1,4 +1,4 @@
-"""Checkpoints that we write give the same weights and logits in compressed-tensors and transformers."""
+"""Checkpoints written by RyzJAX give the same weights and logits in compressed-tensors and transformers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ RECIPES = {
     "int4 with zeros": Recipe(method="gptq", group_size=16, symmetric=False),
     "int8": Recipe(method="rtn", group_size=16, bits=8),
     "w8a8": Recipe(method="rtn", bits=8, int8_activations=True),
-    # Several config groups: transformers 5.23 dequantizes all of them by the first, compressed-tensors each by its own.
+    # With several config groups, transformers 5.23 dequantizes all of them by the first, compressed-tensors each by its
+    # own.
     "mixed": Recipe(method="rtn", group_size=16, overrides={"mlp": 8, r"layers\.1\.attention": 16}),
     "int4, a scale a row, 8 bits where that does not fit": Recipe(method="rtn", group_size=0),
 }
@@ -55,7 +56,7 @@ def test_compressed_tensors_reads_what_we_write(name: str, tmp_path: Path):
         module = linear.replace("attention.", "self_attn.").replace("layers.", "model.layers.") + "_proj"
         scheme = skeleton.get_submodule(module).quantization_scheme
         state = {n[len(module) + 1 :]: torch.from_numpy(t) for n, t in tensors.items() if n.startswith(module + ".")}
-        state["weight_scale"] = state["weight_scale"].float()  # in float16 its products would be rounded
+        state["weight_scale"] = state["weight_scale"].float()  # in float16 the products would be rounded
         compressor = compressors.BaseCompressor.get_value_from_registry(scheme.format or config["format"])
         theirs = compressor.decompress(state, scheme)["weight"].float().numpy()
         np.testing.assert_array_equal(ours, theirs, err_msg=linear)
@@ -75,5 +76,5 @@ def test_transformers_gives_the_same_logits(name: str, family: str, tmp_path: Pa
     theirs = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32, quantization_config=quantization)
     with torch.no_grad():
         wanted = theirs(torch.tensor([TOKENS])).logits[0].numpy()
-    # Their product with a float16 scale is rounded to float16.
+    # compressed-tensors rounds the product with a float16 scale to float16.
     assert np.abs(logits(out) - wanted).max() < 5e-3 * max(1.0, np.abs(wanted).max())

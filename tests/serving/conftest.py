@@ -1,4 +1,4 @@
-"""Engines the serving tests share: started once a session."""
+"""Engines that the serving tests share, started once per session."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.goldens.make_llama3_tiny import write_checkpoint
 
 @pytest.fixture(scope="session")
 def tiny_llama3(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny random Llama 3 with RoPE scaling, as an HF directory, with a byte-level tokenizer."""
+    """A tiny random Llama 3 with RoPE scaling in an HF directory, with a byte-level tokenizer."""
     folder = write_checkpoint(tmp_path_factory.mktemp("models") / "llama3-tiny")
     write_byte_tokenizer(folder, vocab_size=384)
     return folder

@@ -1,4 +1,4 @@
-"""What engines are held against: one forward of the same weights over whole prompts, with a cache of its own."""
+"""The reference for engines: one forward pass of the same weights over whole prompts, with its own cache."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ryzjax.models.decoder import Decoder
 
 
 class Full(NamedTuple):
-    """Of one prompt: hidden states after the final norm, [P, E], and log_softmax of the logits, [P, V]."""
+    """The hidden states of one prompt after the final norm [P, E], and log_softmax of its logits [P, V]."""
 
     normed: np.ndarray
     logprobs: np.ndarray
@@ -27,7 +27,10 @@ def full_forward(
     change: Callable[[Decoder], None] = lambda model: None,
     leaves: tuple[jax.Array, ...] | None = None,
 ) -> list[Full]:
-    """Every prompt in one chunk, all in one step; of the engine's weights or `leaves`, with the model changed first."""
+    """Runs every prompt in one chunk, all in one step.
+
+    The weights are those of the engine or `leaves`. The model can be changed first.
+    """
     runner = llm.engine.runner
     page, shape = runner.page_size_tokens, runner.cache.k.shape
     lengths = np.array([len(prompt) for prompt in prompts])

@@ -1,4 +1,4 @@
-"""Bad requests get clear errors, harm nobody, and leave nothing behind."""
+"""Bad requests get clear errors, affect no other request, and leave no resource in use."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Continuous batching: a request's result is the one it has alone, whatever happens beside it."""
+"""Continuous batching: a request has the same result alone and beside any other requests."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PROMPTS = [RNG.integers(3, 300, size=int(n)).tolist() for n in RNG.integers(1, 1
 
 
 def settings(i: int) -> SamplingParams:
-    """Different for each request: greedy, drawn, truncated, penalised, biased."""
+    """Returns settings that differ per request: greedy, sampled, truncated, penalized, biased."""
     return SamplingParams(
         max_tokens=8 + 3 * (i % 11),
         temperature=(0.0, 0.7, 1.3)[i % 3],

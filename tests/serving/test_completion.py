@@ -1,4 +1,4 @@
-"""CompletionStream: `min_tokens` holds stop strings back, however tokens and text are cut."""
+"""CompletionStream: `min_tokens` suppresses stop strings, however tokens and text are cut."""
 
 from __future__ import annotations
 
@@ -15,14 +15,17 @@ from ryzjax.serving.messages.request import TokenEvent
 
 
 class Bytes:
-    """A token a byte."""
+    """A tokenizer with one token per byte."""
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         return bytes(ids).decode(errors="replace")
 
 
 def complete(text: bytes, cuts: Sequence[int], **settings: object) -> tuple[str, str | int | None, int]:
-    """(text, stop reason, tokens used) of tokens that come in events of the sizes `cuts`, the rest in a last one."""
+    """Returns the text, the stop reason and the number of tokens used.
+
+    The tokens arrive in events of the sizes `cuts`, and the rest in a last event.
+    """
     params = SamplingParams(max_tokens=None, **settings)  # type: ignore[arg-type]
     stops = StopStrings(tuple(params.stop), params.include_stop_str_in_output)
     stream = CompletionStream(0, Bytes(), params, stops, ())  # type: ignore[arg-type]
@@ -44,7 +47,7 @@ def complete(text: bytes, cuts: Sequence[int], **settings: object) -> tuple[str,
         # The stop string is complete with the fourth token, which is still one of the first four.
         (4, "aENDb", "END"),
         (5, "aENDb", "END"),
-        # This one begins in the text of the first seven tokens, and ends after it.
+        # This stop string starts in the text of the first seven tokens and ends after it.
         (7, "aENDb", "END"),
         (8, "aENDbENDc", None),
     ],
@@ -60,7 +63,7 @@ def test_a_stop_string_counts_after_min_tokens(
 
 
 def test_what_is_left_at_the_end_is_not_matched_within_min_tokens() -> None:
-    # The last byte alone is no character: it is shown, as U+FFFD, when the sequence ends.
+    # The last byte alone is not a character. It is shown as U+FFFD when the sequence ends.
     broken = "\ufffd"
     assert complete(b"ab\xc3", [1, 1, 1], stop=[broken], min_tokens=3)[:2] == (f"ab{broken}", None)
     assert complete(b"ab\xc3", [1, 1, 1], stop=[broken], min_tokens=2)[:2] == ("ab", broken)

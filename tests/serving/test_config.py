@@ -1,4 +1,4 @@
-"""EngineConfig: ranges, sizes, and the options that mirror it."""
+"""EngineConfig: ranges, sizes, and the options of LLM that mirror it."""
 
 from __future__ import annotations
 

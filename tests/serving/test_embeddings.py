@@ -1,4 +1,4 @@
-"""Embeddings: the hidden states of a full forward, pooled, whatever chunks and neighbours there are."""
+"""Embeddings are the pooled hidden states of a full forward pass, with any chunks and neighbors."""
 
 from __future__ import annotations
 
@@ -82,8 +82,8 @@ def test_among_neighbours_of_every_kind(tiny_llm: LLM, pooling: Pooling):
 
 @pytest.mark.parametrize("pooling", ["last", "mean"])
 def test_the_same_bits_beside_a_neighbour_in_steps_of_one_bucket(tiny_llm: LLM, pooling: Pooling):
-    # 48 tokens fill the bucket of 64 as 16 + 48 do. Another bucket is another matrix multiplication, which may
-    # round otherwise: that is the model's, and within the tolerance above.
+    # 48 tokens use the bucket of 64, and so do 16 + 48. The matrix multiplications of another bucket may round
+    # differently. Such differences come from the model and are within the tolerance above.
     prompt, neighbour = (RNG.integers(3, 380, size=n).tolist() for n in (48, 16))
     (alone,) = embed(tiny_llm, [prompt], pooling)
     np.testing.assert_array_equal(embed(tiny_llm, [prompt], pooling)[0], alone)
@@ -130,7 +130,7 @@ def test_a_sum_has_the_same_bits_however_it_is_cut_and_whatever_is_beside_it(tin
     tokens = RNG.normal(size=(40, width)).astype(np.float32) * np.float32(10.0) ** RNG.integers(-3, 4, (40, 1))
 
     def total(cuts: list[int], slot: int, noise: int) -> np.ndarray:
-        """The sum of `tokens`, cut into tiles at `cuts`, each after `noise` tokens of a neighbour."""
+        """Returns the sum of `tokens`, cut into tiles at `cuts`. Each tile starts with `noise` tokens of a neighbor."""
         sums = jnp.full((slots, width), 7.0)
         totals = np.empty(0)
         for start, end in pairwise(cuts):

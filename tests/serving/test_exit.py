@@ -1,4 +1,4 @@
-"""Ctrl-C, and the interpreter's exit with an engine at work, in processes of their own."""
+"""Ctrl-C, and the interpreter's exit while an engine works, each in its own process."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-# More than the tests wait for: 64 sequences of 400 tokens, 2 at a time.
+# 64 sequences of 400 tokens, 2 at a time, take longer than the tests wait.
 HEADER = """
     import asyncio, sys, threading, time
     from ryzjax import LLM, SamplingParams
@@ -52,7 +52,7 @@ def start(script: str, model: Path, compile_cache: str) -> subprocess.Popen[str]
 
 
 def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
-    """(exit status, standard output, standard error)."""
+    """Waits for the process. Returns its exit status, standard output and standard error."""
     try:
         out, err = process.communicate(timeout=120)
     finally:
@@ -63,7 +63,7 @@ def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
 
 
 def interrupt_when_busy(process: subprocess.Popen[str], times: int) -> list[str]:
-    """Sends SIGINT each time the process says that it is busy; the lines it has written up to then."""
+    """Sends SIGINT each time the process says that it is busy. Returns the lines that it wrote up to the last one."""
     assert process.stdout is not None
     lines: list[str] = []
     while lines.count("busy\n") < times:
@@ -98,13 +98,13 @@ def test_an_interrupt_aborts_and_the_engine_goes_on(tiny_llama3: Path, compile_c
     lines = interrupt_when_busy(process, 7)
     status, out, err = finish(process)
     assert lines == ["busy\n", "interrupted\n"] * 6 + ["busy\n"] and out == ""
-    # Nobody catches the last one: Python ends by the signal, with the caller's traceback alone.
+    # Nothing catches the last one. Python ends by the signal, with only the caller's traceback.
     assert status == -signal.SIGINT
     assert err.count("Traceback") == 1 and err.endswith("KeyboardInterrupt\n")
 
 
 def test_an_interrupt_where_an_event_loop_runs(tiny_llama3: Path, compile_cache: str):
-    # A notebook's kernel leaves Python's handler in place; asyncio.run has one that only cancels its task.
+    # The kernel of a notebook leaves Python's handler in place. asyncio.run installs one that only cancels its task.
     script = """
         import signal
 

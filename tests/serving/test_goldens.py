@@ -60,7 +60,7 @@ def test_stories_greedy_tokens_and_logprobs(stories_llm: LLM, stories: Path):
 def test_llama3_greedy_tokens_and_logits(tiny_llm: LLM):
     golden = np.load(GOLDENS / "llama3_tiny.npz")
     params = SamplingParams(temperature=0, max_tokens=NEW_TOKENS, logprobs=20, ignore_eos=True)
-    # 96 prompt tokens against a budget of 64: the prompt is prefilled in two chunks.
+    # With 96 prompt tokens and a budget of 64, the prompt is prefilled in two chunks.
     output = tiny_llm.generate({"prompt_token_ids": prompt()}, params, use_tqdm=False)[0].outputs[0]
     assert output.token_ids == golden["tokens"].tolist()
     logits = golden["logits"].astype(np.float64)

@@ -1,4 +1,4 @@
-"""Callers that are gone, and requests that fail alone: the engine goes on for everybody else."""
+"""Callers that are gone, and requests that fail alone: the engine continues for all others."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_a_closed_event_loop_loses_its_requests_alone(tiny_llm: LLM, caplog: pyt
         loop.run_until_complete(anext(stream))
     waiting = tiny_llm.engine.num_open
     assert waiting == 3
-    # No aclose(): the caller's loop is closed under its streams, as at the end of a cell that failed.
+    # There is no aclose(). The loop is closed while its streams are open, as after a notebook cell that failed.
     with caplog.at_level(logging.WARNING, "ryzjax.serving.engine.listeners"):
         loop.close()
         tokens = list(first.token_ids)
@@ -64,7 +64,7 @@ def test_a_dropped_listener_is_a_closed_request(tiny_llm: LLM):
 
 
 class BrokenLoop:
-    """An event loop of another make, that fails in its own way."""
+    """An event loop of another implementation, with its own way of failing."""
 
     def call_soon_threadsafe(self, call: object) -> None:
         raise OSError("the pipe is gone")
@@ -94,7 +94,7 @@ def test_deliver_drops_who_cannot_hear():
     events = [TokenEvent(request_id=name, token_ids=(1,)) for name in ("broken", "fine", "unknown")]
     assert sorted(listeners.deliver(events)) == ["broken", "unknown"]
     assert fine.get() is events[1]
-    # What had no event yet is found out with its first.
+    # A dead listener without events so far is noticed at its first event.
     assert len(listeners) == 2
     assert listeners.deliver([TokenEvent(request_id="silent")]) == ["silent"]
     assert listeners.end_all("over") == ["fine"]

@@ -58,7 +58,7 @@ def test_a_stop_string_ends_a_stream_and_its_sequence(tiny_llm: LLM):
 
 
 async def test_stream_inside_a_running_event_loop(tiny_llm: LLM):
-    # As in a notebook's cell.
+    # As in the cell of a notebook.
     params = SamplingParams(max_tokens=5, ignore_eos=True)
     assert sum(len(delta.token_ids) for delta in tiny_llm.stream("abc", params)) == 5
     assert len(tiny_llm.generate("abc", params, use_tqdm=False)[0].outputs[0].token_ids) == 5
@@ -77,7 +77,7 @@ def test_leaving_or_closing_a_stream_aborts_the_request(tiny_llm: LLM):
         for _ in tiny_llm.stream({"prompt_token_ids": [5, 6]}, LONG):
             _ = 1 / 0
     wait_until_idle(tiny_llm)
-    # One that was never begun has nothing to abort.
+    # A stream that was never started has nothing to abort.
     tiny_llm.stream({"prompt_token_ids": [5, 6]}, LONG).close()
     assert tiny_llm.engine.num_open == 0
 
@@ -125,7 +125,7 @@ def test_nothing_starts_where_one_prompt_is_bad(tiny_llm: LLM, monkeypatch, meth
         with pytest.raises(kind, match=rf"^prompts\[100\]: .*{words}") as error:
             getattr(tiny_llm, method)(["fine"] * 100 + [bad] + ["fine"] * 3, use_tqdm=False)
         assert error.value.param is not None
-        # A prompt alone needs no number.
+        # A single prompt needs no number in the message.
         with pytest.raises(kind, match=rf"^(?!prompts\[).*{words}"):
             getattr(tiny_llm, method)([bad], use_tqdm=False)
 
@@ -191,7 +191,7 @@ def test_more_completions_than_fit_the_queue_take_turns(tiny_llama3: Path, compi
         assert [len(output.outputs) for output in outputs] == [5] * 6
         with pytest.raises(RequestError, match="n=7 is more than the 6 sequences that may be open"):
             llm.generate("a", SamplingParams(n=7), use_tqdm=False)
-        # While another caller has the rest of the queue, jobs wait for their own room.
+        # While another caller occupies part of the queue, the job waits for the room that is left.
         held = [llm.stream("a", SamplingParams(max_tokens=400, ignore_eos=True)) for _ in range(4)]
         for stream in held:
             next(stream)
@@ -239,7 +239,7 @@ def test_the_last_reference_takes_thread_weights_and_cache_along(tiny_llama3: Pa
     assert sum(array.nbytes for array in jax.live_arrays() if id(array) not in arrays) > 50_000
     if closed:
         llm.close()
-    # Reference counts must be enough: a notebook does not wait for the garbage collector.
+    # Reference counts must suffice, because a notebook does not wait for the garbage collector.
     gc.disable()
     try:
         del llm, delta

@@ -1,4 +1,4 @@
-"""What a step needs: temporaries that no pool or context makes grow, and budgets that are refused with a table."""
+"""Memory of a step: temporaries that no pool or context makes larger, and budgets that are refused with a table."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ ONES = np.ones((CONFIG.num_layers, CONFIG.num_kv_heads), np.float32)
 
 
 def temporaries(max_context_tokens: int, kv_dtype: KVDtype) -> dict[str, int]:
-    """Temporaries of a decode and a mixed step with a pool for 4 sequences of that context."""
+    """Returns the temporaries of a decode and a mixed step in bytes, with a pool for 4 sequences of that context."""
     placement = Placement(Layout.load("single"), jax.devices()[:1])
     model = abstract_model(CONFIG, placement)
     runner = ModelRunner(
@@ -76,7 +76,7 @@ def temporaries(max_context_tokens: int, kv_dtype: KVDtype) -> dict[str, int]:
 
 
 def step_temporaries(config: LlamaConfig, format: QFormat | None) -> dict[str, int]:
-    """Temporaries of a decode and a mixed step of a model whose linear layers are all quantized; nothing is run."""
+    """Returns the temporaries of a decode and a mixed step in bytes, with linear layers in `format`. Nothing runs."""
     placement = Placement(Layout.load("single"), jax.devices()[:1])
     model = abstract_model(config, placement)
     if format is not None:
@@ -95,9 +95,9 @@ def step_temporaries(config: LlamaConfig, format: QFormat | None) -> dict[str, i
 
 
 def test_a_quantized_step_holds_no_dequantized_weights():
-    """What a quantized step needs besides a plain one is less than one matrix in 16 bits, however many layers.
+    """A quantized step needs less than one 16-bit matrix more than a plain one, for any number of layers.
 
-    Of a decode step that is a panel; a mixed step's 64 tokens add the panels' outputs.
+    In a decode step this is a panel. In a mixed step, the outputs of the panels for its 64 tokens come on top.
     """
     config = replace(CONFIG, hidden_size=1024, intermediate_size=4096, num_layers=2, num_heads=16, head_dim=64)
     config = replace(config, rope=Rope(theta=10000.0, rotary_dim=64))
@@ -117,7 +117,7 @@ def test_a_quantized_step_holds_no_dequantized_weights():
 
 
 def score_temporaries(max_batch_tokens: int) -> int:
-    """Temporaries of the program that scores prompts, of an engine with steps of that size; nothing is run."""
+    """Returns the temporaries in bytes of the program that scores prompts, for steps of that size. Nothing runs."""
     model = abstract_model(CONFIG, Placement(Layout.load("single"), jax.devices()[:1]))
     runner = ModelRunner(
         model,
@@ -142,9 +142,9 @@ def test_scoring_a_long_chunk_holds_the_logits_of_a_tile_only():
 @pytest.mark.parametrize("kv_dtype", ["bfloat16", "int8", "fp8_e4m3"])
 def test_temporaries_do_not_grow_from_1k_to_16k(kv_dtype: KVDtype):
     small, large = temporaries(1024, kv_dtype), temporaries(16384, kv_dtype)
-    cache_growth = 2 * 4 * 2 * 16 * 4 * (16384 - 1024)  # at a byte a number, the least there is
+    cache_growth = 2 * 4 * 2 * 16 * 4 * (16384 - 1024)  # with one byte per number, the smallest dtype
     for step in ("decode", "mixed"):
-        # The page table is all that is longer: 4 rows of 240 more pages.
+        # Only the page table is longer, by 240 pages in each of 4 rows.
         assert large[step] - small[step] <= 4 * 4 * 240 * 4 < cache_growth / 100, (step, small, large)
 
 
@@ -167,10 +167,10 @@ def test_page_bytes_by_hand():
     # keys and values, 4 layers, 2 KV heads, 64 tokens, 16 numbers of 2 bytes
     assert kv_page_bytes(CONFIG, single, "bfloat16", 64) == 2 * 4 * 2 * 64 * 16 * 2
     assert kv_page_bytes(CONFIG, single, "float32", 64) == 2 * 4 * 2 * 64 * 16 * 4
-    # a byte a number, and 2 bytes a token and head for the scale of int8
+    # one byte per number, and 2 bytes per token and head for the scale of int8
     assert kv_page_bytes(CONFIG, single, "int8", 64) == 2 * 4 * 2 * 64 * (16 + 2)
     assert kv_page_bytes(CONFIG, single, "fp8_e4m3", 64) == 2 * 4 * 2 * 64 * 16
-    # 8 devices: each KV head is held four times, one a device.
+    # With 8 devices, each KV head is held four times, one copy per device.
     eight = Placement(Layout.load("tp"))
     assert kv_page_bytes(CONFIG, eight, "bfloat16", 64) == 2 * 4 * 1 * 64 * 16 * 2
     assert kv_page_bytes(CONFIG, eight, "int8", 64) == 2 * 4 * 1 * 64 * (16 + 2)

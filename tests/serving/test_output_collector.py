@@ -31,7 +31,7 @@ def test_deltas_are_taken_in_once_each():
             text = CountedText(f"{i} ")
             collector.add(StreamDelta(index=index, text=text, token_ids=(i,), logprobs=logprobs, finish_reason=last))
             lists.add((index, id(collector._outputs[index].logprobs), id(collector._outputs[index].token_ids)))
-    # The same two lists from the first delta to the last, and no text put together before the end.
+    # The two lists are the same objects from the first delta to the last, and text is joined only at the end.
     assert len(lists) == 2 and CountedText.copies == 0
     output = collector.output(request_id="r", prompt=None, prompt_token_ids=(1, 2))
     for completion in output.outputs:

@@ -1,4 +1,4 @@
-"""Log-probabilities of the prompt: those of a full forward and of a decode, whatever runs beside it."""
+"""Log-probabilities of the prompt equal those of a full forward pass and of decoding, beside any other requests."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ryzjax.serving.messages.request import TokenLogprobs
 from tests.serving.full_forward import full_forward
 
 RNG = np.random.default_rng(8)
-# One token, one that needs no chunk, chunks of every length: steps have 64 tokens.
+# A prompt of one token, one without chunks, and chunks of every length. Steps have 64 tokens.
 PROMPTS = [RNG.integers(3, 380, size=n).tolist() for n in (1, 2, 3, 17, 64, 65, 66, 150, 40, 129)]
 SCORE_ONLY = SamplingParams(max_tokens=0, prompt_logprobs=3)
 PAGE_BYTES = 2 * 3 * 4 * 8 * 16 * 4

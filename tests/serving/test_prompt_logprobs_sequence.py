@@ -1,4 +1,4 @@
-"""PromptLogprobs: arrays that read like a list of objects."""
+"""PromptLogprobs: arrays with the interface of a list of objects."""
 
 from __future__ import annotations
 

@@ -70,7 +70,7 @@ def test_flags_win_over_the_model_and_the_model_over_the_commands_own() -> None:
 
 @pytest.fixture(scope="module")
 def recommending(tiny_llama3: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny model with settings under which only the likeliest token is left."""
+    """A copy of the tiny model whose recommended settings leave only the likeliest token."""
     folder = tmp_path_factory.mktemp("recommending") / "model"
     shutil.copytree(tiny_llama3, folder)
     path = folder / "generation_config.json"
@@ -90,7 +90,7 @@ def test_python_callers(recommending: Path, compile_cache: str, caplog: pytest.L
             for params in (SamplingParams(temperature=0), None)
         )
         assert default == greedy
-        # Settings that a caller builds are complete in themselves.
+        # The model's defaults do not apply to settings that a caller builds.
         drawn = SamplingParams(seed=3, ignore_eos=True)
         assert llm.generate(prompt, drawn, use_tqdm=False)[0].outputs[0].token_ids != greedy  # type: ignore[arg-type]
     with LLM(str(recommending), generation_config="none", **options) as llm:  # type: ignore[arg-type]

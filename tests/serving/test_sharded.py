@@ -1,4 +1,4 @@
-"""Layouts on eight fake devices: the tokens of one device, real shardings, and no collective too many."""
+"""Layouts on eight fake devices: the same tokens as on one device, real shardings, and only the needed collectives."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def launch(model: Path, layout: str, compile_cache: str) -> LLM:
 
 
 def scores(llm: LLM) -> list[float]:
-    """Log-probabilities of the prompts' tokens."""
+    """Returns the log-probabilities of the prompts' tokens."""
     outputs = llm.generate(PROMPTS, SamplingParams(max_tokens=0, prompt_logprobs=1), use_tqdm=False)
     return [entry.logprob for output in outputs for entry in output.prompt_logprobs or () if entry]
 
@@ -70,7 +70,7 @@ def test_tensor_parallel(tiny_llama3: Path, tmp_path: Path, compile_cache: str, 
         specs = {name: array.sharding.spec for name, array in weights.items()}
         # An axis of 4 or 8 devices is built from axes of 2.
         parts = {2: "tensor", 4: ("tensor_0", "tensor_1"), 8: ("tensor_0", "tensor_1", "tensor_2")}[tensor]
-        # 4 KV heads: split up to 4 ways, each on two devices of 8.
+        # 4 KV heads are split at most 4 ways, so with 8 devices each is on two.
         kv_parts = parts if tensor <= 4 else ("tensor_0", "tensor_1")
         layer = "layers.1."
         assert specs[layer + "attention.q.weight"] == P(parts, None)
@@ -84,8 +84,8 @@ def test_tensor_parallel(tiny_llama3: Path, tmp_path: Path, compile_cache: str, 
         for array, shares in ((weights[layer + "mlp.gate.weight"], tensor), (runner.cache.k, min(4, tensor))):
             assert len(array.sharding.device_set) == tensor
             assert array.addressable_shards[0].data.nbytes * shares == array.nbytes
-        # Activations, by what they cost: one reduction after attention and one after the MLP in each layer, one
-        # for the split embedding table; the head gathers its split logits.
+        # The collectives are one reduction after attention and one after the MLP of each layer, one for the sharded
+        # embedding table, and a gather of the head's sharded logits.
         for kind, size in (("decode", 4), ("mixed", 64)):
             assert collectives(llm, kind, size) == Counter({"all-reduce": 2 * LAYERS + 1})
         assert collectives(llm, "head", 4) == collectives(llm, "score", tile_tokens()) == Counter({"all-gather": 1})
@@ -113,7 +113,8 @@ def test_sizes_that_do_not_divide_are_split_as_far_as_they_do(
 ):
     with launch(stories, layout_file(tmp_path, 8), compile_cache) as llm:
         weights = dict(zip(llm.engine.runner.model.weights, llm.engine.runner.leaves, strict=True))
-        gate = weights["layers.0.mlp.gate.weight"]  # 172 rows over 8 devices: 4 parts, each on two
+        gate = weights["layers.0.mlp.gate.weight"]
+        # 172 rows do not divide over 8 devices, so they are in 4 shards, each on two devices.
         assert gate.addressable_shards[0].data.nbytes * 4 == gate.nbytes
         prompts = [{"prompt_token_ids": [1, 403, 407, 261]}]
         expected = stories_llm.generate(prompts, GREEDY, use_tqdm=False)[0].outputs[0].token_ids

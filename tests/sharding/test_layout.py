@@ -76,7 +76,7 @@ def test_sizes_that_do_not_divide_are_split_over_the_part_that_does(caplog: pyte
         assert placement.spec(("ffn", "embed"), (172, 64)) == PartitionSpec(("tensor_0", "tensor_1"), None)
         assert placement.spec(("ffn", "embed"), (172, 64)) == PartitionSpec(("tensor_0", "tensor_1"), None)
     assert caplog.text.count("ffn=172 is split over 4 of the 8 devices of mesh axis tensor") == 1
-    # 28 heads: the array's 224 rows would divide further, but heads would be cut in half.
+    # The array's 224 rows would divide further than its 28 heads, but heads would be cut in half.
     assert placement.spec(("heads", "embed"), (224, 64), (8, 1)) == PartitionSpec(("tensor_0", "tensor_1"), None)
     assert placement.spec(("ffn", "embed"), (175, 64)) == PartitionSpec(None, None)
     six = Placement(Layout(name="six", mesh={"x": 6}, rules={"ffn": "x"}), jax.devices()[:6])
@@ -92,10 +92,10 @@ def test_two_dimensions_on_one_mesh_axis():
 def test_query_heads_stay_with_their_kv_heads():
     placement = Placement(Layout.load("tp"))
     assert placement.spec(("kv_heads", "embed"), (32, 64), (8, 1)) == PartitionSpec(("tensor_0", "tensor_1"), None)
-    assert placement.query_heads_unit(32, 8) == 1  # one KV head a device
-    assert placement.query_heads_unit(16, 4) == 1  # a KV head on two devices, half of its queries on each
+    assert placement.query_heads_unit(32, 8) == 1  # one KV head per device
+    assert placement.query_heads_unit(16, 4) == 1  # a KV head on two devices, with half of its query heads on each
     assert placement.query_heads_unit(64, 16) == 1
-    # 6 KV heads are split in two; 24 query heads could be split in eight, which would cut groups apart.
+    # 6 KV heads are split in two. 24 query heads could be split in eight, but that would split their groups.
     assert placement.query_heads_unit(24, 6) == 4
     pages, scales = (jax.ShapeDtypeStruct(shape, jnp.int8) for shape in ((2, 3, 6, 8, 4), (2, 3, 6, 8)))
     specs = placement.attention_specs(24, 6, KVCache._make([pages, pages, scales, scales]))

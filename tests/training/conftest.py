@@ -1,4 +1,4 @@
-"""A tiny chat model in a folder, and rows to train it on."""
+"""Fixtures: a tiny chat model in a folder, and rows to train it on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A tiny model ready to be trained, and batches for it."""
+"""A tiny model that is ready for training, and batches for it."""
 
 from __future__ import annotations
 

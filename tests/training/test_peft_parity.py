@@ -1,4 +1,4 @@
-"""One step of training against peft and torch: the same model, adapter and rows give the same loss and gradients."""
+"""One training step against peft and torch: the same model, adapter and rows give the same loss and gradients."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ VARIANTS = {
 
 
 def rows() -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """(token ids, whether each is trained) of two sequences."""
+    """Returns the token ids of two sequences, and which of them are trained."""
     rng = np.random.default_rng(0)
     tokens = [rng.integers(3, 40, length) for length in LENGTHS]
     return tokens, [rng.random(length) < 0.6 for length in LENGTHS]
 
 
 def packed() -> StepBatch:
-    """Both in one row, with padding behind them."""
+    """Returns a batch with both sequences in one row, followed by padding."""
     length = sum(LENGTHS) + 5
     tokens, trained = rows()
     arrays = [np.zeros((1, length), np.int32) for _ in range(4)]
@@ -56,7 +56,7 @@ def packed() -> StepBatch:
 
 
 def torch_loss(model) -> torch.Tensor:
-    """Mean cross-entropy over the trained tokens of both sequences, each run alone."""
+    """Returns the mean cross-entropy over the trained tokens of both sequences, which run separately."""
     total, count = 0.0, 0
     for ids, mask in zip(*rows(), strict=True):
         logits = model(torch.tensor(ids)[None], use_cache=False).logits[0].float()
@@ -120,7 +120,7 @@ HF = {
 
 
 def _is_of(name: str, layer: str) -> bool:
-    """Whether a parameter of torch is of a layer of ours."""
+    """Whether a parameter of torch belongs to a layer of RyzJAX."""
     if layer == "lm_head":
         return ".lm_head." in name
     _, index, _, short = layer.split(".")

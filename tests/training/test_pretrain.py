@@ -27,7 +27,7 @@ NEW = NewModelConfig(
 
 
 def stage(folder: Path, new: NewModelConfig, *, seed: int, steps: int) -> tuple[Path, list[float]]:
-    """Pretrains on synthetic rows; the model, and the losses of its steps."""
+    """Pretrains on synthetic rows. Returns the model's folder and the losses of the steps."""
     result = pretrain(
         new,
         DataConfig(sequence_tokens=256, shuffle=False, train_on="assistant", drop_long=True),

@@ -1,4 +1,4 @@
-"""RowChunks: the same numbers and gradients as the layer itself, dropout apart."""
+"""RowChunks gives the same numbers and gradients as the layer itself, except with dropout."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_bfloat16_passes_as_bits_unchanged():
 
 
 def scanned_shapes(jaxpr: jax.extend.core.Jaxpr) -> set[tuple[int, ...]]:
-    """Shapes of what the loops of a program give."""
+    """Returns the shapes of the outputs of a program's loops."""
     shapes = set()
     for equation in jaxpr.eqns:
         if equation.primitive.name == "scan":

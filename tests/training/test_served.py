@@ -1,4 +1,4 @@
-"""A server gives the log probabilities of the trainer: same base, the adapter uploaded to a live engine."""
+"""A server gives the log-probabilities of the trainer, with the same base and the adapter loaded into a live engine."""
 
 from __future__ import annotations
 

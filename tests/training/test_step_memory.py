@@ -31,7 +31,7 @@ pytestmark = [
 
 
 class MemoryStats(Protocol):
-    """What is read of XLA's account of a program."""
+    """The part of XLA's memory analysis of a program that the tests read."""
 
     argument_size_in_bytes: int
     temp_size_in_bytes: int

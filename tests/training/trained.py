@@ -1,4 +1,4 @@
-"""The log probabilities of the trainer's own forward pass, to compare with those of a server."""
+"""The log-probabilities of the trainer's own forward pass, for comparison with those of a server."""
 
 from __future__ import annotations
 
@@ -22,7 +22,10 @@ __all__ = ["trainers_log_probs"]
 def trainers_log_probs(
     model: str, adapter: Adapter, *, weights: WeightChoice, weights_group: int
 ) -> Callable[[Sequence[int], bool], np.ndarray]:
-    """Returns (tokens, with the adapter or without) -> log probability of each token except the first, in float32."""
+    """Returns a function of (tokens, with the adapter or without).
+
+    It returns the log-probability of each token except the first, in float32.
+    """
     opened = open_model(model, dtype="float32", weights=weights, weights_group=weights_group)
     stacked = StackedModel(opened.model)
     frozen = Frozen(stacked.stack(dict(zip(opened.model.weights, opened.load(), strict=True))), {})

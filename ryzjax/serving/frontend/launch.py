@@ -1,4 +1,4 @@
-"""launch_engine: the steps from an EngineConfig to a running AsyncEngine, each of which is timed."""
+"""launch_engine: builds a running AsyncEngine from an EngineConfig, and logs how long each phase takes."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ from ryzjax.shipped import DEMO_MODEL, demo_notice
 __all__ = ["launch_engine"]
 
 _CPU_MIXED_TOKENS = 16
-"""Default of `max_mixed_tokens` on a CPU, where a step of 16 tokens takes two to three times as long as a step of one
-token (docs/log.md)."""
+"""The default of `max_mixed_tokens` on a CPU, in tokens. A step of 16 tokens takes two to three times as long there as
+a step of one token (docs/log.md)."""
 
 _log = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ def launch_engine(config: EngineConfig, *, model_name: str | None = None, show_p
 
     Args:
       config: The model and the settings of the engine.
-      model_name: The name of the model for callers; by default the name of its directory or repository.
+      model_name: The name by which callers address the model. The default is the name of its directory or repository.
       show_progress: Whether to show progress bars on stderr.
 
     Raises:
@@ -50,7 +50,7 @@ def launch_engine(config: EngineConfig, *, model_name: str | None = None, show_p
       UnsupportedModelError: The model's family or a feature of its config is not supported.
       LayoutError: The layout does not fit the devices or the model.
       CheckpointError: The checkpoint is missing or damaged.
-      CapacityError: The model does not fit the memory.
+      CapacityError: The model does not fit in memory.
     """
     if config.model == DEMO_MODEL:
         # As a warning, the notice shows even if no logging is set up, as in a notebook.
@@ -99,7 +99,7 @@ def _assemble(
     config: EngineConfig,
     name: str,
 ) -> AsyncEngine:
-    """Puts the scheduler, the engine and its frontend around a compiled runner."""
+    """Builds the scheduler, the engine and its frontend around a compiled runner."""
     slot_plan = opened.slot_plan
     scheduler = Scheduler(
         pool=PagePool(num_pages=capacity.num_pages, page_size_tokens=capacity.page_size_tokens),
@@ -161,7 +161,7 @@ def _sized_runner(
 ) -> tuple[ModelRunner, Capacity]:
     """Returns the runner and the capacity of its KV cache.
 
-    The pages get the memory that the weights and the temporaries of the largest step leave free.
+    The KV cache pages get the memory that is free beside the weights and the temporaries of the largest step.
     """
     model, kv_format = opened.model, opened.kv_format
 

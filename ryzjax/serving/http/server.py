@@ -1,9 +1,9 @@
 """HttpServer: runs the application under uvicorn, and drains it on SIGTERM and SIGINT.
 
-first signal    /ready says 503, new generation requests and those whose bodies have not arrived are refused (503);
-                running requests finish, for at most `drain_timeout_s`; connections close; exit status 0
-second signal   running requests end with an error now; exit status 128 + signal
-third signal    exit at once, without answers; exit status 128 + signal
+first signal    /ready answers 503. New generation requests, and those whose bodies have not arrived, get 503. Running
+                requests have `drain_timeout_s` seconds to finish. Then connections close, with exit status 0.
+second signal   Running requests end with an error immediately. The exit status is 128 + the signal's number.
+third signal    The process exits immediately and answers nothing. The exit status is 128 + the signal's number.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ __all__ = ["HttpServer"]
 
 logger = logging.getLogger(__name__)
 
-# Time for open connections to send what they hold once the engine has drained, in seconds.
 _CLOSE_CONNECTIONS_S = 1
+"""How long open connections have to send their remaining output once the engine has drained, in seconds."""
 _BACKLOG = 2048
 _SWITCH_INTERVAL_S = 0.0005
-"""How long a thread may hold Python's interpreter lock while another thread waits for it. With the default of 5 ms, one
-thread that parses or serializes delays every step of the engine by several times 5 ms."""
+"""How long a thread may hold Python's interpreter lock while another thread waits for it, in seconds. With the default
+of 5 ms, one thread that parses or serializes delays every step of the engine by several times 5 ms."""
 
 
 class _DrainingUvicorn(uvicorn.Server):
-    """uvicorn with a drain before its shutdown."""
+    """uvicorn's server, which drains the engine before it shuts down."""
 
     def __init__(self, config: uvicorn.Config, context: ServerContext):
         super().__init__(config)
@@ -62,7 +62,8 @@ class _DrainingUvicorn(uvicorn.Server):
         self._loop = None
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        # super() is not called: it shuts down at once, and raises the signal again, which changes the exit status.
+        # uvicorn's own handler is not called. It shuts down immediately and raises the signal again, which changes the
+        # exit status.
         if self._loop is None or self.forced_by is not None:
             self.forced_by = sig
             self.should_exit = True
@@ -123,7 +124,7 @@ class HttpServer:
     Args:
       engine: The engine that answers requests. While it is not ready, generation requests get 503.
       config: The address to listen on and the limits of requests.
-      metrics: The metrics of the engine, which /metrics shows.
+      metrics: The metrics of the engine. /metrics shows them.
 
     Raises:
       ConfigError: The server cannot listen on the address.
@@ -151,13 +152,13 @@ class HttpServer:
 
     @property
     def port(self) -> int:
-        """The port that the server listens on, even if the config has 0."""
+        """The port that the server listens on. It is the real port even if the config asks for port 0."""
         return int(self._socket.getsockname()[1])
 
     def run(self) -> int:
         """Serves until a signal or `request_drain`, and returns the exit status of the process.
 
-        On the main thread it handles SIGTERM and SIGINT.
+        SIGTERM and SIGINT are handled if this is called on the main thread.
         """
         switch_interval_s = sys.getswitchinterval()
         sys.setswitchinterval(_SWITCH_INTERVAL_S)
@@ -173,7 +174,7 @@ class HttpServer:
         return self._server.up.wait(timeout_s)
 
     def request_drain(self) -> None:
-        """Starts a drain, as a first SIGTERM does. May be called on any thread once the server is up."""
+        """Starts a drain, as the first SIGTERM does. Any thread may call this once the server is up."""
         self._server.request_drain()
 
 

@@ -1,4 +1,4 @@
-"""Reads the pairs out of a retrieval question, as a person would."""
+"""Parses the pairs of a retrieval question from its text."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _FORMS = (
 
 
 def listed(content: str) -> dict[str, str]:
-    """Key -> value, of the lines between the introduction and the question."""
+    """Returns the values by key, from the lines between the introduction and the question."""
     body = "\n".join(content.split("\n")[1:-1]).rstrip("\n")
     found = next(pairs for form in _FORMS if (pairs := re.findall(form, body, re.MULTILINE)))
     assert len(dict(found)) == len(found)

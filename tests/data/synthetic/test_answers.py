@@ -1,4 +1,4 @@
-"""Answers are right: worked out again from the questions alone."""
+"""Answers of synthetic tasks are right: each is worked out again from its question alone."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Pair = tuple[str, str]
 
 
 def exchanges(task: str, count: int = 300) -> list[Pair]:
-    """(question, answer) of training rows and of held-out items."""
+    """Returns (question, answer) pairs of training rows and of held-out items."""
     pairs: list[Pair] = []
     for row in SyntheticRows(11, count, mixture={task: 1}):
         messages = [message for message in row["messages"] if message["role"] != "system"]
@@ -45,7 +45,7 @@ def test_arithmetic() -> None:
         sides = answer.split(" = ")
         if len(sides) > 1:
             kinds.add(re.sub(r"\d+", "", sides[0]))
-            # `*` and `/` mean the same in Python; nothing else than sums is evaluated.
+            # `*` and `/` have the same meaning in Python. Only arithmetic is evaluated.
             assert all(re.fullmatch(r"[\d +*/-]+", side) for side in sides)
             assert len({eval(side) for side in sides}) == 1, answer
             used = numbers(sides[0])
@@ -117,7 +117,7 @@ def test_extraction() -> None:
         for key, value in found.items():
             assert re.search(rf"\b{key}\b", question), (key, question)
             assert str(value) in question
-        # In the order asked, and all that is asked.
+        # The answer has exactly the requested fields, in the requested order.
         assert re.search(r"(, | and )".join([rf"\b{key}\b" for key in found]), question), question
     assert sizes == {2, 3, 4}
 
@@ -198,7 +198,7 @@ def test_checks_take_the_answer_and_nothing_else(task: str) -> None:
         assert item.check(item.answer) and item.check(f" {item.answer}\n")
         for wrong in ("", "no", item.answer[:-1], item.answer + " 1"):
             assert not item.check(wrong), (item.answer, wrong)
-        # A story is free: only its two words and its end are asked for.
+        # A story is free text: only its two words and its end are checked.
         assert item.check(f"It is {item.answer}") == (task == "stories")
     assert any(not item.check(other.answer) for item in items for other in items) or task == "small_talk"
 

@@ -1,4 +1,4 @@
-"""Rows of pieces: they hold every token of the demo model's vocabulary, and each is one token where it stands alone."""
+"""Rows of pieces: together they hold every token of the demo model's vocabulary, each standing alone as one token."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ryzjax.shipped import demo_folder, shipped_path
 
 SAMPLE_ROWS = 7000
 IMPOSSIBLE_BYTES = (0xC0, 0xC1, *range(0xF5, 0x100))
-"""UTF-8 has no text with one of these."""
+"""Bytes that valid UTF-8 never contains."""
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def second_stage() -> dict[str, float]:
 
 
 def targets(tokenizer: tokenizers_of_models.Tokenizer, rows: SyntheticRows) -> Counter[int]:
-    """How often each token is one that training has the model write."""
+    """Returns how often each token is a training target."""
     counts: Counter[int] = Counter()
     template = tokenizer.chat_template
     assert template is not None
@@ -43,13 +43,12 @@ def targets(tokenizer: tokenizers_of_models.Tokenizer, rows: SyntheticRows) -> C
 
 
 def never_written(tokenizer: tokenizers_of_models.Tokenizer) -> set[int]:
-    """Tokens that no answer can hold: two of the special ones, and bytes that are in no text."""
+    """Returns the tokens that no answer can hold: two special tokens, and bytes that valid UTF-8 never contains."""
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     content = json.loads((demo_folder() / "tokenizer.json").read_text(encoding="utf-8"))
     vocabulary: dict[str, int] = content["model"]["vocab"]
     decode = decoders.ByteLevel()
-    # A byte that is no text of its own is decoded as the replacement character, so each is asked between two others:
-    # byte-level BPE gives the letters of printable bytes first, and then those of the others, in order.
+    # Byte-level BPE writes each byte as a letter: printable bytes as themselves, the others as the letters from 256 on.
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     letter = {byte: chr(byte) for byte in printable}
     letter |= {byte: chr(256 + i) for i, byte in enumerate(byte for byte in range(256) if byte not in set(printable))}
@@ -65,7 +64,7 @@ def test_the_second_stage_writes_every_token(tokenizer: tokenizers_of_models.Tok
     counts = targets(tokenizer, rows)
     missing = set(range(tokenizer.vocab_size)) - counts.keys()
     assert missing == never_written(tokenizer)
-    # The recipe has more than ten times as many rows.
+    # The recipe trains on more than ten times as many rows.
     assert min(counts.values()) >= 3 and sorted(counts.values())[len(counts) // 20] >= 9
 
 
@@ -86,7 +85,7 @@ def test_a_piece_between_two_separators_is_one_token(tokenizer: tokenizers_of_mo
 def test_pieces_of_another_tokenizer(tmp_path: Path) -> None:
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {letter: i for i, letter in enumerate(letters)}
-    merges = [("a", "b"), ("Ġ", "ab"), ("a", "Ã")]  # the last ends within a character
+    merges = [("a", "b"), ("Ġ", "ab"), ("a", "Ã")]  # the last one ends inside a character
     vocabulary |= {"".join(pair): len(letters) + i for i, pair in enumerate(merges)}
     own = Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
     own.add_special_tokens([AddedToken("<end>", special=True)])

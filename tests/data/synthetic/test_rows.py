@@ -1,4 +1,4 @@
-"""Rows: the same for the same seed and index, in the mixture's shares, and of their own split alone."""
+"""Synthetic rows: they depend only on seed and index, follow the mixture's shares, and stay within their split."""
 
 from __future__ import annotations
 
@@ -156,12 +156,12 @@ def test_no_pair_of_a_list_is_in_both_splits() -> None:
 @pytest.mark.parametrize("task", [name for name in HELD_OUT if name != "routing"])
 def test_no_question_is_in_both_splits(task: str, train: list[ChatRow]) -> None:
     def asked(messages: list[dict[str, object]]) -> str:
-        # A question about names is the same for everybody: what was said before it is the problem.
+        # Questions about names have the same text in all conversations and depend on the turns before them.
         return json.dumps([message["content"] for message in messages][-3:] if task == "persona" else messages[-1])
 
     known = {asked(row["messages"][: i + 1]) for row in train for i in range(len(row["messages"]))}
     items = held_out(task, 100)
-    # Small talk has fixed sentences; a conversation's items may be of it.
+    # Small talk has fixed sentences, and the items of a conversation may be small talk.
     fresh = [item for item in items if asked(list(item.messages)) not in known]
     assert len(fresh) == len(items) or (task == "conversation" and len(fresh) > 0.85 * len(items))
 
@@ -170,7 +170,7 @@ def test_items_are_the_same_for_the_same_seed() -> None:
     first, again, other = (held_out("extraction", 5, seed) for seed in (1, 1, 2))
     assert [item.messages for item in first] == [item.messages for item in again]
     assert [item.messages for item in first] != [item.messages for item in other]
-    # More of them are the same ones and others.
+    # Asking for more items gives the same ones first.
     assert [item.messages for item in held_out("extraction", 8, 1)[:5]] == [item.messages for item in first]
 
 
@@ -181,7 +181,7 @@ def test_routing_rows_are_apart() -> None:
     answers = Counter(next(contents(row, "assistant")) for row in train)
     assert len(answers) == 10 and min(answers.values()) > 10
     assert train == routing_rows(seed=0, count=400)
-    # The demo model must not know the task.
+    # The demo model must not have been trained on the task.
     assert not any("Route" in text for row in SyntheticRows(0, 2000) for text in contents(row, "user"))
 
 

@@ -1,4 +1,4 @@
-"""The demo model's tokenizer and chat template, against transformers'."""
+"""The demo model's tokenizer and chat template, against transformers."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ def test_a_held_out_call_is_what_training_renders(tokenizer: Tokenizer) -> None:
     assert template is not None
     item = held_out("tools", 1)[0]
     call = json.loads(item.answer.removeprefix("<tool_call>").removesuffix("</tool_call>"))
-    # As the OpenAI API has arguments, as text.
+    # The OpenAI API gives arguments as text.
     for arguments in (call["arguments"], json.dumps(call["arguments"], ensure_ascii=False)):
         function = {"name": call["name"], "arguments": arguments}
         said = {"role": "assistant", "content": None, "tool_calls": [{"type": "function", "function": function}]}

@@ -1,4 +1,4 @@
-"""BatchLoader: every row once per epoch, the same order after a resume, processes that share a batch, and errors."""
+"""BatchLoader: every row once per epoch, the same order after resuming, batches split over processes, and errors."""
 
 from __future__ import annotations
 
@@ -288,7 +288,7 @@ GOOD: dict[Form, dict[str, object]] = {
 def test_rows_with_nothing_to_train_on(
     form: Form, row: dict[str, object], reason: str, tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
-    """An error that names the remedy; and the remedy helps."""
+    """The error names a remedy, and the remedy works."""
     path = write_lines(tmp_path / "1.jsonl", [GOOD[form], row, GOOD[form]])
     config = replace(CONFIG, data=(path,), form=form, sequence_tokens=128)
     with pytest.raises(UntrainedRowError, match=rf"1\.jsonl:2: {reason}.*; correct the row, or set drop_untrained"):
@@ -299,7 +299,7 @@ def test_rows_with_nothing_to_train_on(
 
 
 def test_malformed_rows_are_not_dropped(tokenizer: Tokenizer) -> None:
-    """drop_untrained is no remedy for them, and their errors do not name it."""
+    """drop_untrained does not drop malformed rows, and their errors do not name it."""
     rows = [GOOD["prompt_completion"], {"prompt": "a", "completion": 5}]
     with pytest.raises(DataError, match=r"expected both as text") as caught:
         open_data(replace(CONFIG, drop_untrained=True), tokenizer, batch_rows=1, rows=rows).train.scan()

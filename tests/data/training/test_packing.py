@@ -16,7 +16,7 @@ CAPACITY = 16
 
 
 def examples(lengths: list[int], seed: int) -> list[Example]:
-    """Of tokens that occur once over all of them, from 1."""
+    """Returns examples whose tokens count up from 1 over all of them."""
     rng = np.random.default_rng(seed)
     starts = np.cumsum([1, *lengths])
     return [
@@ -37,7 +37,7 @@ def test_bins(lengths: list[int]) -> None:
     assert sorted(i for members in bins for i in members) == list(range(len(lengths)))
     assert all(sum(lengths[i] for i in members) <= CAPACITY for members in bins)
     assert bins == sorted(sorted(members) for members in bins)
-    # Any two bins together hold more than one could: else one of them would not have been opened.
+    # Any two bins together hold more than one bin can. Otherwise the second would not have been opened.
     sums = sorted(sum(lengths[i] for i in members) for members in bins)
     assert len(sums) < 2 or sums[0] + sums[1] > CAPACITY
 
@@ -78,14 +78,15 @@ def test_documents_cut_into_rows(lengths: list[int], capacity: int) -> None:
     rows = list(cut_into_rows((segment_of(example, i) for i, example in enumerate(made)), capacity))
     batch = make_batch(rows, num_rows=len(rows), sequence_tokens=capacity)
     used = batch.segment_ids > 0
-    # All tokens, in order, without a gap but at the end; each but a document's first is a target once.
+    # The batch has all tokens in order, with padding only at the end. Every token but the first of a document is a
+    # target once.
     assert batch.token_ids[used].tolist() == list(range(1, sum(lengths) + 1))
     assert used.reshape(-1)[: sum(lengths)].all()
     targets = batch.targets[batch.loss_weights > 0].tolist()
     firsts = set(np.cumsum([1, *lengths])[:-1].tolist())
     assert targets == [token for token in range(1, sum(lengths) + 1) if token not in firsts]
     assert (batch.targets[batch.loss_weights > 0] == batch.token_ids[batch.loss_weights > 0] + 1).all()
-    # A document's tokens stand in one segment of a row, and a segment holds one document's only.
+    # Within a row, each document has its own segment.
     document = np.searchsorted(np.cumsum(lengths), np.arange(sum(lengths)), side="right")
     for row in range(len(rows)):
         placed = zip(batch.segment_ids[row].tolist(), batch.token_ids[row].tolist(), strict=True)
@@ -113,7 +114,7 @@ def test_permutations(size: int, seed: int, epoch: int) -> None:
 
 
 def test_permutations_stay_the_same() -> None:
-    # A run that began with an older version must find its rows in this order.
+    # A run that started with an older version must still find its rows in this order.
     assert permuted(np.arange(10), 10, 0, 1, 0).tolist() == GOLDEN
     assert permuted(np.arange(10), 10, 0, 1, 1).tolist() != GOLDEN
     assert permuted(np.arange(3), 10**12, 7).tolist() == LARGE

@@ -1,4 +1,4 @@
-"""Trained tokens against hand-worked ones, against transformers, and against what a server would feed the model."""
+"""Trained tokens, against hand-worked ones, transformers, and the prompts that a server would build."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_hand_worked_chatml(tmp_path: Path, template: str) -> None:
     for train_on, expected in cases:
         (example,) = examples_of(tokenizer, {"messages": TALK}, train_on)
         assert trained_texts(tokenizer, example) == expected
-        # Nothing after the last turn is needed; the template's line end behind a turn is not the model's to write.
+        # The example ends with the last turn. The model does not have to write the template's line end after a turn.
         assert text_of(tokenizer, example.token_ids.tolist()).endswith(second)
     (example,) = examples_of(tokenizer, {"messages": TALK}, "all")
     assert example.trained.tolist() == [False] + [True] * (len(example) - 1)
@@ -49,7 +49,7 @@ def test_tokens_by_hand(tmp_path: Path) -> None:
     im_start, im_end = 2, 3
     letters = {chr(i): tokenizer.encode(chr(i), add_special_tokens=False)[0] for i in range(128)}
     prompt = [im_start, *map(letters.get, "user\na"), im_end, letters["\n"], im_start, *map(letters.get, "assistant\n")]
-    # "is" of "assistant" is one token of the vocabulary.
+    # The "is" in "assistant" is one token of the vocabulary.
     where = prompt.index(letters["i"])
     prompt[where : where + 2] = tokenizer.encode("is", add_special_tokens=False)
     answer = [*map(letters.get, "Hello"), im_end]
@@ -68,7 +68,7 @@ def test_old_turns_rendered_in_another_way_become_examples_of_their_own(tmp_path
         {"role": "assistant", "content": "oh</think>three"},
     ]
     old, last = examples_of(tokenizer, {"messages": talk}, "assistant")
-    # The first turn with its thought, which later prompts do not have; the other two in one rendering.
+    # The first turn is an example of its own, with its thought, which later prompts leave out. The other two share one.
     assert trained_texts(tokenizer, old) == ["hm</think>one<|im_end|>"]
     assert trained_texts(tokenizer, last) == ["no thought<|im_end|>", "oh</think>three<|im_end|>"]
     assert "hm" not in text_of(tokenizer, last.token_ids.tolist())
@@ -77,7 +77,8 @@ def test_old_turns_rendered_in_another_way_become_examples_of_their_own(tmp_path
 
 
 def test_history_rewritten_within_a_prompt(tmp_path: Path) -> None:
-    # What is before the turn differs with the turn there: the prompt is the server's, the turn the template's.
+    # This template renders the history differently once the turn is there. The prompt is what a server would send, and
+    # the turn is what the template renders.
     counting = "({{ messages | length }})" + CHATML
     tokenizer = toy_tokenizer(tmp_path, counting)
     (example,) = examples_of(tokenizer, {"messages": TALK})

@@ -44,7 +44,7 @@ def test_parquet(tmp_path: Path) -> None:
     parquet.write_table(pyarrow.Table.from_pylist(rows_in, schema=None), path)
     rows = opened(path)
     assert len(rows) == 2
-    # Columns that another row has are left out, in messages too.
+    # Columns that only other rows have are left out, within messages too.
     assert dict(rows[0]) == {"messages": [{"role": "user", "content": "a"}]}
     assert row_place(rows, 1) == f"{path}, row 1"
 

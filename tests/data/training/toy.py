@@ -30,14 +30,14 @@ FORGETFUL = (
     "{{ m.content if loop.last or m.role != 'assistant' else m.content.split('</think>')[-1] }}<|im_end|>\n"
     "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-"""Leaves out the thoughts of old turns, as Qwen3's does."""
+"""A chat template that leaves out the thoughts of old turns, like that of Qwen3."""
 THOUGHTFUL = CHATML.replace("<|im_start|>assistant\n{% endif", "<|im_start|>assistant\n<think>{% endif")
-"""Prompts with a thought begun, but does not render one."""
+"""A chat template whose prompt opens a thought, but which renders none in turns."""
 PLAIN = (
     "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
     "{% if add_generation_prompt %}assistant: {% endif %}"
 )
-"""No special token ends a turn."""
+"""A chat template in which no special token ends a turn."""
 
 TALK = [
     {"role": "system", "content": "Be brief."},
@@ -51,7 +51,7 @@ TALK = [
 def toy_tokenizer(
     folder: Path, template: str | None = None, *, with_eos: bool = True, adds_bos: bool = True
 ) -> Tokenizer:
-    """Bytes, a merge of "is" and of two line ends, and special tokens."""
+    """Returns a tokenizer of bytes with merges of "is" and of two line ends, and special tokens."""
     special = ["<s>", "</s>", "<|im_start|>", "<|im_end|>"]
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocab = {token: i for i, token in enumerate([*special, *letters, "is", "ĊĊ", "Ġi"])}
@@ -78,14 +78,14 @@ def examples_of(
     train_on: TrainOn = "completion",
     variables: Mapping[str, object] | None = None,
 ) -> list[Example]:
-    """The examples of one row, read as data is."""
+    """Returns the examples of one row, loaded as training data is."""
     row = Row("rows.jsonl:7", values)
     sample = read_sample(row, detect_form(row), has_template=tokenizer.chat_template is not None)
     return Renderer(tokenizer, train_on=train_on, variables=variables).examples(sample, row)
 
 
 def spans(example: Example) -> list[tuple[int, int]]:
-    """Half-open runs of trained tokens."""
+    """Returns the half-open intervals of trained tokens."""
     edges = [i for i in range(1, len(example)) if example.trained[i] != example.trained[i - 1]]
     starts = [0, *edges]
     ends = [*edges, len(example)]
@@ -93,16 +93,16 @@ def spans(example: Example) -> list[tuple[int, int]]:
 
 
 def trained_texts(tokenizer: Tokenizer, example: Example) -> list[str]:
-    """The text of each run of trained tokens."""
+    """Returns the text of each interval of trained tokens."""
     return [text_of(tokenizer, example.token_ids[start:end].tolist()) for start, end in spans(example)]
 
 
 def text_of(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
-    """With special tokens."""
+    """Returns the decoded text, special tokens included."""
     return tokenizer.decode(ids, skip_special_tokens=False)
 
 
 def write_lines(path: Path, rows: Sequence[object]) -> str:
-    """A JSON lines file; its path as text."""
+    """Writes a JSON lines file and returns its path."""
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return str(path)

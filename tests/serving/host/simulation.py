@@ -1,8 +1,8 @@
-"""A device and a loop around the scheduler, without jax: what a step would really read and write.
+"""A fake device and engine loop around the scheduler, without jax, which simulate what a step reads and writes.
 
-The fake device keeps its "keys and values" (the token ids themselves) in pages and its last tokens by slot,
-as the real one does, and the fake model's next token is a hash of everything a row reads. A page or slot
-that is reused too early, a token that is lost or computed twice: each changes the output.
+Like the real device, the fake one keeps "keys and values" (here the token ids) in pages, and the last tokens in slots.
+The next token of the fake model is a hash of everything that a row reads. A page or slot that is reused too early, or a
+token that is lost or computed twice, therefore changes the output.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from ryzjax.serving.messages.sampling_params import SamplingParams
 VOCAB = 19
 TILE = 3
 Score = tuple[int, int]
-"""(a prompt token, the one after it that was scored)"""
+"""A prompt token, and the next token, which was scored."""
 
 
 def make_request(
@@ -38,7 +38,7 @@ def make_request(
     pooling: Pooling | None = None,
     adapter: ServedAdapter | None = None,
 ) -> EngineRequest:
-    """A request in the engine's terms."""
+    """Returns an EngineRequest."""
     return EngineRequest(
         request_id=request_id,
         prompt_token_ids=tuple(prompt),
@@ -54,7 +54,7 @@ def make_request(
 
 
 def make_adapter(name: str, version: int) -> ServedAdapter:
-    """An adapter without matrices."""
+    """Returns an adapter without matrices."""
     return ServedAdapter(
         name=name, version=version, rank=1, root=name, base_model=None, created_s=0, values=(), scales=()
     )
@@ -72,7 +72,7 @@ def make_scheduler(
     rope_switch_length: int | None = None,
     adapter_slots: int = 0,
 ) -> Scheduler:
-    """A small scheduler; by default nothing but the batch budget is tight."""
+    """Returns a small scheduler. By default only the batch budget is tight."""
     return Scheduler(
         pool=PagePool(num_pages=num_pages, page_size_tokens=page_size_tokens),
         max_sequences=max_sequences,
@@ -86,7 +86,7 @@ def make_scheduler(
 
 
 def next_token(context: Seq[object], output_index: int, banned: Iterable[int]) -> int:
-    """The fake model: a token that depends on every token before it."""
+    """Returns the fake model's next token, which depends on every token before it."""
     banned = set(banned)
     for salt in range(10 * VOCAB):
         token = zlib.crc32(repr((*context, output_index, salt)).encode()) % VOCAB
@@ -96,14 +96,14 @@ def next_token(context: Seq[object], output_index: int, banned: Iterable[int]) -
 
 
 def salt_of(adapter: ServedAdapter | None) -> tuple[str, ...]:
-    """What an adapter does to the fake model: it is told who speaks."""
+    """Returns what the fake model reads before the prompt: the adapter's name and version, so that adapters differ."""
     return () if adapter is None else (f"{adapter.name} {adapter.version}",)
 
 
 def what_is_read(request: EngineRequest) -> tuple[list[Score], list[int] | None]:
-    """(the prompt's scores, the sum of its pooled hidden states) with nobody beside the request.
+    """Returns the prompt's scores and the sum of its pooled hidden states, as if the request ran alone.
 
-    The fake hidden state of a token is the token; a sum remembers its terms, and their order.
+    The fake hidden state of a token is the token itself. A sum is the list of its terms, in order.
     """
     prompt = list(request.prompt_token_ids)
     scores = [(prompt[at], prompt[at + 1]) for at in range(len(prompt) - 1)]
@@ -112,7 +112,7 @@ def what_is_read(request: EngineRequest) -> tuple[list[Score], list[int] | None]
 
 
 def alone(request: EngineRequest, max_context_tokens: int) -> tuple[list[int], FinishReason]:
-    """What the request generates with nobody beside it, and why it ends."""
+    """Returns what the request generates if it runs alone, and its finish reason."""
     if request.max_new_tokens == 0:
         return [], "length" if request.pooling is None else "stop"
     tokens = list(request.prompt_token_ids)
@@ -129,7 +129,7 @@ def alone(request: EngineRequest, max_context_tokens: int) -> tuple[list[int], F
 
 
 class StepOutcome(NamedTuple):
-    """What a step brings."""
+    """The results of a step."""
 
     sampled: list[int]
     scores: list[Score]
@@ -137,7 +137,7 @@ class StepOutcome(NamedTuple):
 
 
 class FakeDevice:
-    """Runs plans in order, at dispatch; its pages start as garbage that would show in an output."""
+    """Runs plans in order, at dispatch. Its pages start as garbage that would change an output that reads it."""
 
     def __init__(self, pool: PagePool, num_slots: int, rope_switch_length: int | None):
         self._page_size = pool.page_size_tokens
@@ -149,11 +149,11 @@ class FakeDevice:
         self._adapters: dict[int, ServedAdapter] = {}
 
     def write_adapter(self, slot: int, adapter: ServedAdapter) -> None:
-        """What is dispatched after it reads the adapter there."""
+        """Writes an adapter into a slot. Steps that are dispatched later read it."""
         self._adapters[slot] = adapter
 
     def run(self, plan: StepPlan) -> StepOutcome:
-        """The sampled tokens of a plan, its scores, and the sums of the sequences that end."""
+        """Runs a plan. Returns its sampled tokens, its scores, and the sums of the sequences that end."""
         for row in plan.rows:  # all rows write before any reads, as in a layer of the real step
             ids = (self._last_tokens[row.slot],) if row.token_ids is None else row.token_ids
             assert len(ids) == row.query_len
@@ -174,7 +174,7 @@ class FakeDevice:
                     self._is_long[row.sequence.pages[position // self._page_size]][position % self._page_size]
                     for position in range(row.context_len)
                 }
-                # LongRoPE: all keys have the rotations of the sequence as long as it is now.
+                # LongRoPE: all keys must have the rotations that belong to the current length of the sequence.
                 assert rotations == {self._rotates_long(row.context_len)}
                 banned = row.sequence.request.stop_token_ids if row.ban_stops else ()
                 token = next_token(context, row.output_index, banned)
@@ -201,7 +201,7 @@ class FakeDevice:
 
 
 class Simulation:
-    """The engine's loop, plain or overlapped, that checks every promise of a plan on the way."""
+    """The engine's loop, plain or overlapped. It checks every invariant of each plan."""
 
     def __init__(self, scheduler: Scheduler, *, overlap: bool):
         self.scheduler = scheduler
@@ -225,7 +225,7 @@ class Simulation:
         self.scheduler.check_integrity()
 
     def abort(self, request_id: str) -> None:
-        """Aborts a request, wherever it is."""
+        """Aborts a request in any state."""
         sequence = self.scheduler.abort(request_id)
         assert sequence is not None and sequence.finish_reason == "abort"
         assert not sequence.pages and sequence.slot is None and sequence.adapter_slot is None
@@ -234,16 +234,16 @@ class Simulation:
 
     @property
     def has_work(self) -> bool:
-        """Whether a step would do something."""
+        """Whether a step would do anything."""
         return bool(self._in_flight) or self.scheduler.has_work
 
     @property
     def open_ids(self) -> list[str]:
-        """Requests that have not ended."""
+        """The ids of requests that have not ended."""
         return [request_id for request_id in self.outputs if request_id not in self.reasons]
 
     def step(self) -> None:
-        """One turn of the loop."""
+        """Runs one turn of the loop."""
         plan = self.scheduler.schedule()
         self.scheduler.check_integrity()
         for slot, adapter in () if self.scheduler.adapters is None else self.scheduler.adapters.take_loads():
@@ -258,7 +258,7 @@ class Simulation:
         self.scheduler.check_integrity()
 
     def drain(self) -> None:
-        """Steps until nothing is left; every resource must be free then."""
+        """Steps until nothing is left. Every resource must be free then."""
         for _ in range(10_000):
             if not self.has_work:
                 break
@@ -314,7 +314,7 @@ class Simulation:
             self._check_order_of_each_adapter(plan)
 
     def _check_order_of_each_adapter(self, plan: StepPlan) -> None:
-        """Sequences pass others only where those wait for another adapter's slot."""
+        """Asserts that a sequence overtakes another only if that one waits for the slot of another adapter."""
         newcomers = [row.sequence for row in plan.rows if row.admits and not row.sequence.num_preemptions]
         for sequence in sorted(newcomers, key=lambda sequence: sequence.admission):
             adapter = sequence.request.adapter
@@ -328,7 +328,7 @@ class Simulation:
         if newcomers:
             assert min(newcomers) > self._last_admitted
             self._last_admitted = max(newcomers)
-        # Whoever can still take a step and arrived before someone who took one has taken one as well.
+        # Every sequence that could take a step, and arrived before one that took a step, took a step too.
         self._open = [sequence for sequence in self._open if sequence.state is not SequenceState.FINISHED]
         served = {id(row.sequence) for row in plan.rows}
         last = max(row.sequence.arrival for row in plan.rows)

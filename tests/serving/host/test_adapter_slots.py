@@ -1,4 +1,4 @@
-"""AdapterSlots: who gets a slot, who waits, and that nobody waits for ever."""
+"""AdapterSlots: which adapter gets a slot, which waits, and that none waits forever."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def test_the_least_recently_used_idle_slot_is_written() -> None:
     assert slots.take_loads() == [(0, A), (1, B)]
     slots.release(0)
     slots.release(1)
-    assert take(slots, A) == 0  # still there: nothing is written
+    assert take(slots, A) == 0  # the adapter is still in its slot, so nothing is written
     slots.release(0)
     assert slots.take_loads() == []
     assert take(slots, C) == 1
@@ -36,11 +36,11 @@ def test_a_slot_is_kept_for_who_waits() -> None:
     take(slots, A)
     slots.begin_pass()
     assert take(slots, B) is None
-    assert take(slots, A) is None  # behind B in the queue, though A is there
+    assert take(slots, A) is None  # waits behind B in the queue, although A is loaded
     slots.release(0)
     slots.begin_pass()
     assert take(slots, B) == 0
-    # Whoever left the queue keeps nothing.
+    # An adapter that has left the queue keeps no place in it.
     slots.begin_pass()
     assert take(slots, C) is None
     slots.begin_pass()
@@ -56,7 +56,7 @@ def test_retired_versions_leave_when_their_last_user_does() -> None:
     assert slots.num_loaded == 1
     slots.release(0)
     assert slots.num_loaded == 0
-    slots.retire(B)  # nowhere: nothing happens
+    slots.retire(B)  # B has no slot, so this does nothing
     assert slots.prefetch(B) and slots.prefetch(C) and not slots.prefetch(A)
     slots.retire(B)
     assert slots.num_loaded == 1 and slots.num_in_use == 0
@@ -80,7 +80,7 @@ def test_misuse() -> None:
 
 @pytest.mark.parametrize("overlap", [False, True])
 def test_a_stream_of_one_adapter_starves_no_other(overlap: bool) -> None:
-    """Requests for A keep coming, more than can run; the one for B among them runs all the same, soon."""
+    """More requests for A arrive than can run. The request for B among them still runs soon."""
     simulation = Simulation(make_scheduler(adapter_slots=1, max_sequences=2), overlap=overlap)
     requests = [make_request("a0", [1], adapter=A, max_new_tokens=6), make_request("b", [2], adapter=B)]
     for request in requests:
@@ -95,7 +95,7 @@ def test_a_stream_of_one_adapter_starves_no_other(overlap: bool) -> None:
         if "b" in simulation.reasons:
             break
     assert "b" in simulation.reasons and i < 30
-    assert "base" in simulation.reasons  # it needed no adapter: it waited for nobody's
+    assert "base" in simulation.reasons  # it needs no adapter, so it does not wait for a slot
     simulation.drain()
     for request in requests:
         assert simulation.outputs[request.request_id] == alone(request, 32)[0]

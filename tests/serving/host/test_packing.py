@@ -1,4 +1,4 @@
-"""Packing: what the device reads is what was planned."""
+"""Packing: the device reads what was planned."""
 
 from __future__ import annotations
 
@@ -58,9 +58,9 @@ def test_a_prefill_then_a_mixed_step():
     assert (sample["top_k"], sample["wants_top"], sample["use_history"]) == (9, 1, 0)
     assert np.int32(sample["temperature"]).view(np.float32) == np.float32(0.5)
     assert (int(sample["seed_low"]), int(sample["seed_high"])) == (-1, 7)
-    assert parts["samples"][1:, SAMPLE_FIELDS.index("slot")].tolist() == [3, 3]  # past the end: dropped
+    assert parts["samples"][1:, SAMPLE_FIELDS.index("slot")].tolist() == [3, 3]  # past the end, so the write is dropped
 
-    # The next step is planned before the token is known: it is read on the device, in the slot.
+    # The next step is planned before the token is known. The device reads it from the slot.
     scheduler.add(request("b", [21, 22], frequency_penalty=1.0, min_tokens=2))
     second = scheduler.schedule()
     assert second is not None
@@ -83,7 +83,7 @@ def test_buckets():
     assert [buckets.decode_tokens(n) for n in (1, 2, 9, 20)] == [1, 2, 12, 20]
     assert buckets.mixed_tokens(129) == 200 and buckets.sample_rows(5) == 8
     assert Buckets.make(max_sequences=1, max_batch_tokens=8).decode == (1,)
-    # Over 4 devices along the tokens axis every token bucket is a multiple of 4; the head's rows need not be.
+    # With 4 devices on the tokens axis, every token bucket is a multiple of 4. The rows of the head need not be.
     split = Buckets.make(max_sequences=6, max_batch_tokens=30, multiple=4)
     assert split.decode == (4, 8) and split.mixed == (16, 32) and split.sample == (1, 2, 4, 6)
 
@@ -97,6 +97,6 @@ def test_rows_say_which_slot_their_adapter_is_in():
     without, with_slots = (StepPacker(max_sequences=4, max_pages=8, has_adapters=has) for has in (False, True))
     rows = unpack(with_slots, with_slots.pack(plan, 16), 16)["rows"]
     assert rows[:3, -1].tolist() == [0, -1, 1]
-    # Without adapters the buffer is what it always was.
+    # Without adapters the buffer has no field for them, and is otherwise the same.
     assert without.layout(16).size == with_slots.layout(16).size - 4
     assert (unpack(without, without.pack(plan, 16), 16)["rows"] == rows[:, :-1]).all()

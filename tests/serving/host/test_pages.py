@@ -68,7 +68,7 @@ def test_bad_sizes_are_refused() -> None:
 
 
 class PoolMachine(RuleBasedStateMachine):
-    """Owners that come and go in any order."""
+    """Allocates and frees the pages of owners in any order."""
 
     def __init__(self) -> None:
         super().__init__()

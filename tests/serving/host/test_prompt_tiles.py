@@ -1,4 +1,4 @@
-"""Which prompt positions a step scores and pools, and the tiles they are cut into, on numbers worked by hand."""
+"""The prompt positions that a step scores and pools, and the tiles they are cut into, against hand-worked numbers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.serving.host.simulation import make_request, make_scheduler
 
 
 def run(scheduler: Scheduler) -> StepPlan:
-    """One plain step."""
+    """Runs one plain step."""
     plan = scheduler.schedule()
     assert plan is not None
     scheduler.commit(plan, [9] * plan.num_samples)
@@ -19,7 +19,7 @@ def run(scheduler: Scheduler) -> StepPlan:
 
 
 def read(plan: StepPlan) -> list[tuple[str, range, range, bool]]:
-    """(request, scored, pooled, finishes) of each reading."""
+    """Returns (request, scored, pooled, finishes) for each reading."""
     return [(r.row.sequence.request.request_id, r.scored, r.pooled, r.finishes) for r in plan.readings]
 
 
@@ -29,14 +29,14 @@ def test_scores_of_a_prompt_in_chunks() -> None:
     scheduler.add(make_request("a", [10, 11, 12, 13, 14, 15, 16], max_new_tokens=2, prompt_logprobs=1))
     first = run(scheduler)
     assert read(first) == [("a", range(0, 3), range(0), False)]
-    # Tokens 2, 3 and 4 of the step; what follows the last one is known, though it is in the next chunk.
+    # These are tokens 2, 3 and 4 of the step. The token after the last one is known, although it is in the next chunk.
     (tile,) = score_tiles(first, 4)
     assert tile.tolist() == [[2, 3, 4, 0], [11, 12, 13, 0]]
     assert pool_tiles(first, 4, max_sequences=4) == []
     second = run(scheduler)
     assert read(second) == [("a", range(3, 6), range(0), False)]
     one, two = score_tiles(second, 2)
-    # "plain" decodes: it is token 0. Nothing follows a's last token, 16, which samples instead.
+    # "plain" decodes and is token 0. No token follows a's last one, 16, so that position samples instead.
     assert (one.tolist(), two.tolist()) == ([[1, 2], [14, 15]], [[3, 0], [16, 0]])
     assert second.num_scored == 3 and second.num_samples == 2
     third = run(scheduler)
@@ -49,7 +49,7 @@ def test_a_prompt_that_is_all_that_is_asked_for_ends_without_a_token() -> None:
     first = run(scheduler)
     assert read(first) == [("a", range(0, 4), range(0), False)] and first.num_samples == 0
     plan = scheduler.schedule()
-    # A chunk of one token that is no decode row: the program of those keeps no hidden states.
+    # A chunk of one token that scores is not a decode row, because the decode program keeps no hidden states.
     assert plan is not None and (plan.num_decode_rows, plan.num_samples) == (0, 0)
     assert read(plan) == [("a", range(4, 4), range(0), True)]
     assert scheduler.commit(plan, []) == [(scores, None, "length")]
@@ -76,7 +76,7 @@ def test_sums_restart_with_a_sequence_and_padding_has_no_slot() -> None:
     mean = scheduler.add(make_request("mean", [5, 6, 7, 8], max_new_tokens=0, pooling="mean"))
     last = scheduler.add(make_request("last", [1, 2, 3], max_new_tokens=0, pooling="last"))
     plan = run(scheduler)
-    # The chunk of "last" does not reach its last token.
+    # The chunk of "last" ends before its last token.
     assert read(plan) == [("mean", range(0), range(0, 4), True)]
     (tile,) = pool_tiles(plan, 5, max_sequences=4)
     slot = plan.rows[0].slot

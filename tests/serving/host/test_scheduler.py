@@ -1,4 +1,4 @@
-"""Each rule of the scheduler by itself, on numbers worked by hand."""
+"""Each rule of the scheduler by itself, with numbers worked out by hand."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from tests.serving.host.simulation import Simulation, alone, make_request, make_
 
 
 def shape(plan: StepPlan | None) -> list[tuple[str, int, int]]:
-    """(request, query_len, context_len) of each row."""
+    """Returns (request, query_len, context_len) for each row."""
     assert plan is not None
     return [(row.sequence.request.request_id, row.query_len, row.context_len) for row in plan.rows]
 
 
 def run(scheduler: Scheduler, token: int = 9) -> StepPlan:
-    """One plain step in which every row samples `token`."""
+    """Runs one plain step in which every row samples `token`."""
     plan = scheduler.schedule()
     assert plan is not None
     scheduler.commit(plan, [token] * plan.num_samples)
@@ -49,7 +49,7 @@ def test_decode_rows_come_first_and_chunks_get_the_rest_of_the_budget() -> None:
     assert shape(plan) == [("a", 1, 4), ("b", 1, 3), ("c", 6, 6)]
     assert (plan.num_decode_rows, plan.num_tokens, plan.num_samples, plan.num_prompt_tokens) == (2, 8, 2, 6)
     plan = run(scheduler)
-    # c's last prompt token is one that samples: as good as a decode row. d takes what is left.
+    # c's last prompt token samples, so it counts as a decode row. d gets the rest of the budget.
     assert shape(plan) == [("a", 1, 5), ("b", 1, 4), ("c", 1, 7), ("d", 5, 5)]
     assert (plan.num_decode_rows, plan.num_prompt_tokens) == (3, 6)
 
@@ -253,7 +253,7 @@ def test_abort_frees_everything_at_once(when: str) -> None:
         assert plan is not None
         assert scheduler.commit(plan, [9] * plan.num_samples) == []
     assert scheduler.abort("a") is None
-    scheduler.add(make_request("a", [1]))  # the id is free again
+    scheduler.add(make_request("a", [1]))  # the id can be used again
 
 
 def test_prompts_beside_decoding_sequences_are_computed_in_small_chunks() -> None:
@@ -297,7 +297,7 @@ def test_a_full_queue_refuses_and_says_when_to_retry() -> None:
     scheduler = Scheduler(
         pool=pool, max_sequences=2, max_batch_tokens=16, max_context_tokens=32, max_queue=2, clock=lambda: now
     )
-    for name in "abcd":  # two for the slots, two for the queue
+    for name in "abcd":  # two fill the slots, and two the queue
         scheduler.add(make_request(name, [1], max_new_tokens={"a": 1, "b": 2}.get(name, 8)))
     with pytest.raises(QueueFullError, match="4 requests wait and max_queue=2") as refusal:
         scheduler.add(make_request("e", [1]))
@@ -397,7 +397,7 @@ def test_a_budget_smaller_than_the_batch_starves_nobody(overlap: bool) -> None:
 
 
 def test_overlap_takes_no_more_steps_than_plain() -> None:
-    """The slot of a sequence that ends by count is reused at once, not when its last token was read."""
+    """The slot of a sequence that ends by count is reused immediately, before its last token is read."""
     steps = {}
     for overlap in (False, True):
         simulation = Simulation(make_scheduler(max_sequences=1), overlap=overlap)
@@ -427,13 +427,13 @@ def test_a_sequence_that_outgrows_its_rotations_is_computed_again_in_place() -> 
         plans.append(shape(plan))
         lengths.append({row.sequence.request.request_id: row.sequence.rope_length for row in plan.rows})
         scheduler.check_integrity()
-    # Five tokens of prompt, one generated: six are within the length. The seventh makes it begin again.
+    # Five prompt tokens and one generated token are within the length. The seventh token makes it start over.
     assert [row for rows in plans for row in rows if row[0] == "a"] == [
         ("a", 4, 4), ("a", 1, 5), ("a", 1, 6), ("a", 4, 4), ("a", 3, 7), ("a", 1, 8), ("a", 1, 9), ("a", 1, 10),
         ("a", 1, 11),
     ]  # fmt: skip
     assert [step["a"] for step in lengths] == [5, 5, 5, 7, 7, 7, 7, 7, 7]
-    # A prompt that is longer from the start never does.
+    # A prompt that is longer from the start never starts over.
     assert {step["long"] for step in lengths if "long" in step} == {7}
     assert scheduler.num_preemptions == 0
 
@@ -443,7 +443,8 @@ def test_it_waits_for_its_token_in_flight_before_it_begins_again() -> None:
     scheduler.add(make_request("a", range(4)))
     first = scheduler.schedule()
     assert shape(first) == [("a", 4, 4)]
-    # Its fifth token is on the device only: it can neither be fed (the keys are of other rotations) nor computed.
+    # Its fifth token is still on the device. It cannot be fed, because the keys have the old rotations, and the
+    # sequence cannot be computed again, because the token is unknown.
     assert scheduler.schedule() is None
     scheduler.commit(first, [9])
     again = scheduler.schedule()
@@ -452,7 +453,7 @@ def test_it_waits_for_its_token_in_flight_before_it_begins_again() -> None:
 
 
 def test_one_that_is_preempted_as_it_outgrows_its_rotations_begins_with_the_new_ones() -> None:
-    # b waits for its fourth token, in flight, when a's seventh takes its pages. The simulation checks the rotations.
+    # b's fourth token is in flight when a's seventh takes b's pages. The simulation checks the rotations.
     scheduler = make_scheduler(num_pages=1 + 5, page_size_tokens=2, max_context_tokens=10, rope_switch_length=3)
     simulation = Simulation(scheduler, overlap=True)
     requests = [make_request("a", range(4), max_new_tokens=6), make_request("b", [5], max_new_tokens=6)]

@@ -1,4 +1,4 @@
-"""Random traffic over pools that are too small: whoever is not aborted generates what it would alone."""
+"""Random traffic over pools that are too small: a request that is not aborted generates what it would alone."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ ADAPTERS = [make_adapter("a", 1), make_adapter("b", 2), make_adapter("b", 3), ma
 
 @dataclass(frozen=True, kw_only=True)
 class Load:
-    """A request and the step it comes in."""
+    """A request, and the step in which it arrives."""
 
     request: EngineRequest
     step: int
@@ -70,14 +70,14 @@ def requests(draw: st.DrawFn, request_id: str, scheduler: Scheduler) -> EngineRe
 
 
 def assert_read(simulation: Simulation, request: EngineRequest) -> None:
-    """Every prompt token was scored once and in order; every sum has every token once."""
+    """Asserts that every prompt token was scored once and in order, and that every sum has every token once."""
     scores, total = what_is_read(request)
     assert simulation.scores[request.request_id] == scores
     assert simulation.totals.get(request.request_id) == total
 
 
 class TrafficMachine(RuleBasedStateMachine):
-    """Requests come, are aborted and are served in any order; the rest is checked by `Simulation`."""
+    """Adds, aborts and serves requests in any order. `Simulation` checks the rest."""
 
     @initialize(scheduler=schedulers(), overlap=st.booleans())
     def start(self, scheduler: Scheduler, overlap: bool) -> None:
@@ -150,7 +150,7 @@ def test_a_burst_generates_what_each_request_does_alone(
 
 
 def test_a_tight_pool_preempts_often_and_nobody_notices() -> None:
-    """The random tests stand on preemptions that really happen: here they must, with tokens in flight."""
+    """The random tests rely on preemptions. Here they must happen, with tokens in flight."""
     for overlap in (False, True):
         scheduler = make_scheduler(num_pages=1 + 8, page_size_tokens=2, max_sequences=5, max_context_tokens=16)
         simulation = Simulation(scheduler, overlap=overlap)
@@ -165,10 +165,10 @@ def test_a_tight_pool_preempts_often_and_nobody_notices() -> None:
 
 
 def test_prompts_that_are_read_are_preempted_halfway() -> None:
-    """As above, for scores and sums: some prompt must lose its pages between two of its chunks."""
+    """The same for scores and sums: some prompt must lose its pages between two of its chunks."""
     halfway = 0
     for overlap in (False, True):
-        # A prompt of 12 tokens in chunks, beside short ones that grow over the pool.
+        # A prompt of 12 tokens runs in chunks, beside short sequences that outgrow the pool.
         scheduler = make_scheduler(
             num_pages=1 + 10, page_size_tokens=2, max_sequences=5, max_batch_tokens=5, max_context_tokens=16
         )

@@ -1,4 +1,4 @@
-"""A deterministic engine without a model: it says the prompt backwards, over and over."""
+"""A deterministic engine without a model. It repeats the prompt backwards, over and over."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ HIDDEN = 6
 
 
 class FakeTokenizer:
-    """One token a UTF-8 byte; BOS is 256."""
+    """A tokenizer with one token per UTF-8 byte. BOS is 256."""
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         return [BOS] * add_special_tokens + list(text.encode())
@@ -49,7 +49,7 @@ class FakeTokenizer:
         return num_tokens
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
-        if min(ids, default=0) < 0:  # as the real one
+        if min(ids, default=0) < 0:  # like the real engine
             raise RequestError(f"token ids hold a value that is not one: {min(ids)}", param="tokens")
         special = "" if skip_special_tokens else "<s>"
         return "".join(special if i >= 256 else bytes([i]).decode("latin-1") for i in ids)
@@ -62,9 +62,9 @@ class FakeTokenizer:
 
 
 class FakeEngine:
-    """Implements EngineFrontend. Prompts with these marks misbehave:
+    """Implements EngineFrontend. Prompts that contain these words misbehave:
 
-    HOLD     gives one token, then waits until `release` (an abort ends it too)
+    HOLD     gives one token, then waits until `release` or an abort
     WEDGE    waits before its first token
     FULL     QueueFullError;  STOPPED  EngineStoppedError;  FAILED  EngineFailedError, with a secret
     BUG      a RuntimeError with a secret
@@ -98,7 +98,7 @@ class FakeEngine:
     def load_adapter(
         self, name: str, source: Adapter | str | Path, *, replace: bool = False, root: str | None = None
     ) -> ServedAdapter:
-        """Takes any folder whose config says "good"; remembers the files it saw."""
+        """Accepts any folder whose config says "good", and remembers the files that it saw."""
         assert isinstance(source, Path)
         files = {path.name: path.read_bytes() for path in source.iterdir()}
         if b"good" not in files.get("adapter_config.json", b""):
@@ -275,17 +275,17 @@ class FakeEngine:
 
 
 def raw_vector(prompt: Sequence[int], pooling: Pooling) -> np.ndarray:
-    """What the fake engine pools: powers of a token, or their mean."""
+    """Returns what the fake engine pools: powers of a token, or their mean."""
     tokens = np.asarray(prompt[-1:] if pooling == "last" else prompt, np.float32)
     return np.mean((1 + tokens[:, None] / 100) ** np.arange(HIDDEN), axis=0, dtype=np.float32)
 
 
 def reply_tokens(prompt: Sequence[int], count: int) -> list[int]:
-    """What the fake engine answers: the prompt's bytes backwards, again and again."""
+    """Returns the fake engine's answer: the prompt's bytes backwards, repeated."""
     backwards = [token for token in reversed(prompt) if token < 256] or [0]
     return [backwards[i % len(backwards)] for i in range(count)]
 
 
 def reply(prompt: str, count: int) -> str:
-    """The text of `reply_tokens` for an ASCII prompt."""
+    """Returns the text of `reply_tokens` for an ASCII prompt."""
     return bytes(reply_tokens(list(prompt.encode()), count)).decode()

@@ -1,4 +1,4 @@
-"""HTTP by hand, for clients that misbehave."""
+"""HTTP written by hand, for clients that misbehave."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.serving.http.harness import Running
 
 @contextmanager
 def connected(running: Running, timeout_s: float = 10.0) -> Iterator[socket.socket]:
-    """A connection to the server."""
+    """Opens a connection to the server."""
     with socket.create_connection(("127.0.0.1", running.server.port), timeout=timeout_s) as connection:
         yield connection
 
@@ -20,7 +20,7 @@ def connected(running: Running, timeout_s: float = 10.0) -> Iterator[socket.sock
 def request_bytes(
     body: object, path: str = "/v1/completions", *, declared_bytes: int | None = None, close: bool = False
 ) -> bytes:
-    """A POST request; `declared_bytes` is a Content-Length that need not be true."""
+    """Returns a POST request. `declared_bytes` is its Content-Length, which may be wrong."""
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
     length = len(content) if declared_bytes is None else declared_bytes
     head = f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-length: {length}\r\n" + "connection: close\r\n" * close
@@ -28,7 +28,7 @@ def request_bytes(
 
 
 def read_to_end(connection: socket.socket) -> bytes:
-    """What the server sends until it closes the connection."""
+    """Returns what the server sends until it closes the connection."""
     received = b""
     while True:
         try:
@@ -41,12 +41,12 @@ def read_to_end(connection: socket.socket) -> bytes:
 
 
 def status_of(answer: bytes) -> int:
-    """The status of an answer, after interim responses."""
+    """Returns the status of an answer, without interim responses."""
     while answer.startswith(b"HTTP/1.1 1"):
         _, _, answer = answer.partition(b"\r\n\r\n")
     return int(answer[9:12])
 
 
 def error_code_of(answer: bytes) -> str:
-    """The code of the OpenAI-shaped error in an answer."""
+    """Returns the code of the OpenAI-style error in an answer."""
     return json.loads(answer[answer.rindex(b'{"error"') :])["error"]["code"]

@@ -1,4 +1,4 @@
-"""Adapters over HTTP: chosen by `model`, listed, loaded, replaced and unloaded; refused unless it is allowed."""
+"""Adapters over HTTP: chosen by `model`, listed, loaded, replaced and unloaded, and refused unless allowed."""
 
 from __future__ import annotations
 
@@ -150,7 +150,7 @@ def test_uploads_that_are_refused(open_server: Running, folder: Path) -> None:
     answer = put(load_inplace=True, adapter_config={"mood": "sad"})
     assert error_of(answer) == (400, "invalid_adapter")
     assert "the upload" in answer.json()["error"]["message"] and "ryzjax-adapter-" not in answer.text
-    # Larger than a prompt may be, but not than an adapter.
+    # Larger than a prompt may be, but not larger than an adapter may be.
     assert put(load_inplace=True, adapter_model=base64.b64encode(bytes(60_000)).decode()).status_code == 200
     answer = put(load_inplace=True, adapter_model=base64.b64encode(bytes(300_000)).decode())
     assert error_of(answer) == (413, "body_too_large") and "max_adapter_bytes" in answer.text

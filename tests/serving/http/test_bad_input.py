@@ -1,4 +1,4 @@
-"""Bad requests get a 4xx that names the trouble, and harm nobody."""
+"""Bad requests get a 4xx that names the problem, and affect no other request."""
 
 from __future__ import annotations
 
@@ -207,7 +207,7 @@ def test_a_bug_is_hidden(running: Running) -> None:
 
 def test_an_engine_error_is_a_500(running: Running) -> None:
     assert error_of(running.post(prompt="FAILMID"), 500)["code"] == "generation_failed"
-    # One of several prompts failing ends the others.
+    # If one of several prompts fails, the others end.
     assert error_of(running.post(prompt=["a", "FAILMID", "HOLD"]), 500)["code"] == "generation_failed"
     assert error_of(running.post(prompt=["HOLD", "FULL"]), 429)["code"] == "queue_full"
     assert running.engine.running == set()
@@ -255,7 +255,7 @@ def test_api_key_guards_everything_but_health(serving: ServerFactory) -> None:
 
 
 def _mutants(generator: random.Random) -> Iterator[tuple[str, bytes]]:
-    """Malformed bodies without end: bad values in known fields, strange fields, broken bytes."""
+    """Yields malformed bodies endlessly: bad values in known fields, unknown fields, broken bytes."""
     values: list[object] = [
         None, -1, 0, 1.5, 1e308, 10**40, "", "x", "\x00", [], {}, [[]], [None], {"a": {}}, True, "🦊" * 50,
         ["a", 1], [[1], "a"], [-5], [10**20], {"type": "json_schema"}, [{"role": "user"}],

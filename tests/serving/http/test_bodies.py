@@ -1,4 +1,4 @@
-"""Bodies that do not arrive end in time, hold a bounded amount of memory, and hold up neither others nor a drain."""
+"""Bodies that do not arrive time out, hold a bounded amount of memory, and delay neither other requests nor a drain."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_a_body_that_stops_is_refused(serving: ServerFactory) -> None:
 
 
 def test_a_body_that_keeps_arriving_gets_more_time(serving: ServerFactory) -> None:
-    # At 1 KiB a second, 200 bytes more are 0.2 s more.
+    # At 1 KiB/s, every 200 bytes that arrive give the body 0.2 s more.
     with serving(body_timeout_s=0.3, min_body_bytes_per_s=KB) as running, connected(running) as connection:
         body = json.dumps({"model": "fake", "prompt": "abc", "max_tokens": 3}).encode() + b" " * 1200
         connection.sendall(request_bytes(b"", declared_bytes=len(body), close=True))
@@ -51,9 +51,9 @@ def test_large_bodies_share_their_memory(serving: ServerFactory) -> None:
         for connection in stuck:
             connection.sendall(request_bytes(PART + b"a" * 100 * KB, declared_bytes=size))
         wait_for(lambda: bodies_of(running).reserved_bytes == 2 * size)
-        # A small body needs no share of it.
+        # A small body needs no share of this memory.
         assert running.post(prompt="abc", max_tokens=3).status_code == 200
-        # A large one takes the place of one that has stopped arriving.
+        # A large body takes the place of one that has stopped arriving.
         large = json.dumps({"model": "fake", "prompt": "abc", "max_tokens": 3}).encode().ljust(size)
         assert running.http.post("/v1/completions", content=large).status_code == 200
         assert bodies_of(running).reserved_bytes <= 2 * size
@@ -64,7 +64,7 @@ def test_large_bodies_share_their_memory(serving: ServerFactory) -> None:
 
 def test_a_large_body_that_finds_no_room_is_told_so(serving: ServerFactory) -> None:
     size = 200 * KB
-    # What the first body has sent gives it 100 s more; the second one waits for 0.4 s.
+    # What the first body has sent gives it 100 s more. The second body waits for 0.4 s.
     settings = {"max_body_bytes": size, "max_buffered_bytes": size, "body_timeout_s": 0.4, "min_body_bytes_per_s": KB}
     with serving(**settings) as running, connected(running) as holding, connected(running) as waiting:
         holding.sendall(request_bytes(PART + b"a" * 100 * KB, declared_bytes=size))
@@ -103,7 +103,7 @@ def test_memory_is_given_back_after_every_kind_of_end(serving: ServerFactory) ->
         streamed = json.dumps({"model": "fake", "prompt": "HOLD", "stream": True}).encode().ljust(size)
         with running.http.stream("POST", "/v1/completions", content=streamed) as response:
             next(response.iter_text())
-            # The body has been parsed: a long answer does not hold its memory.
+            # The body has been parsed, so its memory is free during a long answer.
             assert bodies_of(running).reserved_bytes == 0
 
 

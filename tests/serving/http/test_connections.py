@@ -1,4 +1,4 @@
-"""Connections that make a server wait: each is ended in time, and none takes the place of others."""
+"""Connections that make a server wait are closed in time, and none takes the place of others."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_an_idle_connection_stays_for_the_next_request(serving: ServerFactory) -
     with serving(header_timeout_s=0.05, keep_alive_timeout_s=60.0) as running, connected(running) as connection:
         connection.sendall(request_bytes(ABC))
         connection.recv(1 << 16)
-        threading.Event().wait(1.2)  # two rounds of the guard
+        threading.Event().wait(1.2)  # the guard checks twice in this time
         connection.sendall(request_bytes(ABC))
         assert b'"text":"cba"' in connection.recv(1 << 16)
 

@@ -1,4 +1,4 @@
-"""`echo`: the prompt in front of the completion, with its log-probabilities, as lm-evaluation-harness reads them."""
+"""`echo`: the completion starts with the prompt and its log-probabilities, as lm-evaluation-harness expects."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_echo_with_logprobs(running: Running, max_tokens: int, top: int) -> None
     assert logprobs is not None and logprobs.text_offset is not None
     assert logprobs.tokens == ["<s>", "a", "b", "c", *completion]
     assert logprobs.token_logprobs == [None, *[-0.5] * (3 + max_tokens)]
-    # <s> is no part of the text.
+    # <s> is not part of the text.
     assert logprobs.text_offset == [0, 0, 1, 2, *range(3, 3 + max_tokens)]
     if top:
         assert logprobs.top_logprobs is not None and logprobs.top_logprobs[0] is None

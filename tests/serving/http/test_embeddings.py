@@ -1,4 +1,4 @@
-"""/v1/embeddings as the stock openai client reads it, and what it refuses."""
+"""/v1/embeddings with the stock openai client, and its errors."""
 
 from __future__ import annotations
 

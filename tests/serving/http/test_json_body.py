@@ -1,4 +1,4 @@
-"""The cost of parsing a body is known before anything is built."""
+"""The cost of a JSON body is known before it is parsed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ryzjax.serving.http.guard.json_body import CONTAINER_COST, parse_object, pa
 
 
 def _reference(content: bytes) -> int:
-    """The cost of the separators outside of strings, byte by byte."""
+    """Returns the cost of the separators outside strings, counted byte by byte."""
     cost, in_string, position = 0, False, 0
     while position < len(content):
         byte = content[position : position + 1]

@@ -92,7 +92,9 @@ def test_drain_is_bounded(serving: ServerFactory) -> None:
         running.thread.join(10)
         assert running.exit_status == [0]
         assert running.engine.drained_with_s == 0.0
-        assert "(drain_timeout_s=0.1)" in running.engine.drain_reasons[-1]  # as it was set, not what was left of it
+        assert (
+            "(drain_timeout_s=0.1)" in running.engine.drain_reasons[-1]
+        )  # the timeout from the config, not what was left of it
         asking.join(10)
 
 
@@ -124,10 +126,10 @@ def test_signals(signals: list[signal.Signals]) -> None:
                     process.send_signal(signals[0])
                     assert process.wait(10) == 0
                     return
-                # A request that never ends by itself: the first signal waits for it, the second does not.
+                # This request never ends by itself. The first signal waits for it, the second does not.
                 body = {"model": "fake", "prompt": "HOLD", "stream": True}
                 with client.stream("POST", "/v1/completions", json=body) as response:
-                    chunks = response.iter_text()  # kept: httpx closes the connection with a dropped iterator
+                    chunks = response.iter_text()  # httpx closes the connection if the iterator is dropped
                     next(chunks)
                     process.send_signal(signals[0])
                     wait_for(lambda: httpx.get(f"{url}/ready").status_code == 503)

@@ -1,4 +1,4 @@
-"""Sizes are checked before work is done, and large work does not run on the event loop."""
+"""Sizes are checked before any work, and large work does not run on the event loop."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def test_validation_stops_at_the_first_error(running: Running, monkeypatch: pyte
 
 
 class SlowTokenizer(FakeTokenizer):
-    """Encodes and renders what contains SLOW only when it is told to."""
+    """A tokenizer that encodes and renders texts with SLOW only once the test allows it."""
 
     def __init__(self) -> None:
         self.go_on = threading.Event()
@@ -145,7 +145,7 @@ def test_others_are_answered_while_a_prompt_is_tokenized(
         asking = [threading.Thread(target=lambda: answers.append(ask(running))) for _ in range(3)]
         for thread in asking:
             thread.start()
-        # Several large requests wait, and short prompts and middling ones still get through.
+        # Several large requests wait, and prompts of short and medium length still get through.
         for prompt in ("abc", "x" * 200, "b" * (INLINE_SIZE + 10)):
             answer = running.post(prompt=prompt, max_tokens=3)
             if len(prompt) <= CONTEXT:
@@ -165,7 +165,7 @@ def test_a_large_answer_is_the_same_as_a_small_one_and_comes_in_pieces(serving: 
     with serving() as running:
         body = {"prompt": [[7 + i] * 250 for i in range(6)], "max_tokens": 3, "echo": True, "logprobs": 20, "n": 2}
         whole = running.post(**body)
-        assert whole.headers.get("transfer-encoding") == "chunked"  # so it was never in memory whole
+        assert whole.headers.get("transfer-encoding") == "chunked"  # so the whole answer was never in memory
         choices = whole.json()["choices"]
         for index, choice in enumerate(choices):
             alone = running.post(**{**body, "prompt": body["prompt"][index // 2], "n": 1}).json()["choices"][0]

@@ -9,7 +9,7 @@ from tests.serving.http.fake_engine import FakeTokenizer
 
 
 class HalfCharacterTokenizer(FakeTokenizer):
-    """Tokens from 128 are halves of characters."""
+    """A tokenizer whose tokens from 128 on are halves of characters."""
 
     def decode(self, ids: object, *, skip_special_tokens: bool = True) -> str:
         assert isinstance(ids, list)
@@ -38,7 +38,10 @@ def test_the_likelier_of_two_tokens_with_one_text_is_kept() -> None:
 
 
 class WordTokenizer(FakeTokenizer):
-    """As SentencePiece has it: a token is a word with the space before it, which is dropped at the start of a text."""
+    """A tokenizer in which a token is a word with the space before it.
+
+    As with SentencePiece, that space is dropped at the start of a text.
+    """
 
     words = ("<s>", " a", " to", "to", ".")
 
@@ -59,7 +62,7 @@ def test_words_keep_their_space_but_at_the_start_of_a_text() -> None:
     found, end = completion_logprobs([entry(2, 3), entry(3, 2)], texts, 4)
     assert (found["tokens"], found["text_offset"], end) == ([" to", "to"], [4, 7], 9)
     assert found["top_logprobs"] == [{"to": -0.5, " to": -1.0}, {" to": -0.5, "to": -1.0}]
-    # "to to.", echoed: the text has neither <s> nor the first space.
+    # The echoed prompt is "to to.". Its text has neither <s> nor the first space.
     tokens = [entry(2, 1), entry(2, 1), entry(4, 1)]
     found, end = completion_logprobs(tokens, texts, 0, first_token_id=0, skip_special_tokens=True)
     assert (found["tokens"], found["text_offset"], end) == (["<s>", "to", " to", "."], [0, 0, 2, 5], 6)

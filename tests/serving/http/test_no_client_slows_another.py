@@ -1,8 +1,8 @@
-"""Requests that are made to stop a server, against a real one: what a victim's stream sees of them.
+"""Hostile requests against a real server, and how much they slow down the stream of another client, the victim.
 
-The figure is the longest gap between two events of the victim's stream as a ratio to the longest gap alone, both of the
-same seconds. The machine's own noise may reach any single measurement, and a defect shows in every one of them: the
-test takes the best of a few.
+The figure is the longest gap between two events of the victim's stream, divided by the longest gap that it has alone at
+about the same time. Noise of the machine may affect any single measurement, but a defect shows in every one of them.
+The test therefore takes the best of a few.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.slow
 ATTEMPTS = 8
 LARGEST_RATIO = 3.0
 CONNECTIONS_RATIO = 12.0
-"""Of 1,200 connections that open and close at once: the event loop takes some 25 us for each of them."""
+"""The limit for 1,200 connections that open and close at once. The event loop takes about 25 us for each of them."""
 SLOWEST_HEALTH_S = 0.5
 
 
@@ -28,7 +28,7 @@ def server() -> Iterator[Attacked]:
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(4096, most), most))
     with attacked_server() as server:
-        for _ in range(2):  # what is cached is cached
+        for _ in range(2):  # warms up the caches
             beside(server.port, None, seconds=1)
         yield server
 
@@ -53,6 +53,6 @@ def test_memory_is_given_back_and_the_server_exits(server: Attacked) -> None:
         attack(server.port)
     beside(server.port, None, seconds=1)
     assert server.rss_bytes() < 1.1 * before_bytes
-    # Nothing runs, so nothing of the drain time (30 s) is used.
+    # Nothing runs, so none of the drain time (30 s) is used.
     assert exit_under_unfinished_bodies(server) < 30 + 2
     assert server.process.returncode == 0

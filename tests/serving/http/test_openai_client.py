@@ -1,4 +1,4 @@
-"""Answers as the stock openai client reads them."""
+"""Answers parsed by the stock openai client."""
 
 from __future__ import annotations
 

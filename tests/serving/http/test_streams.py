@@ -1,4 +1,4 @@
-"""Event framing, errors in the middle of a stream, and clients that leave."""
+"""Streams: event framing, errors in the middle of a stream, and clients that disconnect."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_leaving_a_stream_aborts(serving: ServerFactory, prompt: str | list[str]
     with serving() as running:
         body = {"model": "fake", "prompt": prompt, "stream": True}
         with running.http.stream("POST", "/v1/completions", json=body) as response:
-            chunks = response.iter_text()  # kept: httpx closes the connection with a dropped iterator
+            chunks = response.iter_text()  # httpx closes the connection if the iterator is dropped
             assert next(chunks).startswith("data: ")
             wait_for(lambda: len(running.engine.running) == count)
         wait_for(lambda: len(running.engine.aborted) == count)

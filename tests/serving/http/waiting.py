@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 
 def wait_for(condition: Callable[[], bool]) -> None:
-    """Polls another thread's state; fails after ten seconds."""
+    """Waits until a condition on another thread holds. Fails after ten seconds."""
     deadline_s = time.monotonic() + 10
     while not condition():
         assert time.monotonic() < deadline_s, "never came true"

@@ -37,7 +37,7 @@ def test_sums_and_gradients(chunk: int) -> None:
     np.testing.assert_allclose(value, expected, rtol=1e-6)
     np.testing.assert_allclose(grads[0], their_grads[0], atol=1e-6)
     np.testing.assert_allclose(grads[1]["scale"], their_grads[1]["scale"], atol=1e-5)
-    # Without a gradient the same sum.
+    # The sum is the same without a gradient.
     np.testing.assert_allclose(jax.jit(ours)(HIDDEN, trained), expected, rtol=1e-6)
 
 

@@ -33,7 +33,7 @@ def test_dpo_by_hand() -> None:
     assert objective.count(batch) == 2
     sums = objective.sums(model, params, frozen, batch, None)
     np.testing.assert_allclose(sums.details["margin"], margin.sum(), rtol=1e-3)
-    # A step against the gradient widens the margin.
+    # A step against the gradient increases the margin.
     moved = jax.tree.map(lambda p, g: p - 0.01 * g, params, grads)
     assert loss_and_grads(model, moved, frozen, batch, objective)[0] < loss
 

@@ -1,4 +1,4 @@
-"""Adam with 8-bit states beside Adam in float32: the same losses, near trajectories, a quarter of the memory."""
+"""Adam with 8-bit states against Adam in float32: the same losses, close trajectories, a quarter of the memory."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def loss(params: Tree, x: jax.Array, y: jax.Array) -> jax.Array:
 
 
 def train(direction: optax.GradientTransformation, steps: int = 150) -> tuple[list[float], Tree, optax.OptState]:
-    """A small classifier of clusters, in batches that come in the same order whatever the optimizer."""
+    """Trains a small classifier of clusters. The batches come in the same order for every optimizer."""
     optimizer = optax.chain(direction, optax.add_decayed_weights(0.01), optax.scale_by_learning_rate(2e-3))
     rng = np.random.default_rng(1)
     centres = rng.normal(size=(10, 32))
@@ -74,7 +74,7 @@ def test_it_trains_as_float32_does():
     for name in ("in", "hidden"):
         moved = np.linalg.norm(full_params[name] - start[name])
         apart = np.linalg.norm(full_params[name] - coded_params[name])
-        # Two float32 runs with other betas or seeds part by more than they move; this one stays beside it.
+        # Two float32 runs with other betas or seeds diverge by more than they move. The 8-bit run stays close.
         assert 0 < apart < 0.3 * moved, name
 
 
@@ -95,7 +95,7 @@ def test_bytes_of_a_state():
     state = jax.eval_shape(scale_by_adam_8bit().init, params)
     size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves((state.mu, state.root_nu)))
     assert size <= 2.04 * sum(leaf.size for leaf in params.values())
-    # Codes have their parameter's shape, and are sharded as it is.
+    # Codes have the shape and the sharding of their parameter.
     assert state.mu["b"].codes.shape == (32, 4096, 8) and state.mu["b"].scales.shape == (32, 128)
     assert state.mu["a"].scales.shape == (32, 8, 16)
 
@@ -117,7 +117,7 @@ def test_layer_by_layer_is_the_same(monkeypatch: pytest.MonkeyPatch):
         for gradient in gradients:
             update, state = jax.jit(direction.update)(gradient, state)
         results.append((update, state))
-    # XLA may contract multiplications and additions in one program and not in the other.
+    # XLA may fuse multiplications with additions in one program and not in the other.
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), *results)
 
 

@@ -1,4 +1,4 @@
-"""The 8-bit block code against its definition, written out with numpy: every value, every rounding, every block."""
+"""The 8-bit block code against its definition in numpy: values, rounding and blocks."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ryzjax.training.optimizers.block_code import BLOCK_SIZE, BlockCoded, code_v
 
 
 def definition(signed: bool) -> np.ndarray:
-    """The values of the dynamic tree code: midpoints of equal steps over each decade, zero and one."""
+    """Returns the values of the dynamic tree code: midpoints of equal steps over each decade, zero and one."""
     values = [0.0, 1.0]
     for decade in range(7):
         edges = np.linspace(0.1, 1.0, 2 ** (decade + (0 if signed else 1)) + 1) * 10.0 ** (decade - 6)
@@ -21,7 +21,7 @@ def definition(signed: bool) -> np.ndarray:
 
 
 def blocks_of(x: np.ndarray) -> list[np.ndarray]:
-    """Index sets of the blocks of an array, into its flat elements."""
+    """Returns the flat indices of the elements of each block of an array."""
     index = np.arange(x.size).reshape(x.shape)
     if x.shape[-1] % BLOCK_SIZE:
         index = index.reshape(*x.shape[:-2], -1)
@@ -30,7 +30,7 @@ def blocks_of(x: np.ndarray) -> list[np.ndarray]:
 
 
 def rounded(x: np.ndarray, signed: bool) -> np.ndarray:
-    """The nearest values, block by block."""
+    """Rounds to the nearest values, block by block."""
     values, flat = definition(signed), x.reshape(-1)
     out = np.zeros_like(flat)
     for block in blocks_of(x):

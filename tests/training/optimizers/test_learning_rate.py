@@ -1,4 +1,4 @@
-"""Learning rates by hand."""
+"""Learning rates against hand-worked numbers."""
 
 from __future__ import annotations
 

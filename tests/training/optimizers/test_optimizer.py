@@ -1,4 +1,4 @@
-"""Optimizers: which parameters decay, their learning rates, stacked layers as if they were separate, and errors."""
+"""Optimizers: which parameters decay, their learning rates, stacked layers as if separate, and errors."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_roles():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_only_matrices_decay(name: OptimizerName):
-    """Of no gradient, the update is the decay alone."""
+    """With a gradient of zero, the update is only the decay."""
     params = model()
     update = first_update(
         plain(optimizer=name, learning_rate=0.1, weight_decay=0.5), params, jax.tree.map(jnp.zeros_like, params)
@@ -105,7 +105,7 @@ def test_muon_orthogonalizes_each_matrix_of_a_stack():
 
 @pytest.mark.parametrize("name", ["adafactor", "muon"])
 def test_a_stack_trains_as_its_layers_apart(name: OptimizerName):
-    """Adafactor factors matrices from 128 x 128 on."""
+    """The matrices are 128 x 128, the size from which Adafactor factors them."""
     params = {
         "layers/up.weight": jax.random.normal(jax.random.key(0), (3, 130, 140)) * jnp.array([1, 5, 9.0])[:, None, None]
     }
@@ -186,7 +186,7 @@ def test_states_live_beside_their_parameters(name: OptimizerName):
     if name == "adamw8bit":
         scales = state[0].mu["layers/up.weight"].scales
         assert scales.shape == (2, 64, 4) and scales.addressable_shards[0].data.shape == (2, 16, 2)
-        # Blocks lie within shards: nothing but the reduction of no gradient norm crosses devices.
+        # Blocks lie within shards, so no data of the states crosses devices.
         text = update.lower(params, state, params).compile().as_text()
         assert "all-gather" not in text and "all-to-all" not in text and "collective-permute" not in text
 

@@ -1,4 +1,4 @@
-"""Checkpoints of runs: every bit is restored, they are complete or absent, and those of another model are refused."""
+"""Checkpoints of runs: every bit is restored, each is complete or absent, and those of another model are refused."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_onto_other_shardings(tmp_path: Path):
 
 
 def test_donated_right_after_saving(tmp_path: Path):
-    """The step after a save writes over the arrays it was given."""
+    """The step after a save overwrites the arrays that were saved."""
     step = jax.jit(lambda x: x + 1, donate_argnums=0)
     x = jnp.zeros((512, 512))
     with RunCheckpoints(tmp_path, fingerprint="", keep=5) as checkpoints:
@@ -94,7 +94,7 @@ def test_the_latest_and_the_best_are_kept(tmp_path: Path):
             checkpoints.save(step, {"x": jnp.full(3, float(step))}, {}, eval_loss=loss)
         checkpoints.wait()
         assert checkpoints.steps() == [2, 5, 6] and checkpoints.best_step() == 2
-    # A run that is resumed still knows the best of the run before it.
+    # A resumed run still knows the best checkpoint of the run before.
     with RunCheckpoints(tmp_path, fingerprint="", keep=2) as checkpoints:
         checkpoints.save(7, {"x": jnp.zeros(3)}, {}, eval_loss=1.1)
         checkpoints.wait()
@@ -142,7 +142,8 @@ def test_of_another_model(saved: Path):
 
 @pytest.mark.parametrize("part", ["arrays/d", "run/metadata", "arrays/manifest.ocdbt"])
 def test_damaged(tmp_path: Path, part: str):
-    # One array: of several, the reads that Orbax leaves behind when one fails complain at some later time.
+    # There is only one array. With several, if one read fails, Orbax leaves the others running, and they log errors
+    # later.
     with RunCheckpoints(tmp_path, fingerprint="") as checkpoints:
         for step in (3, 4):
             checkpoints.save(step, {"x": jnp.ones(1000)}, {})
@@ -192,7 +193,7 @@ checkpoints.close()
 
 
 def test_a_full_disk(tmp_path: Path):
-    """A limit on the size of files stands for it: writes fail half-way, and succeed again when it is lifted."""
+    """A limit on file sizes simulates a full disk: writes fail halfway, and succeed again once it is lifted."""
     command = [sys.executable, "-c", FULL_DISK, str(tmp_path / "run")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

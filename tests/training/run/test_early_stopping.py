@@ -1,4 +1,4 @@
-"""Early stopping by hand."""
+"""Early stopping against hand-worked cases."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""FLOPs computed by hand, peaks by device, and memory of this process and of devices."""
+"""Figures of a run: FLOPs against hand-worked numbers, peaks by device, and memory of the process and of devices."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Device:
 
 
 def test_flops_of_a_step():
-    """An MLP-free model of one attention layer, all products counted one by one."""
+    """A model of one attention layer without an MLP, whose products are counted one by one."""
     hidden, heads, head_dim, vocab, tokens = 16, 2, 8, 50, 10
     matrices = 4 * hidden * heads * head_dim + vocab * hidden
     attention = sum(2 * 2 * heads * head_dim * keys for keys in range(1, tokens + 1))
@@ -31,7 +31,7 @@ def test_flops_of_a_step():
     mean_context = np.mean(np.arange(1, tokens + 1))
     trained = StepFlops(trained=matrices, frozen=0, attention=heads * head_dim)
     assert trained.per_token(mean_context) * tokens == pytest.approx(full)
-    # Over a frozen base, the gradients of its weights are not computed.
+    # The gradients of a frozen base's weights are not computed.
     adapters = StepFlops(trained=100, frozen=matrices, attention=heads * head_dim)
     assert adapters.per_token(mean_context) * tokens == pytest.approx(full - 2 * matrices * tokens + 600 * tokens)
 

@@ -1,4 +1,4 @@
-"""The loss plot: a picture with the curves in it, and no trace left in pyplot."""
+"""The loss plot shows the curves and leaves no state in pyplot."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`resume` in each state in which a supervisor that restarts runs can find a folder."""
+"""`resume` in every state in which a supervisor that restarts runs can find the folder."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_no_folder(tiny_model: Path, rows_file: Path, tmp_path: Path) -> None:
 def test_killed_before_the_first_checkpoint(
     killed_early: Path, tiny_model: Path, rows_file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """It begins anew, and says so."""
+    """The run starts over and says so."""
     result = run(tiny_model, rows_file, killed_early, train=RESUME, show_progress=True)
     assert (result.loop.step, result.loop.resumed_step) == (2, 0)
     assert f"{killed_early} has no checkpoint yet: the run starts at step 0" in capsys.readouterr().err
@@ -58,7 +58,7 @@ def test_another_runs_folder(killed_early: Path, tiny_model: Path, rows_file: Pa
 
 
 def test_a_finished_run(tiny_model: Path, rows_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is left as it is, but its adapter is written again, should it have been killed before it was."""
+    """The run does not continue. Its adapter is written again, in case it was killed before writing it."""
     first = run(tiny_model, rows_file, tmp_path, train=TWO_STEPS)
     adapter = (tmp_path / "adapter/adapter_model.safetensors").read_bytes()
     shutil.rmtree(tmp_path / "adapter")
@@ -75,7 +75,7 @@ def test_a_finished_run(tiny_model: Path, rows_file: Path, tmp_path: Path, monke
 
 
 def test_a_run_at_the_end_of_its_patience(tiny_model: Path, rows_file: Path, tmp_path: Path) -> None:
-    """It trains no further, however often it is started again."""
+    """It does not train further, however often it is started again."""
     train = {"max_steps": 20, "eval_every": 1, "patience": 1, "min_delta": 100.0}
     first = run(tiny_model, rows_file, tmp_path, train=train, data={"eval_fraction": 0.2})
     assert first.loop.stopped_by == "patience" and first.loop.step == 2

@@ -1,4 +1,4 @@
-"""Logs of runs: what is written can be read, and a resumed run's file equals that of an uninterrupted run."""
+"""Logs of runs: they can be read back, and a resumed run writes the same file as an uninterrupted one."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_tensorboard(tmp_path: Path):
     data = next(tmp_path.glob("events.out.tfevents.*")).read_bytes()
     found, at = {}, 0
     while at < len(data):
-        # A record: its length (8 bytes), a checksum (4), the event, a checksum (4).
+        # A record has a length (8 bytes), a checksum (4), the event, and a checksum (4).
         length = int.from_bytes(data[at : at + 8], "little")
         event = events.Event.FromString(data[at + 12 : at + 12 + length])
         found |= {value.tag: (event.step, value.simple_value) for value in event.summary.value}

@@ -1,4 +1,4 @@
-"""The default dtype of a run, which depends on the CPU, and the dtype that is written, which does not."""
+"""The default dtype of a run depends on the CPU. The dtype of the files that it writes does not."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from tests.training.test_pretrain import SIZES
 def test_what_a_cpu_can_multiply(
     kernels: str | None, flags: str | None, expected: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The native kernels' instruction set says it; without them the flags of the CPU, where there are any."""
+    """The native kernels' instruction set decides. Without native kernels the flags of the CPU do, if there are any."""
     if flags is not None:
         (tmp_path / "cpuinfo").write_text(f"model name\t: a CPU\nflags\t\t: {flags}\nbogomips\t: 1\n")
     monkeypatch.setattr(bfloat16, "_CPU_INFO", tmp_path / "cpuinfo")
@@ -48,7 +48,7 @@ def test_what_a_cpu_can_multiply(
 
 @pytest.fixture
 def no_products(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A CPU without bfloat16 products."""
+    """Simulates a CPU without bfloat16 products."""
     monkeypatch.setattr(dtype_module, "has_bfloat16_products", lambda: False)
 
 
@@ -67,7 +67,7 @@ def test_the_choice(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("weights", ["auto", "int4"])
 def test_the_plan_is_of_the_same_choice(weights: str, no_products: None, tmp_path: Path) -> None:
-    """Of a plain and of a quantized base; a dtype that is named has the bytes it always had."""
+    """The plan chooses the dtype as a run does, for a plain and a quantized base. A given dtype is kept."""
     path = tmp_path / "config.json"
     path.write_text(json.dumps({**CONFIG, "dtype": "bfloat16"}), encoding="utf-8")
     found = {
@@ -94,7 +94,7 @@ def test_the_recipe_that_promises_bytes_names_its_dtype() -> None:
 def test_what_is_computed_in_float32_is_written_as_it_was_stored(
     no_products: None, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A model from nothing, then all of its weights, then an adapter of it gone on with."""
+    """Covers pretraining a new model, training all of its weights, and continuing an adapter of it."""
     text = tmp_path / "text.txt"
     text.write_text("the cat sat on the mat. " * 50, encoding="utf-8")
     data = DataConfig(data=(str(text),), sequence_tokens=32)

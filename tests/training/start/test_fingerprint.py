@@ -1,4 +1,4 @@
-"""The fingerprint of a base model: independent of order and sharding, different for other weights."""
+"""The fingerprint of a base model does not depend on order and sharding, and differs for other weights."""
 
 from __future__ import annotations
 
