@@ -1,8 +1,8 @@
 """Builds the CPU kernels (ryzjax/native) with CMake while the package is built, if there is a C++ compiler.
 
 If the kernels cannot be built, the package is installed without them. `ryzjax info` then says that XLA's own code runs,
-and why. RYZJAX_BUILD_NATIVE=0 skips the kernels. RYZJAX_BUILD_NATIVE=1 makes a failed build an error, and is the setting
-for wheels.
+and why. RYZJAX_BUILD_NATIVE=0 skips the kernels. RYZJAX_BUILD_NATIVE=1 makes a failed build an error. Wheels are built
+with it.
 """
 
 from __future__ import annotations

@@ -24,8 +24,8 @@ struct AttentionArgs {
   KVKind kv_kind;
   int64_t layers, pages, page_size;
   void *k_cache, *v_cache;      // [layers, pages, kv_heads, page_size, head_dim]
-  // Scales of a quantized cache. int8: bfloat16 [layers, pages, kv_heads, page_size]. float8: float32 [layers,
-  // kv_heads].
+  // Scales of a quantized cache.
+  // int8: bfloat16 [layers, pages, kv_heads, page_size]; float8: float32 [layers, kv_heads].
   void *k_scale, *v_scale;
   int32_t layer;                // the layer of the cache that this call reads and writes
   // [tokens]: the page of each token's key and value, and the slot in that page. A token with page 0, such as padding,
