@@ -9,7 +9,7 @@
 //   kValueVectors     vectors of a value that attention holds in registers for each lane
 //   Vec, fma          a vector of float32, and a * b + c
 //   Chunk             32 bfloat16 numbers: load and store, or load_part and store_part for fewer
-//   Sum               float32 sums of products: zero, dot (adds the products of two chunks), total, store_totals of four
+//   Sum               float32 sums of products: zero, dot (adds the products of two chunks), total, store_totals
 //   load_half         kWidth float16 as float32
 //   Scale, from_int8  the chunk (q - zero) * scale of 32 int8, rounded to bfloat16
 //   Table             the bfloat16 weights of nibbles 0 to 15: table(scale, zero) or table_of(codebook, scale)
