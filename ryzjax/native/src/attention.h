@@ -17,14 +17,14 @@ namespace ryzjax {
 enum class KVKind : int32_t { kFloat32, kBfloat16, kInt8, kFloat8 };
 
 struct AttentionArgs {
-  int64_t tokens, heads, kv_heads, head_dim;
+  int64_t tokens, heads, kv_heads, head_dim;  // tokens of the step, padding included
   bool is_bfloat16;             // dtype of q, k, v and out: bfloat16, or else float32
   const void *q, *k, *v;        // [tokens, heads or kv_heads, head_dim]
   void* out;                    // shape and dtype of q; zero for padding tokens
   KVKind kv_kind;
   int64_t layers, pages, page_size;
   void *k_cache, *v_cache;      // [layers, pages, kv_heads, page_size, head_dim]
-  // Scales of a quantized cache.
+  // Scales of a quantized cache, null for others.
   // int8: bfloat16 [layers, pages, kv_heads, page_size]; float8: float32 [layers, kv_heads].
   void *k_scale, *v_scale;
   int32_t layer;                // the layer of the cache that this call reads and writes
@@ -36,7 +36,7 @@ struct AttentionArgs {
   // [rows]: the index of a row's first token, its number of tokens in this step, and its number of tokens in the cache
   // after this step.
   const int32_t *query_start, *query_len, *context_len;
-  int32_t num_decode_rows, num_rows;  // rows in use; the decode rows, of one token each, come first
+  int32_t num_decode_rows, num_rows;  // num_rows counts the rows in use; the decode rows, of one token each, come first
   float scale;                  // factor of the scores
   int64_t window;               // positions that a query sees, its own included; 0 for no limit
   float softcap;                // scores become softcap * tanh(score / softcap); 0 for no cap

@@ -100,7 +100,7 @@ class Lingering {
   static constexpr int kSeats = 64;
   static constexpr auto kPatience = std::chrono::microseconds(60);
   struct alignas(64) Seat {
-    std::atomic<Loop*> loop{nullptr};  // null: nobody sits here
+    std::atomic<Loop*> loop{nullptr};  // null for a free seat
   };
   // Marks a seat whose helper waits for a loop. No loop has this address.
   static Loop* waiting() { return reinterpret_cast<Loop*>(alignof(Loop)); }
