@@ -1,7 +1,8 @@
-"""Builds the CPU kernels (ryzjax/native) with CMake as the package is built, where there is a C++ compiler.
+"""Builds the CPU kernels (ryzjax/native) with CMake while the package is built, if there is a C++ compiler.
 
-Without one the package is installed all the same: `ryzjax info` says that XLA's own code runs, and why.
-RYZJAX_BUILD_NATIVE=0 leaves them out on purpose; =1 makes their absence an error (wheels are built so).
+If the kernels cannot be built, the package is installed without them. `ryzjax info` then says that XLA's own code runs,
+and why. RYZJAX_BUILD_NATIVE=0 skips the kernels. RYZJAX_BUILD_NATIVE=1 makes a failed build an error. Wheels are built
+with it.
 """
 
 from __future__ import annotations
@@ -20,16 +21,16 @@ LIBRARY = "libryzjax_native.so"
 
 
 class NativeBuildHook(BuildHookInterface):
-    """See the module."""
+    """Adds the shared library of the CPU kernels to the package."""
 
     PLUGIN_NAME = "custom"
 
     def dependencies(self) -> list[str]:
-        """CMake from the package index, where the machine has none."""
+        """Returns CMake from the package index if the machine has no CMake."""
         return [] if shutil.which("cmake") else ["cmake>=3.20"]
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
-        """Puts the library beside the Python files, for wheels and editable installs."""
+        """Builds the library next to the Python files, for wheels and editable installs."""
         wanted = os.environ.get("RYZJAX_BUILD_NATIVE", "")
         if self.target_name != "wheel" or wanted == "0":
             return
@@ -42,19 +43,19 @@ class NativeBuildHook(BuildHookInterface):
             return
         build_data["artifacts"].append(f"ryzjax/native/{LIBRARY}")
         build_data["pure_python"] = False
-        # Nothing in it depends on Python's version: one wheel a platform.
+        # The library does not depend on the version of Python, so one wheel per platform is enough.
         build_data["tag"] = f"py3-none-{_platform()}"
 
 
 def _build(native: Path) -> str | None:
-    """Builds the library; the reason why not, where it cannot be."""
+    """Builds the library. Returns None, or the reason why it could not be built."""
     (native / LIBRARY).unlink(missing_ok=True)
     if not any(shutil.which(name) for name in (os.environ.get("CXX", ""), "c++", "g++", "clang++") if name):
         return "there is no C++ compiler (c++, g++ or clang++)"
     try:
         import jaxlib
     except ImportError:
-        return "jaxlib, whose headers they need, is not there while the package is built"
+        return "jaxlib, whose headers the build needs, is not installed in the build environment"
     include = Path(str(jaxlib.__file__)).parent / "include"
     with tempfile.TemporaryDirectory() as folder:
         configure = ["cmake", "-S", str(native), "-B", folder, f"-DXLA_INCLUDE_DIR={include}"]

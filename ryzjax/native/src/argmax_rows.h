@@ -1,13 +1,15 @@
-// Argmax and logsumexp over an instruction set's `Isa`. Included once by each of them, inside its namespace.
+// Argmax and logsumexp of rows (contract: argmax.h).
+//
+// Requires: vectors.h before it.
 
 inline void argmax_row(const ArgmaxArgs& a, int64_t row) {
   const float* x = a.x + row * a.size;
   const int64_t whole = a.size / kWidth * kWidth;
   Vec tops = splat(-INFINITY), nan = {};
   for (int64_t i = 0; i < whole; i += kWidth) {
-    const Vec here = load(x + i);
-    tops = larger(tops, here);
-    nan += here - here;  // NaN where a number is NaN or infinite: looked at again below
+    const Vec values = load(x + i);
+    tops = larger(tops, values);
+    nan += values - values;  // becomes NaN if a number is NaN or infinite; the scan below tells them apart
   }
   float top = largest(tops), odd = total(nan);
   for (int64_t i = whole; i < a.size; ++i) {

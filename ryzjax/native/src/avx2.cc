@@ -1,36 +1,28 @@
-// The kernels with AVX2 and FMA: bfloat16 as float32.
-#include "kernels.h"
-#include "numbers.h"
+// The kernels for AVX2, FMA and F16C. They compute bfloat16 numbers as float32.
+#include "isa_includes.h"
 
 #if defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
 #include <immintrin.h>
-
-#include <algorithm>
-#include <cmath>
-#include <cstring>
-#include <memory>
-#include <type_traits>
-#include <utility>
-#include <vector>
 
 namespace ryzjax {
 namespace {
 
 struct Isa {
-  static constexpr int kWidth = 8;        // floats of a vector
-  static constexpr int kValueVectors = 2;  // of a value, held in registers for every lane
+  static constexpr const char* kName = "avx2";
+  static constexpr int kWidth = 8;        // floats in a vector
+  static constexpr int kValueVectors = 2;  // vectors of a value that tiles hold in registers for each lane
   using Vec = float __attribute__((vector_size(4 * kWidth)));
   static Vec fma(Vec a, Vec b, Vec c) { return (Vec)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c); }
 
   struct Chunk {
-    __m256 v[4];  // 32 numbers, exactly bfloat16
+    __m256 v[4];  // 32 float32 that are exact bfloat16 numbers
   };
   using Sum = __m256;
   struct Scale {
     __m256 scale, zero;
   };
   struct Table {
-    __m256 low, high;  // of nibbles 0 to 7 and 8 to 15
+    __m256 low, high;  // weights of nibbles 0 to 7 and 8 to 15
   };
 
   static Sum zero() { return _mm256_setzero_ps(); }
@@ -67,7 +59,7 @@ struct Isa {
     out[3] = total(d);
   }
 
-  // To nearest bfloat16, ties to even; weights are finite.
+  // Rounds to the nearest bfloat16, ties to even. Weights are finite, so NaN needs no care.
   static __m256 rounded(__m256 values) {
     const __m256i bits = _mm256_castps_si256(values);
     const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
@@ -102,7 +94,7 @@ struct Isa {
   static __m256 look_up(__m256i nibbles, const Table& table) {
     const __m256 low = _mm256_permutevar8x32_ps(table.low, nibbles);
     const __m256 high = _mm256_permutevar8x32_ps(table.high, nibbles);
-    // Bit 3 becomes the sign, which is what a blend looks at.
+    // Bit 3 becomes the sign bit, which selects in a blend.
     return _mm256_blendv_ps(low, high, _mm256_castsi256_ps(_mm256_slli_epi32(nibbles, 28)));
   }
   static __m256i bytes(const uint8_t* p) {
@@ -129,17 +121,7 @@ struct Isa {
   }
 };
 
-#include "vectors.h"
-#include "linear_tiles.h"
-#include "norm_rows.h"
-#include "argmax_rows.h"
-#include "attention_tiles.h"
-#include "product_tiles.h"
-#include "segment_tiles.h"
-#include "segment_forward.h"
-#include "segment_backward.h"
-
-constexpr Kernels kKernels{"avx2", run_linear, attend, argmax, rms_norm, segment_forward, segment_backward};
+#include "all_kernels.h"
 
 }  // namespace
 

@@ -1,17 +1,8 @@
-// The kernels with AVX-512 and its bfloat16 dot products.
-#include "kernels.h"
-#include "numbers.h"
+// The kernels for AVX-512 with bfloat16 dot products.
+#include "isa_includes.h"
 
 #if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VL__) && defined(__AVX512BF16__)
 #include <immintrin.h>
-
-#include <algorithm>
-#include <cmath>
-#include <cstring>
-#include <memory>
-#include <type_traits>
-#include <utility>
-#include <vector>
 
 namespace ryzjax {
 namespace {
@@ -19,17 +10,18 @@ namespace {
 #define RYZJAX_NIBBLE_BLOCKS
 
 struct Isa {
-  static constexpr int kWidth = 16;        // floats of a vector
-  static constexpr int kValueVectors = 4;  // of a value, held in registers for every lane
+  static constexpr const char* kName = "avx512";
+  static constexpr int kWidth = 16;        // floats in a vector
+  static constexpr int kValueVectors = 4;  // vectors of a value that tiles hold in registers for each lane
   using Vec = float __attribute__((vector_size(4 * kWidth)));
   static Vec fma(Vec a, Vec b, Vec c) { return (Vec)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c); }
 
   using Chunk = __m512bh;  // 32 bfloat16
-  using Sum = __m512;      // 16 float32, each of two columns in 32
+  using Sum = __m512;      // 16 float32; each sums two of the 32 columns of a chunk
   struct Scale {
     __m512 scale, zero;
   };
-  using Table = __m512i;  // bfloat16 of every nibble, twice: bit 4 of an index is another's
+  using Table = __m512i;  // bfloat16 weight of each nibble, twice: a look-up also reads bit 4, which belongs to another nibble
 
   static Sum zero() { return _mm512_setzero_ps(); }
   static Chunk load(const uint16_t* p) { return (Chunk)_mm512_loadu_si512(p); }
@@ -47,7 +39,7 @@ struct Isa {
     const __m128 pairs = _mm_add_ps(quarters, _mm_movehl_ps(quarters, quarters));
     return _mm_cvtss_f32(_mm_add_ss(pairs, _mm_movehdup_ps(pairs)));
   }
-  // Four totals side by side, the same tree of additions as `total`.
+  // Computes four totals at once, each in the same order of additions as `total`.
   static void store_totals(Sum a, Sum b, Sum c, Sum d, float* out) {
     const __m512 ab = _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x44), _mm512_shuffle_f32x4(a, b, 0xee));
     const __m512 cd = _mm512_add_ps(_mm512_shuffle_f32x4(c, d, 0x44), _mm512_shuffle_f32x4(c, d, 0xee));
@@ -82,23 +74,23 @@ struct Isa {
   static Table table_of(const float* codebook, float scale) {
     return twice(_mm512_mul_ps(_mm512_loadu_ps(codebook), _mm512_set1_ps(scale)));
   }
-  // Nibbles in blocks (nibble_blocks.h).
-  using Codes = __m512;  // what the nibbles stand for, before their scale
+  // The following functions serve nibble_blocks.h.
+  using Codes = __m512;  // the values of nibbles 0 to 15, before their scale
   using Words = __m512i;
   static Codes codes(const float* codebook, bool has_zeros) {
     if (codebook != nullptr) return _mm512_loadu_ps(codebook);
     const __m512 nibbles = _mm512_set_ps(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
     return has_zeros ? nibbles : _mm512_sub_ps(nibbles, _mm512_set1_ps(8));
   }
-  static Codes less(Codes codes, float zero) { return _mm512_sub_ps(codes, _mm512_set1_ps(zero)); }
-  // One table for the first half of the words, and one for the second.
+  static Codes subtract(Codes codes, float zero) { return _mm512_sub_ps(codes, _mm512_set1_ps(zero)); }
+  // A table for the first half of the words and one for the second half. Bit 4 of an index selects between them.
   static Table tables(Codes first, float first_scale, Codes second, float second_scale) {
     return (Table)_mm512_cvtne2ps_pbh(_mm512_mul_ps(second, _mm512_set1_ps(second_scale)),
                                       _mm512_mul_ps(first, _mm512_set1_ps(first_scale)));
   }
   static Table table_twice(Codes codes, float scale) { return twice(_mm512_mul_ps(codes, _mm512_set1_ps(scale))); }
   static Words load_words(const uint8_t* p) { return _mm512_loadu_si512(p); }
-  // The nibbles at bit kShift of every word; look-ups see five bits of a word.
+  // The weights of the nibbles at bit kShift of every word. A look-up reads the low five bits of a word.
   template <int kShift, bool kTwoTables>
   static Chunk from_words(Words words, Table table) {
     const __m512i shifted = kShift ? _mm512_srli_epi16(words, kShift) : words;
@@ -107,8 +99,8 @@ struct Isa {
     // (shifted & 15) | half
     return (Chunk)_mm512_permutexvar_epi16(_mm512_ternarylogic_epi32(shifted, _mm512_set1_epi16(15), half, 0xea), table);
   }
-  // 32 columns at `p` and 32 at `q`: those of even places, then those of odd ones.
-  static void deal(const uint16_t* p, const uint16_t* q, uint16_t* out) {
+  // Writes the even columns of the 32 at `p` and the 32 at `q`, then their odd columns.
+  static void split_even_odd(const uint16_t* p, const uint16_t* q, uint16_t* out) {
     const __m512i a = _mm512_loadu_si512(p), b = _mm512_loadu_si512(q);
     const __m512i evens = _mm512_cvtepu8_epi16(_mm256_set_epi8(62, 60, 58, 56, 54, 52, 50, 48, 46, 44, 42, 40, 38, 36, 34, 32,
                                                                30, 28, 26, 24, 22, 20, 18, 16, 14, 12, 10, 8, 6, 4, 2, 0));
@@ -133,17 +125,7 @@ struct Isa {
   }
 };
 
-#include "vectors.h"
-#include "linear_tiles.h"
-#include "norm_rows.h"
-#include "argmax_rows.h"
-#include "attention_tiles.h"
-#include "product_tiles.h"
-#include "segment_tiles.h"
-#include "segment_forward.h"
-#include "segment_backward.h"
-
-constexpr Kernels kKernels{"avx512", run_linear, attend, argmax, rms_norm, segment_forward, segment_backward};
+#include "all_kernels.h"
 
 }  // namespace
 

@@ -1,4 +1,4 @@
-// Which implementation this machine runs.
+// Chooses the instruction set that this machine runs.
 #include <cstring>
 
 #include "kernels.h"
@@ -27,9 +27,9 @@ bool has_avx2() {
 }  // namespace
 
 const Kernels* choose_kernels(const char* name) {
-  const Kernels* there[] = {has_avx512() ? avx512_kernels() : nullptr, has_avx2() ? avx2_kernels() : nullptr,
-                            portable_kernels()};
-  for (const Kernels* kernels : there)
+  const Kernels* available[] = {has_avx512() ? avx512_kernels() : nullptr, has_avx2() ? avx2_kernels() : nullptr,
+                                portable_kernels()};
+  for (const Kernels* kernels : available)
     if (kernels != nullptr && (*name == '\0' || std::strcmp(name, kernels->name) == 0)) return kernels;
   return nullptr;
 }

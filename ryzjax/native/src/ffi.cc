@@ -1,4 +1,7 @@
-// The kernels as XLA custom calls. Shapes are checked again here: what Python lets through must not read out of bounds.
+// XLA custom calls for the matrix product, paged attention, RMSNorm and argmax.
+//
+// Each call checks shapes and dtypes again, so that a mistake in Python cannot cause an access out of bounds. The
+// letters of shapes are those of ryzjax/dims.py.
 #include <string>
 #include <vector>
 
@@ -9,15 +12,15 @@ namespace {
 
 ffi::Error refuse(const std::string& what) { return ffi::Error::InvalidArgument("ryzjax_linear: " + what); }
 
-// How the arrays of a matrix are to be read (ryzjax/native/linear.py writes these, five numbers a matrix).
+// The format of one matrix. ryzjax/native/linear.py passes these five numbers for each matrix.
 struct Format {
-  int64_t kind;          // of WeightKind
-  int64_t group, pack;   // see LinearArgs
+  int64_t kind;          // a WeightKind
+  int64_t group, pack;   // as in LinearArgs
   int64_t has_zeros, has_codebook;
 };
 constexpr size_t kFormatFields = 5;
 
-// Takes one matrix's arrays from `arrays`, from `at` on. An empty string, or what is wrong.
+// Fills `a` with one matrix from `arrays[at]` on, and advances `at`. Returns "", or a description of the error.
 std::string take_matrix(const Format& format, ffi::RemainingArgs& arrays, size_t& at, LinearArgs& a) {
   const auto next = [&] { return arrays.get<ffi::AnyBuffer>(at++); };
   auto values = next();
@@ -34,9 +37,10 @@ std::string take_matrix(const Format& format, ffi::RemainingArgs& arrays, size_t
   if (values->element_type() != (nibbles ? ffi::U8 : ffi::S8) || columns != (nibbles ? a.k / 2 : a.k))
     return "expected int8 [N, K] or nibbles [N, K / 2]";
   a.group = format.group, a.pack = format.pack;
-  if (a.group <= 0 || a.k % a.group || (a.group != a.k && a.group % 32)) return "groups that the kernels cannot read";
+  if (a.group <= 0 || a.k % a.group || (a.group != a.k && a.group % 32))
+    return "expected a group size that divides K and is K or a multiple of 32";
   if (nibbles && (a.pack <= 0 || (a.pack != 32 && a.pack % 64) || a.group % a.pack))
-    return "runs of nibbles that the kernels cannot read";
+    return "expected runs of nibbles of 32 or a multiple of 64 columns that divide the group size";
   auto scales = next();
   if (!scales.has_value() || scales->dimensions().size() != 2) return "expected scales [N or 1, K / group]";
   a.scale_rows = scales->dimensions()[0];
@@ -66,11 +70,11 @@ std::string take_matrix(const Format& format, ffi::RemainingArgs& arrays, size_t
   return "";
 }
 
-// y_i [M, N_i] = x [M, K] . W_i for each result.
+// Computes y_i [M, N_i] = x [M, K] W_i^T for each result i. `formats` holds kFormatFields numbers for each result.
 ffi::Error linear(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::RemainingArgs arrays, ffi::RemainingRets results,
                   ffi::Span<const int64_t> formats) {
   if (x.element_type() != ffi::BF16 || x.dimensions().size() != 2) return refuse("expected x bfloat16 [M, K]");
-  if (formats.size() != results.size() * kFormatFields) return refuse("expected a format a result");
+  if (formats.size() != results.size() * kFormatFields) return refuse("expected five numbers of format for each result");
   if (kernels() == nullptr) return ffi::Error::Internal("ryzjax_linear: no implementation for this machine");
   std::vector<LinearArgs> matrices(results.size());
   size_t at = 0;
@@ -92,7 +96,7 @@ ffi::Error linear(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::RemainingArgs arr
   return ffi::Error::Success();
 }
 
-// How a cache array stores numbers; its scales are what it does not say.
+// Sets `kind` to the storage format of a cache array, which its dtype determines. Returns false for other dtypes.
 bool kv_kind_of(const ffi::AnyBuffer& cache, KVKind& kind) {
   switch (cache.element_type()) {
     case ffi::F32: kind = KVKind::kFloat32; return true;
@@ -103,8 +107,9 @@ bool kv_kind_of(const ffi::AnyBuffer& cache, KVKind& kind) {
   }
 }
 
-// Writes k and v of every token into the cache, then attends: see attention.h. Results: out, and the cache's arrays,
-// which are the arguments' own memory. `rest`: scales of keys and of values where the cache has them, then sinks.
+// Writes k and v of every token into the cache, then computes attention (contract: attention.h). `rest` holds the
+// scales of keys and of values if the cache has them, then the sinks if there are any. The results are `out` and the
+// arrays of the cache, which share the memory of the arguments.
 ffi::Error attend(ffi::ThreadPool pool, ffi::AnyBuffer q, ffi::AnyBuffer k, ffi::AnyBuffer v, ffi::AnyBuffer k_cache,
                   ffi::AnyBuffer v_cache, Ints layer, Ints write_page, Ints write_offset, Ints page_table,
                   Ints query_start, Ints query_len, Ints context_len, Ints num_decode_rows, Ints num_rows,
@@ -133,7 +138,8 @@ ffi::Error attend(ffi::ThreadPool pool, ffi::AnyBuffer q, ffi::AnyBuffer k, ffi:
   if (k_out->untyped_data() != k_cache.untyped_data() || v_out->untyped_data() != v_cache.untyped_data())
     return refuse("the cache is not updated in place");
   const bool has_scales = a.kv_kind == KVKind::kInt8 || a.kv_kind == KVKind::kFloat8;
-  if (rest.size() != (has_scales ? 2u : 0u) + (has_sinks ? 1u : 0u)) return refuse("scales or sinks missing");
+  if (rest.size() != (has_scales ? 2u : 0u) + (has_sinks ? 1u : 0u))
+    return refuse("the number of scale and sink arrays does not fit the cache and has_sinks");
   if (has_scales) {
     const bool is_int8 = a.kv_kind == KVKind::kInt8;
     const size_t count = is_int8 ? a.layers * a.pages * a.kv_heads * a.page_size : a.layers * a.kv_heads;
@@ -154,11 +160,13 @@ ffi::Error attend(ffi::ThreadPool pool, ffi::AnyBuffer q, ffi::AnyBuffer k, ffi:
   if (page_table.dimensions().size() != 2) return refuse("expected a page table [R, P]");
   a.rows = page_table.dimensions()[0], a.row_pages = page_table.dimensions()[1];
   for (const Ints* each : {&write_page, &write_offset})
-    if (each->element_count() != static_cast<size_t>(a.tokens)) return refuse("expected a page and an offset a token");
+    if (each->element_count() != static_cast<size_t>(a.tokens))
+      return refuse("expected one page and one offset for each token");
   for (const Ints* each : {&query_start, &query_len, &context_len})
-    if (each->element_count() != static_cast<size_t>(a.rows)) return refuse("expected starts and lengths a row");
+    if (each->element_count() != static_cast<size_t>(a.rows))
+      return refuse("expected one start, length and context length for each row");
   for (const Ints* each : {&layer, &num_decode_rows, &num_rows})
-    if (each->element_count() != 1) return refuse("expected scalars");
+    if (each->element_count() != 1) return refuse("expected layer, num_decode_rows and num_rows to be scalars");
   a.q = q.untyped_data(), a.k = k.untyped_data(), a.v = v.untyped_data(), a.out = out->untyped_data();
   a.k_cache = k_cache.untyped_data(), a.v_cache = v_cache.untyped_data();
   a.layer = *layer.typed_data();
@@ -258,7 +266,8 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(ryzjax_argmax, ryzjax::argmax,
                                   .Ret<ffi::Buffer<ffi::S32>>()
                                   .Ret<ffi::Buffer<ffi::F32>>());
 
-// The implementation in use, or "" where RYZJAX_NATIVE_ISA asks for one that is not there.
+// Returns the name of the instruction set in use, or "" if this machine cannot run the one that RYZJAX_NATIVE_ISA
+// names.
 extern "C" const char* ryzjax_native_isa() {
   return ryzjax::kernels() == nullptr ? "" : ryzjax::kernels()->name;
 }

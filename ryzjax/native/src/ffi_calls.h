@@ -1,4 +1,4 @@
-// What XLA's custom calls share: the implementation in use, its threads, and checks of shapes.
+// Helpers of the XLA custom calls: the kernels in use, XLA's threads, and checks of shapes.
 #pragma once
 
 #include <algorithm>
@@ -16,7 +16,8 @@ namespace ryzjax {
 
 using Ints = ffi::Buffer<ffi::S32>;
 
-// Null where RYZJAX_NATIVE_ISA asks for what is not there.
+// Returns the kernels in use: those that RYZJAX_NATIVE_ISA names, or the fastest. Null if this machine cannot run the
+// named ones.
 inline const Kernels* kernels() {
   static const Kernels* const chosen = [] {
     const char* asked = std::getenv("RYZJAX_NATIVE_ISA");

@@ -1,4 +1,7 @@
-// Attention within segments and its gradient as XLA custom calls; shapes are checked again, as in ffi.cc.
+// XLA custom calls for attention within segments and its gradient.
+//
+// Each call checks shapes and dtypes again, so that a mistake in Python cannot cause an access out of bounds. The
+// letters of shapes are those of ryzjax/dims.py.
 #include <string>
 
 #include "ffi_calls.h"
@@ -8,7 +11,7 @@ namespace {
 
 using Floats = ffi::Buffer<ffi::F32>;
 
-// Fills `shape` from [B, S, heads, D] arrays. An empty string, or what is wrong.
+// Fills `shape` from q [B, S, N, D], k and v [B, S, H, D]. Returns "", or a description of the error.
 std::string take_shape(const ffi::AnyBuffer& q, const ffi::AnyBuffer& k, const ffi::AnyBuffer& v, const Ints& segments,
                        SegmentShape& shape) {
   const auto type = q.element_type();
@@ -26,7 +29,7 @@ std::string take_shape(const ffi::AnyBuffer& q, const ffi::AnyBuffer& k, const f
   return "";
 }
 
-// [B, N, S]
+// Whether `lse` has shape [B, N, S].
 bool is_lse(const Floats& lse, const SegmentShape& shape) {
   const auto d = lse.dimensions();
   return d.size() == 3 && d[0] == shape.rows && d[1] == shape.heads && d[2] == shape.length;
@@ -36,7 +39,7 @@ bool is_like(const ffi::AnyBuffer& a, const ffi::AnyBuffer& b) {
   return a.element_type() == b.element_type() && same_shape(a, b);
 }
 
-// `sinks`: one array where there are some.
+// `sinks` holds one array, or none.
 ffi::Error segment_forward(ffi::ThreadPool pool, ffi::AnyBuffer q, ffi::AnyBuffer k, ffi::AnyBuffer v, Ints segments,
                            ffi::RemainingArgs sinks, ffi::Result<ffi::AnyBuffer> out, ffi::Result<Floats> lse,
                            float scale, int64_t window, float softcap) {
@@ -62,7 +65,7 @@ ffi::Error segment_forward(ffi::ThreadPool pool, ffi::AnyBuffer q, ffi::AnyBuffe
   return ffi::Error::Success();
 }
 
-// The last two results are where parts are summed, [parts, B, S, H, D], and nobody's to read.
+// The last two results are scratch memory for the sums of parts, [parts, B, S, H, D]. Callers must not read them.
 ffi::Error segment_backward(ffi::ThreadPool pool, ffi::AnyBuffer q, ffi::AnyBuffer k, ffi::AnyBuffer v, Ints segments,
                             ffi::AnyBuffer out, Floats lse, ffi::AnyBuffer grad, ffi::Result<ffi::AnyBuffer> q_grad,
                             ffi::Result<ffi::AnyBuffer> k_grad, ffi::Result<ffi::AnyBuffer> v_grad,
@@ -78,9 +81,11 @@ ffi::Error segment_backward(ffi::ThreadPool pool, ffi::AnyBuffer q, ffi::AnyBuff
   if (!is_like(out, q) || !is_like(grad, q) || !is_lse(lse, a.shape))
     return refuse("expected out and its gradient like q, lse float32 [B, N, S]");
   if (!is_like(*q_grad, q) || !is_like(*k_grad, k) || !is_like(*v_grad, v)) return refuse("expected gradients like q, k and v");
-  if (parts <= 0 || a.shape.heads / a.shape.kv_heads % parts) return refuse("heads that cannot be dealt into such parts");
+  if (parts <= 0 || a.shape.heads / a.shape.kv_heads % parts)
+    return refuse("expected parts to divide the number of query heads per KV head");
   const size_t needed = parts == 1 ? 0 : static_cast<size_t>(parts) * k.element_count();
-  if (k_parts->element_count() != needed || v_parts->element_count() != needed) return refuse("no room for the parts");
+  if (k_parts->element_count() != needed || v_parts->element_count() != needed)
+    return refuse("expected parts float32 [parts, B, S, H, D], or empty if parts is 1");
   a.shape.scale = scale, a.shape.window = window, a.shape.softcap = softcap;
   a.q = q.untyped_data(), a.k = k.untyped_data(), a.v = v.untyped_data();
   a.out = out.untyped_data(), a.grad = grad.untyped_data(), a.lse = lse.typed_data();

@@ -1,4 +1,4 @@
-// One instruction set's implementation of every kernel.
+// The table of kernels that one instruction set implements, and the choice of an instruction set.
 #pragma once
 
 #include <cstdint>
@@ -14,7 +14,7 @@ namespace ryzjax {
 
 struct Kernels {
   const char* name;
-  // Several matrices that meet the same x, as one parallel loop.
+  // Multiplies the same x by `count` matrices in one parallel loop.
   void (*linear)(const LinearArgs* matrices, int64_t count, const Threads& threads);
   void (*attend)(const AttentionArgs& args, const Threads& threads);
   void (*argmax)(const ArgmaxArgs& args, const Threads& threads);
@@ -23,11 +23,13 @@ struct Kernels {
   void (*segment_backward)(const SegmentBackwardArgs& args, const Threads& threads);
 };
 
-const Kernels* avx512_kernels();  // null where it was not compiled
+// Each returns null if the library was compiled without that instruction set.
+const Kernels* avx512_kernels();
 const Kernels* avx2_kernels();
 const Kernels* portable_kernels();
 
-// The best this machine has; `name` asks for one ("" for the best), null if it is not there.
+// Returns the kernels called `name`, or the fastest ones that this machine can run if `name` is "". Returns null if
+// this machine cannot run the named ones.
 const Kernels* choose_kernels(const char* name);
 
 }  // namespace ryzjax

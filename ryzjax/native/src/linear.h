@@ -1,8 +1,10 @@
-// y = x W^T: the contract of the kernels, the same for every instruction set.
+// The contract of the matrix product y = x W^T, the same for every instruction set.
 //
-// Activations are bfloat16, weights bfloat16 or quantized; sums are float32. A row of y depends on its row of x
-// alone: each element is one chain of 32-wide dot products, in an order that the weights' format decides, whatever M is
-// and whichever tile it falls into. Quantized weights are rounded to bfloat16 after their scale, as the reference does.
+// x is bfloat16, W is bfloat16 or quantized, and sums are float32. A quantized weight is multiplied by its scale and
+// rounded to bfloat16 before the product, as in the reference implementation.
+//
+// A row of y depends only on its row of x. Each element of y is one chain of dot products of 32 columns, in an order
+// that the weights' format alone decides. Neither m nor the tile that an element falls into changes it.
 #pragma once
 
 #include <cstdint>
@@ -13,19 +15,20 @@ enum class WeightKind : int32_t { kBfloat16, kInt8, kNibbles };
 enum class ScaleKind : int32_t { kFloat32, kFloat16, kBfloat16 };
 
 struct LinearArgs {
-  int64_t m, n, k;
-  const uint16_t* x;  // bfloat16 [m, k]
-  float* out;         // [m, n]
+  int64_t m, n, k;     // rows of x, rows of W, columns of both
+  const uint16_t* x;   // bfloat16 [m, k]
+  float* out;          // [m, n]
   WeightKind kind;
-  const void* values;  // [n, k]: bfloat16, int8, or nibbles in runs of `pack` columns (ryzjax/qarray.py)
-  // Of quantized weights:
-  int64_t group;           // columns that share a scale; k where a row has one
-  int64_t pack;            // of nibbles
-  const void* scales;      // [n or 1, k / group]
+  const void* values;  // bfloat16 [n, k]; int8 [n, k]; or nibbles, uint8 [n, k / 2], in runs of `pack` columns
+  // The remaining fields describe quantized weights. ryzjax/qarray.py defines the format.
+  int64_t group;          // group size: columns that share a scale. Equals k if a row has a single scale.
+  int64_t pack;           // columns of a run of nibbles: low nibbles hold its first half, high nibbles its second
+  const void* scales;     // [scale_rows, k / group], of dtype scale_kind
   ScaleKind scale_kind;
-  int64_t scale_rows;      // n, or 1
-  const uint8_t* zeros;    // like scales; of nibbles 0 to 15, of int8 its bits; null where implied: 8 and 0
-  const float* codebook;   // [16], of nibbles that are no integers; null
+  int64_t scale_rows;     // n, or 1 if all rows of W share their scales
+  const uint8_t* zeros;   // zero points [scale_rows, k / group]: 0 to 15 for nibbles, the bits of an int8 for int8.
+                          // Null for the default zero points: 8 for nibbles, 0 for int8.
+  const float* codebook;  // [16]: the values of the nibbles if they are not integers, else null
 };
 
 }  // namespace ryzjax

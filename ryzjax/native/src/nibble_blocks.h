@@ -1,39 +1,43 @@
-// Nibbles in blocks of 64 bytes, where an instruction set has them (RYZJAX_NIBBLE_BLOCKS). Included by linear_tiles.h.
+// Reads nibbles in blocks of 64 bytes, for instruction sets that define RYZJAX_NIBBLE_BLOCKS.
 //
-// A word of two bytes is four nibbles, and a shift brings each where the table look-up finds it. So the columns of a
-// block of 128 come as those of the low nibbles of even bytes, of odd bytes, then of the high nibbles; x is dealt into
-// that order once.
+// Requires: NibbleRow and Fetch of weight_rows.h, which includes this header.
+//
+// A 16-bit word holds four nibbles, and a shift brings each of them to the bits that the table look-up reads. The 128
+// columns of a block are therefore read in this order: low nibbles of even bytes, low nibbles of odd bytes, high
+// nibbles of even bytes, high nibbles of odd bytes. x is reordered in the same way once, before the product.
 
 #ifdef RYZJAX_NIBBLE_BLOCKS
 
-constexpr int64_t kNibbleBlock = 128;
+constexpr int64_t kNibbleBlock = 128;  // columns
 
-// Columns, from the first, that are read in blocks.
-inline int64_t dealt_columns(const LinearArgs& a) {
+// The number of columns that are read in blocks. They are the first of a row, and x is reordered for them.
+inline int64_t reordered_columns(const LinearArgs& a) {
   if (a.kind != WeightKind::kNibbles || (a.pack != 64 && a.pack % kNibbleBlock)) return 0;
   return a.k / kNibbleBlock * kNibbleBlock;
 }
 
-// A row of x in the order of the blocks; what is left of it as it is.
-inline void deal_row(const LinearArgs& a, const uint16_t* x, uint16_t* to) {
+// Copies a row of x with its columns in the order of the blocks. Columns after the last block keep their order.
+inline void reorder_row(const LinearArgs& a, const uint16_t* x, uint16_t* to) {
   const int64_t half = a.pack / 2;
   int64_t k = 0;
-  for (const int64_t end = dealt_columns(a); k < end; k += kNibbleBlock) {
-    // Where the low nibbles of the first 32 bytes belong, and those of the other 32; high ones lie half a run further.
+  for (const int64_t end = reordered_columns(a); k < end; k += kNibbleBlock) {
+    // First columns of the low nibbles of the block's first 32 bytes and of its other 32 bytes. The columns of the high
+    // nibbles lie half a run further.
     const int64_t run = k / a.pack * a.pack;
     const int64_t low = a.pack == 64 ? k : run + (k - run) / 2, next = a.pack == 64 ? k + 64 : low + 32;
-    Isa::deal(x + low, x + next, to + k);
-    Isa::deal(x + low + half, x + next + half, to + k + 64);
+    Isa::split_even_odd(x + low, x + next, to + k);
+    Isa::split_even_odd(x + low + half, x + next + half, to + k + 64);
   }
   std::memcpy(to + k, x + k, (a.k - k) * 2);
 }
 
+// As walk_reordered. kTwoTables says that the two halves of a block may belong to different groups.
 template <bool kHasZeros, bool kTwoTables, int R, typename Use>
 inline __attribute__((always_inline)) void walk_blocks(const LinearArgs& a, NibbleRow (&rows)[R], int64_t end,
                                                        Fetch& fetch, Use&& use) {
   const auto codes = Isa::codes(rows[0].codebook, kHasZeros);
   const auto codes_of = [&](const NibbleRow& row, int64_t group) __attribute__((always_inline)) {
-    return kHasZeros ? Isa::less(codes, row.zeros[group]) : codes;
+    return kHasZeros ? Isa::subtract(codes, row.zeros[group]) : codes;
   };
   for (int64_t k = 0; k < end; k += kNibbleBlock) {
     Isa::Words words[R];
@@ -55,9 +59,9 @@ inline __attribute__((always_inline)) void walk_blocks(const LinearArgs& a, Nibb
   }
 }
 
-// use(k, count, w) for the chunks w of R rows over the dealt columns [0, end).
+// Calls use(k, count, w) for the chunks w of R rows, over the reordered columns [0, end).
 template <int R, typename Use>
-inline __attribute__((always_inline)) void walk_dealt(const LinearArgs& a, NibbleRow (&rows)[R], int64_t end,
+inline __attribute__((always_inline)) void walk_reordered(const LinearArgs& a, NibbleRow (&rows)[R], int64_t end,
                                                       Fetch& fetch, Use&& use) {
   const bool two = a.group % kNibbleBlock != 0;
   if (a.zeros) {
@@ -69,9 +73,9 @@ inline __attribute__((always_inline)) void walk_dealt(const LinearArgs& a, Nibbl
 
 #else
 
-inline int64_t dealt_columns(const LinearArgs&) { return 0; }
-inline void deal_row(const LinearArgs&, const uint16_t*, uint16_t*) {}
+inline int64_t reordered_columns(const LinearArgs&) { return 0; }
+inline void reorder_row(const LinearArgs&, const uint16_t*, uint16_t*) {}
 template <int R, typename Use>
-inline void walk_dealt(const LinearArgs&, NibbleRow (&)[R], int64_t, Fetch&, Use&&) {}
+inline void walk_reordered(const LinearArgs&, NibbleRow (&)[R], int64_t, Fetch&, Use&&) {}
 
 #endif

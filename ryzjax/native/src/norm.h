@@ -1,4 +1,6 @@
-// RMSNorm: x / sqrt(mean(x^2) + eps) * (offset + weight), in float32, rounded once.
+// The contract of the RMSNorm kernel: out = x / sqrt(mean(x^2) + eps) * (offset + weight) for each row of x.
+//
+// The computation is in float32. The result is rounded once, when it is written.
 #pragma once
 
 #include <cstdint>
@@ -7,12 +9,12 @@ namespace ryzjax {
 
 struct NormArgs {
   int64_t rows, size;
-  bool is_bfloat16;      // x and out; else float32
-  const void* x;         // [rows, size]
-  bool weight_is_bfloat16;
-  const void* weight;    // [size]
+  bool is_bfloat16;         // dtype of x and out: bfloat16, or else float32
+  const void* x;            // [rows, size]
+  bool weight_is_bfloat16;  // dtype of weight: bfloat16, or else float32
+  const void* weight;       // [size]
   float eps, offset;
-  void* out;
+  void* out;                // [rows, size]
 };
 
 }  // namespace ryzjax

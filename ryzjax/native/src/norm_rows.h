@@ -1,6 +1,8 @@
-// RMSNorm over an instruction set's `Isa`. Included once by each of them, inside its namespace.
+// RMSNorm (contract: norm.h), and reads and writes of arrays that are bfloat16 or float32.
+//
+// Requires: vectors.h before it.
 
-constexpr int64_t kNormTaskBytes = 64 << 10;
+constexpr int64_t kNormTaskBytes = 64 << 10;  // of a task's rows as float32
 
 inline float number_at(const void* p, bool is_bfloat16, int64_t at) {
   return is_bfloat16 ? bf16_to_float(static_cast<const uint16_t*>(p)[at]) : static_cast<const float*>(p)[at];

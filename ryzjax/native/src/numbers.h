@@ -1,4 +1,4 @@
-// bfloat16 and float16 as bits, and buffers that threads keep.
+// Conversions of bfloat16 and float16, which are held as their bits, and the buffers that threads reuse.
 #pragma once
 
 #include <cstdint>
@@ -22,7 +22,7 @@ inline uint32_t float_to_bits(float value) {
 
 inline float bf16_to_float(uint16_t bits) { return bits_to_float(static_cast<uint32_t>(bits) << 16); }
 
-// To nearest, ties to even; NaN stays NaN.
+// Rounds to nearest, ties to even. NaN stays NaN.
 inline uint16_t float_to_bf16(float value) {
   const uint32_t bits = float_to_bits(value);
   if ((bits & 0x7fffffff) > 0x7f800000) return static_cast<uint16_t>((bits >> 16) | 0x40);
@@ -37,7 +37,7 @@ inline float half_to_float(uint16_t half) {
   return sign ? -subnormal : subnormal;
 }
 
-// Memory of 64-byte alignment that only grows.
+// A buffer with 64-byte alignment that only grows.
 class AlignedBuffer {
  public:
   AlignedBuffer() = default;
@@ -45,6 +45,7 @@ class AlignedBuffer {
   AlignedBuffer& operator=(const AlignedBuffer&) = delete;
   ~AlignedBuffer() { std::free(data_); }
 
+  // Returns at least `bytes` bytes. Growing discards the contents.
   void* at_least(int64_t bytes) {
     if (bytes > size_) {
       std::free(data_);

@@ -1,4 +1,4 @@
-// Parallel loops over whatever threads the caller has: XLA's own in a running program, plain ones in tests.
+// Parallel loops over threads that the caller provides: XLA's thread pool in a running program, plain threads in tests.
 #pragma once
 
 #include <atomic>
@@ -13,10 +13,10 @@
 
 namespace ryzjax {
 
-// Where work can be sent besides the calling thread.
+// The threads that a loop may use.
 struct Threads {
-  int64_t count = 1;                                         // the calling thread included
-  std::function<void(std::function<void()>)> schedule;  // runs a closure some time later, on another thread
+  int64_t count = 1;                                    // includes the calling thread
+  std::function<void(std::function<void()>)> schedule;  // runs a closure later, on another thread
 };
 
 inline void pause() {
@@ -27,13 +27,13 @@ inline void pause() {
 #endif
 }
 
-// One parallel loop. Who works on it walks a range of its own, in order, so that what a kernel fetches ahead is what it
-// meets next; then helps with what is left of the others'.
+// One parallel loop. Each worker first runs a range of its own, in order, so that the data a kernel prefetches is the
+// data of its next task. It then helps to finish the ranges of other workers. The last holder deletes the loop.
 class Loop {
  public:
   template <typename Task>
   Loop(int64_t n, int64_t workers, const Task& task)
-      : n_(n), num_ranges_(workers < kMostRanges ? workers : kMostRanges), task_(&task),
+      : n_(n), num_ranges_(workers < kMaxRanges ? workers : kMaxRanges), task_(&task),
         run_([](const void* t, int64_t i) { (*static_cast<const Task*>(t))(i); }) {
     for (int64_t r = 0; r < num_ranges_; ++r) {
       ranges_[r].next.store(r * n / num_ranges_, std::memory_order_relaxed);
@@ -60,24 +60,24 @@ class Loop {
   }
 
  private:
-  static constexpr int64_t kMostRanges = 16;
+  static constexpr int64_t kMaxRanges = 16;
   struct alignas(64) Range {
     std::atomic<int64_t> next;
     int64_t end;
   };
 
-  Range ranges_[kMostRanges];
+  Range ranges_[kMaxRanges];
   std::atomic<int64_t> workers_{0}, done_{0}, holders_{1};
   const int64_t n_, num_ranges_;
-  const void* const task_;  // lives until all are done; a helper that comes later finds no index and does not touch it
+  const void* const task_;  // valid until all tasks are done; a later helper finds no index left and does not use it
   void (*const run_)(const void*, int64_t);
 };
 
-// Helpers that have run out of work and wait a moment for the next loop before they go back to their pool: a step has
-// hundreds of loops with microseconds between them, less than it takes to wake a sleeping thread.
+// Helper threads that have no work left and wait a moment for the next loop before they return to their pool. A step
+// runs hundreds of loops that are microseconds apart, which is less than it takes to wake a sleeping thread.
 class Lingering {
  public:
-  // Gives `loop` (held for it) to a helper that waits; false if none does.
+  // Hands `loop` to a waiting helper, together with the caller's hold on it. Returns false if no helper waits.
   bool offer(Loop* loop) {
     for (auto& seat : seats_) {
       if (seat.loop.load(std::memory_order_relaxed) != waiting()) continue;
@@ -87,7 +87,7 @@ class Lingering {
     return false;
   }
 
-  // What a helper does: `loop`, then whatever is offered within kPatience of the last one's end.
+  // The body of a helper: runs `loop`, then every loop that is offered within kPatience after the previous one.
   void help(Loop* loop) {
     while (loop != nullptr) {
       loop->work();
@@ -100,11 +100,13 @@ class Lingering {
   static constexpr int kSeats = 64;
   static constexpr auto kPatience = std::chrono::microseconds(60);
   struct alignas(64) Seat {
-    std::atomic<Loop*> loop{nullptr};  // nullptr: empty
+    std::atomic<Loop*> loop{nullptr};  // null for a free seat
   };
-  // A pointer that no loop has.
+  // Marks a seat whose helper waits for a loop. No loop has this address.
   static Loop* waiting() { return reinterpret_cast<Loop*>(alignof(Loop)); }
 
+  // Takes a free seat and waits there. Returns the loop that was offered, or null after kPatience or without a free
+  // seat.
   Loop* wait() {
     for (auto& seat : seats_) {
       Loop* expected = nullptr;
@@ -117,7 +119,7 @@ class Lingering {
       } while (seat.loop.load(std::memory_order_relaxed) == waiting() && std::chrono::steady_clock::now() < until);
       Loop* offered = waiting();
       if (seat.loop.compare_exchange_strong(offered, nullptr, std::memory_order_acq_rel)) return nullptr;
-      seat.loop.store(nullptr, std::memory_order_release);  // `offered` is what came
+      seat.loop.store(nullptr, std::memory_order_release);  // `offered` now holds the loop
       return offered;
     }
     return nullptr;
@@ -128,10 +130,10 @@ class Lingering {
 
 inline Lingering lingering;
 
-constexpr int kSpins = 2000;  // some tens of microseconds
+constexpr int kSpins = 2000;  // takes some tens of microseconds
 
-// Runs task(i) once for every i in [0, n). The caller works too, and takes whatever helpers have not begun: it
-// waits for tasks that are running, never for a thread to come free, so that nested and concurrent loops cannot
+// Runs task(i) once for every i in [0, n). The calling thread works too, and runs every task that no helper has begun.
+// It waits only for tasks that are running, never for a thread to become free, so nested and concurrent loops cannot
 // block each other.
 template <typename Task>
 void parallel_for(const Threads& threads, int64_t n, const Task& task) {
@@ -146,7 +148,7 @@ void parallel_for(const Threads& threads, int64_t n, const Task& task) {
     if (!lingering.offer(loop)) threads.schedule([loop] { lingering.help(loop); });
   }
   loop->work();
-  // A helper that takes long has lost its core to another thread: it may have this one.
+  // A helper that takes long has probably lost its core to another thread, so this thread yields its own.
   for (int spins = 0; !loop->is_done(); ++spins) spins < kSpins ? pause() : std::this_thread::yield();
   loop->release();
 }

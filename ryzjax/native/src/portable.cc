@@ -1,26 +1,18 @@
-// The kernels in plain C++, in loops a compiler turns into whatever vectors there are (NEON on Arm).
-#include "kernels.h"
-#include "numbers.h"
-
-#include <algorithm>
-#include <cmath>
-#include <cstring>
-#include <memory>
-#include <type_traits>
-#include <utility>
-#include <vector>
+// The kernels in portable C++. The compiler turns their loops into the vectors of the target, such as NEON on Arm.
+#include "isa_includes.h"
 
 namespace ryzjax {
 namespace {
 
 struct Isa {
-  static constexpr int kWidth = 4;        // floats of a vector
-  static constexpr int kValueVectors = 2;  // of a value, held in registers for every lane
+  static constexpr const char* kName = "portable";
+  static constexpr int kWidth = 4;        // floats in a vector
+  static constexpr int kValueVectors = 2;  // vectors of a value that tiles hold in registers for each lane
   using Vec = float __attribute__((vector_size(4 * kWidth)));
   static Vec fma(Vec a, Vec b, Vec c) { return a * b + c; }
 
   struct Chunk {
-    Vec v[32 / kWidth];  // exactly bfloat16
+    Vec v[32 / kWidth];  // float32 that are exact bfloat16 numbers
   };
   struct Sum {
     Vec v[16 / kWidth];
@@ -33,7 +25,7 @@ struct Isa {
   };
 
   static Sum zero() { return {}; }
-  // A chunk of the values of `at(i)`.
+  // Returns the chunk of the values at(0) to at(31).
   template <typename At>
   static Chunk chunk_of(At at) {
     float values[32];
@@ -115,17 +107,7 @@ struct Isa {
   }
 };
 
-#include "vectors.h"
-#include "linear_tiles.h"
-#include "norm_rows.h"
-#include "argmax_rows.h"
-#include "attention_tiles.h"
-#include "product_tiles.h"
-#include "segment_tiles.h"
-#include "segment_forward.h"
-#include "segment_backward.h"
-
-constexpr Kernels kKernels{"portable", run_linear, attend, argmax, rms_norm, segment_forward, segment_backward};
+#include "all_kernels.h"
 
 }  // namespace
 

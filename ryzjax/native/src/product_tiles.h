@@ -1,19 +1,20 @@
-// Products of float32 matrices small enough for the caches, over an instruction set's `Isa`. Included once by each of
-// them, inside its namespace.
+// Products and transposes of float32 matrices that fit in the caches.
 //
-// A tile of the result stays in registers while its sums grow: rows of the left matrix as single numbers, of the right
-// one as vectors. Each sum is one chain in the order of the inner index, whatever the tile.
+// Requires: vectors.h before it.
+//
+// A tile of the result stays in registers while its sums grow. The left matrix is read number by number, the right one
+// in vectors. Each sum is one chain in the order of the inner index, for every size of tile.
 
 constexpr int kProductRows = 6;
 constexpr int kProductVectors = Isa::kValueVectors;
 
-// Number (m, i) of the left matrix is at[m * row + i * step]: a matrix as it lies, or transposed.
+// The left matrix. Its element (m, i) is at[m * row + i * step], so it may be transposed.
 struct Left {
   const float* at;
   int64_t row, step;
 };
 
-// A matrix whose rows are read or written as vectors.
+// A matrix whose rows are read or written in vectors. `row` is the number of elements between two rows.
 template <typename T>
 struct RowsOf {
   T* at;
@@ -22,22 +23,23 @@ struct RowsOf {
 using Right = RowsOf<const float>;
 using Result = RowsOf<float>;
 
-// What a tile of the result is made of: inner indices [from, to), and vectors [first, last) of its rows.
+// The extent of a tile: it sums over inner indices [from, to), and covers vectors [first, last) of the rows.
 struct Extent {
   int64_t from, to, first, last;
 };
 
+// M rows and V vectors of c = a b, or of c += a b if `adds`.
 template <int M, int V>
 inline void product_tile(Left a, Right b, int64_t from, int64_t to, bool adds, Result c) {
   Vec sums[M][V];
   RYZJAX_UNROLL for (int m = 0; m < M; ++m)
     RYZJAX_UNROLL for (int v = 0; v < V; ++v) sums[m][v] = adds ? load(c.at + m * c.row + v * kWidth) : Vec{};
   for (int64_t i = from; i < to; ++i) {
-    Vec here[V];
-    RYZJAX_UNROLL for (int v = 0; v < V; ++v) here[v] = load(b.at + i * b.row + v * kWidth);
+    Vec right[V];
+    RYZJAX_UNROLL for (int v = 0; v < V; ++v) right[v] = load(b.at + i * b.row + v * kWidth);
     RYZJAX_UNROLL for (int m = 0; m < M; ++m) {
       const Vec left = splat(a.at[m * a.row + i * a.step]);
-      RYZJAX_UNROLL for (int v = 0; v < V; ++v) sums[m][v] = Isa::fma(left, here[v], sums[m][v]);
+      RYZJAX_UNROLL for (int v = 0; v < V; ++v) sums[m][v] = Isa::fma(left, right[v], sums[m][v]);
     }
   }
   RYZJAX_UNROLL for (int m = 0; m < M; ++m)
@@ -59,8 +61,8 @@ void product_rows(Left a, Right b, Extent extent, bool adds, Result c) {
   if (extent.last - v == 1) tile(std::integral_constant<int, 1>(), v);
 }
 
-// Rows [0, rows) of c = a b, or of c += a b. `extent_of(first, last)` says what rows [first, last) are made of; the
-// rest of c is left as it is.
+// Computes rows [0, rows) of c = a b, or of c += a b if `adds`. `extent_of(first, last)` returns the extent of rows
+// [first, last). Vectors of c outside that extent are not written.
 template <typename ExtentOf>
 void product(Left a, Right b, int64_t rows, bool adds, Result c, const ExtentOf& extent_of) {
   const auto some = [&](auto count, int64_t at) {
@@ -75,7 +77,7 @@ void product(Left a, Right b, int64_t rows, bool adds, Result c, const ExtentOf&
   if (at + 1 <= rows) some(std::integral_constant<int, 1>(), at);
 }
 
-// a0 b0 a1 b1 ..., from place kFrom of both on.
+// Returns a0 b0 a1 b1 ..., where a0 and b0 are the numbers at index kFrom of a and b.
 template <int kFrom, int... kPlaces>
 inline Vec interleaved(Vec a, Vec b, std::integer_sequence<int, kPlaces...>) {
 #if defined(__clang__)
@@ -85,14 +87,14 @@ inline Vec interleaved(Vec a, Vec b, std::integer_sequence<int, kPlaces...>) {
 #endif
 }
 
-// [rows, columns] -> [columns, rows]; both are multiples of kWidth.
+// Transposes [rows, columns] to [columns, rows]. Both sizes must be multiples of kWidth.
 inline void transpose(const float* from, int64_t rows, int64_t columns, int64_t from_row, float* to, int64_t to_row) {
   constexpr std::make_integer_sequence<int, kWidth> places;
   for (int64_t r = 0; r < rows; r += kWidth)
     for (int64_t c = 0; c < columns; c += kWidth) {
       Vec square[kWidth], other[kWidth];
       RYZJAX_UNROLL for (int i = 0; i < kWidth; ++i) square[i] = load(from + (r + i) * from_row + c);
-      // Dealing halves into each other log2(kWidth) times turns rows into columns.
+      // Interleaving the two halves of the rows log2(kWidth) times transposes the square.
       RYZJAX_UNROLL for (int width = kWidth; width > 1; width /= 2) {
         RYZJAX_UNROLL for (int i = 0; i < kWidth / 2; ++i) {
           other[2 * i] = interleaved<0>(square[i], square[i + kWidth / 2], places);

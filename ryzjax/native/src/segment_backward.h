@@ -1,8 +1,10 @@
-// The gradient of attention within segments over an instruction set's `Isa`. Included once by each of them, inside its
-// namespace.
+// The gradient of attention within segments (contract: segment_attention.h).
 //
-// A task is a segment's queries of some heads of one KV head: nobody else adds to the gradients of those queries, nor
-// to that task's sums of the gradients of keys and values, so each weight is computed once and nothing is shared.
+// Requires: segment_forward.h before it.
+//
+// A task is one segment with some of the query heads of one KV head. Only that task adds to the gradients of its
+// queries and to its own sums of the gradients of keys and values. Each weight is therefore computed once, and tasks
+// share no sums.
 
 struct BackwardSpace {
   AlignedBuffer panel, blocks, segment;
@@ -13,18 +15,19 @@ inline BackwardSpace& backward_space() {
   return space;
 }
 
-// A segment's keys, values and their gradients, float32 [count, size] each.
+// The keys and values of a segment and the sums of their gradients, each float32 [count, size].
 struct SegmentSums {
   float *keys, *values, *k_grad, *v_grad;
 };
 
-// A panel's rows as they lie and across ([size, kPanelLanes]), and what each lane's softmax left.
+// The rows of a panel, [kPanelLanes, size], and their transposes (`_across`, [size, kPanelLanes]). For each lane: the
+// logsumexp of the forward pass, and the sum of weight * gradient over the keys (which is out . grad).
 struct PanelRows {
   float *queries, *queries_across, *grad, *grad_across, *q_grad;
   float lse[kPanelLanes], row_sum[kPanelLanes];
 };
 
-// Scores -> weights, and the weights' gradients -> the scores', both in place.
+// Turns scores into weights, and gradients of weights into gradients of scores, both in place.
 inline void differentiate_block(const KeyBlock& block, const PanelRows& rows, float* scores, float* grads) {
   const bool whole = block.is_seen_whole();
   const float softcap = block.panel.shape.softcap;
@@ -39,7 +42,7 @@ inline void differentiate_block(const KeyBlock& block, const PanelRows& rows, fl
         slope -= part * part;
       }
       Vec weight = exponential(score - load(rows.lse + v * kWidth));
-      // The gradient of a softmax takes off the sum of weight * gradient over its row.
+      // The gradient of a softmax subtracts the sum of weight * gradient over its row.
       Vec grad = weight * (load(grads + at) - load(rows.row_sum + v * kWidth)) * slope;
       if (!whole) {
         const IntVec mask = lanes_in(seen, v);
@@ -53,7 +56,7 @@ inline void differentiate_block(const KeyBlock& block, const PanelRows& rows, fl
 }
 
 inline void read_panel(const SegmentBackwardArgs& a, const Panel& panel, int64_t size, PanelRows& rows) {
-  // q_grad's place takes `out` first.
+  // The memory of q_grad holds `out` until row_sum is computed.
   read_lanes(panel, a.q, a.shape.scale, rows.queries, size);
   read_lanes(panel, a.grad, 1.0f, rows.grad, size);
   read_lanes(panel, a.out, 1.0f, rows.q_grad, size);
@@ -86,7 +89,7 @@ inline void differentiate_panel(const SegmentBackwardArgs& a, const Panel& panel
     key_products(block, sums.values + first * size, size, rows.grad_across, grads);
     differentiate_block(block, rows, scores, grads);
     add_over_keys(block, grads, sums.keys + first * size, size, rows.q_grad);
-    // Queries have been multiplied by the scale.
+    // The queries are already multiplied by the scale.
     add_over_lanes(block, grads, rows.queries, size, sums.k_grad + first * size);
     add_over_lanes(block, scores, rows.grad, size, sums.v_grad + first * size);
   }
@@ -118,7 +121,7 @@ inline void differentiate_segment(const SegmentBackwardArgs& a, const Segment& s
   }
 }
 
-// The parts of a token's gradients of keys and values, in order.
+// Adds up the parts of one token's gradients of keys and values, in order, and writes the sums.
 inline void add_parts(const SegmentBackwardArgs& a, int64_t token) {
   const SegmentShape& shape = a.shape;
   const int64_t count = shape.kv_heads * shape.head_dim, tokens = shape.rows * shape.length;
@@ -143,12 +146,12 @@ void segment_backward(const SegmentBackwardArgs& a, const Threads& threads) {
     clear_segment(shape, segment, shape.heads, shape.is_bfloat16, a.q_grad);
     for (void* grad : {a.k_grad, a.v_grad}) clear_segment(shape, segment, shape.kv_heads, shape.is_bfloat16, grad);
   }
-  const int64_t tasks = shape.kv_heads * a.parts;  // of a segment
+  const int64_t tasks = shape.kv_heads * a.parts;  // tasks of a segment
   parallel_for(threads, static_cast<int64_t>(segments.size()) * tasks, [&](int64_t i) {
     differentiate_segment(a, segments[i / tasks], i % tasks / a.parts, i % a.parts);
   });
   if (a.parts == 1) return;
-  constexpr int64_t kTokens = 64;  // a task
+  constexpr int64_t kTokens = 64;  // of a task
   std::vector<Segment> pieces;
   for (const Segment& segment : segments)
     for (int64_t at = 0; at < segment.count; at += kTokens)

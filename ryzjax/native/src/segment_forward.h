@@ -1,5 +1,6 @@
-// Attention within segments over an instruction set's `Isa` (FlashAttention: Dao, arXiv 2307.08691). Included once by
-// each of them, inside its namespace.
+// Attention within segments (contract: segment_attention.h), as in FlashAttention-2 (Dao, arXiv 2307.08691).
+//
+// Requires: segment_tiles.h before it.
 
 struct ForwardSpace {
   AlignedBuffer queries, across, keys, values, scores, sums;
@@ -10,13 +11,14 @@ inline ForwardSpace& forward_space() {
   return space;
 }
 
-// A panel's softmax so far.
+// The running softmax of each lane of a panel: largest score, sum of weights, and the factor for the sums so far.
 struct Softmax {
   float peak[kPanelLanes], total[kPanelLanes], shrink[kPanelLanes];
 };
 
-// Scores -> weights, in place; `shrink` is what the sums so far must be multiplied by.
-inline void weigh_block(const KeyBlock& block, float* scores, Softmax& softmax) {
+// Turns scores into weights, in place, and updates the softmax. The weighted sums so far must be multiplied by `shrink`
+// before the values of this block are added.
+inline void softmax_block(const KeyBlock& block, float* scores, Softmax& softmax) {
   const bool whole = block.is_seen_whole();
   const float softcap = block.panel.shape.softcap;
   for (int64_t v = 0; v < block.panel.vectors(); ++v) {
@@ -67,7 +69,7 @@ inline void attend_panel(const SegmentForwardArgs& a, const Panel& panel, int64_
   Softmax softmax;
   for (int64_t lane = 0; lane < kPanelLanes; ++lane) {
     const bool has_sink = a.sinks != nullptr && lane < panel.lanes;
-    softmax.peak[lane] = has_sink ? a.sinks[panel.head(lane)] : kNothing;
+    softmax.peak[lane] = has_sink ? a.sinks[panel.head(lane)] : kNoScore;
     softmax.total[lane] = has_sink ? 1.0f : 0.0f;
   }
   const Range all = keys_of(panel);
@@ -76,7 +78,7 @@ inline void attend_panel(const SegmentForwardArgs& a, const Panel& panel, int64_
     read_keys(shape, panel.segment, kv_head, a.k, {first, first + block.count}, keys, size);
     read_keys(shape, panel.segment, kv_head, a.v, {first, first + block.count}, values, size);
     key_products(block, keys, size, across, scores);
-    weigh_block(block, scores, softmax);
+    softmax_block(block, scores, softmax);
     shrink_rows(softmax.shrink, panel.lanes, size, sums);
     add_over_keys(block, scores, values, size, sums);
   }
@@ -87,7 +89,7 @@ inline void attend_panel(const SegmentForwardArgs& a, const Panel& panel, int64_
   }
 }
 
-// Zeros in rows of an array [rows, length, heads, head_dim].
+// Clears the tokens of a segment in an array [rows, length, heads, head_dim].
 inline void clear_segment(const SegmentShape& shape, const Segment& segment, int64_t heads, bool is_bfloat16, void* to) {
   const int64_t row_bytes = heads * shape.head_dim * (is_bfloat16 ? 2 : 4);
   std::memset(static_cast<char*>(to) + (segment.row * shape.length + segment.first) * row_bytes, 0,
@@ -99,7 +101,7 @@ void segment_forward(const SegmentForwardArgs& a, const Threads& threads) {
   const int64_t group = shape.heads / shape.kv_heads;
   struct Task {
     const Segment* segment;
-    int64_t first;  // lane
+    int64_t first;  // the panel's first lane
   };
   const std::vector<Segment> segments = segments_of(shape);
   std::vector<Task> tasks;

@@ -1,15 +1,16 @@
-// What attention within segments and its gradient share, over an instruction set's `Isa`. Included once by each of
-// them, inside its namespace.
+// The parts that attention within segments and its gradient share (contract: segment_attention.h).
 //
-// A lane is one query of one head. Lanes go in panels, queries in order and the heads that share keys side by side; a
-// panel meets keys in blocks. Scores lie [key, lane]: a softmax then runs along vectors, and what a lane sees of a
-// block is a range of rows.
+// Requires: weight_rows.h, norm_rows.h, attention_tiles.h and product_tiles.h before it.
+//
+// A lane is one query of one head. Lanes are grouped in panels, with queries in order and the heads that share keys
+// next to each other. A panel processes keys in blocks. Scores have the layout [key, lane], so that a vector holds the
+// scores of kWidth lanes, and the keys of a block that a lane sees are a range of rows.
 
 constexpr int64_t kPanelLanes = 64;
-constexpr int64_t kSegmentBlock = 64;  // keys
+constexpr int64_t kSegmentBlock = 64;  // keys of a block
 static_assert(kPanelLanes % kWidth == 0 && kSegmentBlock % kWidth == 0);
 
-// A run of tokens of one row: a sequence, or padding.
+// Tokens [first, first + count) of one row: a sequence, or padding.
 struct Segment {
   int64_t row, first, count;
   bool is_padding;
@@ -27,7 +28,7 @@ inline std::vector<Segment> segments_of(const SegmentShape& shape) {
   return segments;
 }
 
-// Lanes [first, first + lanes) of a segment's queries of `heads` heads, which read one KV head.
+// Lanes [first, first + lanes) of a segment: queries of `heads` heads, from `first_head` on, that read one KV head.
 class Panel {
  public:
   Panel(const SegmentShape& shape, const Segment& segment, int64_t first_head, int64_t heads, int64_t first, int64_t lanes)
@@ -44,14 +45,14 @@ class Panel {
   const int64_t heads, first, lanes;
 
   int64_t vectors() const { return (lanes + kWidth - 1) / kWidth; }
-  // Of a lane, counted from the segment's first token.
+  // The token of a lane, counted from the segment's first.
   int64_t token(int64_t lane) const { return tokens_[lane]; }
   int64_t head(int64_t lane) const { return heads_[lane]; }
-  // Which row of [rows, length, heads] it is.
+  // The index of a lane in [rows, length, heads].
   int64_t row_of(int64_t lane) const {
     return (segment.row * shape.length + segment.first + token(lane)) * shape.heads + head(lane);
   }
-  // Its place in [rows, heads, length].
+  // The index of a lane in [rows, heads, length].
   int64_t lse_of(int64_t lane) const {
     return (segment.row * shape.heads + head(lane)) * shape.length + segment.first + token(lane);
   }
@@ -66,34 +67,35 @@ struct Range {
   int64_t from, to;
 };
 
-// Keys [first, first + count) of a segment, as a panel meets them.
+// Keys [first, first + count) of a segment, and the panel that processes them.
 struct KeyBlock {
   const Panel& panel;
   int64_t first, count;
 
-  // Keys of the block that some of lanes [from, to) sees.
+  // The keys of the block that at least one of lanes [from, to) sees.
   Range keys_of(int64_t from, int64_t to) const {
     const int64_t oldest = panel.oldest(panel.token(from)) - first, newest = panel.token(to - 1) - first;
     return {std::min(count, std::max<int64_t>(0, oldest)), std::max<int64_t>(0, std::min(count, newest + 1))};
   }
-  // Lanes that see some of keys [from, to).
+  // The lanes that see at least one of keys [from, to).
   Range lanes_of(int64_t from, int64_t to) const {
     const int64_t low = (first + from) * panel.heads - panel.first;
     const int64_t high = panel.shape.window ? (first + to - 1 + panel.shape.window) * panel.heads - panel.first
                                             : panel.lanes;
     return {std::min(panel.lanes, std::max<int64_t>(0, low)), std::max<int64_t>(0, std::min(panel.lanes, high))};
   }
+  // Whether every lane sees every key.
   bool is_seen_whole() const {
     return first + count - 1 <= panel.token(0) && panel.oldest(panel.token(panel.lanes - 1)) <= first;
   }
 };
 
-// The blocks a panel meets: keys [from, to), from a multiple of kSegmentBlock on.
+// The keys that a panel processes. The range starts at a multiple of kSegmentBlock.
 inline Range keys_of(const Panel& panel) {
   return {panel.oldest(panel.token(0)) / kSegmentBlock * kSegmentBlock, panel.token(panel.lanes - 1) + 1};
 }
 
-// A row of numbers as float32 times `factor`, zeros behind it.
+// Reads `count` numbers from index `at` as float32, multiplies them by `factor`, and pads them with zeros to `size`.
 inline void read_row(const void* from, bool is_bfloat16, int64_t at, int64_t count, float factor, float* to,
                      int64_t size) {
   int64_t d = 0;
@@ -102,7 +104,8 @@ inline void read_row(const void* from, bool is_bfloat16, int64_t at, int64_t cou
   for (; d < size; ++d) to[d] = 0;
 }
 
-// Rows of one head lie apart: no processor guesses the next by itself.
+// The distance of prefetches. The rows of one head are not contiguous, so hardware prefetchers do not find the next
+// one.
 constexpr int64_t kRowsAhead = 12;
 
 inline __attribute__((always_inline)) void prefetch_row(const void* from, bool is_bfloat16, int64_t at, int64_t count) {
@@ -110,6 +113,7 @@ inline __attribute__((always_inline)) void prefetch_row(const void* from, bool i
   for (int64_t byte = 0; byte < count * width; byte += 64) prefetch(static_cast<const char*>(from) + at * width + byte);
 }
 
+// Writes `count` numbers, multiplied by `factor`, to index `at`.
 inline void write_row(const float* from, float factor, int64_t count, void* to, bool is_bfloat16, int64_t at) {
   int64_t d = 0;
   for (; d + kWidth <= count; d += kWidth) {
@@ -129,7 +133,7 @@ inline void write_row(const float* from, float factor, int64_t count, void* to, 
   }
 }
 
-// Tokens [first, first + count) of a segment's keys or values of one head.
+// Reads the keys or values of tokens [keys.from, keys.to) of a segment and KV head, as rows of `size` floats.
 inline void read_keys(const SegmentShape& shape, const Segment& segment, int64_t kv_head, const void* from, Range keys,
                       float* to, int64_t size) {
   for (int64_t key = keys.from; key < keys.to; ++key) {
@@ -140,7 +144,7 @@ inline void read_keys(const SegmentShape& shape, const Segment& segment, int64_t
   }
 }
 
-// A panel's rows of q, out or grad, zeros up to a whole vector of lanes.
+// Reads the rows of a panel from q, out or grad, and pads them with rows of zeros to whole vectors of lanes.
 inline void read_lanes(const Panel& panel, const void* from, float factor, float* to, int64_t size) {
   const SegmentShape& shape = panel.shape;
   for (int64_t lane = 0; lane < panel.lanes; ++lane) {
@@ -151,7 +155,8 @@ inline void read_lanes(const Panel& panel, const void* from, float factor, float
   std::fill(to + panel.lanes * size, to + panel.vectors() * kWidth * size, 0.0f);
 }
 
-// scores[key, lane] = keys . lanes_across: [size, kPanelLanes], without those that no lane of a vector sees.
+// scores[key, lane] = keys[key] . lanes_across[:, lane], with lanes_across [size, kPanelLanes]. Vectors of lanes that
+// do not see the key are skipped.
 inline void key_products(const KeyBlock& block, const float* keys, int64_t size, const float* lanes_across,
                          float* scores) {
   const bool whole = block.is_seen_whole();
@@ -164,7 +169,7 @@ inline void key_products(const KeyBlock& block, const float* keys, int64_t size,
           });
 }
 
-// sums[lane] += weights[key, lane] * keys[key] over the keys it sees.
+// sums[lane] += weights[key, lane] * keys[key] over the keys that the lane sees.
 inline void add_over_keys(const KeyBlock& block, const float* weights, const float* keys, int64_t size, float* sums) {
   product({weights, 1, kPanelLanes}, {keys, size}, block.panel.lanes, true, {sums, size},
           [&](int64_t first, int64_t last) -> Extent {
@@ -173,7 +178,7 @@ inline void add_over_keys(const KeyBlock& block, const float* weights, const flo
           });
 }
 
-// sums[key] += weights[key, lane] * lanes[lane] over the lanes that see it.
+// sums[key] += weights[key, lane] * lanes[lane] over the lanes that see the key.
 inline void add_over_lanes(const KeyBlock& block, const float* weights, const float* lanes, int64_t size, float* sums) {
   product({weights, kPanelLanes, 1}, {lanes, size}, block.count, true, {sums, size},
           [&](int64_t first, int64_t last) -> Extent {
@@ -182,7 +187,7 @@ inline void add_over_lanes(const KeyBlock& block, const float* weights, const fl
           });
 }
 
-// Which lanes of vector `v` see a key; `seen` as of KeyBlock::lanes_of.
+// A mask of the lanes of vector `v` that lie in `seen`, a range that KeyBlock::lanes_of returned.
 inline IntVec lanes_in(Range seen, int64_t v) {
   alignas(64) static constexpr int32_t kPlaces[] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
   static_assert(kWidth <= 16);

@@ -1,6 +1,8 @@
-// Vectors of float32 over an instruction set's `Isa`. Included once by each of them, inside its namespace.
+// Vectors of float32: loads, stores, reductions, exp and tanh.
+//
+// Requires: `Isa`.
 
-// Sums stay in registers only if the loops over them are gone.
+// Unrolls a loop. Arrays of sums stay in registers only if the loops over them are unrolled.
 #if defined(__clang__)
 #define RYZJAX_UNROLL _Pragma("unroll")
 #else
@@ -25,9 +27,9 @@ inline Vec load_bf16(const uint16_t* p) {
   std::memcpy(&half, p, sizeof half);
   return (Vec)(__builtin_convertvector(half, IntVec) << 16);
 }
-inline Vec larger(Vec a, Vec b) { return b > a ? b : a; }  // a where b is NaN
+inline Vec larger(Vec a, Vec b) { return b > a ? b : a; }  // returns a if b is NaN
 
-// The same tree whatever the values are.
+// Adds in the same order on every call: a tree that halves the vector.
 inline float total(Vec v) {
   float part[kWidth];
   store(part, v);
@@ -43,10 +45,10 @@ inline float largest(Vec v) {
   return part[0];
 }
 
-// e^x to 2 units in the last place; 0 below -87, as if for x = 88 above it; NaN stays.
+// Returns e^x within 2 units in the last place. Returns 0 below x = -87, e^88 above x = 88, and NaN for NaN.
 inline Vec exponential(Vec x) {
   const Vec bounded = x > splat(88.0f) ? splat(88.0f) : x;
-  // Adding 1.5 * 2^23 rounds to a whole number and leaves it in the low bits.
+  // Adding 1.5 * 2^23 rounds to an integer and leaves that integer in the low bits.
   const Vec shifted = Isa::fma(bounded, splat(1.44269504088896341f), splat(12582912.0f));
   const Vec n = shifted - splat(12582912.0f);
   Vec r = Isa::fma(n, splat(-0.693359375f), bounded);
@@ -58,13 +60,13 @@ inline Vec exponential(Vec x) {
   p = Isa::fma(p, r, splat(1.6666665459e-1f));
   p = Isa::fma(p, r, splat(5.0000001201e-1f));
   p = Isa::fma(p, r * r, r) + splat(1.0f);
-  // Unsigned, because the sum wraps for an x far below -87, whose result is discarded below.
+  // The arithmetic is unsigned because it wraps for x far below -87. The last line discards those results.
   const UintVec exponent = ((UintVec)shifted + (127u - 0x4b400000u)) << 23;
   const Vec value = p * (Vec)exponent;
   return x < splat(-87.0f) ? Vec{} : value;
 }
 
-// tanh x, to 2^-22 or so of 1.
+// Returns tanh(x) with an absolute error of about 2^-22.
 inline Vec hyperbolic_tangent(Vec x) {
   const Vec e = exponential(x + x);
   return splat(1.0f) - splat(2.0f) / (e + splat(1.0f));

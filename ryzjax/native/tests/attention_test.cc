@@ -1,5 +1,6 @@
-// Attention and KV writes against plain loops in float64, for every instruction set of this machine: ragged batches in
-// all storage formats, on pages in scattered order, and the promise that a query's result is its own (attention.h).
+// Compares paged attention and KV writes with plain loops in float64, for every instruction set of this machine, on
+// ragged batches in all storage formats with pages in random order. Also checks that the output of a token depends only
+// on its own sequence, as attention.h promises.
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
@@ -12,7 +13,7 @@ namespace {
 using ryzjax::AttentionArgs;
 using ryzjax::Kernels;
 using ryzjax::KVKind;
-using ryzjax::testing::exactly;
+using ryzjax::testing::exact_buffer;
 using ryzjax::testing::random_bits;
 using ryzjax::testing::ThreadSet;
 using ryzjax::testing::uniform;
@@ -30,22 +31,22 @@ float rounded(float value, bool bfloat16) {
   return bfloat16 ? ryzjax::bf16_to_float(ryzjax::float_to_bf16(value)) : value;
 }
 
-// A model's whole state between steps: one sequence a row, `length` tokens at most.
+// The inputs and the KV cache of several steps. Each row is one sequence of at most `length` tokens.
 class Run {
  public:
   Run(const Case& c, int64_t rows, int64_t length) : c_(c), rows_(rows), length_(length) {
     row_pages_ = (length + c.page_size - 1) / c.page_size;
     pages_ = rows * row_pages_ + 1;
-    table_ = exactly<int32_t>(rows * row_pages_);
+    table_ = exact_buffer<int32_t>(rows * row_pages_);
     for (int64_t i = 0; i < rows * row_pages_; ++i) table_[i] = static_cast<int32_t>(i + 1);
     std::shuffle(table_.get(), table_.get() + rows * row_pages_, random_bits);
     const int64_t slots = kLayers * pages_ * c.kv_heads * c.page_size;
     bytes_ = slots * c.dim * (c.kv == KVKind::kFloat32 ? 4 : c.kv == KVKind::kBfloat16 ? 2 : 1);
     scale_bytes_ = c.kv == KVKind::kInt8 ? slots * 2 : kLayers * c.kv_heads * 4;
     for (int i = 0; i < 2; ++i) {
-      cache_[i] = exactly<uint8_t>(bytes_);
-      scales_[i] = exactly<uint8_t>(scale_bytes_);
-      // What nobody has written must not matter: NaN where the format has one.
+      cache_[i] = exact_buffer<uint8_t>(bytes_);
+      scales_[i] = exact_buffer<uint8_t>(scale_bytes_);
+      // Unwritten slots must not matter: they hold NaN if the format has one.
       std::memset(cache_[i].get(), c.kv == KVKind::kInt8 || c.kv == KVKind::kFloat8 ? 0x7e : 0xff, bytes_);
       std::memset(scales_[i].get(), 0xff, scale_bytes_);
       if (c.kv == KVKind::kFloat8)
@@ -62,17 +63,18 @@ class Run {
     done_.assign(rows, 0);
   }
 
-  // A step of counts[row] tokens of each row, rows with one token first; its outputs, [token, heads, dim].
+  // Runs a step of counts[i] tokens of row order[i] for each i, with rows of one token first. Returns the output of the
+  // tokens, [tokens, heads, dim].
   std::vector<float> step(const Kernels& kernels, const std::vector<int64_t>& order, const std::vector<int64_t>& counts) {
     const Case& c = c_;
     int64_t tokens = 3;  // padding
     for (int64_t count : counts) tokens += count;
     const int64_t rows = static_cast<int64_t>(order.size());
     const size_t width = c.bfloat16 ? 2 : 4;
-    auto q = exactly<uint8_t>(tokens * c.heads * c.dim * width), out = exactly<uint8_t>(tokens * c.heads * c.dim * width);
-    auto k = exactly<uint8_t>(tokens * c.kv_heads * c.dim * width), v = exactly<uint8_t>(tokens * c.kv_heads * c.dim * width);
-    auto page = exactly<int32_t>(tokens), offset = exactly<int32_t>(tokens), table = exactly<int32_t>(rows * row_pages_);
-    auto start = exactly<int32_t>(rows), length = exactly<int32_t>(rows), context = exactly<int32_t>(rows);
+    auto q = exact_buffer<uint8_t>(tokens * c.heads * c.dim * width), out = exact_buffer<uint8_t>(tokens * c.heads * c.dim * width);
+    auto k = exact_buffer<uint8_t>(tokens * c.kv_heads * c.dim * width), v = exact_buffer<uint8_t>(tokens * c.kv_heads * c.dim * width);
+    auto page = exact_buffer<int32_t>(tokens), offset = exact_buffer<int32_t>(tokens), table = exact_buffer<int32_t>(rows * row_pages_);
+    auto start = exact_buffer<int32_t>(rows), length = exact_buffer<int32_t>(rows), context = exact_buffer<int32_t>(rows);
     std::fill(page.get(), page.get() + tokens, 0);
     std::fill(offset.get(), offset.get() + tokens, 0);
     std::memset(q.get(), 0, tokens * c.heads * c.dim * width);
@@ -122,7 +124,7 @@ class Run {
     return result;
   }
 
-  // What position `position` of a row is given, in float64.
+  // Returns the expected output of one position of a row, computed in float64.
   std::vector<double> expected(int64_t row, int64_t position) const {
     const Case& c = c_;
     std::vector<double> result(c.heads * c.dim);
@@ -144,7 +146,8 @@ class Run {
     return result;
   }
 
-  // The largest error of what is stored, in units of the format's last place.
+  // Returns the largest error of the stored keys and values of a position, in units of the error that the format
+  // allows.
   double storage_error(int64_t row, int64_t position) const {
     double worst = 0;
     for (int which = 0; which < 2; ++which)
@@ -233,7 +236,8 @@ class Run {
   std::vector<int64_t> done_;
 };
 
-// The largest error of a ragged run; infinity where a result depends on how its prompt was cut or on its neighbours.
+// Returns the largest error of a ragged run in units of the error that is allowed, or infinity if an output depends on
+// how its prompt was split into chunks or on other rows.
 double check(const Kernels& kernels, const Case& c) {
   const auto seed = random_bits();
   constexpr int64_t kLength = 150;
@@ -258,7 +262,7 @@ double check(const Kernels& kernels, const Case& c) {
   compare(0, 97, second.data());
   compare(2, 2, second.data() + size);
   compare(1, 139, second.data() + (2 + 119) * size);
-  // Row 1 again, alone and cut otherwise: the same bits, of the result and of the cache.
+  // Row 1 runs again, alone and with its prompt split differently. The output must have the same bits.
   random_bits.seed(seed);
   Run alone(c, 3, kLength);
   alone.step(kernels, {1}, {7});
@@ -268,7 +272,7 @@ double check(const Kernels& kernels, const Case& c) {
   return worst;
 }
 
-// Contexts of several parts: against the same queries in float32 loops is too slow, so against float64 at the end.
+// Returns the error of the last token of a context that has several parts. Comparing every token would be too slow.
 double check_long(const Kernels& kernels, const Case& c) {
   constexpr int64_t kLength = 4200;
   Run run(c, 1, kLength);

@@ -1,5 +1,5 @@
-// The kernels against plain loops in float64, for every instruction set of this machine, on odd sizes and tails.
-// Built with sanitizers, on buffers of exactly the size they must have: what reads or writes beside them is caught.
+// Compares the matrix product with plain loops in float64, for every instruction set of this machine, on odd sizes and
+// tails. Buffers have the exact size that they need, so the sanitizers catch every access out of bounds.
 #include <cmath>
 #include <cstdio>
 #include <cstring>
@@ -12,7 +12,7 @@ using ryzjax::Kernels;
 using ryzjax::LinearArgs;
 using ryzjax::ScaleKind;
 using ryzjax::WeightKind;
-using ryzjax::testing::exactly;
+using ryzjax::testing::exact_buffer;
 using ryzjax::testing::random_bits;
 using ryzjax::testing::ThreadSet;
 using ryzjax::testing::uniform;
@@ -24,13 +24,14 @@ struct Case {
   ScaleKind scale_kind = ScaleKind::kFloat32;
 };
 
+// Returns the largest error of a case, relative to the sum of the products' magnitudes.
 double check(const Kernels& kernels, const Case& c) {
   const int64_t groups = c.group ? c.k / c.group : 1, scale_rows = c.one_scale_row ? 1 : c.n;
-  auto x = exactly<uint16_t>(c.m * c.k);
+  auto x = exact_buffer<uint16_t>(c.m * c.k);
   for (int64_t i = 0; i < c.m * c.k; ++i) x[i] = ryzjax::float_to_bf16(uniform(-1, 1));
-  auto out = exactly<float>(c.m * c.n);
-  auto scales32 = exactly<float>(scale_rows * groups);
-  auto scales16 = exactly<uint16_t>(scale_rows * groups);
+  auto out = exact_buffer<float>(c.m * c.n);
+  auto scales32 = exact_buffer<float>(scale_rows * groups);
+  auto scales16 = exact_buffer<uint16_t>(scale_rows * groups);
   for (int64_t i = 0; i < scale_rows * groups; ++i) {
     scales16[i] = ryzjax::float_to_bf16(uniform(0.01f, 0.1f));
     scales32[i] = ryzjax::bf16_to_float(scales16[i]);
@@ -39,12 +40,12 @@ double check(const Kernels& kernels, const Case& c) {
       scales32[i] = ryzjax::half_to_float(scales16[i]);
     }
   }
-  auto zeros = exactly<uint8_t>(scale_rows * groups);
+  auto zeros = exact_buffer<uint8_t>(scale_rows * groups);
   for (int64_t i = 0; i < scale_rows * groups; ++i) zeros[i] = random_bits() & 15;
-  auto codebook = exactly<float>(16);
+  auto codebook = exact_buffer<float>(16);
   for (int i = 0; i < 16; ++i) codebook[i] = uniform(-1, 1);
-  auto wide = exactly<uint16_t>(c.kind == WeightKind::kBfloat16 ? c.n * c.k : 0);
-  auto bytes = exactly<uint8_t>(c.kind == WeightKind::kBfloat16 ? 0 : c.kind == WeightKind::kInt8 ? c.n * c.k : c.n * c.k / 2);
+  auto wide = exact_buffer<uint16_t>(c.kind == WeightKind::kBfloat16 ? c.n * c.k : 0);
+  auto bytes = exact_buffer<uint8_t>(c.kind == WeightKind::kBfloat16 ? 0 : c.kind == WeightKind::kInt8 ? c.n * c.k : c.n * c.k / 2);
   std::vector<double> w(c.n * c.k);
   for (int64_t n = 0; n < c.n; ++n)
     for (int64_t k = 0; k < c.k; ++k) {
@@ -79,9 +80,9 @@ double check(const Kernels& kernels, const Case& c) {
   args.codebook = c.codebook ? codebook.get() : nullptr;
   {
     ThreadSet threads;
-    // The same matrix twice, as projections of one input are: the second run must not disturb the first.
+    // The call multiplies x by the same matrix twice. Both results must have the same bits.
     LinearArgs both[2] = {args, args};
-    auto again = exactly<float>(c.m * c.n);
+    auto again = exact_buffer<float>(c.m * c.n);
     both[1].out = again.get();
     kernels.linear(both, 2, threads.view());
     threads.join();
@@ -118,7 +119,7 @@ int main() {
       cases.push_back({WeightKind::kNibbles, m, 21, 96, 32, 32, true});
       cases.push_back({WeightKind::kNibbles, m, 6, 2176, 128, 128, false, true, false, ScaleKind::kBfloat16});
       cases.push_back({WeightKind::kNibbles, m, 11, 160, 0, 32});
-      // Where blocks of 128 nibbles are two runs, one, and a part of one, with groups that begin inside them or not.
+      // A block of 128 nibbles is two runs, one run or a part of one, and groups begin inside of blocks or not.
       cases.push_back({WeightKind::kNibbles, m, 9, 384, 128, 64, true});
       cases.push_back({WeightKind::kNibbles, m, 7, 640, 320, 64});
       cases.push_back({WeightKind::kNibbles, m, 5, 448, 64, 64, true, false, false, ScaleKind::kFloat16});

@@ -1,5 +1,5 @@
-// Parallel loops: every index once, whoever comes to help and when; loops of several callers at a time; helpers that
-// linger, come late, or never come.
+// Checks that a parallel loop runs every index once: with one caller and with several at a time, and with helpers that
+// wait for the next loop or come late.
 #include <atomic>
 #include <cstdio>
 #include <thread>
@@ -21,7 +21,7 @@ bool every_index_once(const Threads& threads, int64_t n) {
   return true;
 }
 
-// Loops one after the other with nothing, or a sleep, between: helpers are met waiting and gone.
+// Runs loops sequentially, some after a sleep, so that helpers are still waiting for some loops and gone for others.
 bool repeated(const Threads& threads) {
   for (int round = 0; round < 200; ++round) {
     if (!every_index_once(threads, 1 + round % 37)) return false;
@@ -55,7 +55,7 @@ int main() {
     fine = (failed.load() == 0 || fail("four callers")) && fine;
   }
   {
-    // Nobody comes until the loops are over.
+    // Helpers run only after both loops have ended.
     std::vector<std::function<void()>> later;
     const Threads threads{40, [&](std::function<void()> work) { later.push_back(std::move(work)); }};
     fine = ((every_index_once(threads, 100) && every_index_once(threads, 7)) || fail("late helpers")) && fine;

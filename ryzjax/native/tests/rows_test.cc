@@ -1,5 +1,5 @@
-// RMSNorm, argmax and logsumexp against plain loops in float64, for every instruction set, on sizes with and without
-// tails and on numbers that are not finite.
+// Compares RMSNorm, argmax and logsumexp with plain loops in float64, for every instruction set of this machine, on
+// sizes with and without tails and on numbers that are not finite.
 #include <cmath>
 #include <cstdio>
 
@@ -8,13 +8,14 @@
 namespace {
 
 using ryzjax::Kernels;
-using ryzjax::testing::exactly;
+using ryzjax::testing::exact_buffer;
 using ryzjax::testing::ThreadSet;
 using ryzjax::testing::uniform;
 
+// Returns the largest error of RMSNorm, in units of the error that is allowed.
 double norm_error(const Kernels& kernels, int64_t rows, int64_t size, bool bfloat16) {
-  auto x = exactly<float>(rows * size), out = exactly<float>(rows * size);
-  auto x16 = exactly<uint16_t>(rows * size), out16 = exactly<uint16_t>(rows * size), weight = exactly<uint16_t>(size);
+  auto x = exact_buffer<float>(rows * size), out = exact_buffer<float>(rows * size);
+  auto x16 = exact_buffer<uint16_t>(rows * size), out16 = exact_buffer<uint16_t>(rows * size), weight = exact_buffer<uint16_t>(size);
   for (int64_t i = 0; i < rows * size; ++i) {
     x16[i] = ryzjax::float_to_bf16(uniform(-3, 3));
     x[i] = ryzjax::bf16_to_float(x16[i]);
@@ -40,12 +41,13 @@ double norm_error(const Kernels& kernels, int64_t rows, int64_t size, bool bfloa
   return worst;
 }
 
+// Whether argmax and logsumexp are right for rows of random numbers, the first of which holds `odd` if it is not 0.
 bool argmax_is_right(const Kernels& kernels, int64_t rows, int64_t size, float odd) {
-  auto x = exactly<float>(rows * size);
+  auto x = exact_buffer<float>(rows * size);
   for (int64_t i = 0; i < rows * size; ++i) x[i] = std::round(uniform(-40, 40)) / 4;  // with ties
   if (odd != 0) x[size / 2] = odd;
-  auto at = exactly<int32_t>(rows);
-  auto sum = exactly<float>(rows);
+  auto at = exact_buffer<int32_t>(rows);
+  auto sum = exact_buffer<float>(rows);
   {
     ThreadSet threads;
     kernels.argmax({rows, size, x.get(), at.get(), sum.get()}, threads.view());

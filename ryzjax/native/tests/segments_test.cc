@@ -1,5 +1,6 @@
-// Attention within segments and its gradient against plain loops in float64, for every instruction set of this machine;
-// and that a sequence's results are its own, whatever it is packed with and however many threads there are.
+// Compares attention within segments and its gradient with plain loops in float64, for every instruction set of this
+// machine. Also checks that the results of a sequence depend neither on the sequences it is packed with nor on the
+// number of threads.
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
@@ -14,7 +15,7 @@ using ryzjax::SegmentBackwardArgs;
 using ryzjax::SegmentForwardArgs;
 using ryzjax::SegmentShape;
 using ryzjax::Threads;
-using ryzjax::testing::exactly;
+using ryzjax::testing::exact_buffer;
 using ryzjax::testing::ThreadSet;
 using ryzjax::testing::uniform;
 
@@ -27,10 +28,10 @@ struct Case {
   int64_t parts = 1;
 };
 
-using Lengths = std::vector<std::vector<int64_t>>;  // of a row's sequences; padding behind them
+using Lengths = std::vector<std::vector<int64_t>>;  // of the sequences of each row; padding follows them
 using Numbers = std::vector<float>;
 
-// An array as the kernels see it, of exactly its size.
+// An array as the kernels read it, in a buffer of its exact size.
 class Array {
  public:
   Array(const Numbers& numbers, bool bfloat16) : Array(numbers.size(), bfloat16) {
@@ -39,8 +40,8 @@ class Array {
       std::memcpy(bytes_.get() + i * width_, bfloat16 ? static_cast<const void*>(&bits) : &numbers[i], width_);
     }
   }
-  // What is not written is NaN.
-  Array(size_t count, bool bfloat16) : count_(count), width_(bfloat16 ? 2 : 4), bytes_(exactly<uint8_t>(count * width_)) {
+  // Fills the array with NaN, so that a number that a kernel does not write is detected.
+  Array(size_t count, bool bfloat16) : count_(count), width_(bfloat16 ? 2 : 4), bytes_(exact_buffer<uint8_t>(count * width_)) {
     std::memset(bytes_.get(), 0xff, count * width_);
   }
   void* get() const { return bytes_.get(); }
@@ -102,7 +103,7 @@ struct Results {
 
 Results run(const Kernels& kernels, const Inputs& in, const Threads& threads) {
   const Case& c = in.c;
-  auto ids = exactly<int32_t>(in.ids.size());
+  auto ids = exact_buffer<int32_t>(in.ids.size());
   std::copy(in.ids.begin(), in.ids.end(), ids.get());
   const SegmentShape shape{in.rows,   in.length, c.heads, c.kv_heads, c.dim, c.bfloat16, ids.get(), scale_of(c),
                            c.window, c.softcap};
@@ -179,7 +180,8 @@ Expected expect(const Inputs& in) {
   return e;
 }
 
-// The largest error in units of what is allowed: part of the largest number, as terms of gradients cancel.
+// Returns the largest error in units of the error that is allowed. The absolute part is relative to the largest number,
+// because the terms of gradients cancel.
 double worst_of(const Numbers& got, const std::vector<double>& want, double relative, double absolute) {
   double worst = 0, peak = 1;
   for (double x : want) peak = std::max(peak, std::abs(x));
@@ -190,12 +192,13 @@ double worst_of(const Numbers& got, const std::vector<double>& want, double rela
   return worst;
 }
 
+// Returns the largest error of all results of a case, in units of the error that is allowed.
 double check(const Kernels& kernels, const Case& c) {
   const Inputs in = make_inputs(c, {{70, 1, 64, 9}, {150}, {}, {3, 128}}, 150);
   ThreadSet threads;
   const Results got = run(kernels, in, threads.view());
   const Expected want = expect(in);
-  // bfloat16: half a step of rounding, and what rounding `out` does to the sum that gradients take off.
+  // In bfloat16 results are rounded by half a step, and the rounding of `out` changes the sum that gradients subtract.
   const double relative = c.bfloat16 ? 1.0 / 256 : 0, absolute = c.bfloat16 ? 4e-3 : 5e-6;
   return std::max({worst_of(got.out, want.out, relative, c.bfloat16 ? 1e-5 : 2e-6), worst_of(got.lse, want.lse, 0, 2e-6),
                    worst_of(got.q_grad, want.q_grad, relative, absolute),
@@ -203,13 +206,13 @@ double check(const Kernels& kernels, const Case& c) {
                    worst_of(got.v_grad, want.v_grad, relative, c.bfloat16 ? 1e-5 : 5e-6)});
 }
 
-// Tokens [first, first + count) of a row of [rows, length, size].
+// Returns tokens [first, first + count) of the first row of [rows, length, size].
 Numbers part_of(const Numbers& x, int64_t size, int64_t first, int64_t count) {
   return {x.begin() + first * size, x.begin() + (first + count) * size};
 }
 
-// The middle one of three sequences alone, with one thread: the same bits.
-bool is_its_own(const Kernels& kernels, const Case& c) {
+// Whether the middle one of three packed sequences has the same bits as when it runs alone on one thread.
+bool is_independent(const Kernels& kernels, const Case& c) {
   constexpr int64_t kBefore = 45, kCount = 100;
   const Inputs in = make_inputs(c, {{kBefore, kCount, 30}}, 180);
   ThreadSet threads;
@@ -242,7 +245,7 @@ int main() {
                       static_cast<long>(c.window), worst);
           return 1;
         }
-        if (!is_its_own(*kernels, c)) {
+        if (!is_independent(*kernels, c)) {
           std::printf("%s: a sequence's result depends on its neighbours or threads\n", kernels->name);
           return 1;
         }

@@ -1,5 +1,5 @@
-// What the tests of the kernels share: buffers of exactly a size, so that sanitizers see what reads or writes beside
-// them; threads; and every instruction set of this machine.
+// Helpers of the kernels' tests: buffers of an exact size, so that sanitizers detect accesses out of bounds, threads,
+// and the list of instruction sets that this machine can run.
 #pragma once
 
 #include <cstdio>
@@ -18,7 +18,7 @@ inline std::mt19937 random_bits(0);
 
 inline float uniform(float low, float high) { return std::uniform_real_distribution<float>(low, high)(random_bits); }
 
-// A thread a closure: what matters here is that they run, and that sanitizers see it.
+// Runs each closure on a thread of its own. That is slow, but it runs the loops in parallel under the sanitizers.
 class ThreadSet {
  public:
   ~ThreadSet() { join(); }
@@ -35,11 +35,11 @@ class ThreadSet {
 };
 
 template <typename T>
-std::unique_ptr<T[]> exactly(size_t count) {
+std::unique_ptr<T[]> exact_buffer(size_t count) {
   return std::unique_ptr<T[]>(new T[count]);
 }
 
-// The implementations this machine can run; says which it cannot.
+// Returns the kernels that this machine can run, and prints the names of those it cannot.
 inline std::vector<const Kernels*> every_kernels() {
   std::vector<const Kernels*> found;
   for (const char* name : {"avx512", "avx2", "portable"}) {
