@@ -8,13 +8,16 @@ import os
 import resource
 import shutil
 import sys
-import tempfile
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+if os.environ.get("RYZJAX_TESTS_COMPILER", "quick") == "quick":
+    # A quarter of the time of `make test` would be XLA's newer code generator for fusions. The other lanes of .ci/run
+    # set RYZJAX_TESTS_COMPILER=default and test what it makes.
+    os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
 
 import jax
 import pytest
@@ -27,10 +30,12 @@ from tests.typecheck import CHECKER
 CHECKED = ("batch", "layers", "lora", "models", "ops", "qarray", "quant", "training")
 install_import_hook([f"ryzjax.{name}" for name in CHECKED], CHECKER)
 
-# Most of the time of these tests is XLA compiling tiny programs, and many tests need the same ones. All processes of a
-# run (workers, servers, commands) share one compile cache. It is new with each run unless a caller names a folder.
-OWN_CACHE = None if "RYZJAX_TESTS_COMPILE_CACHE" in os.environ else tempfile.mkdtemp(prefix="ryzjax-tests-")
-COMPILE_CACHE = os.environ.setdefault("RYZJAX_TESTS_COMPILE_CACHE", OWN_CACHE or "")
+# About half of the time of these tests is XLA compiling tiny programs, and many tests need the same ones. All processes
+# of a run (workers, servers, commands) and later runs share one compile cache. `make clean` removes it.
+COMPILE_CACHE = os.environ.setdefault(
+    "RYZJAX_TESTS_COMPILE_CACHE", str(Path(__file__).parents[1] / ".pytest_cache" / "programs")
+)
+MOST_CACHED_BYTES = 2**31
 for setting, value in (
     ("jax_compilation_cache_dir", COMPILE_CACHE),
     ("jax_persistent_cache_min_compile_time_secs", 0.0),
@@ -104,10 +109,13 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
     return report
 
 
-def pytest_unconfigure() -> None:
-    """Removes the compile cache where this process made it."""
-    if OWN_CACHE is not None:
-        shutil.rmtree(OWN_CACHE, ignore_errors=True)
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Empties a compile cache that has grown too large. A worker of pytest-xdist leaves that to its parent."""
+    if not hasattr(session.config, "workerinput") and Path(COMPILE_CACHE).is_dir():
+        with os.scandir(COMPILE_CACHE) as entries:
+            size = sum(entry.stat().st_size for entry in entries)
+        if size > MOST_CACHED_BYTES:
+            shutil.rmtree(COMPILE_CACHE)
 
 
 def peak_mib() -> int:

@@ -92,7 +92,7 @@ def test_quantized_weights(name: str):
 
 def test_a_format_that_does_not_fit_is_an_error():
     layer = Linear(48, N, in_axis=None, out_axis=None, dtype="float32", placement=ONE)
-    with pytest.raises(ConfigError, match=r"layers\.0\.mlp\.up: 48 in features.*another group size"):
+    with pytest.raises(ConfigError, match=r"layers\.0\.mlp\.up: K=48 in features.*another group size"):
         layer.quantize("layers.0.mlp.up", FORMATS["int4"])
 
 

@@ -121,7 +121,7 @@ def test_a_layer_that_cannot_be_quantized(name: str, message: str):
 
 
 def test_a_format_that_does_not_fit():
-    with pytest.raises(ConfigError, match=r"layers\.0\.attention\.q: 64 in features.*128.*group size"):
+    with pytest.raises(ConfigError, match=r"layers\.0\.attention\.q: K=64 in features.*128.*group size"):
         quantized(QFormat(kind="int4", pack=128), ONE, ["layers.0.attention.q"])
 
 

@@ -91,7 +91,8 @@ def test_a_step_has_the_same_numbers_bit_for_bit(family: str, layers: int, remat
     jax.tree.map(np.testing.assert_array_equal, trained(model, params, frozen), trained(there, params, weights))
 
 
-@pytest.mark.parametrize("layout", [pytest.param("tp", marks=pytest.mark.slow), "fsdp_tp"])
+@pytest.mark.slow  # Bits are equal only where XLA compiles as it does by default (RYZJAX_TESTS_COMPILER).
+@pytest.mark.parametrize("layout", ["tp", "fsdp_tp"])
 def test_over_several_devices_each_fetches_its_part(layout: str, tmp_path: Path) -> None:
     root = Path(__file__).parents[2] / "configs" / "sharding"
     text = re.sub(r"= -1\b", "= 2", (root / f"{layout}.toml").read_text())
