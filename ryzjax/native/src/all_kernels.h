@@ -16,10 +16,19 @@
 //   from_low          the chunk of the low nibbles of 32 bytes
 //   from_high         the chunk of the high nibbles of 32 bytes
 //   from_run          the chunk of the low nibbles of 16 bytes, then of their high nibbles
+//   Integer           products of int8: what integer_rows.h and integer_tiles.h call
+//     Bytes           a vector of 4 bytes for each of kWidth rows
+//     load            16 bytes of each of kWidth rows, transposed into 4 vectors
+//     low_nibbles, high_nibbles, table, look_up
+//     biased, kBias   int8 as the integer units take them: w + kBias
+//     dot_unsigned    sums over 32 columns, float32 for each row, of nibbles times int8
+//     dot_signed      the same of biased int8 times int8
 // An instruction set that defines RYZJAX_NIBBLE_BLOCKS also provides what nibble_blocks.h calls.
 
 #include "vectors.h"
 #include "weight_rows.h"
+#include "integer_rows.h"
+#include "integer_tiles.h"
 #include "linear_tiles.h"
 #include "norm_rows.h"
 #include "argmax_rows.h"

@@ -105,6 +105,41 @@ struct Isa {
   static Chunk from_run(const uint8_t* p, const Table& table) {
     return chunk_of([p, &table](int i) { return table.v[i < 16 ? p[i] & 15 : p[i - 16] >> 4]; });
   }
+
+  struct Integer {
+    using Bytes = uint8_t __attribute__((vector_size(4 * kWidth)));
+    static constexpr float kBias = 0;
+
+    static void load(const uint8_t* p, int64_t stride, Bytes* out) {
+      for (int r = 0; r < kWidth; ++r)
+        for (int i = 0; i < 16; ++i) out[i / 4][4 * r + i % 4] = p[r * stride + i];
+    }
+    static Bytes low_nibbles(Bytes w) { return w & 15; }
+    static Bytes high_nibbles(Bytes w) { return w >> 4; }
+    static Bytes table(const int8_t* codes) {
+      Bytes table;
+      std::memcpy(&table, codes, sizeof table);
+      return table;
+    }
+    static Bytes look_up(Bytes nibbles, Bytes table) {
+      for (int i = 0; i < 4 * kWidth; ++i) nibbles[i] = table[nibbles[i]];
+      return nibbles;
+    }
+    static Bytes biased(Bytes w) { return w; }
+    static Vec dot_signed(const Bytes (&w)[8], const int8_t* x) {
+      IntVec sum = {};
+      for (int i = 0; i < 8; ++i) {
+        int8_t bytes[4 * kWidth];
+        std::memcpy(bytes, &w[i], sizeof bytes);
+        for (int r = 0; r < kWidth; ++r)
+          for (int j = 0; j < 4; ++j) sum[r] += bytes[4 * r + j] * x[4 * i + j];
+      }
+      return __builtin_convertvector(sum, Vec);
+    }
+    // Nibbles are the same as signed and as unsigned bytes.
+    static Vec dot_unsigned(const Bytes (&w)[8], const int8_t* x) { return dot_signed(w, x); }
+    using IntVec = int32_t __attribute__((vector_size(4 * kWidth)));
+  };
 };
 
 #include "all_kernels.h"
