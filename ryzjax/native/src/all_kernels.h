@@ -21,8 +21,9 @@
 //     load            16 bytes of each of kWidth rows, transposed into 4 vectors
 //     low_nibbles, high_nibbles, table, look_up
 //     biased, kBias   int8 as the integer units take them: w + kBias
-//     dot_unsigned    sums over 32 columns, float32 for each row, of nibbles times int8
-//     dot_signed      the same of biased int8 times int8
+//     four_columns    4 columns of x, for every row
+//     Dot<is_signed>  sums of products of nibbles, or of biased int8, with int8: zero, add, and total as float32
+//     kColumns        rows of x in a tile
 // An instruction set that defines RYZJAX_NIBBLE_BLOCKS also provides what nibble_blocks.h calls.
 
 #include "vectors.h"

@@ -123,6 +123,7 @@ struct Isa {
   struct Integer {
     using Bytes = __m256i;
     static constexpr float kBias = 0;
+    static constexpr int kColumns = 4;
 
     static __m128i bytes16(const uint8_t* p) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(p)); }
     static void load(const uint8_t* p, int64_t stride, Bytes* out) {
@@ -143,26 +144,26 @@ struct Isa {
     }
     static Bytes look_up(Bytes nibbles, Bytes table) { return _mm256_shuffle_epi8(table, nibbles); }
     static Bytes biased(Bytes w) { return w; }
-    static Bytes columns(const int8_t* x) {
+    static Bytes four_columns(const int8_t* x) {
       int32_t four;
       std::memcpy(&four, x, 4);
       return _mm256_set1_epi32(four);
     }
-    static Vec dot_unsigned(const Bytes (&w)[8], const int8_t* x) {
-      // A product of two pairs is at most 2 * 15 * 127 = 3,810, so int16 holds the sum of all eight.
-      __m256i sum = _mm256_maddubs_epi16(w[0], columns(x));
-      for (int i = 1; i < 8; ++i) sum = _mm256_add_epi16(sum, _mm256_maddubs_epi16(w[i], columns(x + 4 * i)));
-      return (Vec)_mm256_cvtepi32_ps(_mm256_madd_epi16(sum, _mm256_set1_epi16(1)));
-    }
-    static Vec dot_signed(const Bytes (&w)[8], const int8_t* x) {
-      // |w| * (x with the sign of w) is at most 2 * 128 * 127 = 32,512 for two columns, which int16 holds.
-      __m256i sum = _mm256_setzero_si256();
-      for (int i = 0; i < 8; ++i) {
-        const __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(w[i]), _mm256_sign_epi8(columns(x + 4 * i), w[i]));
-        sum = _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+    // Nibbles: two products are at most 2 * 15 * 127 = 3,810, so int16 holds the sum of all eight pairs of a unit.
+    // int8: two products of |w| and x with the sign of w are at most 2 * 128 * 127 = 32,512, which int16 just holds.
+    template <bool kIsSigned>
+    struct Dot {
+      using Sum = __m256i;  // int32 if signed, else int16
+      static Sum zero() { return _mm256_setzero_si256(); }
+      static Sum add(Sum sum, Bytes w, Bytes x) {
+        if (!kIsSigned) return _mm256_add_epi16(sum, _mm256_maddubs_epi16(w, x));
+        const __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w));
+        return _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
       }
-      return (Vec)_mm256_cvtepi32_ps(sum);
-    }
+      static Vec total(Sum sum) {
+        return (Vec)_mm256_cvtepi32_ps(kIsSigned ? sum : _mm256_madd_epi16(sum, _mm256_set1_epi16(1)));
+      }
+    };
   };
 };
 

@@ -127,6 +127,7 @@ struct Isa {
   struct Integer {
     using Bytes = __m512i;
     static constexpr float kBias = 128;
+    static constexpr int kColumns = 8;
 
     static __m128i bytes16(const uint8_t* p) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(p)); }
     static void load(const uint8_t* p, int64_t stride, Bytes* out) {
@@ -151,16 +152,18 @@ struct Isa {
     }
     static Bytes look_up(Bytes nibbles, Bytes table) { return _mm512_shuffle_epi8(table, nibbles); }
     static Bytes biased(Bytes w) { return _mm512_xor_si512(w, _mm512_set1_epi8(-128)); }
-    static Vec dot_unsigned(const Bytes (&w)[8], const int8_t* x) {
-      __m512i sum = _mm512_setzero_si512();
-      for (int i = 0; i < 8; ++i) {
-        int32_t four;
-        std::memcpy(&four, x + 4 * i, 4);
-        sum = _mm512_dpbusd_epi32(sum, w[i], _mm512_set1_epi32(four));
-      }
-      return (Vec)_mm512_cvtepi32_ps(sum);
+    static Bytes four_columns(const int8_t* x) {
+      int32_t four;
+      std::memcpy(&four, x, 4);
+      return _mm512_set1_epi32(four);
     }
-    static Vec dot_signed(const Bytes (&w)[8], const int8_t* x) { return dot_unsigned(w, x); }
+    template <bool kIsSigned>
+    struct Dot {
+      using Sum = __m512i;
+      static Sum zero() { return _mm512_setzero_si512(); }
+      static Sum add(Sum sum, Bytes w, Bytes x) { return _mm512_dpbusd_epi32(sum, w, x); }
+      static Vec total(Sum sum) { return (Vec)_mm512_cvtepi32_ps(sum); }
+    };
   };
 };
 

@@ -4,53 +4,62 @@
 //
 //   m <= kFusedColumns   The units of a block of W are unpacked in registers and multiplied with all rows of x.
 //   larger m             The units of a panel of W are unpacked into the L2 cache once, and multiplied there with tiles
-//                        of kFusedColumns rows of x.
+//                        of 2 blocks and Isa::Integer::kColumns rows of x.
 //
 // Both compute an element of y by the same operations: an exact int32 sum for each unit, times the two scales, added in
 // float32 in the order in which the units are stored. The bits therefore depend neither on m nor on the tile.
 
-constexpr int kFusedColumns = 8;
+constexpr int kFusedColumns = 8, kFusedTile = 4;
 constexpr int64_t kIntegerPanelBytes = 256 << 10;  // of unpacked weights
 constexpr int64_t kIntegerUnitBytes = kUnit * kWidth;  // of a block
 
-// C rows of x, and the sums of a block with them.
-template <int C>
-struct IntegerColumns {
+// The sums of B blocks of W with C rows of x.
+template <int B, int C>
+struct IntegerSums {
   const int8_t* values;
   const float *scales, *sums;
   int64_t row_values, row_units;  // numbers and units of a row of x
-  Vec acc[C];
+  Vec acc[B][C];
 
-  explicit IntegerColumns(const QuantizedRows& x, int64_t m)
+  IntegerSums(const QuantizedRows& x, int64_t m)
       : values(x.values + m * x.units * kUnit), scales(x.scales + m * x.units), sums(x.sums + m * x.units),
         row_values(x.units * kUnit), row_units(x.units) {
-    RYZJAX_UNROLL for (int c = 0; c < C; ++c) acc[c] = Vec{};
+    RYZJAX_UNROLL for (int b = 0; b < B; ++b) RYZJAX_UNROLL for (int c = 0; c < C; ++c) acc[b][c] = Vec{};
   }
 
+  // Adds a unit. w[b] are the kUnitVectors vectors of block b.
   template <typename Format>
-  inline __attribute__((always_inline)) void add(int64_t unit, int64_t group, const RowBlock& block,
-                                                 const typename Isa::Integer::Bytes (&w)[kUnitVectors]) {
-    using Integer = Isa::Integer;
-    const Vec scale = load(block.scales + group * kWidth);
+  inline __attribute__((always_inline)) void add(int64_t unit, int64_t group, const RowBlock (&blocks)[B],
+                                                 const typename Isa::Integer::Bytes* const (&w)[B]) {
+    using Dot = typename Isa::Integer::template Dot<Format::is_signed>;
+    typename Dot::Sum products[B][C];
+    RYZJAX_UNROLL for (int b = 0; b < B; ++b) RYZJAX_UNROLL for (int c = 0; c < C; ++c) products[b][c] = Dot::zero();
+    const int8_t* const x = values + unit * kUnit;
+    RYZJAX_UNROLL for (int i = 0; i < kUnitVectors; ++i) {
+      typename Isa::Integer::Bytes columns[C];
+      RYZJAX_UNROLL for (int c = 0; c < C; ++c) columns[c] = Isa::Integer::four_columns(x + c * row_values + 4 * i);
+      RYZJAX_UNROLL for (int b = 0; b < B; ++b)
+        RYZJAX_UNROLL for (int c = 0; c < C; ++c) products[b][c] = Dot::add(products[b][c], w[b][i], columns[c]);
+    }
     RYZJAX_UNROLL for (int c = 0; c < C; ++c) {
-      const int8_t* const x = values + c * row_values + unit * kUnit;
-      const int64_t at = c * row_units + unit;
-      Vec sum = Format::is_signed ? Integer::dot_signed(w, x) : Integer::dot_unsigned(w, x);
-      if constexpr (Format::is_signed && Integer::kBias != 0) sum = Isa::fma(splat(-Integer::kBias), splat(sums[at]), sum);
-      if constexpr (Format::zeros == Zeros::kEight) sum = Isa::fma(splat(-8.0f), splat(sums[at]), sum);
-      if constexpr (Format::zeros == Zeros::kStored)
-        sum = Isa::fma(-load(block.zeros + group * kWidth), splat(sums[at]), sum);
-      acc[c] = Isa::fma(sum, scale * splat(scales[at]), acc[c]);
+      const Vec x_scale = splat(scales[c * row_units + unit]), x_sum = splat(sums[c * row_units + unit]);
+      RYZJAX_UNROLL for (int b = 0; b < B; ++b) {
+        Vec sum = Dot::total(products[b][c]);
+        if constexpr (Format::is_signed && Isa::Integer::kBias != 0) sum = Isa::fma(splat(-Isa::Integer::kBias), x_sum, sum);
+        if constexpr (Format::zeros == Zeros::kEight) sum = Isa::fma(splat(-8.0f), x_sum, sum);
+        if constexpr (Format::zeros == Zeros::kStored) sum = Isa::fma(-load(blocks[b].zeros + group * kWidth), x_sum, sum);
+        acc[b][c] = Isa::fma(sum, load(blocks[b].scales + group * kWidth) * x_scale, acc[b][c]);
+      }
     }
   }
 
-  // Stores the sums of `rows` rows of W into out [C, ld].
-  void store_to(float* out, int64_t ld, int64_t rows) const {
+  // Stores the sums with block b of `rows` rows of W into out [C, ld].
+  void store_to(int b, float* out, int64_t ld, int64_t rows) const {
     RYZJAX_UNROLL for (int c = 0; c < C; ++c) {
       if (rows == kWidth) {
-        store(out + c * ld, acc[c]);
+        store(out + c * ld, acc[b][c]);
       } else {
-        std::memcpy(out + c * ld, &acc[c], rows * 4);
+        std::memcpy(out + c * ld, &acc[b][c], rows * 4);
       }
     }
   }
@@ -125,61 +134,101 @@ class RowBlocks {
 // Multiplies rows [first, last) of W with C rows of x.
 template <typename Format, int C>
 void fused_rows(const LinearArgs& a, const QuantizedRows& x, int64_t first, int64_t last) {
+  // More than four rows of x are two tiles, so that the sums of one stay in registers.
+  constexpr int kFirst = C <= kFusedTile ? C : (C + 1) / 2, kSecond = C - kFirst;
   RowBlocks blocks(a, first, last);
   for (int64_t row = first; row < last; row += kWidth) {
-    const RowBlock block = blocks.at(row);
-    IntegerColumns<C> columns(x, 0);
-    // Ahead of the rows as they are stored: the loads below walk kWidth of them side by side.
+    const RowBlock block[1] = {blocks.at(row)};
+    IntegerSums<1, kFirst> sums(x, 0);
+    IntegerSums<1, std::max(1, kSecond)> more(x, kSecond ? kFirst : 0);
     Fetch fetch = Fetch::beyond(a, row, kWidth);
-    each_unit<Format>(a, block, [&](int64_t unit, int64_t group, auto& w) __attribute__((always_inline)) {
+    each_unit<Format>(a, block[0], [&](int64_t unit, int64_t group, auto& w) __attribute__((always_inline)) {
       fetch.template next<kIntegerUnitBytes / (Format::is_nibbles ? 2 : 1)>();
-      columns.template add<Format>(unit, group, block, w);
+      sums.template add<Format>(unit, group, block, {w});
+      if constexpr (kSecond > 0) more.template add<Format>(unit, group, block, {w});
     });
-    columns.store_to(a.out + row, a.n, std::min<int64_t>(kWidth, last - row));
+    const int64_t count = std::min<int64_t>(kWidth, last - row);
+    sums.store_to(0, a.out + row, a.n, count);
+    if constexpr (kSecond > 0) more.store_to(0, a.out + kFirst * a.n + row, a.n, count);
   }
 }
 
+// The unpacked units of some blocks of W, with their scales and zero points.
+struct IntegerPanel {
+  Isa::Integer::Bytes* values;  // [blocks, units, kUnitVectors]
+  float* floats;                // [blocks, 2, groups, kWidth]
+  int64_t units, groups;
+  const std::vector<int32_t>*order, *group_of;  // of the units as they are stored
+
+  RowBlock block(int64_t b) const {
+    const float* const scales = floats + b * 2 * groups * kWidth;
+    return {nullptr, 0, scales, scales + groups * kWidth, Isa::Integer::Bytes{}};
+  }
+};
+
 template <typename Format>
-void integer_panel(const LinearArgs& a, const QuantizedRows& x, int64_t first, int64_t last) {
-  using Bytes = typename Isa::Integer::Bytes;
+IntegerPanel unpack_panel(const LinearArgs& a, int64_t units, int64_t first, int64_t last) {
+  using Bytes = Isa::Integer::Bytes;
   thread_local AlignedBuffer memory, float_memory;
-  const int64_t units = x.units, blocks = (last - first + kWidth - 1) / kWidth, groups = a.k / a.group;
-  auto* const panel = static_cast<Bytes*>(memory.at_least(blocks * units * kIntegerUnitBytes));
-  const int64_t block_floats = 2 * groups * kWidth;
-  float* const floats = static_cast<float*>(float_memory.at_least(blocks * block_floats * 4));
-  thread_local std::vector<int32_t> order, group_of;  // of the units as they are stored
+  thread_local std::vector<int32_t> order, group_of;
   order.clear(), group_of.clear();
+  const int64_t blocks = (last - first + kWidth - 1) / kWidth, groups = a.k / a.group, floats = 2 * groups * kWidth;
+  const IntegerPanel panel = {static_cast<Bytes*>(memory.at_least(blocks * units * kIntegerUnitBytes)),
+                              static_cast<float*>(float_memory.at_least(blocks * floats * 4)), units, groups, &order,
+                              &group_of};
   RowBlocks source(a, first, last);
   for (int64_t b = 0; b < blocks; ++b) {
     const RowBlock block = source.at(first + b * kWidth);
-    std::memcpy(floats + b * block_floats, block.scales, (block.zeros ? 2 : 1) * groups * kWidth * 4);
-    Bytes* to = panel + b * units * kUnitVectors;
+    std::memcpy(panel.floats + b * floats, block.scales, (block.zeros ? floats : floats / 2) * 4);
+    Bytes* to = panel.values + b * units * kUnitVectors;
     each_unit<Format>(a, block, [&](int64_t unit, int64_t group, auto& w) __attribute__((always_inline)) {
       RYZJAX_UNROLL for (int i = 0; i < kUnitVectors; ++i) to[i] = w[i];
       to += kUnitVectors;
       if (b == 0) order.push_back(static_cast<int32_t>(unit)), group_of.push_back(static_cast<int32_t>(group));
     });
   }
-  const auto tile = [&](auto count, int64_t m) {
+  return panel;
+}
+
+// Multiplies B blocks of a panel, from block b on, with C rows of x, from row m on.
+template <typename Format, int B, int C>
+void integer_tile(const LinearArgs& a, const QuantizedRows& x, const IntegerPanel& panel, int64_t b, int64_t m,
+                int64_t first, int64_t last) {
+  RowBlock blocks[B];
+  const Isa::Integer::Bytes* w[B];
+  RYZJAX_UNROLL for (int i = 0; i < B; ++i) {
+    blocks[i] = panel.block(b + i);
+    w[i] = panel.values + (b + i) * panel.units * kUnitVectors;
+  }
+  const int32_t* const order = panel.order->data();
+  const int32_t* const group_of = panel.group_of->data();
+  IntegerSums<B, C> sums(x, m);
+  for (int64_t i = 0; i < panel.units; ++i) {
+    sums.template add<Format>(order[i], group_of[i], blocks, w);
+    RYZJAX_UNROLL for (int j = 0; j < B; ++j) w[j] += kUnitVectors;
+  }
+  RYZJAX_UNROLL for (int i = 0; i < B; ++i) {
+    const int64_t row = first + (b + i) * kWidth;
+    sums.store_to(i, a.out + m * a.n + row, a.n, std::min<int64_t>(kWidth, last - row));
+  }
+}
+
+template <typename Format>
+void integer_panel_rows(const LinearArgs& a, const QuantizedRows& x, int64_t first, int64_t last) {
+  constexpr int kBlocks = 2, kColumns = Isa::Integer::kColumns;
+  const IntegerPanel panel = unpack_panel<Format>(a, x.units, first, last);
+  const int64_t blocks = (last - first + kWidth - 1) / kWidth;
+  const auto columns = [&](auto count, int64_t m) {
     constexpr int C = decltype(count)::value;
-    for (int64_t b = 0; b < blocks; ++b) {
-      const float* const scales = floats + b * block_floats;
-      const RowBlock block = {nullptr, 0, scales, scales + groups * kWidth, {}};
-      IntegerColumns<C> columns(x, m);
-      const Bytes* from = panel + b * units * kUnitVectors;
-      for (int64_t i = 0; i < units; ++i, from += kUnitVectors) {
-        Bytes w[kUnitVectors];
-        RYZJAX_UNROLL for (int j = 0; j < kUnitVectors; ++j) w[j] = from[j];
-        columns.template add<Format>(order[i], group_of[i], block, w);
-      }
-      const int64_t row = first + b * kWidth;
-      columns.store_to(a.out + m * a.n + row, a.n, std::min<int64_t>(kWidth, last - row));
-    }
+    int64_t b = 0;
+    for (; b + kBlocks <= blocks; b += kBlocks) integer_tile<Format, kBlocks, C>(a, x, panel, b, m, first, last);
+    for (; b < blocks; ++b) integer_tile<Format, 1, C>(a, x, panel, b, m, first, last);
   };
   int64_t m = 0;
-  for (; m + kFusedColumns <= a.m; m += kFusedColumns) tile(std::integral_constant<int, kFusedColumns>(), m);
-  for (; m + 4 <= a.m; m += 4) tile(std::integral_constant<int, 4>(), m);
-  for (; m < a.m; ++m) tile(std::integral_constant<int, 1>(), m);
+  for (; m + kColumns <= a.m; m += kColumns) columns(std::integral_constant<int, kColumns>(), m);
+  if constexpr (kColumns > 4)
+    for (; m + 4 <= a.m; m += 4) columns(std::integral_constant<int, 4>(), m);
+  for (; m < a.m; ++m) columns(std::integral_constant<int, 1>(), m);
 }
 
 template <typename Format>
@@ -191,7 +240,7 @@ void integer_rows(const LinearArgs& a, const QuantizedRows& x, int64_t first, in
     RYZJAX_CASE(5) RYZJAX_CASE(6) RYZJAX_CASE(7) RYZJAX_CASE(8)
 #undef RYZJAX_CASE
   }
-  integer_panel<Format>(a, x, first, last);
+  integer_panel_rows<Format>(a, x, first, last);
 }
 
 // The number of rows of W in a task.

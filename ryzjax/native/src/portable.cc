@@ -109,6 +109,7 @@ struct Isa {
   struct Integer {
     using Bytes = uint8_t __attribute__((vector_size(4 * kWidth)));
     static constexpr float kBias = 0;
+    static constexpr int kColumns = 4;
 
     static void load(const uint8_t* p, int64_t stride, Bytes* out) {
       for (int r = 0; r < kWidth; ++r)
@@ -126,19 +127,25 @@ struct Isa {
       return nibbles;
     }
     static Bytes biased(Bytes w) { return w; }
-    static Vec dot_signed(const Bytes (&w)[8], const int8_t* x) {
-      IntVec sum = {};
-      for (int i = 0; i < 8; ++i) {
-        int8_t bytes[4 * kWidth];
-        std::memcpy(bytes, &w[i], sizeof bytes);
-        for (int r = 0; r < kWidth; ++r)
-          for (int j = 0; j < 4; ++j) sum[r] += bytes[4 * r + j] * x[4 * i + j];
-      }
-      return __builtin_convertvector(sum, Vec);
+    static Bytes four_columns(const int8_t* x) {
+      Bytes columns;
+      for (int r = 0; r < kWidth; ++r) std::memcpy(reinterpret_cast<char*>(&columns) + 4 * r, x, 4);
+      return columns;
     }
     // Nibbles are the same as signed and as unsigned bytes.
-    static Vec dot_unsigned(const Bytes (&w)[8], const int8_t* x) { return dot_signed(w, x); }
-    using IntVec = int32_t __attribute__((vector_size(4 * kWidth)));
+    template <bool kIsSigned>
+    struct Dot {
+      using Sum = int32_t __attribute__((vector_size(4 * kWidth)));
+      static Sum zero() { return Sum{}; }
+      static Sum add(Sum sum, Bytes w, Bytes x) {
+        int8_t w_bytes[4 * kWidth], x_bytes[4 * kWidth];
+        std::memcpy(w_bytes, &w, sizeof w_bytes);
+        std::memcpy(x_bytes, &x, sizeof x_bytes);
+        for (int i = 0; i < 4 * kWidth; ++i) sum[i / 4] += w_bytes[i] * x_bytes[i];
+        return sum;
+      }
+      static Vec total(Sum sum) { return __builtin_convertvector(sum, Vec); }
+    };
   };
 };
 
