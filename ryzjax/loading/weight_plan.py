@@ -97,6 +97,13 @@ class WeightPlan:
         model = abstract_model(self.model.config, self.model.placement, formats)
         return replace(self, stored=model if self.model is self.stored else self.stored, model=model)
 
+    @property
+    def num_int8_products(self) -> tuple[int, int] | None:
+        """The number of low-bit weights with int8 activations, and of all low-bit weights; None if there are none."""
+        formats = self.model.quantization.values()
+        count = sum(format.activations == "int8_groups" for format in formats)
+        return (count, len(formats)) if count else None
+
     def _refusal(self, format: QFormat) -> str | None:
         if self.model.placement.platform != "cpu":
             return f"the integer kernels are for a CPU, and the devices are {self.model.placement.platform}"
