@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
+from ryzjax.data.synthetic.rows import held_out
 from ryzjax.errors import ConfigError
 from ryzjax.evaluation import EvaluationText, open_model, text_divergence
 from ryzjax.loading.weight_plan import WeightChoice
@@ -15,7 +14,13 @@ from ryzjax.shipped import DEMO_MODEL
 
 pytestmark = pytest.mark.skipif(native_refusal() is not None, reason=f"needs the kernels: {native_refusal()}")
 
-TEXT = EvaluationText.of("Read the list and answer.\n" + Path(__file__).read_text(encoding="utf-8"))
+TEXT = EvaluationText.of(
+    "\n".join(
+        f"{item.messages[-1]['content']}\n{item.answer}"
+        for task in ("addition", "extraction", "retrieval")
+        for item in held_out(task, 12)
+    )
+)
 
 
 def activations(**options: object) -> set[str | None]:
@@ -27,8 +32,10 @@ def test_the_choice():
     for weights in ("int8", "int4"):
         assert activations(weights=weights, activations="int8") == {"int8_groups"}
         assert activations(weights=weights, activations="bf16") == {None}
-        found = CROSSOVERS[str(isa())].int8_activations
-        assert activations(weights=weights, activations="auto") == {"int8_groups" if found else None}
+    # The embedding table is int8 and keeps its activations.
+    is_faster = CROSSOVERS[str(isa())].int8_activations
+    assert activations(weights="int4", activations="auto") == ({None, "int8_groups"} if is_faster else {None})
+    assert activations(weights="int8", activations="auto") == {None}
     assert activations(activations="auto") == set()
 
 
@@ -49,8 +56,9 @@ def test_where_it_is_not_possible(options: dict, message: str):
         open_model(DEMO_MODEL, **options, activations="int8")
 
 
-@pytest.mark.parametrize(("weights", "most"), [("int8", 1e-3), ("int4", None)])
-def test_it_costs_less_than_a_tenth_of_what_the_bits_cost(weights: WeightChoice, most: float | None):
+@pytest.mark.parametrize(("weights", "times"), [("int8", 2.0), ("int4", 1.1)])
+def test_what_it_costs(weights: WeightChoice, times: float):
+    """The KL of int4 weights grows by less than a tenth, and the one of int8 weights to less than twice (docs/log.md)."""
     reference = open_model(DEMO_MODEL, dtype="float32")
     plain, integer = (
         text_divergence(
@@ -58,9 +66,9 @@ def test_it_costs_less_than_a_tenth_of_what_the_bits_cost(weights: WeightChoice,
             open_model(DEMO_MODEL, weights=weights, weights_group=32, activations=choice),
             TEXT,
             context_tokens=256,
-            stride_tokens=256,
+            stride_tokens=255,
         )
         for choice in ("bf16", "int8")
     )
     assert integer.mean_kl != plain.mean_kl
-    assert integer.mean_kl < (1.1 * plain.mean_kl if most is None else most)
+    assert integer.mean_kl < times * plain.mean_kl

@@ -23,11 +23,12 @@
 //     biased, kBias   int8 as the integer units take them: w + kBias
 //     four_columns    4 columns of x, for every row
 //     Dot<is_signed>  sums of products of nibbles, or of biased int8, with int8: zero, add, and total as float32
-//     kColumns        rows of x in a tile
+//     kBlocks, kColumns   blocks of rows of W, and rows of x, in a tile
 // An instruction set that defines RYZJAX_NIBBLE_BLOCKS also provides what nibble_blocks.h calls.
 
 #include "vectors.h"
 #include "weight_rows.h"
+#include "product_tiles.h"
 #include "integer_rows.h"
 #include "integer_tiles.h"
 #include "linear_tiles.h"
@@ -36,7 +37,6 @@
 #include "kv_slots.h"
 #include "attention_tiles.h"
 #include "attention_tasks.h"
-#include "product_tiles.h"
 #include "segment_tiles.h"
 #include "segment_forward.h"
 #include "segment_backward.h"

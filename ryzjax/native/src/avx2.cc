@@ -123,7 +123,8 @@ struct Isa {
   struct Integer {
     using Bytes = __m256i;
     static constexpr float kBias = 0;
-    static constexpr int kColumns = 4;
+    static constexpr int kBlocks = 1;
+    static constexpr int kColumns = 8;
 
     static __m128i bytes16(const uint8_t* p) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(p)); }
     static void load(const uint8_t* p, int64_t stride, Bytes* out) {

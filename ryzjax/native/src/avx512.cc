@@ -127,6 +127,7 @@ struct Isa {
   struct Integer {
     using Bytes = __m512i;
     static constexpr float kBias = 128;
+    static constexpr int kBlocks = 2;
     static constexpr int kColumns = 8;
 
     static __m128i bytes16(const uint8_t* p) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(p)); }

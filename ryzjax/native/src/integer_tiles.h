@@ -1,15 +1,15 @@
 // The loops of y = x W^T with x quantized to int8 (contract: linear.h).
 //
-// Requires: integer_rows.h before it.
+// Requires: integer_rows.h and product_tiles.h before it.
 //
 //   m <= kFusedColumns   The units of a block of W are unpacked in registers and multiplied with all rows of x.
 //   larger m             The units of a panel of W are unpacked into the L2 cache once, and multiplied there with tiles
-//                        of 2 blocks and Isa::Integer::kColumns rows of x.
+//                        of Isa::Integer::kBlocks blocks and Isa::Integer::kColumns rows of x.
 //
 // Both compute an element of y by the same operations: an exact int32 sum for each unit, times the two scales, added in
 // float32 in the order in which the units are stored. The bits therefore depend neither on m nor on the tile.
 
-constexpr int kFusedColumns = 8, kFusedTile = 4;
+constexpr int kFusedColumns = 8;
 constexpr int64_t kIntegerPanelBytes = 256 << 10;  // of unpacked weights
 constexpr int64_t kIntegerUnitBytes = kUnit * kWidth;  // of a block
 
@@ -31,25 +31,37 @@ struct IntegerSums {
   template <typename Format>
   inline __attribute__((always_inline)) void add(int64_t unit, int64_t group, const RowBlock (&blocks)[B],
                                                  const typename Isa::Integer::Bytes* const (&w)[B]) {
-    using Dot = typename Isa::Integer::template Dot<Format::is_signed>;
-    typename Dot::Sum products[B][C];
-    RYZJAX_UNROLL for (int b = 0; b < B; ++b) RYZJAX_UNROLL for (int c = 0; c < C; ++c) products[b][c] = Dot::zero();
+    using Integer = Isa::Integer;
+    using Dot = typename Integer::template Dot<Format::is_signed>;
     const int8_t* const x = values + unit * kUnit;
-    RYZJAX_UNROLL for (int i = 0; i < kUnitVectors; ++i) {
-      typename Isa::Integer::Bytes columns[C];
-      RYZJAX_UNROLL for (int c = 0; c < C; ++c) columns[c] = Isa::Integer::four_columns(x + c * row_values + 4 * i);
-      RYZJAX_UNROLL for (int b = 0; b < B; ++b)
-        RYZJAX_UNROLL for (int c = 0; c < C; ++c) products[b][c] = Dot::add(products[b][c], w[b][i], columns[c]);
-    }
-    RYZJAX_UNROLL for (int c = 0; c < C; ++c) {
-      const Vec x_scale = splat(scales[c * row_units + unit]), x_sum = splat(sums[c * row_units + unit]);
-      RYZJAX_UNROLL for (int b = 0; b < B; ++b) {
-        Vec sum = Dot::total(products[b][c]);
-        if constexpr (Format::is_signed && Isa::Integer::kBias != 0) sum = Isa::fma(splat(-Isa::Integer::kBias), x_sum, sum);
-        if constexpr (Format::zeros == Zeros::kEight) sum = Isa::fma(splat(-8.0f), x_sum, sum);
-        if constexpr (Format::zeros == Zeros::kStored) sum = Isa::fma(-load(blocks[b].zeros + group * kWidth), x_sum, sum);
-        acc[b][c] = Isa::fma(sum, load(blocks[b].scales + group * kWidth) * x_scale, acc[b][c]);
+    const auto scaled = [&](int b, int c, typename Dot::Sum products) __attribute__((always_inline)) {
+      const Vec x_sum = splat(sums[c * row_units + unit]);
+      Vec sum = Dot::total(products);
+      if constexpr (Format::is_signed && Integer::kBias != 0) sum = Isa::fma(splat(-Integer::kBias), x_sum, sum);
+      if constexpr (Format::zeros == Zeros::kEight) sum = Isa::fma(splat(-8.0f), x_sum, sum);
+      if constexpr (Format::zeros == Zeros::kStored) sum = Isa::fma(-load(blocks[b].zeros + group * kWidth), x_sum, sum);
+      const Vec scale = load(blocks[b].scales + group * kWidth) * splat(scales[c * row_units + unit]);
+      acc[b][c] = Isa::fma(sum, scale, acc[b][c]);
+    };
+    if constexpr (B == 1) {
+      // The eight vectors of W stay in registers.
+      RYZJAX_UNROLL for (int c = 0; c < C; ++c) {
+        typename Dot::Sum products = Dot::zero();
+        RYZJAX_UNROLL for (int i = 0; i < kUnitVectors; ++i)
+          products = Dot::add(products, w[0][i], Integer::four_columns(x + c * row_values + 4 * i));
+        scaled(0, c, products);
       }
+    } else {
+      // The sums stay in registers.
+      typename Dot::Sum products[B][C];
+      RYZJAX_UNROLL for (int b = 0; b < B; ++b) RYZJAX_UNROLL for (int c = 0; c < C; ++c) products[b][c] = Dot::zero();
+      RYZJAX_UNROLL for (int i = 0; i < kUnitVectors; ++i) {
+        typename Integer::Bytes columns[C];
+        RYZJAX_UNROLL for (int c = 0; c < C; ++c) columns[c] = Integer::four_columns(x + c * row_values + 4 * i);
+        RYZJAX_UNROLL for (int b = 0; b < B; ++b)
+          RYZJAX_UNROLL for (int c = 0; c < C; ++c) products[b][c] = Dot::add(products[b][c], w[b][i], columns[c]);
+      }
+      RYZJAX_UNROLL for (int b = 0; b < B; ++b) RYZJAX_UNROLL for (int c = 0; c < C; ++c) scaled(b, c, products[b][c]);
     }
   }
 
@@ -80,9 +92,14 @@ class RowBlocks {
     const int64_t count = std::min<int64_t>(kWidth, last_ - row), bytes = row_bytes(a_);
     RowBlock block = {static_cast<const uint8_t*>(a_.values) + row * bytes, bytes, floats_, nullptr, codes_};
     const float* const scales = scales_.values + (row - first_) * scales_.stride;
+    // Whole squares of kWidth rows and groups are transposed in registers.
+    const int64_t squares = count == kWidth && scales_.stride != 0 ? groups_ / kWidth * kWidth : 0;
+    if (squares > 0) transpose(scales, kWidth, squares, scales_.stride, floats_, kWidth);
     for (int64_t r = 0; r < kWidth; ++r)
-      for (int64_t g = 0; g < groups_; ++g)
-        floats_[g * kWidth + r] = r < count ? scales[r * scales_.stride + g] * code_scale_ : 0.0f;
+      for (int64_t g = squares; g < groups_; ++g)
+        floats_[g * kWidth + r] = r < count ? scales[r * scales_.stride + g] : 0.0f;
+    if (a_.codebook != nullptr)
+      for (int64_t i = 0; i < groups_ * kWidth; ++i) floats_[i] *= code_scale_;
     if (a_.zeros != nullptr) {
       float* const zeros = floats_ + groups_ * kWidth;
       for (int64_t r = 0; r < kWidth; ++r) {
@@ -134,22 +151,16 @@ class RowBlocks {
 // Multiplies rows [first, last) of W with C rows of x.
 template <typename Format, int C>
 void fused_rows(const LinearArgs& a, const QuantizedRows& x, int64_t first, int64_t last) {
-  // More than four rows of x are two tiles, so that the sums of one stay in registers.
-  constexpr int kFirst = C <= kFusedTile ? C : (C + 1) / 2, kSecond = C - kFirst;
   RowBlocks blocks(a, first, last);
   for (int64_t row = first; row < last; row += kWidth) {
     const RowBlock block[1] = {blocks.at(row)};
-    IntegerSums<1, kFirst> sums(x, 0);
-    IntegerSums<1, std::max(1, kSecond)> more(x, kSecond ? kFirst : 0);
+    IntegerSums<1, C> sums(x, 0);
     Fetch fetch = Fetch::beyond(a, row, kWidth);
     each_unit<Format>(a, block[0], [&](int64_t unit, int64_t group, auto& w) __attribute__((always_inline)) {
       fetch.template next<kIntegerUnitBytes / (Format::is_nibbles ? 2 : 1)>();
       sums.template add<Format>(unit, group, block, {w});
-      if constexpr (kSecond > 0) more.template add<Format>(unit, group, block, {w});
     });
-    const int64_t count = std::min<int64_t>(kWidth, last - row);
-    sums.store_to(0, a.out + row, a.n, count);
-    if constexpr (kSecond > 0) more.store_to(0, a.out + kFirst * a.n + row, a.n, count);
+    sums.store_to(0, a.out + row, a.n, std::min<int64_t>(kWidth, last - row));
   }
 }
 
@@ -215,7 +226,7 @@ void integer_tile(const LinearArgs& a, const QuantizedRows& x, const IntegerPane
 
 template <typename Format>
 void integer_panel_rows(const LinearArgs& a, const QuantizedRows& x, int64_t first, int64_t last) {
-  constexpr int kBlocks = 2, kColumns = Isa::Integer::kColumns;
+  constexpr int kBlocks = Isa::Integer::kBlocks, kColumns = Isa::Integer::kColumns;
   const IntegerPanel panel = unpack_panel<Format>(a, x.units, first, last);
   const int64_t blocks = (last - first + kWidth - 1) / kWidth;
   const auto columns = [&](auto count, int64_t m) {

@@ -109,6 +109,7 @@ struct Isa {
   struct Integer {
     using Bytes = uint8_t __attribute__((vector_size(4 * kWidth)));
     static constexpr float kBias = 0;
+    static constexpr int kBlocks = 1;
     static constexpr int kColumns = 4;
 
     static void load(const uint8_t* p, int64_t stride, Bytes* out) {

@@ -39,7 +39,7 @@ class EngineConfig:
     """Group size: the in features that share a scale, with --weights int8, int4 and nf4."""
     activations: Literal["auto", "bf16", "int8"] = "auto"
     """How activations are multiplied with low-bit weights on a CPU. int8 quantizes every 32 activations of a token
-    first; bf16 leaves them as they are. auto takes what is faster with this machine's instruction set."""
+    first; bf16 leaves them as they are. auto takes int8 for 4-bit weights, if that is faster on this machine."""
     kv_dtype: Literal["auto", "bfloat16", "float32", "int8", "fp8_e4m3"] = "auto"
     """Dtype of the KV cache. auto uses the model's. int8 has a scale for each token and head; fp8_e4m3 needs
     calibrated scales."""
