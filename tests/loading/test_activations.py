@@ -58,7 +58,7 @@ def test_where_it_is_not_possible(options: dict, message: str):
 
 @pytest.mark.parametrize(("weights", "times"), [("int8", 2.0), ("int4", 1.1)])
 def test_what_it_costs(weights: WeightChoice, times: float):
-    """The KL of int4 weights grows by less than a tenth, and the one of int8 weights to less than twice (docs/log.md)."""
+    """The KL of int4 weights grows by less than a tenth, and that of int8 weights to less than twice."""
     reference = open_model(DEMO_MODEL, dtype="float32")
     plain, integer = (
         text_divergence(
