@@ -25,7 +25,7 @@ def main() -> None:
     if not model:
         raise RuntimeError(f"llama.cpp cannot load {sys.argv[1]}")
     answer_commands(
-        {"llama_cpp": llama_cpp.__version__},
+        {"llama_cpp": llama_cpp.__version__, "system": llama_cpp.llama_print_system_info().decode().strip()},
         lambda batch, context, room: _Run.begun(model, batch, context, room),
         lambda context, repeats: _prefill_seconds(model, context, repeats),
     )

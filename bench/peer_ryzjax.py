@@ -8,15 +8,20 @@ from peer_loop import answer_commands
 
 from ryzjax import LLM
 from ryzjax.bench.offline import DecodeRun, prefill_seconds
+from ryzjax.native.library import isa
 from ryzjax.serving.engine.engine import Engine
 
 
 def main() -> None:
-    """Loads the model argv[1] for contexts of argv[2] tokens with weights of type argv[3], and answers commands."""
+    """Loads the model argv[1] for contexts of argv[2] tokens, and answers commands.
+
+    argv[3] is the type of the weights, and argv[4] the one of the activations (`--activations`).
+    """
     llm = LLM(
         sys.argv[1],
         dtype="bfloat16",
         weights=sys.argv[3],  # pyright: ignore[reportArgumentType]
+        activations=sys.argv[4],  # pyright: ignore[reportArgumentType]
         max_sequences=8,
         max_batch_tokens=512,
         max_context_tokens=int(sys.argv[2]),
@@ -24,7 +29,11 @@ def main() -> None:
     llm.close()  # stops the engine's thread: the steps run on this one
     engine = llm.engine.core
     answer_commands(
-        {"weight_bytes": engine.runner.weight_bytes},
+        {
+            "weight_bytes": engine.runner.weight_bytes,
+            "isa": isa(),
+            "activations": sorted({f.activations or "bf16" for f in engine.runner.model.quantization.values()}),
+        },
         lambda batch, context, room: _begun(engine, batch, context),
         lambda context, repeats: prefill_seconds(engine, tokens=context, repeats=repeats),
     )

@@ -1,12 +1,16 @@
 """Measures decode and prefill of RyzJAX against llama.cpp and transformers + torch, on the same random weights.
 
-    python bench/peers.py [--shape qwen2.5-0.5b] [--bits bf16 int8 int4] [--rounds 5] [--long]
+    python bench/peers.py [--shape qwen2.5-0.5b] [--bits bf16 int8 int4] [--rounds 3] [--long]
 
 The engines of one bit width stay loaded in their own processes and take turns, so that a change in the machine's speed
 affects all of them. Medians and ratios come from the same rounds. torch runs only in bf16. The table that is printed
 shows milliseconds, the ratios of the peers' times to RyzJAX's, and how fast RyzJAX reads its weights relative to the
 memory speed that was measured in the same rounds. The figures go to bench/results/peers-SHAPE.json. This needs the
 `bench` extra.
+
+RYZJAX_NATIVE_ISA=avx2 limits RyzJAX's kernels to AVX2. To compare with llama.cpp on AVX2, build llama-cpp-python with
+CMAKE_ARGS="-DGGML_NATIVE=OFF -DGGML_AVX512=OFF -DGGML_AVX2=ON -DGGML_FMA=ON -DGGML_F16C=ON"; the result file says what
+either one uses.
 """
 
 from __future__ import annotations
@@ -16,10 +20,11 @@ import statistics
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from gguf_checkpoint import gguf_checkpoint
 from peer_process import Peer
-from record import write_result
+from record import provenance, write_result
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
@@ -49,7 +54,13 @@ def main() -> None:
         help="types of the weights to measure (default: all)",
     )
     parser.add_argument("--peers", nargs="+", choices=("llama.cpp", "torch"), default=["llama.cpp", "torch"])
-    parser.add_argument("--rounds", type=int, default=5, help="rounds after a warm-up (default %(default)s)")
+    parser.add_argument(
+        "--activations",
+        choices=("auto", "bf16", "int8"),
+        default="auto",
+        help="RyzJAX's activations beside low-bit weights (default: what is faster)",
+    )
+    parser.add_argument("--rounds", type=int, default=3, help="rounds after a warm-up (default %(default)s)")
     parser.add_argument("--threads", type=int, default=2, help="threads of the peers; XLA uses every core")
     parser.add_argument("--long", action="store_true", help="measure a context of 16K tokens too")
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "ryzjax-bench")
@@ -58,7 +69,8 @@ def main() -> None:
     cases = CASES | (LONG if arguments.long else {})
     model = checkpoint(arguments.shape, arguments.folder)
     figures: dict[str, object] = {}
-    table = Table(title=f"{arguments.shape}: medians of {arguments.rounds} rounds; ratios are peer / ryzjax")
+    table = Table()
+    about: dict[str, dict[str, dict[str, Any]]] = {}
     for column in (
         "weights",
         "case",
@@ -74,35 +86,39 @@ def main() -> None:
         table.add_column(column, justify="left" if column in ("weights", "case") else "right")
     with Progress(console=Console(stderr=True)) as progress:
         for bits in arguments.bits:
-            seconds, weight_bytes = _rounds(model, bits, cases, arguments, progress)
+            seconds, about[bits] = _rounds(model, bits, cases, arguments, progress)
             for case, measured in seconds.items():
+                weight_bytes = about[bits][OURS]["weight_bytes"]
                 figures[f"{bits}, {case}"] = _row(table, bits, case, cases[case], measured, weight_bytes)
+    isa = next(iter(about.values()))[OURS]["isa"]
+    cpu = provenance()["hardware"]["cpu"]
+    table.title = f"{arguments.shape} on {cpu} ({isa}): medians of {arguments.rounds} rounds; ratios are peer / ryzjax"
     Console(width=140).print(table)
     Console().print(
         "GB/s: weights that a step of one token reads; of memory: relative to the memory speed in the same rounds"
     )
     print(
         write_result(
-            f"peers-{arguments.shape}",
-            {"shape": arguments.shape, "rounds": arguments.rounds, "cases": figures},
+            f"peers-{arguments.shape}-{isa}",
+            {"shape": arguments.shape, "rounds": arguments.rounds, "engines": about, "cases": figures},
         )
     )
 
 
 def _rounds(
     model: Path, bits: str, cases: Mapping[str, tuple], arguments: argparse.Namespace, progress: Progress
-) -> tuple[dict[str, dict[str, list[float]]], int]:
+) -> tuple[dict[str, dict[str, list[float]]], dict[str, dict[str, Any]]]:
     """Measures all cases with weights of one type.
 
     Returns:
       For each case and engine, the median of each round in seconds. `STREAM` stands beside the engines, with the
-      seconds in which memory delivered 1 GB in that round. Then the bytes of RyzJAX's weights, all of which a step of
-      one token reads.
+      seconds in which memory delivered 1 GB in that round. Then what each engine reports about itself. A step of one
+      token reads all of RyzJAX's `weight_bytes`.
     """
     # RyzJAX sequences that were prefilled first are some decode steps ahead of the others, so they need more room.
     room = max(c["context"] + (arguments.rounds + 1) * (c["steps"] + 8) + 64 for c, _ in cases.values())
     threads = str(arguments.threads)
-    peers = {OURS: Peer("peer_ryzjax.py", str(model), str(room), bits)}
+    peers = {OURS: Peer("peer_ryzjax.py", str(model), str(room), bits, arguments.activations)}
     if "llama.cpp" in arguments.peers:
         peers["llama.cpp"] = Peer("peer_llama_cpp.py", str(gguf_checkpoint(model, bits)), threads)
     if "torch" in arguments.peers and bits == "bf16":
@@ -126,7 +142,7 @@ def _rounds(
             progress.advance(task)
     for peer in peers.values():
         peer.close()
-    return seconds, int(peers[OURS].told["weight_bytes"])
+    return seconds, {name: peer.told for name, peer in peers.items()}
 
 
 def _row(

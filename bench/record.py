@@ -11,6 +11,7 @@ import sys
 import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -23,7 +24,7 @@ def write_result(name: str, figures: dict[str, object]) -> Path:
     return path
 
 
-def provenance() -> dict[str, object]:
+def provenance() -> dict[str, Any]:
     """Returns the date, hardware, versions, commit and command of this process."""
     return {
         "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),

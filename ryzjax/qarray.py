@@ -28,6 +28,7 @@ from jax.typing import DTypeLike
 from ryzjax.bits import from_bits, storage_dtype
 
 __all__ = [
+    "ACTIVATION_GROUP",
     "LEAVES",
     "QArray",
     "QFormat",
@@ -47,6 +48,8 @@ LEAVES = ("values", "scales", "zeros", "codebook", "order", "scale_codes", "scal
 _STORED: dict[Kind, type] = {"int8": jnp.int8, "int4": jnp.uint8, "float4": jnp.uint8, "float8": jnp.uint8}
 _IMPLIED_ZERO = 8
 """The zero point of int4 without stored zeros: nibbles 0 to 15 stand for -8 to 7."""
+ACTIVATION_GROUP = 32
+"""The number of activations that share a scale with `QFormat.activations="int8_groups"`."""
 _ROW_RUN = 32
 """Columns packed together where one scale covers a whole row."""
 _NESTED_RUN = 256
@@ -69,8 +72,9 @@ class QFormat:
         quantized to 8 bits, with a codebook of 256 numbers, a float32 scale for every 256 codes, and an offset.
       has_zeros: Whether each group has a stored zero point. The zero point of int4 without stored ones is 8.
       has_order: Whether the columns are permuted: column i of the values multiplies input order[i] (GPTQ's act-order).
-      activations: "int8" to quantize each token's activations to int8 with a scale of its own and to multiply in int8
-        (W8A8); None to multiply in the dtype of the activations.
+      activations: None to multiply in the dtype of the activations. "int8" to quantize each token's activations to int8
+        with a scale of its own and to multiply in int8 (W8A8). "int8_groups" to do so with a scale for every
+        `ACTIVATION_GROUP` activations of a token.
 
     Raises:
       ValueError: The attributes contradict each other.
@@ -83,7 +87,7 @@ class QFormat:
     scale_dtype: Literal["float32", "float16", "bfloat16", "nested"] = "float32"
     has_zeros: bool = False
     has_order: bool = False
-    activations: Literal["int8"] | None = None
+    activations: Literal["int8", "int8_groups"] | None = None
 
     def __post_init__(self) -> None:
         is_packed = self.kind in ("int4", "float4")
@@ -91,11 +95,25 @@ class QFormat:
             raise ValueError(f"pack={self.pack} for {self.kind}: expected an even number for int4 and float4, else 0")
         if self.pack and self.group is not None and self.group % self.pack:
             raise ValueError(f"pack={self.pack} does not divide group={self.group}; choose a divisor of the group")
-        if self.activations and (self.kind != "int8" or self.group is not None or self.has_zeros):
+        if self.activations == "int8_groups" and (reason := self.int8_groups_refusal()):
+            raise ValueError(f"activations={self.activations!r}: {reason}")
+        if self.activations == "int8" and (self.kind != "int8" or self.group is not None or self.has_zeros):
             raise ValueError(
                 f"int8 activations need symmetric int8 weights with one scale per row; got kind={self.kind}, "
                 f"group={self.group}, has_zeros={self.has_zeros}"
             )
+
+    def int8_groups_refusal(self) -> str | None:
+        """Returns why activations cannot be quantized to int8 in groups beside this format, or None if they can."""
+        if self.kind == "float8":
+            return "float8 weights are not integers"
+        if self.activations == "int8":
+            return "the checkpoint quantizes activations with one scale per token"
+        if self.rows not in (1, None) or self.scale_dtype == "nested":
+            return "a scale belongs to several rows, or the scales are nested"
+        if self.group is not None and self.group % ACTIVATION_GROUP:
+            return f"group={self.group} is not a multiple of {ACTIVATION_GROUP}"
+        return None
 
     @property
     def column_unit(self) -> int:

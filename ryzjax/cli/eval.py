@@ -137,6 +137,7 @@ class Eval:
                     layout=self.engine.layout,
                     weights=self.engine.weights,
                     weights_group=self.engine.weights_group,
+                    activations=self.engine.activations,
                 ),
                 kl_text,
                 **windows,

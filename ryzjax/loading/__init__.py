@@ -10,9 +10,10 @@ from ryzjax.loading.dummy import dummy_weights
 from ryzjax.loading.load import load_weights, stored_model
 from ryzjax.loading.model_config import read_model_config
 from ryzjax.loading.open_model import OpenModel, open_model
-from ryzjax.loading.weight_plan import WeightChoice, WeightPlan, plan_weights
+from ryzjax.loading.weight_plan import ActivationChoice, WeightChoice, WeightPlan, plan_weights
 
 __all__ = [
+    "ActivationChoice",
     "OpenModel",
     "WeightChoice",
     "WeightPlan",

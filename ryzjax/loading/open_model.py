@@ -11,7 +11,7 @@ from ryzjax.checkpoint.source import CheckpointSource, LoadFormat, resolve_sourc
 from ryzjax.data.tokenizer import Tokenizer
 from ryzjax.errors import ConfigError
 from ryzjax.loading.model_config import read_model_config
-from ryzjax.loading.weight_plan import WeightChoice, WeightPlan, plan_weights
+from ryzjax.loading.weight_plan import ActivationChoice, WeightChoice, WeightPlan, plan_weights
 from ryzjax.models.abstract import AbstractModel
 from ryzjax.sharding import Layout, Placement
 
@@ -57,6 +57,7 @@ def open_model(
     layout: str = "single",
     weights: WeightChoice = "auto",
     weights_group: int = 64,
+    activations: ActivationChoice = "bf16",
 ) -> OpenModel:
     """Opens a model without an engine.
 
@@ -68,6 +69,7 @@ def open_model(
       layout: The name of a shipped sharding layout, or a TOML file.
       weights: Whether to keep, dequantize or quantize the weights while loading; see `WeightChoice`.
       weights_group: Group size in in features, where weights are quantized while loading.
+      activations: How activations are multiplied with low-bit weights; see `ActivationChoice`.
 
     Raises:
       ConfigError: An option is invalid, or `load_format` is "dummy": random weights cannot be evaluated.
@@ -82,4 +84,5 @@ def open_model(
     source = resolve_source(path, revision=revision, load_format=load_format)
     config = read_model_config(source, dtype=dtype)
     plan = plan_weights(source, config, Placement(Layout.load(layout)), weights=weights, group=weights_group)
+    plan = plan.with_activations(activations)
     return OpenModel(source=source, plan=plan, tokenizer=Tokenizer.load(source.path))

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from ryzjax.checkpoint.source import CheckpointSource
@@ -20,13 +21,22 @@ from ryzjax.loading.progress import byte_progress
 from ryzjax.models.abstract import AbstractModel
 from ryzjax.models.config import ModelConfig
 from ryzjax.models.registry import abstract_model
+from ryzjax.native.library import isa
+from ryzjax.native.linear import native_quantized_refusal
+from ryzjax.ops.linear.crossover import CROSSOVERS
 from ryzjax.qarray import LEAVES, QArray, QFormat
 from ryzjax.quant.nf4 import nf4_format
 from ryzjax.quant.quantize_matrix import quantize_matrix
 from ryzjax.quant.scheme import Scheme
 from ryzjax.sharding import Placement
 
-__all__ = ["WeightChoice", "WeightPlan", "plan_weights"]
+__all__ = ["ActivationChoice", "WeightChoice", "WeightPlan", "plan_weights"]
+
+ActivationChoice = Literal["auto", "bf16", "int8"]
+"""The value of `--activations`. "bf16" multiplies low-bit weights with the activations as they are. "int8" quantizes
+every 32 activations of a token to int8 first. "auto" does so beside 4-bit weights, if that is faster with this machine's
+instruction set. The error is then a hundredth of that of 4-bit weights. Beside int8 weights it would be as large as theirs.
+"""
 
 WeightChoice = Literal["auto", "bf16", "int8", "int4", "nf4"]
 """The value of `--weights`. "auto" keeps weights as they are stored. "bf16" dequantizes a quantized checkpoint. "int8",
@@ -57,6 +67,49 @@ class WeightPlan:
         """
         model = self.model.with_layers_on_host()
         return replace(self, stored=model if self.model is self.stored else self.stored, model=model)
+
+    def with_activations(self, choice: ActivationChoice) -> WeightPlan:
+        """Returns the same plan with activations of the linear layers with low-bit weights quantized as chosen.
+
+        Experts, routers, and layers whose format the kernels cannot multiply so keep their activations.
+
+        Raises:
+          ConfigError: "int8" was asked for, and no layer can be multiplied so, for the reason that is given.
+        """
+        is_best = (found := isa()) is not None and CROSSOVERS[found].int8_activations
+        if choice == "bf16" or (choice == "auto" and not is_best):
+            return self
+        linears, dtype = self.model.linears, jnp.dtype(self.model.config.dtype)
+        refusals: list[str] = []
+        formats = dict(self.model.quantization)
+        for name, format in self.model.quantization.items():
+            shape = linears.get(name, (self.model.config.vocab_size, self.model.config.hidden_size))
+            if len(shape) != 2 or name.endswith(".router") or (choice == "auto" and not format.pack):
+                continue
+            reason = self._refusal(format) or native_quantized_refusal(dtype, format, shape[1])
+            if reason is None:
+                formats[name] = replace(format, activations="int8_groups")
+            else:
+                refusals.append(f"{name}: {reason}")
+        if formats == self.model.quantization:
+            if choice == "auto":
+                return self
+            reason = refusals[0] if refusals else "the model has no low-bit weights; choose --weights int8, int4 or nf4"
+            raise ConfigError(f"activations='int8' is not possible here ({reason}); leave it out, or say bf16")
+        model = abstract_model(self.model.config, self.model.placement, formats)
+        return replace(self, stored=model if self.model is self.stored else self.stored, model=model)
+
+    @property
+    def num_int8_products(self) -> tuple[int, int] | None:
+        """The number of low-bit weights with int8 activations, and of all low-bit weights; None if there are none."""
+        formats = self.model.quantization.values()
+        count = sum(format.activations == "int8_groups" for format in formats)
+        return (count, len(formats)) if count else None
+
+    def _refusal(self, format: QFormat) -> str | None:
+        if self.model.placement.platform != "cpu":
+            return f"the integer kernels are for a CPU, and the devices are {self.model.placement.platform}"
+        return format.int8_groups_refusal()
 
     def load(self, *, show_progress: bool = False) -> dict[str, jax.Array]:
         """Reads the weights, and quantizes those that the plan says to quantize, one matrix at a time.

@@ -32,8 +32,8 @@ def native_quantized_refusal(x_dtype: jnp.dtype, format: QFormat, k: int) -> str
         return f"activations are {x_dtype}, not bfloat16"
     if format.kind == "float8":
         return "the kernels have no float8 weights"
-    if format.activations is not None:
-        return "the kernels have no int8 activations"
+    if format.activations == "int8":
+        return "the kernels have no int8 activations with one scale per token"
     if format.rows not in (1, None) or format.scale_dtype == "nested":
         return "a scale belongs to several rows, or the scales are nested"
     group = format.group or k
@@ -49,7 +49,8 @@ def native_project(
 ) -> tuple[Float[Array, "M _"], ...]:
     """Returns `x @ weight.T` for each weight [N, K], accumulated in float32, from one call.
 
-    A quantized weight is multiplied by its scale and rounded to bfloat16. A row of a result depends only on the same
+    A quantized weight is multiplied by its scale and rounded to bfloat16, unless its format quantizes activations to
+    int8 in groups. A row of a result depends only on the same
     row of x, not on the number of rows. Gradients flow to x and to the weights that are arrays, from cotangents rounded
     to bfloat16.
 
@@ -81,11 +82,11 @@ def _project(x: jax.Array, weights: tuple[jax.Array | QArray, ...]) -> tuple[jax
             kind = "nibbles" if weight.format.pack else "int8"
             there = [weight.values, weight.scales, weight.zeros, weight.codebook]
             arrays += [array for array in there if array is not None]
-            flags = weight.zeros is not None, weight.codebook is not None
+            flags = weight.zeros is not None, weight.codebook is not None, weight.format.activations == "int8_groups"
             formats += [_KINDS[kind], weight.format.group or x.shape[1], weight.format.pack, *map(int, flags)]
         else:
             arrays.append(weight)
-            formats += [_KINDS["bfloat16"], 0, 0, 0, 0]
+            formats += [_KINDS["bfloat16"], 0, 0, 0, 0, 0]
     out = [jax.ShapeDtypeStruct((x.shape[0], weight.shape[0]), jnp.float32) for weight in weights]
     return tuple(jax.ffi.ffi_call("ryzjax_linear", out)(x, *arrays, formats=np.asarray(formats, np.int64)))
 

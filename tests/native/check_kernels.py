@@ -8,6 +8,7 @@ A process of its own, because a process loads one instruction set. Prints how ma
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from ryzjax.native.linear import native_project, native_quantized_refusal
 from ryzjax.native.norm import native_rms_norm
 from ryzjax.ops.attention.attend import ATTEND
 from ryzjax.ops.attention.segment_attention import segment_attention, segment_attention_reference
+from ryzjax.ops.linear.integer import project_integer
 from ryzjax.ops.norm import RMS_NORM
 from ryzjax.qarray import dequantize
 from tests.ops.test_paged_attention import make_batch
@@ -59,6 +61,38 @@ def linears() -> int:
             alone = multiply(x[-1:], weights)
             for one, all_rows in zip(alone, got, strict=True):
                 np.testing.assert_array_equal(one[0], all_rows[-1])
+    return cases
+
+
+def integers() -> int:
+    """Low-bit matrices with int8 activations, against the reference; that a row's result is its own; and NaN."""
+    cases = 0
+    multiply = jax.jit(native_project)
+    for (n, k), rows in SHAPES:
+        rng = np.random.default_rng(n + k + 1)
+        weights = []
+        for format in FORMATS.values():
+            if format.has_order or format.int8_groups_refusal():
+                continue
+            format = replace(format, activations="int8_groups")
+            if native_quantized_refusal(jnp.dtype(jnp.bfloat16), format, k) is None:
+                weights.append(random_qarray(rng, format, (n, k)))
+        assert len(weights) > 3
+        for m in rows:
+            x = rng.standard_normal((m, k)).astype(jnp.bfloat16)
+            got = [np.asarray(y) for y in multiply(x, weights)]
+            for weight, y in zip(weights, got, strict=True):
+                want = np.asarray(project_integer(x, weight))
+                size = np.abs(x.astype(np.float64)) @ np.abs(np.asarray(dequantize(weight), np.float64)).T
+                np.testing.assert_array_less(np.abs(y - want), 2e-6 * size + 1e-30)
+                cases += 1
+            alone = multiply(x[-1:], weights)
+            for one, all_rows in zip(alone, got, strict=True):
+                np.testing.assert_array_equal(one[0], all_rows[-1])
+            x[0, k // 2] = np.nan if m % 2 else np.inf
+            for y, before in zip(multiply(x, weights), got, strict=True):
+                assert np.isnan(y[0]).all()
+                np.testing.assert_array_equal(y[1:], before[1:])
     return cases
 
 
@@ -189,4 +223,4 @@ def empty_cache(storage: str, pages: int, kv_heads: int, page: int, dim: int) ->
 
 if __name__ == "__main__":
     assert isa() == sys.argv[1], f"expected {sys.argv[1]}, have {isa()}"
-    print(linears(), norms(), attention(), segments())
+    print(linears(), integers(), norms(), attention(), segments())

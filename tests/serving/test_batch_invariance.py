@@ -22,13 +22,21 @@ NEIGHBOURS = ["The cat", "One day a girl named Lily found a very old map in a bo
 
 
 @pytest.mark.parametrize(
-    ("weights", "kv_dtype"),
-    [("auto", "auto"), ("int8", "auto"), ("int4", "int8"), pytest.param("auto", "float32", marks=pytest.mark.slow)],
+    ("weights", "kv_dtype", "activations"),
+    [
+        ("auto", "auto", "auto"),
+        ("int8", "auto", "bf16"),
+        ("int4", "int8", "int8"),
+        pytest.param("int8", "auto", "int8", marks=pytest.mark.slow),
+        pytest.param("int4", "int8", "bf16", marks=pytest.mark.slow),
+        pytest.param("auto", "float32", "auto", marks=pytest.mark.slow),
+    ],
 )
 def test_neighbours_and_chunks_change_no_bit(
     compile_cache: str,
     weights: Literal["auto", "int8", "int4"],
     kv_dtype: Literal["auto", "int8", "float32"],
+    activations: Literal["auto", "bf16", "int8"],
 ):
     def engine(max_batch_tokens: int) -> LLM:
         return LLM(
@@ -37,6 +45,7 @@ def test_neighbours_and_chunks_change_no_bit(
             weights=weights,
             weights_group=32,
             kv_dtype=kv_dtype,
+            activations=activations,
             max_sequences=8,
             max_batch_tokens=max_batch_tokens,
             max_context_tokens=128,

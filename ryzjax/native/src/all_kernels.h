@@ -16,17 +16,27 @@
 //   from_low          the chunk of the low nibbles of 32 bytes
 //   from_high         the chunk of the high nibbles of 32 bytes
 //   from_run          the chunk of the low nibbles of 16 bytes, then of their high nibbles
+//   Integer           products of int8: what integer_rows.h and integer_tiles.h call
+//     Bytes           a vector of 4 bytes for each of kWidth rows
+//     load            16 bytes of each of kWidth rows, transposed into 4 vectors
+//     low_nibbles, high_nibbles, table, look_up
+//     biased, kBias   int8 as the integer units take them: w + kBias
+//     four_columns    4 columns of x, for every row
+//     Dot<is_signed>  sums of products of nibbles, or of biased int8, with int8: zero, add, and total as float32
+//     kBlocks, kColumns   blocks of rows of W, and rows of x, in a tile
 // An instruction set that defines RYZJAX_NIBBLE_BLOCKS also provides what nibble_blocks.h calls.
 
 #include "vectors.h"
 #include "weight_rows.h"
+#include "product_tiles.h"
+#include "integer_rows.h"
+#include "integer_tiles.h"
 #include "linear_tiles.h"
 #include "norm_rows.h"
 #include "argmax_rows.h"
 #include "kv_slots.h"
 #include "attention_tiles.h"
 #include "attention_tasks.h"
-#include "product_tiles.h"
 #include "segment_tiles.h"
 #include "segment_forward.h"
 #include "segment_backward.h"

@@ -12,13 +12,14 @@ namespace {
 
 ffi::Error refuse(const std::string& what) { return ffi::Error::InvalidArgument("ryzjax_linear: " + what); }
 
-// The format of one matrix. ryzjax/native/linear.py passes these five numbers for each matrix.
+// The format of one matrix. ryzjax/native/linear.py passes these six numbers for each matrix.
 struct Format {
   int64_t kind;          // a WeightKind
   int64_t group, pack;   // as in LinearArgs
   int64_t has_zeros, has_codebook;
+  int64_t activations;   // an Activations
 };
-constexpr size_t kFormatFields = 5;
+constexpr size_t kFormatFields = 6;
 
 // Fills `a` with one matrix from `arrays[at]` on, and advances `at`. Returns "", or a description of the error.
 std::string take_matrix(const Format& format, ffi::RemainingArgs& arrays, size_t& at, LinearArgs& a) {
@@ -37,6 +38,7 @@ std::string take_matrix(const Format& format, ffi::RemainingArgs& arrays, size_t
   if (values->element_type() != (nibbles ? ffi::U8 : ffi::S8) || columns != (nibbles ? a.k / 2 : a.k))
     return "expected int8 [N, K] or nibbles [N, K / 2]";
   a.group = format.group, a.pack = format.pack;
+  a.activations = static_cast<Activations>(format.activations);
   if (a.group <= 0 || a.k % a.group || (a.group != a.k && a.group % 32))
     return "expected a group size that divides K and is K or a multiple of 32";
   if (nibbles && (a.pack <= 0 || (a.pack != 32 && a.pack % 64) || a.group % a.pack))
@@ -74,7 +76,7 @@ std::string take_matrix(const Format& format, ffi::RemainingArgs& arrays, size_t
 ffi::Error linear(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::RemainingArgs arrays, ffi::RemainingRets results,
                   ffi::Span<const int64_t> formats) {
   if (x.element_type() != ffi::BF16 || x.dimensions().size() != 2) return refuse("expected x bfloat16 [M, K]");
-  if (formats.size() != results.size() * kFormatFields) return refuse("expected five numbers of format for each result");
+  if (formats.size() != results.size() * kFormatFields) return refuse("expected six numbers of format for each result");
   if (kernels() == nullptr) return ffi::Error::Internal("ryzjax_linear: no implementation for this machine");
   std::vector<LinearArgs> matrices(results.size());
   size_t at = 0;
@@ -88,7 +90,7 @@ ffi::Error linear(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::RemainingArgs arr
     a.x = static_cast<const uint16_t*>(x.untyped_data());
     a.out = (*out)->typed_data();
     const int64_t* f = formats.begin() + i * kFormatFields;
-    const std::string wrong = take_matrix({f[0], f[1], f[2], f[3], f[4]}, arrays, at, a);
+    const std::string wrong = take_matrix({f[0], f[1], f[2], f[3], f[4], f[5]}, arrays, at, a);
     if (!wrong.empty()) return refuse(wrong);
   }
   if (at != arrays.size()) return refuse("more arrays than the formats name");

@@ -5,6 +5,11 @@
 //
 // A row of y depends only on its row of x. Each element of y is one chain of dot products of 32 columns, in an order
 // that the weights' format alone decides. Neither m nor the tile that an element falls into changes it.
+//
+// With int8 activations, every 32 columns of a row of x are quantized to int8 with a float32 scale, their largest
+// magnitude / 127. The products of 32 columns are summed exactly as integers, multiplied by the scales of x and W, and
+// added in float32. Weights are then not rounded to bfloat16, and a codebook is rounded to multiples of 1/127 of its
+// largest magnitude. A row of x with a number that is not finite has a result of NaN.
 #pragma once
 
 #include <cstdint>
@@ -13,6 +18,7 @@ namespace ryzjax {
 
 enum class WeightKind : int32_t { kBfloat16, kInt8, kNibbles };
 enum class ScaleKind : int32_t { kFloat32, kFloat16, kBfloat16 };
+enum class Activations : int32_t { kBfloat16, kInt8 };
 
 struct LinearArgs {
   int64_t m, n, k;     // rows of x, rows of W, columns of both
@@ -20,6 +26,7 @@ struct LinearArgs {
   float* out;          // [m, n]
   WeightKind kind;
   const void* values;  // bfloat16 [n, k]; int8 [n, k]; or nibbles, uint8 [n, k / 2], in runs of `pack` columns
+  Activations activations;  // how x is multiplied; kInt8 only with quantized weights
   // The remaining fields describe quantized weights. ryzjax/qarray.py defines the format.
   int64_t group;          // group size: columns that share a scale. Equals k if a row has a single scale.
   int64_t pack;           // columns of a run of nibbles: low nibbles hold its first half, high nibbles its second

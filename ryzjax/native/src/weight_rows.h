@@ -2,6 +2,9 @@
 //
 // Requires: vectors.h before it. Includes nibble_blocks.h.
 
+// Bytes of stored weights that a thread takes at a time where each weight is read once.
+constexpr int64_t kTaskBytes = 96 << 10;
+
 inline int64_t round_up(int64_t value, int64_t unit) { return (value + unit - 1) / unit * unit; }
 
 inline int64_t row_bytes(const LinearArgs& a) {

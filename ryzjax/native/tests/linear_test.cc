@@ -8,6 +8,7 @@
 
 namespace {
 
+using ryzjax::Activations;
 using ryzjax::Kernels;
 using ryzjax::LinearArgs;
 using ryzjax::ScaleKind;
@@ -22,13 +23,28 @@ struct Case {
   int64_t m, n, k, group, pack;
   bool zeros = false, codebook = false, one_scale_row = false;
   ScaleKind scale_kind = ScaleKind::kFloat32;
+  bool int8_x = false, is_extreme = false;
 };
+
+// Returns a row of x as the kernels multiply it with int8 activations.
+std::vector<double> quantized_row(const uint16_t* x, int64_t k) {
+  std::vector<double> row(k);
+  for (int64_t first = 0; first < k; first += 32) {
+    const int64_t last = std::min(k, first + 32);
+    float peak = 0;
+    for (int64_t i = first; i < last; ++i) peak = std::max(peak, std::abs(ryzjax::bf16_to_float(x[i])));
+    const float scale = peak * (1.0f / 127.0f), inverse = peak > 0 ? 127.0f / peak : 0.0f;
+    for (int64_t i = first; i < last; ++i)
+      row[i] = static_cast<double>(std::nearbyint(ryzjax::bf16_to_float(x[i]) * inverse)) * scale;
+  }
+  return row;
+}
 
 // Returns the largest error of a case, relative to the sum of the products' magnitudes.
 double check(const Kernels& kernels, const Case& c) {
   const int64_t groups = c.group ? c.k / c.group : 1, scale_rows = c.one_scale_row ? 1 : c.n;
   auto x = exact_buffer<uint16_t>(c.m * c.k);
-  for (int64_t i = 0; i < c.m * c.k; ++i) x[i] = ryzjax::float_to_bf16(uniform(-1, 1));
+  for (int64_t i = 0; i < c.m * c.k; ++i) x[i] = ryzjax::float_to_bf16(c.is_extreme ? (i % 3 ? 1.0f : -1.0f) : uniform(-1, 1));
   auto out = exact_buffer<float>(c.m * c.n);
   auto scales32 = exact_buffer<float>(scale_rows * groups);
   auto scales16 = exact_buffer<uint16_t>(scale_rows * groups);
@@ -43,7 +59,7 @@ double check(const Kernels& kernels, const Case& c) {
   auto zeros = exact_buffer<uint8_t>(scale_rows * groups);
   for (int64_t i = 0; i < scale_rows * groups; ++i) zeros[i] = random_bits() & 15;
   auto codebook = exact_buffer<float>(16);
-  for (int i = 0; i < 16; ++i) codebook[i] = uniform(-1, 1);
+  for (int i = 0; i < 16; ++i) codebook[i] = i == 3 ? -1.0f : std::nearbyint(uniform(-127, 127)) / 127.0f;
   auto wide = exact_buffer<uint16_t>(c.kind == WeightKind::kBfloat16 ? c.n * c.k : 0);
   auto bytes = exact_buffer<uint8_t>(c.kind == WeightKind::kBfloat16 ? 0 : c.kind == WeightKind::kInt8 ? c.n * c.k : c.n * c.k / 2);
   std::vector<double> w(c.n * c.k);
@@ -57,20 +73,22 @@ double check(const Kernels& kernels, const Case& c) {
       const int64_t at = (c.one_scale_row ? 0 : n) * groups + (c.group ? k / c.group : 0);
       float value;
       if (c.kind == WeightKind::kInt8) {
-        bytes[n * c.k + k] = static_cast<uint8_t>(random_bits());
+        bytes[n * c.k + k] = c.is_extreme ? 0x80 : static_cast<uint8_t>(random_bits());
         value = static_cast<float>(static_cast<int8_t>(bytes[n * c.k + k]));
         if (c.zeros) value -= static_cast<float>(static_cast<int8_t>(zeros[at]));
       } else {
         const int64_t run = k / c.pack, in_run = k % c.pack, half = c.pack / 2;
         uint8_t& byte = bytes[n * c.k / 2 + run * half + in_run % half];
-        if (in_run < half) byte = static_cast<uint8_t>(random_bits());
+        if (in_run < half) byte = c.is_extreme ? 0xff : static_cast<uint8_t>(random_bits());
         const int nibble = in_run < half ? byte & 15 : byte >> 4;
         value = c.codebook ? codebook[nibble] : static_cast<float>(nibble) - (c.zeros ? zeros[at] : 8.0f);
       }
-      w[n * c.k + k] = ryzjax::bf16_to_float(ryzjax::float_to_bf16(value * scales32[at]));
+      w[n * c.k + k] = c.int8_x ? static_cast<double>(value) * scales32[at]
+                                : ryzjax::bf16_to_float(ryzjax::float_to_bf16(value * scales32[at]));
     }
   LinearArgs args = {};
   args.m = c.m, args.n = c.n, args.k = c.k;
+  args.activations = c.int8_x ? Activations::kInt8 : Activations::kBfloat16;
   args.x = x.get(), args.out = out.get(), args.kind = c.kind;
   args.values = c.kind == WeightKind::kBfloat16 ? static_cast<void*>(wide.get()) : bytes.get();
   args.group = c.group ? c.group : c.k, args.pack = c.pack;
@@ -88,17 +106,30 @@ double check(const Kernels& kernels, const Case& c) {
     threads.join();
     for (int64_t i = 0; i < c.m * c.n; ++i)
       if (std::memcmp(&out[i], &again[i], 4) != 0) return HUGE_VAL;
+    // A row alone has the same bits as among others.
+    for (int64_t m = 0; m < c.m; ++m) {
+      auto one = exact_buffer<float>(c.n);
+      LinearArgs alone = args;
+      alone.m = 1, alone.x = x.get() + m * c.k, alone.out = one.get();
+      kernels.linear(&alone, 1, threads.view());
+      threads.join();
+      if (std::memcmp(one.get(), out.get() + m * c.n, c.n * 4) != 0) return HUGE_VAL;
+    }
   }
   double worst = 0;
-  for (int64_t m = 0; m < c.m; ++m)
+  for (int64_t m = 0; m < c.m; ++m) {
+    std::vector<double> row(c.k);
+    for (int64_t k = 0; k < c.k; ++k) row[k] = ryzjax::bf16_to_float(x[m * c.k + k]);
+    if (c.int8_x) row = quantized_row(x.get() + m * c.k, c.k);
     for (int64_t n = 0; n < c.n; ++n) {
       double sum = 0, size = 0;
       for (int64_t k = 0; k < c.k; ++k) {
-        const double product = ryzjax::bf16_to_float(x[m * c.k + k]) * w[n * c.k + k];
+        const double product = row[k] * w[n * c.k + k];
         sum += product, size += std::abs(product);
       }
       worst = std::max(worst, std::abs(out[m * c.n + n] - sum) / size);
     }
+  }
   return worst;
 }
 
@@ -126,10 +157,20 @@ int main() {
       cases.push_back({WeightKind::kNibbles, m, 6, 1024, 512, 256, true});
       cases.push_back({WeightKind::kNibbles, m, 3, 384, 192, 192, false, true});
     }
+    const size_t plain = cases.size();
+    for (size_t i = 0; i < plain; ++i) {
+      Case c = cases[i];
+      if (c.kind == WeightKind::kBfloat16) continue;
+      c.int8_x = true;
+      cases.push_back(c);
+      // Every int8 is -128 or every nibble 15, and every int8 of x is 127 or -127.
+      c.is_extreme = true;
+      cases.push_back(c);
+    }
     for (const Case& c : cases) {
       const double worst = check(*kernels, c);
       if (!(worst < 1e-6)) {
-        std::printf("%s: kind %d, m %ld, n %ld, k %ld: error %g\n", kernels->name, static_cast<int>(c.kind),
+        std::printf("%s: kind %d, int8 x %d, m %ld, n %ld, k %ld: error %g\n", kernels->name, static_cast<int>(c.kind), c.int8_x,
                     static_cast<long>(c.m), static_cast<long>(c.n), static_cast<long>(c.k), worst);
         return 1;
       }

@@ -1,4 +1,6 @@
-"""The number of rows from which XLA's product is faster than the native kernels, as measured by `bench/crossover.py`.
+"""Which product is faster on which instruction set: XLA's or the kernels', and with which activations.
+
+`plain_rows` is measured by `bench/crossover.py`, and `int8_activations` by `bench/peers.py`.
 
 XLA sums a row in another order than the kernels do. The crossover is therefore above the engine's default step size
 (`max_batch_tokens`), so that a row's result does not depend on its neighbors in a default configuration, and it is at
@@ -15,20 +17,24 @@ __all__ = ["CROSSOVERS", "Crossover"]
 
 @dataclass(frozen=True, kw_only=True)
 class Crossover:
-    """The crossover of one instruction set.
+    """The crossovers of one instruction set.
 
     Attributes:
+      int8_activations: whether low-bit weights are multiplied faster with activations quantized to int8 than with
+        bfloat16 ones.
       plain_rows: the number of rows from which XLA multiplies plain bfloat16 weights; None for never. XLA never
         multiplies quantized weights here, because it dequantizes them in a separate pass.
       measured: hardware, versions and figures of the measurement.
     """
 
+    int8_activations: bool
     plain_rows: int | None
     measured: str
 
 
 CROSSOVERS: Mapping[str, Crossover] = {
     "avx512": Crossover(
+        int8_activations=False,
         plain_rows=1024,
         measured="2 cores of AMD Zen 5 (bfloat16 products), jax 0.10.2, 2026-11-25. XLA's time over ours, bfloat16, at "
         "512, 1024, 2048 and 4096 rows: 896 -> 9728 0.99, 0.97, 0.95, 0.96; 4864 -> 896 0.88, 0.89, 0.78, 0.80; "
@@ -36,8 +42,11 @@ CROSSOVERS: Mapping[str, Crossover] = {
         "Whole prompts of 1024 and 2048 tokens through a 0.5B model: 0.95, 0.92",
     ),
     "avx2": Crossover(
+        int8_activations=True,
         plain_rows=None,
         measured="not measured: the libraries that XLA calls use AVX-512 if the machine has it, and our machine has it",
     ),
-    "portable": Crossover(plain_rows=None, measured="not measured: no Arm machine was available"),
+    "portable": Crossover(
+        int8_activations=False, plain_rows=None, measured="not measured: no Arm machine was available"
+    ),
 }

@@ -164,6 +164,10 @@ def _probes(dtype: DTypeLike) -> list[Probe]:
         "int4 weights, groups of 32": QFormat(kind="int4", group=32, pack=32),
         "NF4 weights, groups of 64": QFormat(kind="float4", group=64, pack=64),
         "fp8 weights": QFormat(kind="float8"),
+        "int8 weights, int8 activations": QFormat(kind="int8", activations="int8_groups"),
+        "int4 weights, groups of 32, int8 activations": QFormat(
+            kind="int4", group=32, pack=32, activations="int8_groups"
+        ),
     }
     plain = jax.ShapeDtypeStruct((128, 128), jnp.dtype(dtype))
     probes = [Probe(label=f"{jnp.dtype(dtype).name} weights", arrays=(x, (plain,)))]

@@ -1,8 +1,9 @@
 """project_quantized: y = x W^T + b with a low-bit weight, by XLA.
 
-There are three implementations:
+There are four implementations:
 
     int8       Activations are quantized to int8 per token too (W8A8). The product is exact in int32.
+    integer    Activations are quantized to int8 in groups (`project_integer`).
     panels     On a CPU, a loop dequantizes a panel of rows into the cache and multiplies it there.
     reference  The whole matrix is dequantized, then multiplied. XLA fuses the two on an accelerator.
 
@@ -22,6 +23,7 @@ from jaxtyping import Array, Float, Int
 
 from ryzjax.bits import from_bits
 from ryzjax.ops.dispatch import Kernel, Op
+from ryzjax.ops.linear.integer import project_integer
 from ryzjax.ops.linear.reference import project_plain
 from ryzjax.qarray import QArray, dequantize, multiply_from_left
 
@@ -58,7 +60,8 @@ def project_quantized(
     if weight.format.activations == "int8":
         out = cast("Array", _int8(x, weight, summed_over))
     else:
-        out = _by_dequantizing(x, weight)
+        product = project_integer if weight.format.activations == "int8_groups" else _by_dequantizing
+        out = cast("Array", product(x, weight))
         out = lax.psum(out, summed_over) if summed_over else out
     return out if bias is None else out + bias.astype(jnp.float32)
 

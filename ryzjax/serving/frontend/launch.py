@@ -87,6 +87,8 @@ def _log_model(opened: ServedModel, capacity: Capacity) -> None:
         placement.layout.name,
         placement.num_devices,
     )
+    if quantized := opened.plan.num_int8_products:
+        _log.info("activations are quantized to int8 for %d of %d low-bit weights", *quantized)
     for line in capacity.table().splitlines():
         _log.info("%s", line)
 

@@ -99,6 +99,7 @@ def open_served_model(config: EngineConfig) -> ServedModel:
     kv_format = _kv_format(source, config, model_config)
     placement = Placement(Layout.load(config.layout))
     plan = plan_weights(source, model_config, placement, weights=config.weights, group=config.weights_group)
+    plan = plan.with_activations(config.activations)
     certificate = _certificate(source)
     adapters = {name: read_adapter(Path(folder), plan.model) for name, folder in config.lora_folders}
     return ServedModel(

@@ -37,6 +37,9 @@ class EngineConfig:
     quantize a plain checkpoint while loading, with embeddings in int8. bf16 dequantizes a quantized checkpoint."""
     weights_group: Literal[32, 64, 128] = 64
     """Group size: the in features that share a scale, with --weights int8, int4 and nf4."""
+    activations: Literal["auto", "bf16", "int8"] = "auto"
+    """How activations are multiplied with low-bit weights on a CPU. int8 quantizes every 32 activations of a token
+    first; bf16 leaves them as they are. auto takes int8 for 4-bit weights, if that is faster on this machine."""
     kv_dtype: Literal["auto", "bfloat16", "float32", "int8", "fp8_e4m3"] = "auto"
     """Dtype of the KV cache. auto uses the model's. int8 has a scale for each token and head; fp8_e4m3 needs
     calibrated scales."""
@@ -193,6 +196,7 @@ class EngineOptions(TypedDict, total=False):
     dtype: Literal["auto", "float32", "bfloat16"]
     weights: Literal["auto", "bf16", "int8", "int4", "nf4"]
     weights_group: Literal[32, 64, 128]
+    activations: Literal["auto", "bf16", "int8"]
     kv_dtype: Literal["auto", "bfloat16", "float32", "int8", "fp8_e4m3"]
     kv_scale_unit: bool
     load_format: Literal["auto", "safetensors", "gguf", "orbax", "dummy"]

@@ -1,0 +1,143 @@
+// Activations quantized to int8, and the weights that integer_tiles.h multiplies them with (contract: linear.h).
+//
+// Requires: weight_rows.h and `Isa::Integer` before it.
+//
+// A unit is 32 columns, the columns of x that share a scale. A block is kWidth rows of W, the number of floats in a
+// vector: their sums are the lanes of one vector. The integer units multiply four neighboring columns at a time, so a
+// unit of a block is eight vectors of bytes. Lane r of vector j holds columns 4 j to 4 j + 3 of row r. Weights are
+// stored row by row; a unit is transposed in registers while it is loaded. That costs less than a second multiplication
+// and leaves the weights in the order in which the other kernels read them.
+
+constexpr int64_t kUnit = 32;
+constexpr int kUnitVectors = 8;
+
+// Rows of x as int8.
+struct QuantizedRows {
+  const int8_t* values;  // [m, units * kUnit]; columns behind k are 0
+  const float* scales;   // [m, units]; NaN if a number of the unit is not finite
+  const float* sums;     // [m, units], of the values
+  int64_t units;
+};
+
+inline int64_t units_of(const LinearArgs& a) { return (a.k + kUnit - 1) / kUnit; }
+
+// Quantizes `count` <= kUnit numbers. project_integer in ryzjax/ops/linear computes the same bits.
+inline void quantize_unit(const uint16_t* x, int64_t count, int8_t* values, float* scale, float* sum) {
+  constexpr int kVectors = kUnit / kWidth;
+  uint16_t padded[kUnit] = {};
+  if (count < kUnit) {
+    std::memcpy(padded, x, count * 2);
+    x = padded;
+  }
+  Vec v[kVectors];
+  Vec peaks = {}, odd = {};
+  RYZJAX_UNROLL for (int i = 0; i < kVectors; ++i) {
+    v[i] = load_bf16(x + i * kWidth);
+    peaks = larger(peaks, larger(v[i], -v[i]));
+    odd += v[i] - v[i];  // NaN if a number is not finite
+  }
+  const float peak = largest(peaks);
+  if (std::isnan(total(odd)) || peak < 1e-30f) {
+    std::memset(values, 0, kUnit);
+    *scale = peak < 1e-30f && !std::isnan(total(odd)) ? 0.0f : NAN;
+    *sum = 0;
+    return;
+  }
+  const Vec inverse = splat(127.0f / peak);
+  *scale = peak * (1.0f / 127.0f);
+  IntVec sums = {};
+  RYZJAX_UNROLL for (int i = 0; i < kVectors; ++i) {
+    // Adding 1.5 * 2^23 rounds to a whole number, ties to even, and leaves it in the low bits.
+    const Vec shifted = v[i] * inverse + splat(12582912.0f);
+    const IntVec q = (IntVec)((UintVec)shifted - 0x4b400000u);
+    sums += q;
+    using Bytes = int8_t __attribute__((vector_size(kWidth)));
+    const Bytes bytes = __builtin_convertvector(q, Bytes);
+    std::memcpy(values + i * kWidth, &bytes, kWidth);
+  }
+  int32_t all = 0;
+  for (int i = 0; i < kWidth; ++i) all += sums[i];
+  *sum = static_cast<float>(all);
+}
+
+// Quantizes all rows of x into `buffer`.
+inline QuantizedRows quantize_x(const LinearArgs& a, AlignedBuffer& buffer, const Threads& threads) {
+  const int64_t units = units_of(a), columns = units * kUnit;
+  auto* const values = static_cast<int8_t*>(buffer.at_least(a.m * (columns + units * 8)));
+  auto* const scales = reinterpret_cast<float*>(values + a.m * columns);
+  float* const sums = scales + a.m * units;
+  constexpr int64_t kRows = 16;  // of a task
+  parallel_for(threads, (a.m + kRows - 1) / kRows, [&](int64_t task) {
+    for (int64_t m = task * kRows; m < std::min(a.m, (task + 1) * kRows); ++m)
+      for (int64_t u = 0; u < units; ++u)
+        quantize_unit(a.x + m * a.k + u * kUnit, std::min(kUnit, a.k - u * kUnit), values + m * columns + u * kUnit,
+                      scales + m * units + u, sums + m * units + u);
+  });
+  return {values, scales, sums, units};
+}
+
+// How the bytes of a matrix become integers, and which zero point is subtracted from the sums.
+enum class Zeros { kNone, kEight, kStored };
+
+template <bool kIsNibbles, bool kIsSigned, Zeros kZeros>
+struct IntegerFormat {
+  static constexpr bool is_nibbles = kIsNibbles;
+  static constexpr bool is_signed = kIsSigned;  // int8, or codes of a codebook; else nibbles from 0 to 15
+  static constexpr Zeros zeros = kZeros;
+};
+
+// kWidth rows of W.
+struct RowBlock {
+  const uint8_t* values;
+  int64_t stride;       // bytes between two rows
+  const float* scales;  // [groups, kWidth]
+  const float* zeros;   // [groups, kWidth], or null
+  Isa::Integer::Bytes codes;  // the codebook as int8, for look-ups
+};
+
+// Calls use(unit, group, w) for the units of a block, in the order in which their nibbles are stored.
+template <typename Format, typename Use>
+inline __attribute__((always_inline)) void each_unit(const LinearArgs& a, const RowBlock& block, Use&& use) {
+  using Integer = Isa::Integer;
+  using Bytes = typename Integer::Bytes;
+  const uint8_t* at = block.values;
+  const int64_t units = units_of(a), group_units = a.group == a.k ? units : a.group / kUnit;
+  const auto decoded = [&](Bytes nibbles) __attribute__((always_inline)) {
+    return Format::is_signed ? Integer::biased(Integer::look_up(nibbles, block.codes)) : nibbles;
+  };
+  Bytes w[kUnitVectors];
+  int64_t unit = 0;
+  for (int64_t group = 0; unit < units; ++group) {
+    const int64_t end = std::min(units, unit + group_units);
+    if constexpr (!Format::is_nibbles) {
+      for (; unit < end; ++unit, at += kUnit) {
+        Integer::load(at, block.stride, w);
+        Integer::load(at + kUnit / 2, block.stride, w + kUnitVectors / 2);
+        RYZJAX_UNROLL for (int i = 0; i < kUnitVectors; ++i) w[i] = Integer::biased(w[i]);
+        use(unit, group, w);
+      }
+    } else if (a.pack == kUnit) {
+      for (; unit < end; ++unit, at += kUnit / 2) {
+        Bytes both[kUnitVectors / 2];
+        Integer::load(at, block.stride, both);
+        RYZJAX_UNROLL for (int i = 0; i < kUnitVectors / 2; ++i) {
+          w[i] = decoded(Integer::low_nibbles(both[i]));
+          w[i + kUnitVectors / 2] = decoded(Integer::high_nibbles(both[i]));
+        }
+        use(unit, group, w);
+      }
+    } else {
+      const int64_t half = a.pack / (2 * kUnit);  // units of half a run
+      for (; unit < end; unit += 2 * half)
+        for (int64_t i = 0; i < half; ++i, at += kUnit) {
+          Bytes both[kUnitVectors];
+          Integer::load(at, block.stride, both);
+          Integer::load(at + kUnit / 2, block.stride, both + kUnitVectors / 2);
+          RYZJAX_UNROLL for (int j = 0; j < kUnitVectors; ++j) w[j] = decoded(Integer::low_nibbles(both[j]));
+          use(unit + i, group, w);
+          RYZJAX_UNROLL for (int j = 0; j < kUnitVectors; ++j) w[j] = decoded(Integer::high_nibbles(both[j]));
+          use(unit + half + i, group, w);
+        }
+    }
+  }
+}
