@@ -34,9 +34,9 @@ __all__ = ["ActivationChoice", "WeightChoice", "WeightPlan", "plan_weights"]
 
 ActivationChoice = Literal["auto", "bf16", "int8"]
 """The value of `--activations`. "bf16" multiplies low-bit weights with the activations as they are. "int8" quantizes
-every 32 activations of a token to int8 first. "auto" does so beside 4-bit weights, if that is faster with this machine's
-instruction set. The error is then a hundredth of that of 4-bit weights. Beside int8 weights it would be as large as theirs.
-"""
+every 32 activations of a token to int8 first. "auto" does so beside 4-bit weights, if that is faster with this
+machine's instruction set. The error is then a hundredth of that of the weights. Beside int8 weights it would be as
+large as theirs."""
 
 WeightChoice = Literal["auto", "bf16", "int8", "int4", "nf4"]
 """The value of `--weights`. "auto" keeps weights as they are stored. "bf16" dequantizes a quantized checkpoint. "int8",
