@@ -192,6 +192,13 @@ MOST_MIB = 1500
 """The resident memory above which freed memory is returned after a test, and not only after a module."""
 
 
+def resident_mib() -> int:
+    """The resident memory of this process; 0 where it is not known."""
+    if sys.platform != "linux":
+        return 0
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") >> 20
+
+
 def return_freed_memory() -> None:
     """Returns freed memory to the system. glibc keeps what XLA's compiler frees: half of a worker's resident memory."""
     if sys.platform == "linux":
@@ -202,7 +209,9 @@ def return_freed_memory() -> None:
 def bounded_memory() -> Iterator[None]:
     """Keeps a worker's resident memory down within modules that compile much."""
     yield
-    if sys.platform == "linux":
-        resident_pages = int(Path("/proc/self/statm").read_text().split()[1])
-        if resident_pages * os.sysconf("SC_PAGE_SIZE") > MOST_MIB << 20:
+    if resident_mib() > MOST_MIB:
+        return_freed_memory()
+        if resident_mib() > MOST_MIB:
+            jax.clear_caches()
+            gc.collect()
             return_freed_memory()

@@ -56,7 +56,7 @@ def test_where_it_is_not_possible(options: dict, message: str):
         open_model(DEMO_MODEL, **options, activations="int8")
 
 
-@pytest.mark.parametrize(("weights", "times"), [("int8", 2.0), ("int4", 1.1)])
+@pytest.mark.parametrize(("weights", "times"), [pytest.param("int8", 2.0, marks=pytest.mark.slow), ("int4", 1.1)])
 def test_what_it_costs(weights: WeightChoice, times: float):
     """The KL of int4 weights grows by less than a tenth, and that of int8 weights to less than twice."""
     reference = open_model(DEMO_MODEL, dtype="float32")

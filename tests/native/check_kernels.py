@@ -78,13 +78,15 @@ def integers() -> int:
             if native_quantized_refusal(jnp.dtype(jnp.bfloat16), format, k) is None:
                 weights.append(random_qarray(rng, format, (n, k)))
         assert len(weights) > 3
+        all_x = rng.standard_normal((max(rows), k)).astype(jnp.bfloat16)
+        all_want = [np.asarray(project_integer(all_x, weight)) for weight in weights]
+        dense = [np.abs(np.asarray(dequantize(weight), np.float64)) for weight in weights]
         for m in rows:
-            x = rng.standard_normal((m, k)).astype(jnp.bfloat16)
+            x = all_x[:m].copy()
             got = [np.asarray(y) for y in multiply(x, weights)]
-            for weight, y in zip(weights, got, strict=True):
-                want = np.asarray(project_integer(x, weight))
-                size = np.abs(x.astype(np.float64)) @ np.abs(np.asarray(dequantize(weight), np.float64)).T
-                np.testing.assert_array_less(np.abs(y - want), 2e-6 * size + 1e-30)
+            for matrix, want, y in zip(dense, all_want, got, strict=True):
+                size = np.abs(x.astype(np.float64)) @ matrix.T
+                np.testing.assert_array_less(np.abs(y - want[:m]), 2e-6 * size + 1e-30)
                 cases += 1
             alone = multiply(x[-1:], weights)
             for one, all_rows in zip(alone, got, strict=True):
