@@ -104,13 +104,11 @@ class QFormat:
             )
 
     def int8_groups_refusal(self) -> str | None:
-        """Returns why activations cannot be quantized to int8 in groups beside this format, or None if they can."""
+        """Returns why this format does not permit `activations="int8_groups"`, or None if it does."""
         if self.kind == "float8":
             return "float8 weights are not integers"
         if self.activations == "int8":
             return "the checkpoint quantizes activations with one scale per token"
-        if self.rows not in (1, None) or self.scale_dtype == "nested":
-            return "a scale belongs to several rows, or the scales are nested"
         if self.group is not None and self.group % ACTIVATION_GROUP:
             return f"group={self.group} is not a multiple of {ACTIVATION_GROUP}"
         return None

@@ -34,9 +34,9 @@ __all__ = ["ActivationChoice", "WeightChoice", "WeightPlan", "plan_weights"]
 
 ActivationChoice = Literal["auto", "bf16", "int8"]
 """The value of `--activations`. "bf16" multiplies low-bit weights with the activations as they are. "int8" quantizes
-every 32 activations of a token to int8 first. "auto" does so beside 4-bit weights, if that is faster with this
-machine's instruction set. The error is then a hundredth of that of the weights. Beside int8 weights it would be as
-large as theirs."""
+every 32 activations of a token to int8 first. "auto" chooses int8 for 4-bit weights if it is faster with this machine's
+instruction set, and bf16 otherwise. Int8 activations add a hundredth to the error of 4-bit weights, but double the
+error of int8 weights."""
 
 WeightChoice = Literal["auto", "bf16", "int8", "int4", "nf4"]
 """The value of `--weights`. "auto" keeps weights as they are stored. "bf16" dequantizes a quantized checkpoint. "int8",
@@ -69,12 +69,12 @@ class WeightPlan:
         return replace(self, stored=model if self.model is self.stored else self.stored, model=model)
 
     def with_activations(self, choice: ActivationChoice) -> WeightPlan:
-        """Returns the same plan with activations of the linear layers with low-bit weights quantized as chosen.
+        """Returns the same plan with the chosen activations for the linear layers with low-bit weights.
 
-        Experts, routers, and layers whose format the kernels cannot multiply so keep their activations.
+        Experts, routers, and layers whose format the integer kernels do not support keep their activations as they are.
 
         Raises:
-          ConfigError: "int8" was asked for, and no layer can be multiplied so, for the reason that is given.
+          ConfigError: `choice` is "int8", and no layer supports it. The message gives the reason of the first layer.
         """
         is_best = (found := isa()) is not None and CROSSOVERS[found].int8_activations
         if choice == "bf16" or (choice == "auto" and not is_best):

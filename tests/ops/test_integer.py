@@ -72,8 +72,6 @@ def test_the_gradient_is_that_of_the_dequantized_product():
     [
         ({"kind": "float8"}, "float8"),
         ({"kind": "int8", "group": 16}, "multiple of 32"),
-        ({"kind": "int4", "group": 64, "pack": 64, "scale_dtype": "nested"}, "nested"),
-        ({"kind": "int8", "group": 64, "rows": 4}, "several rows"),
     ],
 )
 def test_formats_that_do_not_permit_it(fields: dict, message: str):

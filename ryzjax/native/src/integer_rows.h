@@ -2,20 +2,19 @@
 //
 // Requires: weight_rows.h and `Isa::Integer` before it.
 //
-// A unit is 32 columns, the columns of x that share a scale. A block is kWidth rows of W, the number of floats in a
-// vector: their sums are the lanes of one vector. The integer units multiply four neighboring columns at a time, so a
-// unit of a block is eight vectors of bytes. Lane r of vector j holds columns 4 j to 4 j + 3 of row r. Weights are
-// stored row by row; a unit is transposed in registers while it is loaded. That costs less than a second multiplication
-// and leaves the weights in the order in which the other kernels read them.
+// A unit is 32 columns, which share a scale in each row of x. A block is kWidth rows of W, whose sums are the lanes of
+// one vector. The integer instructions multiply four neighboring columns at a time, so a unit of a block is eight vectors
+// of bytes. Lane r of vector j holds columns 4 j to 4 j + 3 of row r. Weights are stored row by row, in the order that
+// the other kernels read too. A unit is transposed in registers while it is loaded, with one shuffle for 16 bytes.
 
 constexpr int64_t kUnit = 32;
 constexpr int kUnitVectors = 8;
 
 // Rows of x as int8.
 struct QuantizedRows {
-  const int8_t* values;  // [m, units * kUnit]; columns behind k are 0
+  const int8_t* values;  // [m, units * kUnit]; columns past k are 0
   const float* scales;   // [m, units]; NaN if a number of the unit is not finite
-  const float* sums;     // [m, units], of the values
+  const float* sums;     // [m, units]: the sum of the unit's values
   int64_t units;
 };
 

@@ -92,7 +92,7 @@ class RowBlocks {
     const int64_t count = std::min<int64_t>(kWidth, last_ - row), bytes = row_bytes(a_);
     RowBlock block = {static_cast<const uint8_t*>(a_.values) + row * bytes, bytes, floats_, nullptr, codes_};
     const float* const scales = scales_.values + (row - first_) * scales_.stride;
-    // Whole squares of kWidth rows and groups are transposed in registers.
+    // Squares of kWidth rows and kWidth groups are transposed in registers.
     const int64_t squares = count == kWidth && scales_.stride != 0 ? groups_ / kWidth * kWidth : 0;
     if (squares > 0) transpose(scales, kWidth, squares, scales_.stride, floats_, kWidth);
     for (int64_t r = 0; r < kWidth; ++r)
@@ -110,7 +110,7 @@ class RowBlocks {
       }
       block.zeros = zeros;
     }
-    // A block is read in whole units of whole rows. Where the matrix has no such, it is read from a padded copy.
+    // A block is read in whole units and kWidth rows. If the matrix ends before that, a padded copy is read.
     if (count < kWidth || (a_.kind == WeightKind::kInt8 && a_.k % kUnit)) {
       const int64_t stride = round_up(bytes, kUnit);
       auto* const copy = static_cast<uint8_t*>(space().rows.at_least(kWidth * stride));
@@ -169,7 +169,7 @@ struct IntegerPanel {
   Isa::Integer::Bytes* values;  // [blocks, units, kUnitVectors]
   float* floats;                // [blocks, 2, groups, kWidth]
   int64_t units, groups;
-  const std::vector<int32_t>*order, *group_of;  // of the units as they are stored
+  const std::vector<int32_t>*order, *group_of;  // the unit and the group at each place of `values`
 
   RowBlock block(int64_t b) const {
     const float* const scales = floats + b * 2 * groups * kWidth;
@@ -204,7 +204,7 @@ IntegerPanel unpack_panel(const LinearArgs& a, int64_t units, int64_t first, int
 // Multiplies B blocks of a panel, from block b on, with C rows of x, from row m on.
 template <typename Format, int B, int C>
 void integer_tile(const LinearArgs& a, const QuantizedRows& x, const IntegerPanel& panel, int64_t b, int64_t m,
-                int64_t first, int64_t last) {
+                  int64_t first, int64_t last) {
   RowBlock blocks[B];
   const Isa::Integer::Bytes* w[B];
   RYZJAX_UNROLL for (int i = 0; i < B; ++i) {

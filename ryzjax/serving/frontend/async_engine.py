@@ -60,6 +60,9 @@ class AsyncEngine:
       certificate: A summary of the model's quantization certificate; None if it has no certificate.
       adapters: The adapters that requests may name; None if the engine serves no adapters.
       default_sampling: The sampling settings of requests that name none. Callers of this class apply them.
+
+    Attributes:
+      core: The engine. Code that steps it itself, such as a benchmark, must stop the thread first.
     """
 
     def __init__(
