@@ -80,16 +80,15 @@ def _add_cost(table: Table, cost: ActivationCost) -> None:
     """Adds the figures of the same model with bfloat16 activations, and the differences."""
     plain, integer = cost.bf16, cost.int8
     half = 1.96 * plain.kl_standard_error
-    table.add_row(
-        "bf16 activations", "mean KL, nats", *_numbers(plain.mean_kl, plain.mean_kl - half, plain.mean_kl + half)
-    )
+    table.add_row("with bf16", "mean KL, nats", *_numbers(plain.mean_kl, plain.mean_kl - half, plain.mean_kl + half))
     table.add_row("", "top-1 agreement", *_numbers(plain.top1_agreement, plain.top1_low, plain.top1_high))
     table.add_row("", "perplexity", _number(plain.perplexity))
     half = 1.96 * cost.added_kl_standard_error
-    table.add_row("cost of int8", "mean KL, nats", *_numbers(cost.added_kl, cost.added_kl - half, cost.added_kl + half))
-    share = "the weights cost nothing" if cost.share_of_kl is None else f"{cost.share_of_kl:.1%}"
-    table.add_row("", "share of the weights' KL", share)
-    table.add_row("", "top-1 agreement", _number(integer.top1_agreement - plain.top1_agreement))
+    interval = _numbers(cost.added_kl, cost.added_kl - half, cost.added_kl + half)
+    table.add_row("int8 adds", "mean KL, nats", *interval)
+    share = "-" if cost.share_of_kl is None else f"{cost.share_of_kl:.1%}"
+    table.add_row("", "share of weights' KL", share)
+    table.add_row("", "top-1 agreement", f"{integer.top1_agreement - plain.top1_agreement:+.4f}")
     table.add_row("", "perplexity", _number(integer.perplexity - plain.perplexity))
 
 
