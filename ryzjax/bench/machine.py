@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
+from rich.box import SIMPLE
 from rich.table import Table
 
 from ryzjax.native.library import isa
@@ -214,7 +215,10 @@ def product_table(products: Sequence[Product]) -> Table:
     A cell has the milliseconds of one product. Below 64 rows it also has the GB/s at which weights are read, from
     64 rows on the GFLOP/s. The caption has the ratios of both kinds of activations, and the reasons of refusals.
     """
-    table = Table(title="y = x W^T, with W from memory", title_justify="left")
+    # Without frames, a line fits in a terminal of 80 columns.
+    table = Table(
+        title="y = x W^T, with W from memory", title_justify="left", box=SIMPLE, show_edge=False, padding=(0, 1, 0, 0)
+    )
     for column in ("weights", "activations", "by"):
         table.add_column(column)
     for count in sorted({product.rows for product in products}):
