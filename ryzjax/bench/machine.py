@@ -19,7 +19,6 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
-import ml_dtypes
 import numpy as np
 from rich.box import SIMPLE
 from rich.table import Table
@@ -158,12 +157,12 @@ def measure_products(
 def _copies(rng: np.random.Generator, format: QFormat | None, n: int, k: int, num_bytes: int) -> Matrices:
     """Returns at least 2 copies of a matrix of random numbers, each in its own memory, of `num_bytes` in all."""
     if format is None:
-        dense = rng.standard_normal((n, k), np.float32).astype(ml_dtypes.bfloat16)
+        dense = rng.standard_normal((n, k), np.float32).astype(jnp.bfloat16)
         return [jnp.array(dense) for _ in range(max(2, math.ceil(num_bytes / dense.nbytes)))]
     shapes = format.leaf_shapes((n, k))
     count = max(2, math.ceil(num_bytes / format.nbytes((n, k))))
     values = rng.integers(0, 256, shapes["values"][0], np.uint8).view(shapes["values"][1])
-    scales = np.full(shapes["scales"][0], 0.01, ml_dtypes.bfloat16).view(shapes["scales"][1])
+    scales = np.full(shapes["scales"][0], 0.01, jnp.bfloat16).view(shapes["scales"][1])
     return [QArray(format=format, values=jnp.array(values), scales=jnp.array(scales)) for _ in range(count)]
 
 

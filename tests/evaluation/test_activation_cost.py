@@ -20,7 +20,6 @@ from ryzjax.shipped import DEMO_MODEL
 pytestmark = pytest.mark.skipif(native_refusal() is not None, reason=f"needs the kernels: {native_refusal()}")
 
 TEXT = "\n".join(f"{item.messages[-1]['content']}\n{item.answer}" for item in held_out("addition", 8))
-WINDOWS = {"context_tokens": 128, "stride_tokens": 127}
 
 
 def opened(activations: str) -> OpenModel:
@@ -34,9 +33,9 @@ def reference() -> OpenModel:
 
 def test_it_is_the_difference_of_two_measurements(reference: OpenModel):
     text = EvaluationText.of(TEXT)
-    cost = text_activation_cost(reference, opened("bf16"), text, **WINDOWS)
-    assert cost.bf16 == text_divergence(reference, opened("bf16"), text, **WINDOWS)
-    assert cost.int8 == text_divergence(reference, opened("int8"), text, **WINDOWS)
+    cost = text_activation_cost(reference, opened("bf16"), text, context_tokens=128)
+    assert cost.bf16 == text_divergence(reference, opened("bf16"), text, context_tokens=128)
+    assert cost.int8 == text_divergence(reference, opened("int8"), text, context_tokens=128)
     assert cost.bf16.mean_kl != cost.int8.mean_kl
     assert cost.added_kl == pytest.approx(cost.int8.mean_kl - cost.bf16.mean_kl, abs=1e-9)
     assert cost.share_of_kl == pytest.approx(cost.added_kl / cost.bf16.mean_kl)
@@ -53,7 +52,7 @@ def test_it_is_the_difference_of_two_measurements(reference: OpenModel):
 
 def test_a_plain_model_has_no_cost(reference: OpenModel):
     with pytest.raises(ConfigError, match="no low-bit weights"):
-        text_activation_cost(reference, open_model(DEMO_MODEL), EvaluationText.of(TEXT), **WINDOWS)
+        text_activation_cost(reference, open_model(DEMO_MODEL), EvaluationText.of(TEXT), context_tokens=128)
 
 
 @pytest.mark.parametrize("activations", ["bf16", "int8"])
