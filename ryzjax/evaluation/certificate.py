@@ -121,24 +121,25 @@ def measure(
         check_tasks(settings.tasks)
     text = None if settings.text is None else EvaluationText.read(settings.text)
     data = open_data(settings.data) if settings.tasks else None
-    quantized = open_model(model, dtype=settings.dtype)
-    refusal = quantized.plan.int8_refusal()
-    if settings.activations == "int8" and refusal is not None:
-        raise ConfigError(
-            f"{model} cannot be measured with activations='int8' on this machine ({refusal}); measure on a CPU where "
-            "ryzjax info says that the native kernels run, or certify the model with activations='bf16'"
-        )
     measured: dict[str, object] = {"settings": dataclasses.asdict(settings), "divergence": None, "tasks": {}}
-    if text is not None:
-        measured |= _measure_text(
-            open_model(base, dtype=settings.dtype),
-            quantized,
-            text,
-            settings,
-            both=with_activation_cost and refusal is None,
-            show_progress=show_progress,
-        )
-        measured["activation_cost_refusal"] = refusal
+    if text is not None or data is not None:
+        quantized = open_model(model, dtype=settings.dtype)
+        refusal = quantized.plan.int8_refusal()
+        if settings.activations == "int8" and refusal is not None:
+            raise ConfigError(
+                f"{model} cannot be measured with activations='int8' on this machine ({refusal}); measure on a CPU "
+                "where ryzjax info says that the native kernels run, or certify the model with activations='bf16'"
+            )
+        if text is not None:
+            measured |= _measure_text(
+                open_model(base, dtype=settings.dtype),
+                quantized,
+                text,
+                settings,
+                both=with_activation_cost and refusal is None,
+                show_progress=show_progress,
+            )
+            measured["activation_cost_refusal"] = refusal
     if data is not None:
         scores: dict[str, dict[str, object]] = {name: {} for name in settings.tasks}
         for role, path in (("quantized", model), ("base", base)):

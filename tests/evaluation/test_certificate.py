@@ -157,7 +157,7 @@ def test_both_activations_are_verified(
     words = " ".join(capsys.readouterr().out.split())
     assert "not checked" in words and "because this machine cannot measure them" in words
     # Main figures with int8 activations cannot be repeated there.
-    settings = Measurement(activations="int8", dtype="bfloat16")
+    settings = Measurement(text=str(bfloat16_model / "config.json"), activations="int8", dtype="bfloat16")
     with pytest.raises(ConfigError, match=r"activations='int8' on this machine \(no kernels today\).*'bf16'"):
         measure(str(bfloat16_model), "base", settings)
 
