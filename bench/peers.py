@@ -29,7 +29,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 from shapes import SHAPES, checkpoint
-from stream import stream_bytes_a_second
+from stream import BYTES, stream_bytes_a_second
 
 OURS = "ryzjax"
 STREAM = "memory, a GB"
@@ -138,7 +138,7 @@ def _rounds(
                 if round_number:
                     seconds[case][name].append(median)
             if round_number:
-                seconds[case][STREAM].append(1e9 / stream_bytes_a_second())
+                seconds[case][STREAM].append(1e9 / stream_bytes_a_second(BYTES))
             progress.advance(task)
     for peer in peers.values():
         peer.close()

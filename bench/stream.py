@@ -7,28 +7,10 @@ It prints GB/s.
 
 from __future__ import annotations
 
-import os
-import time
-from concurrent.futures import ThreadPoolExecutor
+from ryzjax.bench.machine import stream_bytes_a_second
 
-import numpy as np
-
-_BYTES = 1 << 29
-_REPEATS = 5
-
-
-def stream_bytes_a_second() -> float:
-    """Returns the bytes per second at which all cores sum arrays larger than the caches, the best of several runs."""
-    cores = os.cpu_count() or 1
-    arrays = [np.ones(_BYTES // 8 // cores, np.int64) for _ in range(cores)]
-    best = 0.0
-    with ThreadPoolExecutor(cores) as pool:
-        for _ in range(_REPEATS):
-            started = time.perf_counter()
-            list(pool.map(np.sum, arrays))
-            best = max(best, _BYTES / (time.perf_counter() - started))
-    return best
-
+BYTES = 1 << 29
+"""The size of the arrays that are read."""
 
 if __name__ == "__main__":
-    print(f"{stream_bytes_a_second() / 1e9:.1f} GB/s")
+    print(f"{stream_bytes_a_second(BYTES) / 1e9:.1f} GB/s")

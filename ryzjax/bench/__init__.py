@@ -1,1 +1,1 @@
-"""Benchmarks: a load generator for a server over HTTP, and measurements of an engine in this process."""
+"""Benchmarks: a load generator for a server over HTTP, and measurements of an engine and of the machine itself."""

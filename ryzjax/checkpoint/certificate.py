@@ -40,6 +40,9 @@ def read_certificate(directory: Path) -> Mapping[str, object] | None:
 def certificate_summary(certificate: Mapping[str, object]) -> dict[str, object]:
     """Returns the main figures: base model, method, bits, KL divergence, top-1 agreement, perplexity, task scores.
 
+    If both kinds of activations were measured, the entry "int8_activations" or "bf16_activations" has the figures of
+    the other kind, and "int8_added_kl" and "int8_share_of_kl" have the cost of int8 activations.
+
     Args:
       certificate: What `read_certificate` returned.
     """
@@ -57,6 +60,17 @@ def certificate_summary(certificate: Mapping[str, object]) -> dict[str, object]:
     if isinstance(divergence, Mapping):
         for name in ("mean_kl", "top1_agreement", "perplexity", "reference_perplexity"):
             summary[name] = divergence.get(name)
+        # Certificates were measured with bf16 activations before they named them.
+        settings = cast("Mapping[str, object]", measured.get("settings") or {})
+        summary["activations"] = main = settings.get("activations", "bf16")
+        if isinstance(cost := measured.get("activation_cost"), Mapping):
+            other = "bf16" if main == "int8" else "int8"
+            figures = cast("Mapping[str, object]", cost[other])
+            summary[f"{other}_activations"] = {
+                name: figures.get(name) for name in ("mean_kl", "top1_agreement", "perplexity")
+            }
+            summary["int8_added_kl"] = cost.get("added_kl")
+            summary["int8_share_of_kl"] = cost.get("share_of_kl")
     tasks = measured.get("tasks")
     if isinstance(tasks, Mapping) and tasks:
         summary["tasks"] = {

@@ -17,7 +17,7 @@ __all__ = ["Info"]
 
 @dataclass(frozen=True, kw_only=True)
 class Info:
-    """Shows versions, devices, the model's shape, and the implementation of each op with its reason."""
+    """Shows versions, devices, the CPU kernels that run, the model's shape, and what runs each op and why."""
 
     model: Annotated[tyro.conf.Positional[str | None], tyro.conf.arg(metavar="[MODEL]")] = None
     """Local directory, config.json, or Hugging Face id. Without it, only the machine is shown."""
@@ -25,10 +25,16 @@ class Info:
     """See `ryzjax serve --help`."""
     layout: str = "single"
     """See `ryzjax serve --help`."""
+    measure: bool = False
+    """Also measure, in a few seconds, how fast this machine reads memory and multiplies with bf16, int8 and int4
+    weights, with bf16 and with int8 activations. Stop other work first."""
 
     def run(self) -> int:
         """Prints the tables."""
         import jax
+
+        from ryzjax.loading.weight_plan import auto_activations
+        from ryzjax.native.library import describe_kernels
 
         console = Console()
         machine = _table("machine", "", "")
@@ -38,6 +44,9 @@ class Info:
             machine.add_row(package, version(package))
         kinds = ", ".join(sorted({device.device_kind for device in jax.devices()}))
         machine.add_row("devices", f"{len(jax.devices())} x {jax.default_backend()} ({kinds})")
+        machine.add_row("native kernels", describe_kernels())
+        activations, why = auto_activations()
+        machine.add_row("--activations auto", f"{activations} for 4-bit weights, bf16 for others ({why})")
         console.print(machine)
         dtype = "bfloat16" if self.dtype == "auto" else self.dtype
         if self.model is not None:
@@ -45,7 +54,21 @@ class Info:
             console.print(table)
             self._print_certificate(console, self.model)
         console.print(_ops_table(dtype))
+        if self.measure:
+            self._print_speed(console, activations)
         return 0
+
+    def _print_speed(self, console: Console, activations: str) -> None:
+        """Measures the machine, and prints the table and what `--activations auto` chooses."""
+        from ryzjax.bench.machine import measure_products, product_table, stream_bytes_a_second, working_set_bytes
+
+        memory = _table("memory", "", "")
+        size = working_set_bytes()
+        speed = stream_bytes_a_second(size) / 1e9
+        memory.add_row(f"read by all cores, {size / 2**20:.0f} MiB", f"{speed:.1f} GB/s")
+        console.print(memory)
+        console.print(product_table(measure_products(num_bytes=size)))
+        print(f"--activations auto takes {activations} for 4-bit weights here, and bf16 for int8 weights.")
 
     def _print_certificate(self, console: Console, name: str) -> None:
         from ryzjax.checkpoint.certificate import read_certificate
@@ -61,8 +84,8 @@ class Info:
     def _model_table(self, name: str) -> tuple[Table, str]:
         """Returns the table of a model, and the model's dtype."""
         from ryzjax.checkpoint.source import resolve_source
-        from ryzjax.loading.load import stored_model
         from ryzjax.loading.model_config import read_model_config
+        from ryzjax.loading.weight_plan import plan_weights
         from ryzjax.models.kv_cache import kv_page_bytes
         from ryzjax.models.registry import family_of
         from ryzjax.sharding import Layout, Placement
@@ -70,7 +93,8 @@ class Info:
         source = resolve_source(name, load_format="dummy" if Path(name).is_file() else "auto")
         config = read_model_config(source, dtype=self.dtype)
         placement = Placement(Layout.load(self.layout))
-        model = stored_model(source, config, placement)
+        plan = plan_weights(source, config, placement).with_activations("auto")
+        model = plan.model
         table = _table(f"model {name}", "", "")
         table.add_row("family", family_of(config))
         for field in ("dtype", "num_layers", "hidden_size", "intermediate_size", "num_heads"):
@@ -82,6 +106,7 @@ class Info:
         table.add_row("parameters", f"{model.num_parameters:,}")
         weight_bytes = sum(spec.nbytes for spec in model.weights.values())
         table.add_row("weights", f"{weight_bytes / 2**20:,.1f} MiB over {placement.num_devices} device(s)")
+        table.add_row("activations", plan.activations)
         for dtype in dict.fromkeys((config.dtype, "int8", "fp8_e4m3")):
             size = kv_page_bytes(config, placement, dtype, 1)
             table.add_row(f"KV cache, {dtype}", f"{size:,} bytes a token and device")

@@ -60,8 +60,8 @@ class Quantize:
     seed: int = 0
     """Random seed of the choice of sequences."""
     eval_text: str | None = None
-    """Text file on which the result is compared with MODEL: KL divergence, top-1 agreement, perplexity. Use other text
-    than for calibration."""
+    """Text file on which the result is compared with MODEL: KL divergence, top-1 agreement, perplexity, with bf16
+    activations, and also with int8 activations if this machine can run them. Use other text than for calibration."""
     tasks: tuple[str, ...] = ()
     """Benchmarks on which both models are evaluated: hellaswag, mmlu, lambada, gsm8k."""
     data: str = "hub"

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from ryzjax.evaluation.activation_cost import ActivationCost, activation_cost
 from ryzjax.evaluation.divergence import Divergence, ReferenceStates, divergence, reference_states
-from ryzjax.evaluation.evaluate import check_tasks, evaluate, evaluate_task, text_divergence
+from ryzjax.evaluation.evaluate import check_tasks, evaluate, evaluate_task, text_activation_cost, text_divergence
 from ryzjax.evaluation.forward import Forward, Head
 from ryzjax.evaluation.perplexity import Perplexity, perplexity
 from ryzjax.evaluation.tasks import TASKS, DataSource, HubData, LocalData, NoData, TaskOptions, TaskResult, open_data
@@ -12,6 +13,7 @@ from ryzjax.loading.open_model import OpenModel, open_model
 
 __all__ = [
     "TASKS",
+    "ActivationCost",
     "DataSource",
     "Divergence",
     "EvaluationText",
@@ -26,6 +28,7 @@ __all__ = [
     "TaskOptions",
     "TaskResult",
     "Window",
+    "activation_cost",
     "check_tasks",
     "divergence",
     "evaluate",
@@ -35,5 +38,6 @@ __all__ = [
     "perplexity",
     "reference_states",
     "sliding_windows",
+    "text_activation_cost",
     "text_divergence",
 ]

@@ -18,11 +18,11 @@ from typing import Literal, cast
 from ryzjax.checkpoint.certificate import CERTIFICATE_FILE, read_certificate
 from ryzjax.checkpoint.source import CheckpointSource, resolve_source
 from ryzjax.errors import ConfigError
-from ryzjax.evaluation.evaluate import check_tasks, evaluate, text_divergence
+from ryzjax.evaluation.evaluate import check_tasks, evaluate, text_activation_cost, text_divergence
 from ryzjax.evaluation.report import provenance, result_json
 from ryzjax.evaluation.tasks import TaskOptions, open_data
 from ryzjax.evaluation.text import EvaluationText
-from ryzjax.loading.open_model import open_model
+from ryzjax.loading.open_model import OpenModel, open_model
 from ryzjax.quant.recipe import Recipe
 from ryzjax.quantizing.calibration import Calibration
 from ryzjax.quantizing.quantize import QuantizedModel
@@ -31,6 +31,7 @@ from ryzjax.serving.frontend.llm import LLM
 __all__ = ["Check", "Measurement", "certify", "measure", "verify"]
 
 Dtype = Literal["auto", "float32", "bfloat16"]
+Activations = Literal["bf16", "int8"]
 _TOLERANCE = 1e-3
 """The relative difference that `verify` accepts. Figures from another machine or version differ by rounding."""
 
@@ -47,6 +48,11 @@ class Measurement:
       context_tokens, stride_tokens: The length and the distance of the text's windows; None for the defaults of
         `text_divergence`.
       dtype: The dtype that both models compute in.
+      activations: The activations of the quantized model's main figures: "bf16", or "int8" as `--activations int8` sets
+        them. "auto" is not accepted: it would mean other figures on other machines.
+
+    Raises:
+      ConfigError: `activations` has another value.
     """
 
     text: str | None = None
@@ -56,6 +62,14 @@ class Measurement:
     context_tokens: int | None = None
     stride_tokens: int | None = None
     dtype: Dtype = "auto"
+    activations: Activations = "bf16"
+
+    def __post_init__(self) -> None:
+        if self.activations not in ("bf16", "int8"):
+            raise ConfigError(
+                f"activations={self.activations!r} cannot be certified; expected 'bf16' or 'int8', which mean the same "
+                "on all machines"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,27 +81,40 @@ class Check:
       certified: The value in the certificate.
       measured: The new value.
       is_same: Whether the two are equal. Numbers may differ by rounding.
+      not_checked: Why this machine cannot measure the figure again; None if it was measured.
     """
 
     name: str
     certified: object
     measured: object
     is_same: bool
+    not_checked: str | None = None
 
 
-def measure(model: str, base: str, settings: Measurement, *, show_progress: bool = False) -> dict[str, object]:
+def measure(
+    model: str,
+    base: str,
+    settings: Measurement,
+    *,
+    with_activation_cost: bool = True,
+    show_progress: bool = False,
+) -> dict[str, object]:
     """Measures a quantized model against its base model.
+
+    The divergence is measured with bf16 and with int8 activations if this machine can run the latter.
 
     Args:
       model, base: The directories or Hub ids of the two models.
       settings: The settings of the measurement.
+      with_activation_cost: Whether to measure the divergence with the other activations too.
       show_progress: Whether to show progress bars on stderr.
 
     Returns:
-      The entry "measured" of a certificate: the settings, the divergence, and the task results of both models.
+      The entry "measured" of a certificate: the settings, the divergence, the cost of int8 activations or why it was
+      not measured, and the task results of both models.
 
     Raises:
-      ConfigError: A task does not exist, or the models cannot be compared.
+      ConfigError: A task does not exist, the models cannot be compared, or int8 activations are not possible here.
       DataError: Text or data is missing or malformed.
     """
     if settings.tasks:
@@ -95,25 +122,70 @@ def measure(model: str, base: str, settings: Measurement, *, show_progress: bool
     text = None if settings.text is None else EvaluationText.read(settings.text)
     data = open_data(settings.data) if settings.tasks else None
     measured: dict[str, object] = {"settings": dataclasses.asdict(settings), "divergence": None, "tasks": {}}
-    if text is not None:
-        distance = text_divergence(
-            open_model(base, dtype=settings.dtype),
-            open_model(model, dtype=settings.dtype),
-            text,
-            context_tokens=settings.context_tokens,
-            stride_tokens=settings.stride_tokens,
-            show_progress=show_progress,
-        )
-        measured["divergence"] = {"text_sha256": text.sha256, **result_json(distance)}
+    if text is not None or data is not None:
+        quantized = open_model(model, dtype=settings.dtype)
+        refusal = quantized.plan.int8_refusal()
+        if settings.activations == "int8" and refusal is not None:
+            raise ConfigError(
+                f"{model} cannot be measured with activations='int8' on this machine ({refusal}); measure on a CPU "
+                "where ryzjax info says that the native kernels run, or certify the model with activations='bf16'"
+            )
+        if text is not None:
+            measured |= _measure_text(
+                open_model(base, dtype=settings.dtype),
+                quantized,
+                text,
+                settings,
+                both=with_activation_cost and refusal is None,
+                show_progress=show_progress,
+            )
+            measured["activation_cost_refusal"] = refusal
     if data is not None:
         scores: dict[str, dict[str, object]] = {name: {} for name in settings.tasks}
         for role, path in (("quantized", model), ("base", base)):
-            with LLM(path, dtype=settings.dtype) as llm:
+            activations = settings.activations if role == "quantized" else "bf16"
+            with LLM(path, dtype=settings.dtype, activations=activations) as llm:
                 results = evaluate(llm, settings.tasks, data, settings.options, show_progress=show_progress)
             for name, result in results.items():
                 scores[name][role] = result_json(result)
         measured["tasks"] = scores
     return measured
+
+
+def _measure_text(
+    reference: OpenModel,
+    model: OpenModel,
+    text: EvaluationText,
+    settings: Measurement,
+    *,
+    both: bool,
+    show_progress: bool,
+) -> dict[str, object]:
+    """Returns the entries "divergence" and "activation_cost" of a measurement; the latter is None without `both`."""
+    if both:
+        cost = text_activation_cost(
+            reference,
+            model,
+            text,
+            context_tokens=settings.context_tokens,
+            stride_tokens=settings.stride_tokens,
+            show_progress=show_progress,
+        )
+        distance = cost.int8 if settings.activations == "int8" else cost.bf16
+    else:
+        cost = None
+        distance = text_divergence(
+            reference,
+            model.with_activations(settings.activations),
+            text,
+            context_tokens=settings.context_tokens,
+            stride_tokens=settings.stride_tokens,
+            show_progress=show_progress,
+        )
+    return {
+        "divergence": {"text_sha256": text.sha256, **result_json(distance)},
+        "activation_cost": None if cost is None else result_json(cost),
+    }
 
 
 def certify(
@@ -168,7 +240,10 @@ def verify(
     data: str | None = None,
     show_progress: bool = False,
 ) -> list[Check]:
-    """Repeats the measurements of a certificate, and compares the figures and the files.
+    """Repeats the measurements of a certificate with the same activations, and compares the figures and the files.
+
+    The figures of the main activations must be measurable here. Those of the other activations are reported as not
+    checked where this machine cannot run int8 activations.
 
     Args:
       folder: The directory or Hub id of the quantized model.
@@ -181,7 +256,8 @@ def verify(
       A check for each file, then one for each figure.
 
     Raises:
-      ConfigError: The model has no certificate, or the models cannot be compared.
+      ConfigError: The model has no certificate, the models cannot be compared, or the main figures were measured with
+        int8 activations, which are not possible here.
       CheckpointError: The certificate is damaged, or weights cannot be read.
       DataError: Text or data is missing or malformed.
     """
@@ -197,8 +273,16 @@ def verify(
     if data:
         settings = dataclasses.replace(settings, data=data)
     base_name = base or cast("str", cast("Mapping[str, object]", certificate["base_model"])["name"])
-    measured = measure(folder, base_name, settings, show_progress=show_progress)
-    return [*checks, *_compare("divergence", certified, measured), *_compare("tasks", certified, measured)]
+    cost = cast("Mapping[str, object] | None", certified.get("activation_cost"))
+    measured = measure(folder, base_name, settings, with_activation_cost=cost is not None, show_progress=show_progress)
+    checks += _compare("divergence", certified.get("divergence"), measured["divergence"])
+    if cost is not None:
+        # The difference of two close figures is not compared: rounding would be a large part of it.
+        other = "bf16" if settings.activations == "int8" else "int8"
+        found = cast("Mapping[str, object]", measured["activation_cost"] or {})
+        refusal = cast("str | None", measured["activation_cost_refusal"])
+        checks += _compare(f"{other}_activations", cost[other], found.get(other), refusal=refusal)
+    return checks + _compare("tasks", certified.get("tasks"), measured["tasks"])
 
 
 def _settings(fields: Mapping[str, object]) -> Measurement:
@@ -217,12 +301,18 @@ def _check_files(certificate: Mapping[str, object], directory: Path) -> list[Che
     return checks
 
 
-def _compare(key: str, certified: Mapping[str, object], measured: Mapping[str, object]) -> list[Check]:
-    """Compares all figures under `key` of two measurements."""
-    new = dict(_figures(key, measured.get(key)))
+def _compare(name: str, certified: object, measured: object, *, refusal: str | None = None) -> list[Check]:
+    """Compares all figures of two measurements. With `refusal`, there is no new measurement."""
+    new = dict(_figures(name, measured))
     return [
-        Check(name=name, certified=value, measured=new.get(name), is_same=_is_same(value, new.get(name)))
-        for name, value in _figures(key, certified.get(key))
+        Check(
+            name=figure,
+            certified=value,
+            measured=new.get(figure),
+            is_same=refusal is None and _is_same(value, new.get(figure)),
+            not_checked=refusal,
+        )
+        for figure, value in _figures(name, certified)
     ]
 
 

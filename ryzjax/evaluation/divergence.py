@@ -26,7 +26,15 @@ from ryzjax.evaluation.statistics import accuracy, mean_and_error, perplexity_me
 from ryzjax.evaluation.text import Window, sliding_windows
 from ryzjax.models.abstract import AbstractModel
 
-__all__ = ["Divergence", "ReferenceStates", "check_vocabularies", "divergence", "reference_states"]
+__all__ = [
+    "Divergence",
+    "ReferenceStates",
+    "check_vocabularies",
+    "divergence",
+    "reference_states",
+    "summarize",
+    "token_figures",
+]
 
 _ROWS = 64
 """The number of positions compared at a time. Two such chunks of float32 logits take 80 MB with 150K token ids."""
@@ -145,13 +153,33 @@ def divergence(
     Raises:
       ConfigError: The vocabularies differ in size, or the model's context is shorter than the windows.
     """
+    return summarize(reference, token_figures(reference, model, leaves, show_progress=show_progress))
+
+
+def token_figures(
+    reference: ReferenceStates,
+    model: AbstractModel,
+    leaves: tuple[jax.Array, ...],
+    *,
+    title: str = "KL",
+    show_progress: bool = False,
+) -> np.ndarray:
+    """Compares a model with a reference at each scored position. Arguments and errors are those of `divergence`.
+
+    Args:
+      title: The title of the progress bar.
+
+    Returns:
+      float64 [5, S]: the KL, whether the most likely tokens agree (0 or 1), the largest absolute difference of a logit,
+      and the negative log-likelihoods of the token under the reference and under the model.
+    """
     check_vocabularies(reference.head.model, model)
     forward = Forward(model, leaves, max_tokens=reference.context_tokens)
     compare = _Comparison(reference.head, Head(model, leaves))
     figures: list[np.ndarray] = []
     at = 0
     for targets, hidden in _scored_states(
-        forward, reference.tokens, reference.windows, title="KL", show_progress=show_progress
+        forward, reference.tokens, reference.windows, title=title, show_progress=show_progress
     ):
         for row in range(0, len(targets), _ROWS):
             count = min(_ROWS, len(targets) - row)
@@ -163,7 +191,12 @@ def divergence(
                 )
             )
             at += count
-    kl, same, apart, reference_nll, nll = np.concatenate(figures, axis=1).astype(np.float64)
+    return np.concatenate(figures, axis=1).astype(np.float64)
+
+
+def summarize(reference: ReferenceStates, figures: np.ndarray) -> Divergence:
+    """Returns the divergence that the result of `token_figures` amounts to."""
+    kl, same, apart, reference_nll, nll = figures
     mean, error = mean_and_error(kl)
     agreement = accuracy([bool(value) for value in same])
     return Divergence(

@@ -6,7 +6,14 @@ from collections.abc import Sequence
 from typing import TypeVar
 
 from ryzjax.errors import ConfigError
-from ryzjax.evaluation.divergence import Divergence, check_vocabularies, divergence, reference_states
+from ryzjax.evaluation.activation_cost import ActivationCost, activation_cost
+from ryzjax.evaluation.divergence import (
+    Divergence,
+    ReferenceStates,
+    check_vocabularies,
+    divergence,
+    reference_states,
+)
 from ryzjax.evaluation.perplexity import DEFAULT_CONTEXT_TOKENS
 from ryzjax.evaluation.scoring import ContinuationScore, complete, score
 from ryzjax.evaluation.statistics import Metric
@@ -15,7 +22,7 @@ from ryzjax.evaluation.text import EvaluationText
 from ryzjax.loading.open_model import OpenModel
 from ryzjax.serving.frontend.llm import LLM
 
-__all__ = ["check_tasks", "evaluate", "evaluate_task", "text_divergence"]
+__all__ = ["check_tasks", "evaluate", "evaluate_task", "text_activation_cost", "text_divergence"]
 
 Item = TypeVar("Item")
 
@@ -147,6 +154,46 @@ def text_divergence(
       CheckpointError: Weights cannot be read.
       DataError: The text has fewer than 2 tokens.
     """
+    states = _states_over_text(reference, model, text, context_tokens, stride_tokens, show_progress)
+    return divergence(states, model.model, model.load(show_progress=show_progress), show_progress=show_progress)
+
+
+def text_activation_cost(
+    reference: OpenModel,
+    model: OpenModel,
+    text: EvaluationText,
+    *,
+    context_tokens: int | None = None,
+    stride_tokens: int | None = None,
+    show_progress: bool = False,
+) -> ActivationCost:
+    """Compares a model with a reference over a text, with int8 and with bfloat16 activations.
+
+    The reference runs once, and the weights are loaded once. Arguments and errors are those of `text_divergence`.
+
+    Args:
+      model: The model, opened with any activations. If it has int8 activations, the same layers have them here. If it
+        has none, all layers that support them do.
+
+    Raises:
+      ConfigError: Also if no layer supports int8 activations.
+    """
+    integer = model if model.plan.num_int8_products else model.with_activations("int8")
+    plain = model.with_activations("bf16")
+    states = _states_over_text(reference, model, text, context_tokens, stride_tokens, show_progress)
+    leaves = model.load(show_progress=show_progress)
+    return activation_cost(states, plain.model, integer.model, leaves, show_progress=show_progress)
+
+
+def _states_over_text(
+    reference: OpenModel,
+    model: OpenModel,
+    text: EvaluationText,
+    context_tokens: int | None,
+    stride_tokens: int | None,
+    show_progress: bool,
+) -> ReferenceStates:
+    """Checks that the models can be compared, then runs the reference over the text and frees its weights."""
     tokens = reference.tokenizer.encode(text.text)
     if model.tokenizer.encode(text.text) != tokens:
         raise ConfigError(
@@ -161,7 +208,7 @@ def text_divergence(
             f"context_tokens={context} is more than the {longest} tokens both models have room for; lower it"
         )
     # Nothing else refers to the leaves, so they are freed when the call returns.
-    states = reference_states(
+    return reference_states(
         reference.model,
         reference.load(show_progress=show_progress),
         tokens,
@@ -169,4 +216,3 @@ def text_divergence(
         stride_tokens=max(1, context // 2) if stride_tokens is None else stride_tokens,
         show_progress=show_progress,
     )
-    return divergence(states, model.model, model.load(show_progress=show_progress), show_progress=show_progress)

@@ -17,6 +17,7 @@ from rich.table import Table
 
 from ryzjax import __version__
 from ryzjax.checkpoint.certificate import certificate_summary
+from ryzjax.evaluation.activation_cost import ActivationCost
 from ryzjax.evaluation.divergence import Divergence
 from ryzjax.evaluation.perplexity import Perplexity
 from ryzjax.evaluation.statistics import Metric
@@ -34,8 +35,17 @@ def evaluation_table(
     tasks: Mapping[str, TaskResult] | None = None,
     perplexity: Perplexity | None = None,
     divergence: Divergence | None = None,
+    activation_cost: ActivationCost | None = None,
 ) -> Table:
-    """Returns a table with one line for each figure, its 95% interval, and the number of items or tokens behind it."""
+    """Returns a table with one line for each figure, its 95% interval, and the number of items or tokens behind it.
+
+    Args:
+      title: The title, which names the model and its activations.
+      tasks: Task name -> result.
+      perplexity: The perplexity on a text.
+      divergence: The divergence from the reference. It is that of `activation_cost.int8` where both are given.
+      activation_cost: The cost of int8 activations, which the model ran with; None if it ran with others.
+    """
     # Without frames, a line fits in a terminal of 80 columns.
     table = Table(title=title, title_justify="left", box=SIMPLE, show_edge=False, padding=(0, 1, 0, 0))
     for column in ("", "figure", "value", "95% interval", "n"):
@@ -61,10 +71,28 @@ def evaluation_table(
         table.add_row("", "top-1 agreement", *_numbers(two.top1_agreement, two.top1_low, two.top1_high))
         table.add_row("", "perplexity", _number(two.perplexity))
         table.add_row("", "reference's perplexity", _number(two.reference_perplexity))
+    if activation_cost is not None:
+        _add_cost(table, activation_cost)
     return table
 
 
-def result_json(result: TaskResult | Perplexity | Divergence | Metric) -> dict[str, object]:
+def _add_cost(table: Table, cost: ActivationCost) -> None:
+    """Adds the figures of the same model with bfloat16 activations, and the differences."""
+    plain, integer = cost.bf16, cost.int8
+    half = 1.96 * plain.kl_standard_error
+    table.add_row("with bf16", "mean KL, nats", *_numbers(plain.mean_kl, plain.mean_kl - half, plain.mean_kl + half))
+    table.add_row("", "top-1 agreement", *_numbers(plain.top1_agreement, plain.top1_low, plain.top1_high))
+    table.add_row("", "perplexity", _number(plain.perplexity))
+    half = 1.96 * cost.added_kl_standard_error
+    interval = _numbers(cost.added_kl, cost.added_kl - half, cost.added_kl + half)
+    table.add_row("int8 adds", "mean KL, nats", *interval)
+    share = "-" if cost.share_of_kl is None else f"{cost.share_of_kl:.1%}"
+    table.add_row("", "share of weights' KL", share)
+    table.add_row("", "top-1 agreement", f"{integer.top1_agreement - plain.top1_agreement:+.4f}")
+    table.add_row("", "perplexity", _number(integer.perplexity - plain.perplexity))
+
+
+def result_json(result: TaskResult | Perplexity | Divergence | ActivationCost | Metric) -> dict[str, object]:
     """Returns the fields of a result, nested. Numbers that JSON cannot represent (NaN, infinity) become None."""
     fields = _finite(asdict(result))
     assert isinstance(fields, dict)
@@ -100,8 +128,9 @@ def certificate_table(certificate: Mapping[str, object]) -> Table:
     table.add_column("")
     for name, value in certificate_summary(certificate).items():
         if isinstance(value, Mapping):
-            for task, scores in value.items():
-                table.add_row(f"{name}: {task}", str(scores))
+            for inner, figure in value.items():
+                shown = _number(figure) if isinstance(figure, float) else str(figure)
+                table.add_row(f"{name.replace('_', ' ')}: {inner.replace('_', ' ')}", shown)
         elif value is not None:
             table.add_row(name.replace("_", " "), _number(value) if isinstance(value, float) else str(value))
     if not (certificate.get("measured") or {}):
@@ -115,9 +144,11 @@ def check_table(checks: Sequence[Check]) -> Table:
     for column in ("figure", "certified", "measured", ""):
         table.add_column(column, overflow="fold")
     for check in checks:
-        if check.is_same and not isinstance(check.certified, float):
-            continue
-        table.add_row(check.name, _short(check.certified), _short(check.measured), "" if check.is_same else "DIFFERS")
+        if check.not_checked is not None:
+            table.add_row(check.name, _short(check.certified), "", f"not checked: {check.not_checked}")
+        elif not check.is_same or isinstance(check.certified, float):
+            verdict = "" if check.is_same else "DIFFERS"
+            table.add_row(check.name, _short(check.certified), _short(check.measured), verdict)
     return table
 
 

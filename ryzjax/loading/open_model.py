@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import jax
@@ -36,6 +36,14 @@ class OpenModel:
     def model(self) -> AbstractModel:
         """The model's structure and placement, without weights."""
         return self.plan.model
+
+    def with_activations(self, choice: ActivationChoice) -> OpenModel:
+        """Returns the same model with other activations. The weights that `load` returns are the same.
+
+        Raises:
+          ConfigError: `choice` is "int8", and no layer supports it.
+        """
+        return replace(self, plan=self.plan.with_activations(choice))
 
     def load(self, *, show_progress: bool = False) -> tuple[jax.Array, ...]:
         """Reads the weights. Returns the model's leaves, in the order of `model.weights`.

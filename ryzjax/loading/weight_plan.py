@@ -21,7 +21,7 @@ from ryzjax.loading.progress import byte_progress
 from ryzjax.models.abstract import AbstractModel
 from ryzjax.models.config import ModelConfig
 from ryzjax.models.registry import abstract_model
-from ryzjax.native.library import isa
+from ryzjax.native.library import isa, native_refusal
 from ryzjax.native.linear import native_quantized_refusal
 from ryzjax.ops.linear.crossover import CROSSOVERS
 from ryzjax.qarray import LEAVES, QArray, QFormat
@@ -30,7 +30,7 @@ from ryzjax.quant.quantize_matrix import quantize_matrix
 from ryzjax.quant.scheme import Scheme
 from ryzjax.sharding import Placement
 
-__all__ = ["ActivationChoice", "WeightChoice", "WeightPlan", "plan_weights"]
+__all__ = ["ActivationChoice", "WeightChoice", "WeightPlan", "auto_activations", "plan_weights"]
 
 ActivationChoice = Literal["auto", "bf16", "int8"]
 """The value of `--activations`. "bf16" multiplies low-bit weights with the activations as they are. "int8" quantizes
@@ -76,28 +76,32 @@ class WeightPlan:
         Raises:
           ConfigError: `choice` is "int8", and no layer supports it. The message gives the reason of the first layer.
         """
-        is_best = (found := isa()) is not None and CROSSOVERS[found].int8_activations
-        if choice == "bf16" or (choice == "auto" and not is_best):
-            return self
-        linears, dtype = self.model.linears, jnp.dtype(self.model.config.dtype)
-        refusals: list[str] = []
-        formats = dict(self.model.quantization)
-        for name, format in self.model.quantization.items():
-            shape = linears.get(name, (self.model.config.vocab_size, self.model.config.hidden_size))
-            if len(shape) != 2 or name.endswith(".router") or (choice == "auto" and not format.pack):
-                continue
-            reason = self._refusal(format) or native_quantized_refusal(dtype, format, shape[1])
-            if reason is None:
-                formats[name] = replace(format, activations="int8_groups")
-            else:
-                refusals.append(f"{name}: {reason}")
-        if formats == self.model.quantization:
-            if choice == "auto":
-                return self
-            reason = refusals[0] if refusals else "the model has no low-bit weights; choose --weights int8, int4 or nf4"
-            raise ConfigError(f"activations='int8' is not possible here ({reason}); leave it out, or say bf16")
-        model = abstract_model(self.model.config, self.model.placement, formats)
-        return replace(self, stored=model if self.model is self.stored else self.stored, model=model)
+        if choice == "int8":
+            if reason := self.int8_refusal():
+                raise ConfigError(
+                    f"activations='int8' is not possible here ({reason}); leave the option out, or set it to 'bf16', "
+                    "which runs with all weights and on all devices"
+                )
+            return self._with_formats(self._int8_formats()[0])
+        if choice == "auto" and auto_activations()[0] == "int8":
+            return self._with_formats(self._int8_formats(only_4_bits=True)[0])
+        return self._with_formats(self._bf16_formats())
+
+    def int8_refusal(self) -> str | None:
+        """Returns why `with_activations("int8")` is not possible, or None if it is."""
+        formats, refusals = self._int8_formats()
+        if formats != self._bf16_formats():
+            return None
+        return refusals[0] if refusals else "the model has no low-bit weights; choose --weights int8, int4 or nf4"
+
+    @property
+    def activations(self) -> str:
+        """The activations of the linear layers, as a phrase such as "int8 for 34 of 35 low-bit weights"."""
+        if counts := self.num_int8_products:
+            return "int8 for {} of {} low-bit weights".format(*counts)
+        if any(format.activations == "int8" for format in self.model.quantization.values()):
+            return "int8 with one scale per token, from the checkpoint"
+        return self.model.config.dtype
 
     @property
     def num_int8_products(self) -> tuple[int, int] | None:
@@ -105,6 +109,34 @@ class WeightPlan:
         formats = self.model.quantization.values()
         count = sum(format.activations == "int8_groups" for format in formats)
         return (count, len(formats)) if count else None
+
+    def _bf16_formats(self) -> dict[str, QFormat]:
+        return {
+            name: replace(format, activations=None) if format.activations == "int8_groups" else format
+            for name, format in self.model.quantization.items()
+        }
+
+    def _int8_formats(self, *, only_4_bits: bool = False) -> tuple[dict[str, QFormat], list[str]]:
+        """Returns the formats with int8 activations where they are possible, and the refusals of the other layers."""
+        linears, dtype = self.model.linears, jnp.dtype(self.model.config.dtype)
+        refusals: list[str] = []
+        formats = self._bf16_formats()
+        for name, format in list(formats.items()):
+            shape = linears.get(name, (self.model.config.vocab_size, self.model.config.hidden_size))
+            if len(shape) != 2 or name.endswith(".router") or (only_4_bits and not format.pack):
+                continue
+            reason = self._refusal(format) or native_quantized_refusal(dtype, format, shape[1])
+            if reason is None:
+                formats[name] = replace(format, activations="int8_groups")
+            else:
+                refusals.append(f"{name}: {reason}")
+        return formats, refusals
+
+    def _with_formats(self, formats: dict[str, QFormat]) -> WeightPlan:
+        if formats == self.model.quantization:
+            return self
+        model = abstract_model(self.model.config, self.model.placement, formats)
+        return replace(self, stored=model if self.model is self.stored else self.stored, model=model)
 
     def _refusal(self, format: QFormat) -> str | None:
         if self.model.placement.platform != "cpu":
@@ -143,6 +175,18 @@ class WeightPlan:
                         weights[f"{name}.{leaf}"] = placed(np.asarray(part), sharding)
                 advance(self.stored.weights[name].nbytes)
         return {name: weights[name] for name in self.model.weights}
+
+
+def auto_activations() -> tuple[Literal["bf16", "int8"], str]:
+    """Returns what `--activations auto` means for 4-bit weights on this machine, and why."""
+    if jax.default_backend() != "cpu":
+        return "bf16", f"the integer kernels are for a CPU, and the devices are {jax.default_backend()}"
+    found = isa()
+    if found is None:
+        return "bf16", f"the integer kernels do not run: {native_refusal()}"
+    if CROSSOVERS[found].int8_activations:
+        return "int8", f"the table of ryzjax.ops.linear.crossover says that int8 is faster with {found}"
+    return "bf16", f"the table of ryzjax.ops.linear.crossover does not say that int8 is faster with {found}"
 
 
 def plan_weights(

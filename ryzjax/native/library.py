@@ -9,7 +9,7 @@ from pathlib import Path
 
 import jax
 
-__all__ = ["ISAS", "isa", "native_refusal"]
+__all__ = ["ISAS", "describe_kernels", "isa", "native_refusal"]
 
 _LIBRARY = Path(__file__).parent / "libryzjax_native.so"
 _TARGETS = (
@@ -23,6 +23,12 @@ _TARGETS = (
 ISAS = ("avx512", "avx2", "portable")
 """The instruction sets that have kernels. RYZJAX_NATIVE_ISA selects one, for tests and comparisons."""
 
+_PRODUCTS = {
+    "avx512": "bfloat16 products and int8 products (VNNI)",
+    "avx2": "float32 products (FMA) and int8 products",
+    "portable": "plain C++, which the compiler vectorizes",
+}
+
 
 def native_refusal() -> str | None:
     """Returns why the kernels cannot run in this process, or None if they can. The first call loads them."""
@@ -32,6 +38,16 @@ def native_refusal() -> str | None:
 def isa() -> str | None:
     """Returns the instruction set of the kernels, "avx512", "avx2" or "portable", or None if they cannot run."""
     return _load()[0]
+
+
+def describe_kernels() -> str:
+    """Returns which kernels run and why, as a phrase for tables; or why they do not run."""
+    found, refusal = _load()
+    if found is None:
+        return f"do not run: {refusal}"
+    asked = os.environ.get("RYZJAX_NATIVE_ISA")
+    why = f"RYZJAX_NATIVE_ISA={asked} asks for it" if asked else "the best instruction set of this processor"
+    return f"{found}: {_PRODUCTS[found]}; {why}"
 
 
 @cache

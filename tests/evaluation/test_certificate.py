@@ -12,7 +12,9 @@ from ryzjax.checkpoint.certificate import CERTIFICATE_FILE, certificate_summary,
 from ryzjax.checkpoint.source import resolve_source
 from ryzjax.cli.main import main
 from ryzjax.errors import CheckpointError, ConfigError
-from ryzjax.evaluation.certificate import verify
+from ryzjax.evaluation.certificate import Measurement, measure, verify
+from ryzjax.loading.weight_plan import WeightPlan
+from ryzjax.native.library import native_refusal
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +107,95 @@ def test_models_without_one(stories: Path):
     assert read_certificate(stories) is None
     with pytest.raises(ConfigError, match=f"no {CERTIFICATE_FILE}"):
         verify(str(stories))
+
+
+needs_kernels = pytest.mark.skipif(native_refusal() is not None, reason=f"needs the kernels: {native_refusal()}")
+
+
+def test_a_float32_model_says_why_int8_activations_were_not_measured(quantized: Path):
+    measured = json.loads((quantized / CERTIFICATE_FILE).read_text())["measured"]
+    assert measured["settings"]["activations"] == "bf16" and measured["activation_cost"] is None
+    assert "float32" in measured["activation_cost_refusal"]
+
+
+@pytest.fixture(scope="module")
+def bfloat16_model(stories: Path, text: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("models") / "stories-bf16-w4"
+    words = ["quantize", str(stories), "--out", str(out), "--group-size", "32", "--dtype", "bfloat16"]
+    assert main([*words, "--eval-text", str(text[1])]) == 0
+    return out
+
+
+@needs_kernels
+def test_both_activations_are_certified(bfloat16_model: Path, capsys: pytest.CaptureFixture[str]):
+    certificate = read_certificate(bfloat16_model)
+    assert certificate is not None
+    measured = json.loads((bfloat16_model / CERTIFICATE_FILE).read_text())["measured"]
+    cost = measured["activation_cost"]
+    assert measured["settings"]["activations"] == "bf16" and measured["activation_cost_refusal"] is None
+    assert measured["divergence"]["mean_kl"] == cost["bf16"]["mean_kl"] != cost["int8"]["mean_kl"]
+    summary = certificate_summary(certificate)
+    assert summary["activations"] == "bf16" and summary["int8_added_kl"] == cost["added_kl"]
+    assert summary["int8_activations"] == {
+        name: cost["int8"][name] for name in ("mean_kl", "top1_agreement", "perplexity")
+    }
+    assert main(["info", str(bfloat16_model)]) == 0
+    shown = capsys.readouterr().out
+    assert "int8 activations: mean kl" in shown and "int8 share of kl" in shown
+
+
+@needs_kernels
+def test_both_activations_are_verified(
+    bfloat16_model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    checks = {check.name: check for check in verify(str(bfloat16_model))}
+    assert all(check.is_same and check.not_checked is None for check in checks.values())
+    assert {"divergence.mean_kl", "int8_activations.mean_kl"} <= set(checks)
+    # A machine without the kernels checks the main figures, and says what it cannot check.
+    monkeypatch.setattr(WeightPlan, "int8_refusal", lambda _: "no kernels today")
+    assert main(["eval", str(bfloat16_model), "--verify"]) == 0
+    words = " ".join(capsys.readouterr().out.split())
+    assert "not checked" in words and "because this machine cannot measure them" in words
+    # Main figures with int8 activations cannot be repeated there.
+    settings = Measurement(text=str(bfloat16_model / "config.json"), activations="int8", dtype="bfloat16")
+    with pytest.raises(ConfigError, match=r"activations='int8' on this machine \(no kernels today\).*'bf16'"):
+        measure(str(bfloat16_model), "base", settings)
+
+
+@needs_kernels
+def test_int8_can_be_the_main_figure(bfloat16_model: Path, stories: Path, text: tuple[Path, Path], tmp_path: Path):
+    settings = Measurement(text=str(text[1]), dtype="bfloat16", activations="int8")
+    measured = json.loads(json.dumps(measure(str(bfloat16_model), str(stories), settings)))
+    certificate = json.loads((bfloat16_model / CERTIFICATE_FILE).read_text())
+    assert measured["settings"]["activations"] == "int8"
+    assert measured["activation_cost"] == certificate["measured"]["activation_cost"]
+    assert measured["divergence"]["mean_kl"] == measured["activation_cost"]["int8"]["mean_kl"]
+    summary = certificate_summary({**certificate, "measured": measured})
+    assert summary["activations"] == "int8" and "bf16_activations" in summary and "int8_activations" not in summary
+    for file in bfloat16_model.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    (tmp_path / CERTIFICATE_FILE).write_text(json.dumps({**certificate, "measured": measured}))
+    checks = {check.name: check for check in verify(str(tmp_path))}
+    assert all(check.is_same for check in checks.values()) and "bf16_activations.mean_kl" in checks
+
+
+def test_certificates_without_activations_were_measured_with_bf16(bfloat16_model: Path, tmp_path: Path):
+    certificate = json.loads((bfloat16_model / CERTIFICATE_FILE).read_text())
+    del certificate["measured"]["settings"]["activations"]
+    certificate["measured"].pop("activation_cost")
+    certificate["measured"].pop("activation_cost_refusal")
+    for file in bfloat16_model.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    (tmp_path / CERTIFICATE_FILE).write_text(json.dumps(certificate))
+    assert certificate_summary(certificate)["activations"] == "bf16"
+    checks = {check.name: check for check in verify(str(tmp_path))}
+    assert all(check.is_same for check in checks.values()) and "divergence.mean_kl" in checks
+    assert not any(name.startswith("int8_activations") for name in checks)
+
+
+def test_auto_activations_are_not_certified():
+    with pytest.raises(ConfigError, match=r"activations='auto' cannot be certified; expected 'bf16' or 'int8'"):
+        Measurement(activations="auto")  # pyright: ignore[reportArgumentType]
 
 
 def test_damaged_certificates(tmp_path: Path):
