@@ -24,6 +24,7 @@ def main() -> None:
         activations=sys.argv[4],  # pyright: ignore[reportArgumentType]
         max_sequences=8,
         max_batch_tokens=512,
+        max_mixed_tokens=512,  # the prompts of a batch prefill while the first of them decode already
         max_context_tokens=int(sys.argv[2]),
     )
     llm.close()  # stops the engine's thread: the steps run on this one

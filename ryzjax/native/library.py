@@ -20,8 +20,11 @@ _TARGETS = (
     "ryzjax_segment_backward",
     "ryzjax_segment_forward",
 )
-ISAS = ("avx512", "avx2", "portable")
-"""The instruction sets that have kernels. RYZJAX_NATIVE_ISA selects one, for tests and comparisons."""
+ISAS = ("avx512", "avx512-vnni", "avx2-vnni", "avx512-bw", "avx2", "dotprod", "portable")
+"""The instruction sets that have kernels, fastest first. RYZJAX_NATIVE_ISA selects one, for tests and comparisons.
+
+"avx512" has bfloat16 products. "avx512-vnni", "avx512-bw" and "avx2-vnni" multiply int8 activations with AVX-512 VNNI,
+AVX-512BW and AVX-VNNI, and compute everything else as "avx2" does. "dotprod" is the same beside "portable" on Arm."""
 
 _PRODUCTS = {
     "avx512": "bfloat16 products and int8 products (VNNI)",
@@ -36,7 +39,7 @@ def native_refusal() -> str | None:
 
 
 def isa() -> str | None:
-    """Returns the instruction set of the kernels, "avx512", "avx2" or "portable", or None if they cannot run."""
+    """Returns the instruction set of the kernels, one of `ISAS`, or None if they cannot run."""
     return _load()[0]
 
 

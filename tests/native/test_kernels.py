@@ -27,6 +27,7 @@ from ryzjax.ops.linear.project import native_refusal_of, project_on_device
 from ryzjax.ops.linear.reference import project_plain
 from ryzjax.qarray import QFormat, dequantize
 from ryzjax.sharding import Layout, Placement
+from tests.native.check_kernels import ONLY_INTEGERS
 from tests.ops.test_paged_attention import make_batch
 from tests.qarrays import FORMATS, random_qarray
 
@@ -59,7 +60,8 @@ def test_every_instruction_set_against_the_references(name: str):
     if done.returncode and "have None" in done.stderr:
         pytest.skip(f"no {name} on this machine")
     assert done.returncode == 0, done.stderr[-2000:]
-    assert [int(count) > 5 for count in done.stdout.split()] == [True] * 5
+    counts = [int(count) for count in done.stdout.split()]
+    assert len(counts) == (1 if name in ONLY_INTEGERS else 5) and min(counts) > 5
 
 
 def test_they_can_be_turned_off():

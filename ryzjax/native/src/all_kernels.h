@@ -1,11 +1,11 @@
-// Every kernel for one instruction set, and the table `kKernels` of them.
+// Every kernel for one instruction set but the products of int8 activations, and the table `kKernels` of them.
 //
 // Requires: isa_includes.h, and `struct Isa` before it. avx512.cc, avx2.cc and portable.cc each include this header
 // once, inside their anonymous namespace, so each compiles its own copy of the kernels with its own compiler flags. The
 // order of the headers matters: each may use what those above it define.
 //
 // `Isa` provides:
-//   kName, kWidth     the name of the instruction set, and the number of floats in a Vec
+//   kWidth            the number of floats in a Vec
 //   kValueVectors     vectors of a value that attention holds in registers for each lane
 //   Vec, fma          a vector of float32, and a * b + c
 //   Chunk             32 bfloat16 numbers: load and store, or load_part and store_part for fewer
@@ -16,22 +16,14 @@
 //   from_low          the chunk of the low nibbles of 32 bytes
 //   from_high         the chunk of the high nibbles of 32 bytes
 //   from_run          the chunk of the low nibbles of 16 bytes, then of their high nibbles
-//   Integer           products of int8: what integer_rows.h and integer_tiles.h call
-//     Bytes           a vector of 4 bytes for each of kWidth rows
-//     load            16 bytes of each of kWidth rows, transposed into 4 vectors
-//     low_nibbles, high_nibbles, table, look_up
-//     biased, kBias   int8 as the integer units take them: w + kBias
-//     four_columns    4 columns of x, for every row
-//     Dot<is_signed>  sums of products of nibbles, or of biased int8, with int8: zero, add, and total as float32
-//     kBlocks, kColumns   blocks of rows of W, and rows of x, in a tile
 // An instruction set that defines RYZJAX_NIBBLE_BLOCKS also provides what nibble_blocks.h calls.
 
 #include "vectors.h"
+#include "weight_memory.h"
 #include "weight_rows.h"
-#include "product_tiles.h"
-#include "integer_rows.h"
-#include "integer_tiles.h"
 #include "linear_tiles.h"
+#include "transpose.h"
+#include "product_tiles.h"
 #include "norm_rows.h"
 #include "argmax_rows.h"
 #include "kv_slots.h"
@@ -41,4 +33,5 @@
 #include "segment_forward.h"
 #include "segment_backward.h"
 
-constexpr Kernels kKernels{Isa::kName, run_linear, attend, argmax, rms_norm, segment_forward, segment_backward};
+// choose_kernels adds the name and the products of int8 activations.
+constexpr Kernels kKernels{nullptr, kFloats, {}, attend, argmax, rms_norm, segment_forward, segment_backward};

@@ -10,7 +10,6 @@ namespace {
 #define RYZJAX_NIBBLE_BLOCKS
 
 struct Isa {
-  static constexpr const char* kName = "avx512";
   static constexpr int kWidth = 16;        // floats in a vector
   static constexpr int kValueVectors = 4;  // vectors of a value that tiles hold in registers for each lane
   using Vec = float __attribute__((vector_size(4 * kWidth)));
@@ -123,49 +122,6 @@ struct Isa {
     const __m512i both = _mm512_inserti64x4(_mm512_castsi256_si512(low), _mm256_srli_epi16(low, 4), 1);
     return (Chunk)_mm512_permutexvar_epi16(both, table);
   }
-
-  struct Integer {
-    using Bytes = __m512i;
-    static constexpr float kBias = 128;
-    static constexpr int kBlocks = 2;
-    static constexpr int kColumns = 8;
-
-    static __m128i bytes16(const uint8_t* p) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(p)); }
-    static void load(const uint8_t* p, int64_t stride, Bytes* out) {
-      __m512i rows[4];  // rows r, r + 4, r + 8 and r + 12
-      for (int r = 0; r < 4; ++r) {
-        rows[r] = _mm512_castsi128_si512(bytes16(p + r * stride));
-        rows[r] = _mm512_inserti32x4(rows[r], bytes16(p + (r + 4) * stride), 1);
-        rows[r] = _mm512_inserti32x4(rows[r], bytes16(p + (r + 8) * stride), 2);
-        rows[r] = _mm512_inserti32x4(rows[r], bytes16(p + (r + 12) * stride), 3);
-      }
-      const __m512i low01 = _mm512_unpacklo_epi32(rows[0], rows[1]), low23 = _mm512_unpacklo_epi32(rows[2], rows[3]);
-      const __m512i high01 = _mm512_unpackhi_epi32(rows[0], rows[1]), high23 = _mm512_unpackhi_epi32(rows[2], rows[3]);
-      out[0] = _mm512_unpacklo_epi64(low01, low23);
-      out[1] = _mm512_unpackhi_epi64(low01, low23);
-      out[2] = _mm512_unpacklo_epi64(high01, high23);
-      out[3] = _mm512_unpackhi_epi64(high01, high23);
-    }
-    static Bytes low_nibbles(Bytes w) { return _mm512_and_si512(w, _mm512_set1_epi8(15)); }
-    static Bytes high_nibbles(Bytes w) { return _mm512_and_si512(_mm512_srli_epi16(w, 4), _mm512_set1_epi8(15)); }
-    static Bytes table(const int8_t* codes) {
-      return _mm512_broadcast_i32x4(bytes16(reinterpret_cast<const uint8_t*>(codes)));
-    }
-    static Bytes look_up(Bytes nibbles, Bytes table) { return _mm512_shuffle_epi8(table, nibbles); }
-    static Bytes biased(Bytes w) { return _mm512_xor_si512(w, _mm512_set1_epi8(-128)); }
-    static Bytes four_columns(const int8_t* x) {
-      int32_t four;
-      std::memcpy(&four, x, 4);
-      return _mm512_set1_epi32(four);
-    }
-    template <bool kIsSigned>
-    struct Dot {
-      using Sum = __m512i;
-      static Sum zero() { return _mm512_setzero_si512(); }
-      static Sum add(Sum sum, Bytes w, Bytes x) { return _mm512_dpbusd_epi32(sum, w, x); }
-      static Vec total(Sum sum) { return (Vec)_mm512_cvtepi32_ps(sum); }
-    };
-  };
 };
 
 #include "all_kernels.h"

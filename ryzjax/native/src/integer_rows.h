@@ -1,6 +1,6 @@
 // Activations quantized to int8, and the weights that integer_tiles.h multiplies them with (contract: linear.h).
 //
-// Requires: weight_rows.h and `Isa::Integer` before it.
+// Requires: weight_memory.h and `Isa` before it.
 //
 // A unit is 32 columns, which share a scale in each row of x. A block is kWidth rows of W, whose sums are the lanes of
 // one vector. The integer instructions multiply four neighboring columns at a time, so a unit of a block is eight vectors
@@ -9,14 +9,6 @@
 
 constexpr int64_t kUnit = 32;
 constexpr int kUnitVectors = 8;
-
-// Rows of x as int8.
-struct QuantizedRows {
-  const int8_t* values;  // [m, units * kUnit]; columns past k are 0
-  const float* scales;   // [m, units]; NaN if a number of the unit is not finite
-  const float* sums;     // [m, units]: the sum of the unit's values
-  int64_t units;
-};
 
 inline int64_t units_of(const LinearArgs& a) { return (a.k + kUnit - 1) / kUnit; }
 
@@ -61,18 +53,20 @@ inline void quantize_unit(const uint16_t* x, int64_t count, int8_t* values, floa
 
 // Quantizes all rows of x into `buffer`.
 inline QuantizedRows quantize_x(const LinearArgs& a, AlignedBuffer& buffer, const Threads& threads) {
-  const int64_t units = units_of(a), columns = units * kUnit;
-  auto* const values = static_cast<int8_t*>(buffer.at_least(a.m * (columns + units * 8)));
-  auto* const scales = reinterpret_cast<float*>(values + a.m * columns);
-  float* const sums = scales + a.m * units;
+  const int64_t units = units_of(a), all = units * a.m;
+  auto* const values = static_cast<int8_t*>(buffer.at_least(all * (kUnit + 8)));
+  auto* const scales = reinterpret_cast<float*>(values + all * kUnit);
+  float* const sums = scales + all;
   constexpr int64_t kRows = 16;  // of a task
   parallel_for(threads, (a.m + kRows - 1) / kRows, [&](int64_t task) {
     for (int64_t m = task * kRows; m < std::min(a.m, (task + 1) * kRows); ++m)
-      for (int64_t u = 0; u < units; ++u)
-        quantize_unit(a.x + m * a.k + u * kUnit, std::min(kUnit, a.k - u * kUnit), values + m * columns + u * kUnit,
-                      scales + m * units + u, sums + m * units + u);
+      for (int64_t unit = 0; unit < units; ++unit) {
+        const int64_t at = unit * a.m + m;
+        quantize_unit(a.x + m * a.k + unit * kUnit, std::min(kUnit, a.k - unit * kUnit), values + at * kUnit, scales + at,
+                      sums + at);
+      }
   });
-  return {values, scales, sums, units};
+  return {values, scales, sums};
 }
 
 // How the bytes of a matrix become integers, and which zero point is subtracted from the sums.
@@ -91,37 +85,44 @@ struct RowBlock {
   int64_t stride;       // bytes between two rows
   const float* scales;  // [groups, kWidth]
   const float* zeros;   // [groups, kWidth], or null
-  Isa::Integer::Bytes codes;  // the codebook as int8, for look-ups
+  Isa::Bytes codes;  // the codebook as int8, for look-ups
 };
 
-// Calls use(unit, group, w) for the units of a block, in the order in which their nibbles are stored.
-template <typename Format, typename Use>
-inline __attribute__((always_inline)) void each_unit(const LinearArgs& a, const RowBlock& block, Use&& use) {
-  using Integer = Isa::Integer;
-  using Bytes = typename Integer::Bytes;
-  const uint8_t* at = block.values;
+// Calls use(unit, group, w) for the units of B blocks, in the order in which their nibbles are stored. w[b] is the unit
+// of block b.
+template <typename Format, int B, typename Use>
+inline __attribute__((always_inline)) void each_unit(const LinearArgs& a, const RowBlock (&blocks)[B], Use&& use) {
+  using Bytes = Isa::Bytes;
+  constexpr int kHalf = kUnitVectors / 2;
   const int64_t units = units_of(a), group_units = a.group == a.k ? units : a.group / kUnit;
-  const auto decoded = [&](Bytes nibbles) __attribute__((always_inline)) {
-    return Format::is_signed ? Integer::biased(Integer::look_up(nibbles, block.codes)) : nibbles;
+  int64_t at = 0, unit = 0;  // the next byte of a row, and the next unit
+  Bytes w[B][kUnitVectors];
+  const auto load = [&](int b, int64_t byte, Bytes* to) __attribute__((always_inline)) {
+    Isa::load(blocks[b].values + byte, blocks[b].stride, to);
   };
-  Bytes w[kUnitVectors];
-  int64_t unit = 0;
+  const auto decoded = [&](int b, Bytes nibbles) __attribute__((always_inline)) {
+    return Format::is_signed ? Isa::biased(Isa::look_up(nibbles, blocks[b].codes)) : nibbles;
+  };
   for (int64_t group = 0; unit < units; ++group) {
     const int64_t end = std::min(units, unit + group_units);
     if constexpr (!Format::is_nibbles) {
       for (; unit < end; ++unit, at += kUnit) {
-        Integer::load(at, block.stride, w);
-        Integer::load(at + kUnit / 2, block.stride, w + kUnitVectors / 2);
-        RYZJAX_UNROLL for (int i = 0; i < kUnitVectors; ++i) w[i] = Integer::biased(w[i]);
+        RYZJAX_UNROLL for (int b = 0; b < B; ++b) {
+          load(b, at, w[b]);
+          load(b, at + kUnit / 2, w[b] + kHalf);
+          RYZJAX_UNROLL for (int i = 0; i < kUnitVectors; ++i) w[b][i] = Isa::biased(w[b][i]);
+        }
         use(unit, group, w);
       }
     } else if (a.pack == kUnit) {
       for (; unit < end; ++unit, at += kUnit / 2) {
-        Bytes both[kUnitVectors / 2];
-        Integer::load(at, block.stride, both);
-        RYZJAX_UNROLL for (int i = 0; i < kUnitVectors / 2; ++i) {
-          w[i] = decoded(Integer::low_nibbles(both[i]));
-          w[i + kUnitVectors / 2] = decoded(Integer::high_nibbles(both[i]));
+        RYZJAX_UNROLL for (int b = 0; b < B; ++b) {
+          Bytes both[kHalf];
+          load(b, at, both);
+          RYZJAX_UNROLL for (int i = 0; i < kHalf; ++i) {
+            w[b][i] = decoded(b, Isa::low_nibbles(both[i]));
+            w[b][i + kHalf] = decoded(b, Isa::high_nibbles(both[i]));
+          }
         }
         use(unit, group, w);
       }
@@ -129,12 +130,15 @@ inline __attribute__((always_inline)) void each_unit(const LinearArgs& a, const 
       const int64_t half = a.pack / (2 * kUnit);  // units of half a run
       for (; unit < end; unit += 2 * half)
         for (int64_t i = 0; i < half; ++i, at += kUnit) {
-          Bytes both[kUnitVectors];
-          Integer::load(at, block.stride, both);
-          Integer::load(at + kUnit / 2, block.stride, both + kUnitVectors / 2);
-          RYZJAX_UNROLL for (int j = 0; j < kUnitVectors; ++j) w[j] = decoded(Integer::low_nibbles(both[j]));
+          Bytes both[B][kUnitVectors];
+          RYZJAX_UNROLL for (int b = 0; b < B; ++b) {
+            load(b, at, both[b]);
+            load(b, at + kUnit / 2, both[b] + kHalf);
+            RYZJAX_UNROLL for (int j = 0; j < kUnitVectors; ++j) w[b][j] = decoded(b, Isa::low_nibbles(both[b][j]));
+          }
           use(unit + i, group, w);
-          RYZJAX_UNROLL for (int j = 0; j < kUnitVectors; ++j) w[j] = decoded(Integer::high_nibbles(both[j]));
+          RYZJAX_UNROLL for (int b = 0; b < B; ++b)
+            RYZJAX_UNROLL for (int j = 0; j < kUnitVectors; ++j) w[b][j] = decoded(b, Isa::high_nibbles(both[b][j]));
           use(unit + half + i, group, w);
         }
     }

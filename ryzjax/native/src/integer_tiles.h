@@ -1,81 +1,34 @@
 // The loops of y = x W^T with x quantized to int8 (contract: linear.h).
 //
-// Requires: integer_rows.h and product_tiles.h before it.
+// Requires: integer_rows.h and transpose.h before it. Defines `kIntegers`.
 //
-//   m <= kFusedColumns   The units of a block of W are unpacked in registers and multiplied with all rows of x.
-//   larger m             The units of a panel of W are unpacked into the L2 cache once, and multiplied there with tiles
-//                        of Isa::Integer::kBlocks blocks and Isa::Integer::kColumns rows of x.
+// Blocks of W are read unit by unit: one block for few rows of x, where reading W takes the time, and kBlocks together for
+// more rows. A unit becomes bytes in registers, and is multiplied with up to kRows rows of x before the next one is read.
+// The sums of these rows stay in the L1 cache.
 //
-// Both compute an element of y by the same operations: an exact int32 sum for each unit, times the two scales, added in
-// float32 in the order in which the units are stored. The bits therefore depend neither on m nor on the tile.
+// An element of y is computed by the same operations for every m: an exact int32 sum for each unit, times the two scales,
+// added in float32 in the order in which the units are stored.
 
-constexpr int kFusedColumns = 8;
-constexpr int64_t kIntegerPanelBytes = 256 << 10;  // of unpacked weights
-constexpr int64_t kIntegerUnitBytes = kUnit * kWidth;  // of a block
+constexpr int64_t kRows = 64;     // of x that are multiplied together
+constexpr int64_t kFewRows = 8;  // of x, for which one block of W is read at a time
+constexpr int kBlocks = Isa::kBlocks;
 
-// The sums of B blocks of W with C rows of x.
-template <int B, int C>
-struct IntegerSums {
-  const int8_t* values;
-  const float *scales, *sums;
-  int64_t row_values, row_units;  // numbers and units of a row of x
-  Vec acc[B][C];
+// Adds a unit's products with one row of x to the sums of a block. `products` are the exact integer sums.
+template <typename Format>
+inline __attribute__((always_inline)) Vec with_unit(Vec sum, typename Isa::template Dot<Format::is_signed>::Sum products,
+                                                    const RowBlock& block, int64_t group, float x_scale, float x_sum) {
+  Vec exact = Isa::template Dot<Format::is_signed>::total(products);
+  if constexpr (Format::is_signed && Isa::kBias != 0) exact = Isa::fma(splat(-Isa::kBias), splat(x_sum), exact);
+  if constexpr (Format::zeros == Zeros::kEight) exact = Isa::fma(splat(-8.0f), splat(x_sum), exact);
+  if constexpr (Format::zeros == Zeros::kStored) exact = Isa::fma(-load(block.zeros + group * kWidth), splat(x_sum), exact);
+  return Isa::fma(exact, load(block.scales + group * kWidth) * splat(x_scale), sum);
+}
 
-  IntegerSums(const QuantizedRows& x, int64_t m)
-      : values(x.values + m * x.units * kUnit), scales(x.scales + m * x.units), sums(x.sums + m * x.units),
-        row_values(x.units * kUnit), row_units(x.units) {
-    RYZJAX_UNROLL for (int b = 0; b < B; ++b) RYZJAX_UNROLL for (int c = 0; c < C; ++c) acc[b][c] = Vec{};
-  }
-
-  // Adds a unit. w[b] are the kUnitVectors vectors of block b.
-  template <typename Format>
-  inline __attribute__((always_inline)) void add(int64_t unit, int64_t group, const RowBlock (&blocks)[B],
-                                                 const typename Isa::Integer::Bytes* const (&w)[B]) {
-    using Integer = Isa::Integer;
-    using Dot = typename Integer::template Dot<Format::is_signed>;
-    const int8_t* const x = values + unit * kUnit;
-    const auto scaled = [&](int b, int c, typename Dot::Sum products) __attribute__((always_inline)) {
-      const Vec x_sum = splat(sums[c * row_units + unit]);
-      Vec sum = Dot::total(products);
-      if constexpr (Format::is_signed && Integer::kBias != 0) sum = Isa::fma(splat(-Integer::kBias), x_sum, sum);
-      if constexpr (Format::zeros == Zeros::kEight) sum = Isa::fma(splat(-8.0f), x_sum, sum);
-      if constexpr (Format::zeros == Zeros::kStored) sum = Isa::fma(-load(blocks[b].zeros + group * kWidth), x_sum, sum);
-      const Vec scale = load(blocks[b].scales + group * kWidth) * splat(scales[c * row_units + unit]);
-      acc[b][c] = Isa::fma(sum, scale, acc[b][c]);
-    };
-    if constexpr (B == 1) {
-      // The eight vectors of W stay in registers.
-      RYZJAX_UNROLL for (int c = 0; c < C; ++c) {
-        typename Dot::Sum products = Dot::zero();
-        RYZJAX_UNROLL for (int i = 0; i < kUnitVectors; ++i)
-          products = Dot::add(products, w[0][i], Integer::four_columns(x + c * row_values + 4 * i));
-        scaled(0, c, products);
-      }
-    } else {
-      // The sums stay in registers.
-      typename Dot::Sum products[B][C];
-      RYZJAX_UNROLL for (int b = 0; b < B; ++b) RYZJAX_UNROLL for (int c = 0; c < C; ++c) products[b][c] = Dot::zero();
-      RYZJAX_UNROLL for (int i = 0; i < kUnitVectors; ++i) {
-        typename Integer::Bytes columns[C];
-        RYZJAX_UNROLL for (int c = 0; c < C; ++c) columns[c] = Integer::four_columns(x + c * row_values + 4 * i);
-        RYZJAX_UNROLL for (int b = 0; b < B; ++b)
-          RYZJAX_UNROLL for (int c = 0; c < C; ++c) products[b][c] = Dot::add(products[b][c], w[b][i], columns[c]);
-      }
-      RYZJAX_UNROLL for (int b = 0; b < B; ++b) RYZJAX_UNROLL for (int c = 0; c < C; ++c) scaled(b, c, products[b][c]);
-    }
-  }
-
-  // Stores the sums with block b of `rows` rows of W into out [C, ld].
-  void store_to(int b, float* out, int64_t ld, int64_t rows) const {
-    RYZJAX_UNROLL for (int c = 0; c < C; ++c) {
-      if (rows == kWidth) {
-        store(out + c * ld, acc[b][c]);
-      } else {
-        std::memcpy(out + c * ld, &acc[b][c], rows * 4);
-      }
-    }
-  }
-};
+// Stores the sums of the first `rows` rows of a block.
+inline void store_sums(float* out, Vec sums, int64_t rows) {
+  if (rows >= kWidth) return store(out, sums);
+  if (rows > 0) std::memcpy(out, &sums, rows * 4);
+}
 
 // Prepares blocks of a range of rows: scales and zero points by group, and the last rows padded to a whole block.
 class RowBlocks {
@@ -83,25 +36,27 @@ class RowBlocks {
   RowBlocks(const LinearArgs& a, int64_t first, int64_t last) : a_(a), first_(first), last_(last) {
     groups_ = a.k / a.group;
     scales_ = scales_of(a, first, last);
-    floats_ = static_cast<float*>(space().floats.at_least(2 * groups_ * kWidth * 4));
-    if (a.codebook != nullptr) codes_ = Isa::Integer::table(codes_of(a.codebook, code_scale_).data());
+    floats_ = static_cast<float*>(space().floats.at_least(kBlocks * 2 * groups_ * kWidth * 4));
+    if (a.codebook != nullptr) codes_ = Isa::table(codes_of(a.codebook, code_scale_).data());
   }
 
-  // Returns the block of the rows from `row` on.
-  RowBlock at(int64_t row) {
-    const int64_t count = std::min<int64_t>(kWidth, last_ - row), bytes = row_bytes(a_);
-    RowBlock block = {static_cast<const uint8_t*>(a_.values) + row * bytes, bytes, floats_, nullptr, codes_};
+  // Returns the block of the rows from `row` on, which may be past the last one. The memory of a block is in use until
+  // the next one with the same number, from 0 to kBlocks - 1.
+  RowBlock at(int number, int64_t row) {
+    float* const floats = floats_ + number * 2 * groups_ * kWidth;
+    const int64_t count = std::max<int64_t>(0, std::min<int64_t>(kWidth, last_ - row)), bytes = row_bytes(a_);
+    RowBlock block = {static_cast<const uint8_t*>(a_.values) + row * bytes, bytes, floats, nullptr, codes_};
     const float* const scales = scales_.values + (row - first_) * scales_.stride;
     // Squares of kWidth rows and kWidth groups are transposed in registers.
     const int64_t squares = count == kWidth && scales_.stride != 0 ? groups_ / kWidth * kWidth : 0;
-    if (squares > 0) transpose(scales, kWidth, squares, scales_.stride, floats_, kWidth);
+    if (squares > 0) transpose(scales, kWidth, squares, scales_.stride, floats, kWidth);
     for (int64_t r = 0; r < kWidth; ++r)
       for (int64_t g = squares; g < groups_; ++g)
-        floats_[g * kWidth + r] = r < count ? scales[r * scales_.stride + g] : 0.0f;
+        floats[g * kWidth + r] = r < count ? scales[r * scales_.stride + g] : 0.0f;
     if (a_.codebook != nullptr)
-      for (int64_t i = 0; i < groups_ * kWidth; ++i) floats_[i] *= code_scale_;
+      for (int64_t i = 0; i < groups_ * kWidth; ++i) floats[i] *= code_scale_;
     if (a_.zeros != nullptr) {
-      float* const zeros = floats_ + groups_ * kWidth;
+      float* const zeros = floats + groups_ * kWidth;
       for (int64_t r = 0; r < kWidth; ++r) {
         const uint8_t* const from = row_zeros(a_, row + std::min(r, count - 1));
         for (int64_t g = 0; g < groups_; ++g)
@@ -113,7 +68,7 @@ class RowBlocks {
     // A block is read in whole units and kWidth rows. If the matrix ends before that, a padded copy is read.
     if (count < kWidth || (a_.kind == WeightKind::kInt8 && a_.k % kUnit)) {
       const int64_t stride = round_up(bytes, kUnit);
-      auto* const copy = static_cast<uint8_t*>(space().rows.at_least(kWidth * stride));
+      auto* const copy = static_cast<uint8_t*>(space().rows.at_least(kBlocks * kWidth * stride)) + number * kWidth * stride;
       std::memset(copy, 0, kWidth * stride);
       for (int64_t r = 0; r < count; ++r) std::memcpy(copy + r * stride, block.values + r * bytes, bytes);
       block.values = copy, block.stride = stride;
@@ -145,128 +100,70 @@ class RowBlocks {
   Scales scales_;
   float* floats_;
   float code_scale_ = 1.0f;
-  Isa::Integer::Bytes codes_ = {};
+  Isa::Bytes codes_ = {};
 };
 
-// Multiplies rows [first, last) of W with C rows of x.
-template <typename Format, int C>
-void fused_rows(const LinearArgs& a, const QuantizedRows& x, int64_t first, int64_t last) {
-  RowBlocks blocks(a, first, last);
-  for (int64_t row = first; row < last; row += kWidth) {
-    const RowBlock block[1] = {blocks.at(row)};
-    IntegerSums<1, C> sums(x, 0);
-    Fetch fetch = Fetch::beyond(a, row, kWidth);
-    each_unit<Format>(a, block[0], [&](int64_t unit, int64_t group, auto& w) __attribute__((always_inline)) {
-      fetch.template next<kIntegerUnitBytes / (Format::is_nibbles ? 2 : 1)>();
-      sums.template add<Format>(unit, group, block, {w});
-    });
-    sums.store_to(0, a.out + row, a.n, std::min<int64_t>(kWidth, last - row));
-  }
+// Multiplies B blocks, which start at `row` of W, with rows [m, m + count) of x. count is at most M.
+template <typename Format, int B, int M>
+void multiply_blocks(const LinearArgs& a, const QuantizedRows& x, const RowBlock (&blocks)[B], int64_t row, int64_t last,
+                     int64_t m, int64_t count) {
+  using Dot = typename Isa::template Dot<Format::is_signed>;
+  Vec sums[M][B] = {};
+  const int64_t rows = M == 1 ? 1 : count;  // a constant, so that a single row's sum stays in a register
+  Fetch fetch = Fetch::beyond(a, row, B * kWidth);
+  each_unit<Format>(a, blocks, [&](int64_t unit, int64_t group, auto& w) __attribute__((always_inline)) {
+    fetch.template next<B * kWidth * kUnit / (Format::is_nibbles ? 2 : 1)>();
+    const int64_t at = unit * a.m + m;
+    const int8_t* values = x.values + at * kUnit;
+    for (int64_t i = 0; i < rows; ++i, values += kUnit) {
+      typename Dot::Sum products[B];
+      RYZJAX_UNROLL for (int b = 0; b < B; ++b) products[b] = Dot::zero();
+      RYZJAX_UNROLL for (int j = 0; j < kUnitVectors; ++j) {
+        const Isa::Bytes columns = Isa::four_columns(values + 4 * j);
+        RYZJAX_UNROLL for (int b = 0; b < B; ++b) products[b] = Dot::add(products[b], w[b][j], columns);
+      }
+      RYZJAX_UNROLL for (int b = 0; b < B; ++b)
+        sums[i][b] = with_unit<Format>(sums[i][b], products[b], blocks[b], group, x.scales[at + i], x.sums[at + i]);
+    }
+  });
+  for (int64_t i = 0; i < rows; ++i)
+    RYZJAX_UNROLL for (int b = 0; b < B; ++b)
+      store_sums(a.out + (m + i) * a.n + row + b * kWidth, sums[i][b], last - row - b * kWidth);
 }
 
-// The unpacked units of some blocks of W, with their scales and zero points.
-struct IntegerPanel {
-  Isa::Integer::Bytes* values;  // [blocks, units, kUnitVectors]
-  float* floats;                // [blocks, 2, groups, kWidth]
-  int64_t units, groups;
-  const std::vector<int32_t>*order, *group_of;  // the unit and the group at each place of `values`
-
-  RowBlock block(int64_t b) const {
-    const float* const scales = floats + b * 2 * groups * kWidth;
-    return {nullptr, 0, scales, scales + groups * kWidth, Isa::Integer::Bytes{}};
-  }
-};
-
-template <typename Format>
-IntegerPanel unpack_panel(const LinearArgs& a, int64_t units, int64_t first, int64_t last) {
-  using Bytes = Isa::Integer::Bytes;
-  thread_local AlignedBuffer memory, float_memory;
-  thread_local std::vector<int32_t> order, group_of;
-  order.clear(), group_of.clear();
-  const int64_t blocks = (last - first + kWidth - 1) / kWidth, groups = a.k / a.group, floats = 2 * groups * kWidth;
-  const IntegerPanel panel = {static_cast<Bytes*>(memory.at_least(blocks * units * kIntegerUnitBytes)),
-                              static_cast<float*>(float_memory.at_least(blocks * floats * 4)), units, groups, &order,
-                              &group_of};
-  RowBlocks source(a, first, last);
-  for (int64_t b = 0; b < blocks; ++b) {
-    const RowBlock block = source.at(first + b * kWidth);
-    std::memcpy(panel.floats + b * floats, block.scales, (block.zeros ? floats : floats / 2) * 4);
-    Bytes* to = panel.values + b * units * kUnitVectors;
-    each_unit<Format>(a, block, [&](int64_t unit, int64_t group, auto& w) __attribute__((always_inline)) {
-      RYZJAX_UNROLL for (int i = 0; i < kUnitVectors; ++i) to[i] = w[i];
-      to += kUnitVectors;
-      if (b == 0) order.push_back(static_cast<int32_t>(unit)), group_of.push_back(static_cast<int32_t>(group));
-    });
-  }
-  return panel;
-}
-
-// Multiplies B blocks of a panel, from block b on, with C rows of x, from row m on.
-template <typename Format, int B, int C>
-void integer_tile(const LinearArgs& a, const QuantizedRows& x, const IntegerPanel& panel, int64_t b, int64_t m,
-                  int64_t first, int64_t last) {
-  RowBlock blocks[B];
-  const Isa::Integer::Bytes* w[B];
-  RYZJAX_UNROLL for (int i = 0; i < B; ++i) {
-    blocks[i] = panel.block(b + i);
-    w[i] = panel.values + (b + i) * panel.units * kUnitVectors;
-  }
-  const int32_t* const order = panel.order->data();
-  const int32_t* const group_of = panel.group_of->data();
-  IntegerSums<B, C> sums(x, m);
-  for (int64_t i = 0; i < panel.units; ++i) {
-    sums.template add<Format>(order[i], group_of[i], blocks, w);
-    RYZJAX_UNROLL for (int j = 0; j < B; ++j) w[j] += kUnitVectors;
-  }
-  RYZJAX_UNROLL for (int i = 0; i < B; ++i) {
-    const int64_t row = first + (b + i) * kWidth;
-    sums.store_to(i, a.out + m * a.n + row, a.n, std::min<int64_t>(kWidth, last - row));
-  }
+template <typename Format, int B, int M>
+void multiply_rows(const LinearArgs& a, const QuantizedRows& x, int64_t first, int64_t last) {
+  RowBlocks reader(a, first, last);
+  for (int64_t m = 0; m < a.m; m += M)
+    for (int64_t row = first; row < last; row += B * kWidth) {
+      RowBlock blocks[B];
+      RYZJAX_UNROLL for (int b = 0; b < B; ++b) blocks[b] = reader.at(b, row + b * kWidth);
+      multiply_blocks<Format, B, M>(a, x, blocks, row, last, m, std::min<int64_t>(M, a.m - m));
+    }
 }
 
 template <typename Format>
-void integer_panel_rows(const LinearArgs& a, const QuantizedRows& x, int64_t first, int64_t last) {
-  constexpr int kBlocks = Isa::Integer::kBlocks, kColumns = Isa::Integer::kColumns;
-  const IntegerPanel panel = unpack_panel<Format>(a, x.units, first, last);
-  const int64_t blocks = (last - first + kWidth - 1) / kWidth;
-  const auto columns = [&](auto count, int64_t m) {
-    constexpr int C = decltype(count)::value;
-    int64_t b = 0;
-    for (; b + kBlocks <= blocks; b += kBlocks) integer_tile<Format, kBlocks, C>(a, x, panel, b, m, first, last);
-    for (; b < blocks; ++b) integer_tile<Format, 1, C>(a, x, panel, b, m, first, last);
-  };
-  int64_t m = 0;
-  for (; m + kColumns <= a.m; m += kColumns) columns(std::integral_constant<int, kColumns>(), m);
-  if constexpr (kColumns > 4)
-    for (; m + 4 <= a.m; m += 4) columns(std::integral_constant<int, 4>(), m);
-  for (; m < a.m; ++m) columns(std::integral_constant<int, 1>(), m);
-}
-
-template <typename Format>
-void integer_rows(const LinearArgs& a, const QuantizedRows& x, int64_t first, int64_t last) {
-  switch (a.m) {
-#define RYZJAX_CASE(C) \
-  case C: return fused_rows<Format, C>(a, x, first, last);
-    RYZJAX_CASE(1) RYZJAX_CASE(2) RYZJAX_CASE(3) RYZJAX_CASE(4)
-    RYZJAX_CASE(5) RYZJAX_CASE(6) RYZJAX_CASE(7) RYZJAX_CASE(8)
-#undef RYZJAX_CASE
-  }
-  integer_panel_rows<Format>(a, x, first, last);
+void multiply_format(const LinearArgs& a, const QuantizedRows& x, int64_t first, int64_t last) {
+  if (a.m == 1) return multiply_rows<Format, 1, 1>(a, x, first, last);
+  if (a.m <= kFewRows) return multiply_rows<Format, 1, kRows>(a, x, first, last);
+  multiply_rows<Format, Isa::kBlocks, kRows>(a, x, first, last);
 }
 
 // The number of rows of W in a task.
 inline int64_t integer_task_rows(const LinearArgs& a, int64_t all, const Threads& threads) {
-  const int64_t bytes = a.m <= kFusedColumns ? kTaskBytes / row_bytes(a) : kIntegerPanelBytes / (units_of(a) * kUnit);
-  const int64_t rows = std::max<int64_t>(kWidth, bytes / kWidth * kWidth);
-  return std::min(rows, round_up((all + 4 * threads.count - 1) / (4 * threads.count), kWidth));
+  constexpr int64_t kUnitRows = kBlocks * kWidth;
+  const int64_t rows = std::max<int64_t>(kUnitRows, kTaskBytes / row_bytes(a) / kUnitRows * kUnitRows);
+  return std::min(rows, round_up((all + 4 * threads.count - 1) / (4 * threads.count), kUnitRows));
 }
 
-inline void run_integer_rows(const LinearArgs& a, const QuantizedRows& x, int64_t first, int64_t last) {
+inline void multiply_integers(const LinearArgs& a, const QuantizedRows& x, int64_t first, int64_t last) {
   if (a.kind == WeightKind::kInt8) {
-    return a.zeros ? integer_rows<IntegerFormat<false, true, Zeros::kStored>>(a, x, first, last)
-                   : integer_rows<IntegerFormat<false, true, Zeros::kNone>>(a, x, first, last);
+    return a.zeros ? multiply_format<IntegerFormat<false, true, Zeros::kStored>>(a, x, first, last)
+                   : multiply_format<IntegerFormat<false, true, Zeros::kNone>>(a, x, first, last);
   }
-  if (a.codebook) return integer_rows<IntegerFormat<true, true, Zeros::kNone>>(a, x, first, last);
-  return a.zeros ? integer_rows<IntegerFormat<true, false, Zeros::kStored>>(a, x, first, last)
-                 : integer_rows<IntegerFormat<true, false, Zeros::kEight>>(a, x, first, last);
+  if (a.codebook) return multiply_format<IntegerFormat<true, true, Zeros::kNone>>(a, x, first, last);
+  return a.zeros ? multiply_format<IntegerFormat<true, false, Zeros::kStored>>(a, x, first, last)
+                 : multiply_format<IntegerFormat<true, false, Zeros::kEight>>(a, x, first, last);
 }
+
+constexpr IntegerProducts kIntegers{integer_task_rows, quantize_x, multiply_integers};

@@ -1,4 +1,4 @@
-// The table of kernels that one instruction set implements, and the choice of an instruction set.
+// The table of all kernels, and the choice of an instruction set.
 #pragma once
 
 #include <cstdint>
@@ -8,22 +8,27 @@
 #include "linear.h"
 #include "norm.h"
 #include "parallel.h"
+#include "products.h"
 #include "segment_attention.h"
 
 namespace ryzjax {
 
 struct Kernels {
   const char* name;
-  // Multiplies the same x by `count` matrices in one parallel loop.
-  void (*linear)(const LinearArgs* matrices, int64_t count, const Threads& threads);
+  FloatProducts floats;
+  IntegerProducts integers;
   void (*attend)(const AttentionArgs& args, const Threads& threads);
   void (*argmax)(const ArgmaxArgs& args, const Threads& threads);
   void (*rms_norm)(const NormArgs& args, const Threads& threads);
   void (*segment_forward)(const SegmentForwardArgs& args, const Threads& threads);
   void (*segment_backward)(const SegmentBackwardArgs& args, const Threads& threads);
+
+  // Multiplies the same x by `count` matrices in one parallel loop (linear.cc).
+  void linear(const LinearArgs* matrices, int64_t count, const Threads& threads) const;
 };
 
-// Each returns null if the library was compiled without that instruction set.
+// Each returns null if the library was compiled without that instruction set. `name` and `integers` are empty:
+// choose_kernels fills them.
 const Kernels* avx512_kernels();
 const Kernels* avx2_kernels();
 const Kernels* portable_kernels();

@@ -1,6 +1,6 @@
 // The loops of y = x W^T (contract: linear.h).
 //
-// Requires: weight_rows.h before it. There are two loops:
+// Requires: weight_rows.h before it. Defines `kFloats`. There are two loops:
 //
 //   m <= decode_limit   Up to 4 rows of W are read at a time, as parallel streams, and multiplied by all of x. Weights
 //                       become bfloat16 in registers.
@@ -203,49 +203,13 @@ inline const uint16_t* reordered_x(const LinearArgs& a, AlignedBuffer& buffer, c
   return to;
 }
 
-void run_linear(const LinearArgs* given, int64_t count, const Threads& threads) {
-  // These belong to the calling thread. Other threads read them while this one waits for the loop to end.
-  thread_local std::vector<LinearArgs> reordered;
-  thread_local std::vector<std::unique_ptr<AlignedBuffer>> buffers;
-  thread_local AlignedBuffer quantized_memory;
-  QuantizedRows quantized = {};
-  reordered.assign(given, given + count);
-  for (int64_t i = 0; i < count; ++i) {
-    if (given[i].activations == Activations::kInt8) {
-      if (quantized.values == nullptr) quantized = quantize_x(given[i], quantized_memory, threads);
-      continue;
-    }
-    int64_t same = 0;  // matrices of one format share their reordered x
-    while (given[same].kind != given[i].kind || given[same].pack != given[i].pack ||
-           given[same].activations != given[i].activations)
-      ++same;
-    if (static_cast<int64_t>(buffers.size()) <= i) buffers.resize(i + 1);
-    if (buffers[i] == nullptr) buffers[i] = std::make_unique<AlignedBuffer>();
-    reordered[i].x = same < i ? reordered[same].x : reordered_x(given[i], *buffers[i], threads);
+inline void multiply_floats(const LinearArgs& a, int64_t first, int64_t last) {
+  switch (a.kind) {
+    case WeightKind::kBfloat16: return run_rows<Bfloat16Row>(a, first, last);
+    case WeightKind::kInt8:
+      return a.zeros ? run_rows<Int8Row<true>>(a, first, last) : run_rows<Int8Row<false>>(a, first, last);
+    case WeightKind::kNibbles: return run_rows<NibbleRow>(a, first, last);
   }
-  const LinearArgs* const matrices = reordered.data();
-  int64_t all = 0;
-  for (int64_t i = 0; i < count; ++i) all += matrices[i].n;
-  const auto rows_of = [&](const LinearArgs& a) {
-    return a.activations == Activations::kInt8 ? integer_task_rows(a, all, threads) : task_rows(a, all, threads);
-  };
-  int64_t tasks = 0;
-  for (int64_t i = 0; i < count; ++i) {
-    const int64_t rows = rows_of(matrices[i]);
-    tasks += (matrices[i].n + rows - 1) / rows;
-  }
-  parallel_for(threads, tasks, [&](int64_t task) {
-    const LinearArgs* a = matrices;
-    int64_t rows = rows_of(*a);
-    for (int64_t matrix_tasks; task >= (matrix_tasks = (a->n + rows - 1) / rows); rows = rows_of(*a))
-      task -= matrix_tasks, ++a;
-    const int64_t first = task * rows, last = std::min(a->n, first + rows);
-    if (a->activations == Activations::kInt8) return run_integer_rows(*a, quantized, first, last);
-    switch (a->kind) {
-      case WeightKind::kBfloat16: return run_rows<Bfloat16Row>(*a, first, last);
-      case WeightKind::kInt8:
-        return a->zeros ? run_rows<Int8Row<true>>(*a, first, last) : run_rows<Int8Row<false>>(*a, first, last);
-      case WeightKind::kNibbles: return run_rows<NibbleRow>(*a, first, last);
-    }
-  });
 }
+
+constexpr FloatProducts kFloats{task_rows, reordered_x, multiply_floats};

@@ -42,7 +42,7 @@ std::unique_ptr<T[]> exact_buffer(size_t count) {
 // Returns the kernels that this machine can run, and prints the names of those it cannot.
 inline std::vector<const Kernels*> every_kernels() {
   std::vector<const Kernels*> found;
-  for (const char* name : {"avx512", "avx2", "portable"}) {
+  for (const char* name : {"avx512", "avx512-vnni", "avx512-bw", "avx2-vnni", "avx2", "dotprod", "portable"}) {
     const Kernels* kernels = choose_kernels(name);
     if (kernels == nullptr) {
       std::printf("%s: not on this machine\n", name);

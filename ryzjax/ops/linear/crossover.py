@@ -41,11 +41,27 @@ CROSSOVERS: Mapping[str, Crossover] = {
         "896 -> 1152 1.14, 0.99, 1.12, 0.92. int8 1.01 or more, int4 1.19 or more at each. "
         "Whole prompts of 1024 and 2048 tokens through a 0.5B model: 0.95, 0.92",
     ),
+    "avx512-vnni": Crossover(
+        int8_activations=True,
+        plain_rows=None,
+        measured="as avx2, by running these kernels on a Zen 5",
+    ),
+    "avx2-vnni": Crossover(
+        int8_activations=True,
+        plain_rows=None,
+        measured="not measured: our machine does not offer AVX-VNNI",
+    ),
+    "avx512-bw": Crossover(
+        int8_activations=True,
+        plain_rows=None,
+        measured="as avx2, by running these kernels on a Zen 5",
+    ),
     "avx2": Crossover(
         int8_activations=True,
         plain_rows=None,
         measured="not measured: the libraries that XLA calls use AVX-512 if the machine has it, and our machine has it",
     ),
+    "dotprod": Crossover(int8_activations=True, plain_rows=None, measured="not measured: no Arm machine was available"),
     "portable": Crossover(
         int8_activations=False, plain_rows=None, measured="not measured: no Arm machine was available"
     ),

@@ -1,0 +1,65 @@
+// Where the bytes, scales and zero points of rows of W are, and prefetching them (contract: linear.h).
+//
+// Requires: vectors.h before it.
+
+// Bytes of stored weights that a thread takes at a time where each weight is read once.
+constexpr int64_t kTaskBytes = 96 << 10;
+
+inline int64_t round_up(int64_t value, int64_t unit) { return (value + unit - 1) / unit * unit; }
+
+inline int64_t row_bytes(const LinearArgs& a) {
+  return a.kind == WeightKind::kBfloat16 ? 2 * a.k : a.kind == WeightKind::kInt8 ? a.k : a.k / 2;
+}
+
+// Scales of rows of W as float32.
+struct Scales {
+  const float* values;
+  int64_t stride;  // floats between two rows; 0 if all rows share their scales
+};
+
+// Returns the scales of rows [first, last): the stored array itself, or a copy converted into a buffer of this thread.
+inline Scales scales_of(const LinearArgs& a, int64_t first, int64_t last) {
+  if (a.kind == WeightKind::kBfloat16) return {nullptr, 0};
+  const int64_t groups = a.k / a.group;
+  const bool shared = a.scale_rows == 1;
+  const int64_t at = shared ? 0 : first * groups, count = shared ? groups : (last - first) * groups;
+  if (a.scale_kind == ScaleKind::kFloat32) return {static_cast<const float*>(a.scales) + at, shared ? 0 : groups};
+  thread_local AlignedBuffer buffer;
+  float* to = static_cast<float*>(buffer.at_least(count * 4));
+  const uint16_t* from = static_cast<const uint16_t*>(a.scales) + at;
+  const bool is_half = a.scale_kind == ScaleKind::kFloat16;
+  int64_t i = 0;
+  for (; i + kWidth <= count; i += kWidth) store(to + i, is_half ? Isa::load_half(from + i) : load_bf16(from + i));
+  for (; i < count; ++i) to[i] = is_half ? half_to_float(from[i]) : bf16_to_float(from[i]);
+  return {to, shared ? 0 : groups};
+}
+
+inline const uint8_t* row_zeros(const LinearArgs& a, int64_t row) {
+  return a.zeros == nullptr || a.scale_rows == 1 ? a.zeros : a.zeros + row * (a.k / a.group);
+}
+
+// Always inlined, because GCC drops calls of a function that only prefetches: such a function seems to have no effect.
+inline __attribute__((always_inline)) void prefetch(const void* p) { __builtin_prefetch(p, 0, 3); }
+
+// Prefetches memory for a walk over R rows at once. It asks for bytes in the order of their addresses, not in the order
+// of the walk, because alternating between short rows defeats the hardware prefetchers of some processors: Zen 4 reads
+// such rows at half its speed.
+struct Fetch {
+  const char* at = nullptr;  // the next byte; null to prefetch nothing
+  int64_t left = INT64_MAX, run = INT64_MAX, skip = 0;  // bytes: left of this run, of a run, between runs
+
+  // Prefetches beyond the `rows` whole rows of W that start at `row`.
+  static Fetch beyond(const LinearArgs& a, int64_t row, int64_t rows) {
+    constexpr int64_t kLeast = 4 << 10;  // bytes ahead, rounded up to whole tiles
+    const int64_t tile = rows * row_bytes(a);
+    return {static_cast<const char*>(a.values) + row * row_bytes(a) + (kLeast + tile - 1) / tile * tile};
+  }
+
+  template <int kBytes>
+  inline __attribute__((always_inline)) void next() {
+    if (at == nullptr) return;
+    RYZJAX_UNROLL for (int i = 0; i < kBytes; i += 64) prefetch(at + i);
+    at += kBytes;
+    if ((left -= kBytes) <= 0) at += skip, left += run;
+  }
+};
