@@ -60,9 +60,11 @@ def _git(*words: str) -> str:
 
 
 def _cpu_model() -> str:
+    """Returns the CPU's name. Clouds shorten it, so family and model, which tell generations apart, follow."""
     info = Path("/proc/cpuinfo")
-    if info.is_file():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
+    if not info.is_file():
+        return platform.processor() or platform.machine()
+    fields = dict(line.replace("\t", "").split(": ", 1) for line in info.read_text().splitlines() if ": " in line)
+    if "cpu family" not in fields:
+        return fields.get("model name", platform.machine())
+    return f"{fields.get('model name', '')} (family {fields['cpu family']}, model {fields.get('model', '?')})"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 
@@ -20,17 +21,16 @@ _TARGETS = (
     "ryzjax_segment_backward",
     "ryzjax_segment_forward",
 )
-ISAS = ("avx512", "avx512-vnni", "avx2-vnni", "avx512-bw", "avx2", "dotprod", "portable")
-"""The instruction sets that have kernels, fastest first. RYZJAX_NATIVE_ISA selects one, for tests and comparisons.
-
-"avx512" has bfloat16 products. "avx512-vnni", "avx512-bw" and "avx2-vnni" multiply int8 activations with AVX-512 VNNI,
-AVX-512BW and AVX-VNNI, and compute everything else as "avx2" does. "dotprod" is the same beside "portable" on Arm."""
-
-_PRODUCTS = {
-    "avx512": "bfloat16 products and int8 products (VNNI)",
-    "avx2": "float32 products (FMA) and int8 products",
+ISAS: Mapping[str, str] = {
+    "avx512": "bfloat16 products and int8 products (VNNI) of AVX-512",
+    "avx512-vnni": "int8 products of AVX-512 VNNI, float32 products of AVX2",
+    "avx2-vnni": "int8 products of AVX-VNNI, float32 products of AVX2",
+    "avx512-bw": "int8 products of AVX-512BW, float32 products of AVX2",
+    "avx2": "int8 products of AVX2, float32 products (FMA)",
+    "dotprod": "int8 dot products of Armv8.2, everything else in plain C++, which the compiler vectorizes",
     "portable": "plain C++, which the compiler vectorizes",
 }
+"""The instruction sets that have kernels, fastest first, and how each multiplies. RYZJAX_NATIVE_ISA selects one."""
 
 
 def native_refusal() -> str | None:
@@ -50,7 +50,7 @@ def describe_kernels() -> str:
         return f"do not run: {refusal}"
     asked = os.environ.get("RYZJAX_NATIVE_ISA")
     why = f"RYZJAX_NATIVE_ISA={asked} asks for it" if asked else "the best instruction set of this processor"
-    return f"{found}: {_PRODUCTS[found]}; {why}"
+    return f"{found}: {ISAS[found]}; {why}"
 
 
 @cache
