@@ -113,7 +113,10 @@ class GgufFile:
     def raw_rows(self, name: str, rows: slice) -> np.ndarray:
         """Returns rows of a matrix as stored, uint8 [rows, bytes], in the order of `read`."""
         data = self._tensors[name].data
-        return data[_rows(self.transforms.get(name, RowTransform()), *rows.indices(data.shape[0]))]
+        transform = self.transforms.get(name, RowTransform())
+        if not transform.interleaved_head_dim:
+            return data[rows]  # a view of the mapped file
+        return data[_rows(transform, *rows.indices(data.shape[0]))]
 
     def _read_rows(self, data, tensor, transform: RowTransform, index: tuple[slice, ...], out, quants) -> None:
         if data.ndim == 1:

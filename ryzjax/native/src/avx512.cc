@@ -55,12 +55,12 @@ struct Isa {
   }
   static Scale scale(float scale, float zero) { return {_mm512_set1_ps(scale), _mm512_set1_ps(zero)}; }
   template <bool kHasZeros>
-  static Chunk from_int8(const int8_t* p, const Scale& s) {
+  static Chunk from_int8(const int8_t* p, const Scale& first, const Scale& second) {
     const __m512 low = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
     const __m512 high =
         _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p + 16))));
-    return _mm512_cvtne2ps_pbh(_mm512_mul_ps(kHasZeros ? _mm512_sub_ps(high, s.zero) : high, s.scale),
-                               _mm512_mul_ps(kHasZeros ? _mm512_sub_ps(low, s.zero) : low, s.scale));
+    return _mm512_cvtne2ps_pbh(_mm512_mul_ps(kHasZeros ? _mm512_sub_ps(high, second.zero) : high, second.scale),
+                               _mm512_mul_ps(kHasZeros ? _mm512_sub_ps(low, first.zero) : low, first.scale));
   }
 
   static Table twice(__m512 values) {

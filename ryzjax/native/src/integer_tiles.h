@@ -6,7 +6,7 @@
 //   larger m             The units of a panel of W are unpacked into the L2 cache once, and multiplied there with tiles
 //                        of Isa::Integer::kBlocks blocks and Isa::Integer::kColumns rows of x.
 //
-// Both compute an element of y by the same operations: an exact int32 sum for each unit, times the two scales, added in
+// Both compute an element of y by the same operations: an exact int32 sum for each unit, or each of its two groups, times the two scales, added in
 // float32 in the order in which the units are stored. The bits therefore depend neither on m nor on the tile.
 
 constexpr int kFusedColumns = 8;
@@ -17,13 +17,13 @@ constexpr int64_t kIntegerUnitBytes = kUnit * kWidth;  // of a block
 template <int B, int C>
 struct IntegerSums {
   const int8_t* values;
-  const float *scales, *sums;
+  const float *scales, *sums, *half_sums;
   int64_t row_values, row_units;  // numbers and units of a row of x
   Vec acc[B][C];
 
   IntegerSums(const QuantizedRows& x, int64_t m)
       : values(x.values + m * x.units * kUnit), scales(x.scales + m * x.units), sums(x.sums + m * x.units),
-        row_values(x.units * kUnit), row_units(x.units) {
+        half_sums(x.half_sums + 2 * m * x.units), row_values(x.units * kUnit), row_units(x.units) {
     RYZJAX_UNROLL for (int b = 0; b < B; ++b) RYZJAX_UNROLL for (int c = 0; c < C; ++c) acc[b][c] = Vec{};
   }
 
@@ -31,11 +31,20 @@ struct IntegerSums {
   template <typename Format>
   inline __attribute__((always_inline)) void add(int64_t unit, int64_t group, const RowBlock (&blocks)[B],
                                                  const typename Isa::Integer::Bytes* const (&w)[B]) {
+    RYZJAX_UNROLL for (int part = 0; part < Format::parts; ++part) add_part<Format>(unit, part, group + part, blocks, w);
+  }
+
+  // Adds the columns of a unit that belong to `group`: all, or one half of them.
+  template <typename Format>
+  inline __attribute__((always_inline)) void add_part(int64_t unit, int part, int64_t group, const RowBlock (&blocks)[B],
+                                                      const typename Isa::Integer::Bytes* const (&w)[B]) {
     using Integer = Isa::Integer;
     using Dot = typename Integer::template Dot<Format::is_signed>;
-    const int8_t* const x = values + unit * kUnit;
+    constexpr int kVectors = kUnitVectors / Format::parts;
+    const int8_t* const x = values + unit * kUnit + part * 4 * kVectors;
     const auto scaled = [&](int b, int c, typename Dot::Sum products) __attribute__((always_inline)) {
-      const Vec x_sum = splat(sums[c * row_units + unit]);
+      const int64_t at = c * row_units + unit;
+      const Vec x_sum = splat(Format::parts == 1 ? sums[at] : half_sums[2 * at + part]);
       Vec sum = Dot::total(products);
       if constexpr (Format::is_signed && Integer::kBias != 0) sum = Isa::fma(splat(-Integer::kBias), x_sum, sum);
       if constexpr (Format::zeros == Zeros::kEight) sum = Isa::fma(splat(-8.0f), x_sum, sum);
@@ -47,19 +56,20 @@ struct IntegerSums {
       // The eight vectors of W stay in registers.
       RYZJAX_UNROLL for (int c = 0; c < C; ++c) {
         typename Dot::Sum products = Dot::zero();
-        RYZJAX_UNROLL for (int i = 0; i < kUnitVectors; ++i)
-          products = Dot::add(products, w[0][i], Integer::four_columns(x + c * row_values + 4 * i));
+        RYZJAX_UNROLL for (int i = 0; i < kVectors; ++i)
+          products = Dot::add(products, w[0][part * kVectors + i], Integer::four_columns(x + c * row_values + 4 * i));
         scaled(0, c, products);
       }
     } else {
       // The sums stay in registers.
       typename Dot::Sum products[B][C];
       RYZJAX_UNROLL for (int b = 0; b < B; ++b) RYZJAX_UNROLL for (int c = 0; c < C; ++c) products[b][c] = Dot::zero();
-      RYZJAX_UNROLL for (int i = 0; i < kUnitVectors; ++i) {
+      RYZJAX_UNROLL for (int i = 0; i < kVectors; ++i) {
         typename Integer::Bytes columns[C];
         RYZJAX_UNROLL for (int c = 0; c < C; ++c) columns[c] = Integer::four_columns(x + c * row_values + 4 * i);
         RYZJAX_UNROLL for (int b = 0; b < B; ++b)
-          RYZJAX_UNROLL for (int c = 0; c < C; ++c) products[b][c] = Dot::add(products[b][c], w[b][i], columns[c]);
+          RYZJAX_UNROLL for (int c = 0; c < C; ++c)
+            products[b][c] = Dot::add(products[b][c], w[b][part * kVectors + i], columns[c]);
       }
       RYZJAX_UNROLL for (int b = 0; b < B; ++b) RYZJAX_UNROLL for (int c = 0; c < C; ++c) scaled(b, c, products[b][c]);
     }
@@ -91,18 +101,13 @@ class RowBlocks {
   RowBlock at(int64_t row) {
     const int64_t count = std::min<int64_t>(kWidth, last_ - row), bytes = row_bytes(a_);
     RowBlock block = {static_cast<const uint8_t*>(a_.values) + row * bytes, bytes, floats_, nullptr, codes_};
-    const float* const scales = scales_.values + (row - first_) * scales_.stride;
-    // Squares of kWidth rows and kWidth groups are transposed in registers.
-    const int64_t squares = count == kWidth && scales_.stride != 0 ? groups_ / kWidth * kWidth : 0;
-    if (squares > 0) transpose(scales, kWidth, squares, scales_.stride, floats_, kWidth);
-    for (int64_t r = 0; r < kWidth; ++r)
-      for (int64_t g = squares; g < groups_; ++g)
-        floats_[g * kWidth + r] = r < count ? scales[r * scales_.stride + g] : 0.0f;
+    by_group(scales_.values + (row - first_) * scales_.stride, count, floats_);
     if (a_.codebook != nullptr)
       for (int64_t i = 0; i < groups_ * kWidth; ++i) floats_[i] *= code_scale_;
     if (a_.zeros != nullptr) {
       float* const zeros = floats_ + groups_ * kWidth;
-      for (int64_t r = 0; r < kWidth; ++r) {
+      if (scales_.zeros != nullptr) by_group(scales_.zeros + (row - first_) * scales_.stride, count, zeros);
+      for (int64_t r = 0; scales_.zeros == nullptr && r < kWidth; ++r) {
         const uint8_t* const from = row_zeros(a_, row + std::min(r, count - 1));
         for (int64_t g = 0; g < groups_; ++g)
           zeros[g * kWidth + r] =
@@ -122,6 +127,15 @@ class RowBlocks {
   }
 
  private:
+  // Writes the scales or zero points of `count` rows to `to` [groups, kWidth], with 0 for rows past them.
+  void by_group(const float* from, int64_t count, float* to) const {
+    // Squares of kWidth rows and kWidth groups are transposed in registers.
+    const int64_t squares = count == kWidth && scales_.stride != 0 ? groups_ / kWidth * kWidth : 0;
+    if (squares > 0) transpose(from, kWidth, squares, scales_.stride, to, kWidth);
+    for (int64_t r = 0; r < kWidth; ++r)
+      for (int64_t g = squares; g < groups_; ++g) to[g * kWidth + r] = r < count ? from[r * scales_.stride + g] : 0.0f;
+  }
+
   struct Space {
     AlignedBuffer floats, rows;
   };
@@ -262,6 +276,10 @@ inline int64_t integer_task_rows(const LinearArgs& a, int64_t all, const Threads
 }
 
 inline void run_integer_rows(const LinearArgs& a, const QuantizedRows& x, int64_t first, int64_t last) {
+  if (is_halved(a)) {
+    return a.zeros ? integer_rows<IntegerFormat<false, true, Zeros::kStored, true>>(a, x, first, last)
+                   : integer_rows<IntegerFormat<false, true, Zeros::kNone, true>>(a, x, first, last);
+  }
   if (a.kind == WeightKind::kInt8) {
     return a.zeros ? integer_rows<IntegerFormat<false, true, Zeros::kStored>>(a, x, first, last)
                    : integer_rows<IntegerFormat<false, true, Zeros::kNone>>(a, x, first, last);

@@ -32,12 +32,12 @@ inline void reorder_row(const LinearArgs& a, const uint16_t* x, uint16_t* to) {
 }
 
 // As walk_reordered. kTwoTables says that the two halves of a block may belong to different groups.
-template <bool kHasZeros, bool kTwoTables, int R, typename Use>
-inline __attribute__((always_inline)) void walk_blocks(const LinearArgs& a, NibbleRow (&rows)[R], int64_t end,
-                                                       Fetch& fetch, Use&& use) {
+template <bool kHasZeros, bool kTwoTables, typename Row, int R, typename Use>
+inline __attribute__((always_inline)) void walk_blocks(const LinearArgs& a, Row (&rows)[R], int64_t end, Fetch& fetch,
+                                                       Use&& use) {
   const auto codes = Isa::codes(rows[0].codebook, kHasZeros);
-  const auto codes_of = [&](const NibbleRow& row, int64_t group) __attribute__((always_inline)) {
-    return kHasZeros ? Isa::subtract(codes, row.zeros[group]) : codes;
+  const auto codes_of = [&](const Row& row, int64_t group) __attribute__((always_inline)) {
+    return kHasZeros ? Isa::subtract(codes, row.zero(group)) : codes;
   };
   for (int64_t k = 0; k < end; k += kNibbleBlock) {
     Isa::Words words[R];
@@ -46,10 +46,11 @@ inline __attribute__((always_inline)) void walk_blocks(const LinearArgs& a, Nibb
     const int64_t first = k / a.group, second = kTwoTables ? (k + 64) / a.group : first;
     fetch.template next<64 * R>();
     RYZJAX_UNROLL for (int r = 0; r < R; ++r) {
-      const NibbleRow& row = rows[r];
+      const Row& row = rows[r];
+      const float* const scales = row.scales.values;
       words[r] = Isa::load_words(row.values + k / 2);
-      tables[r] = kTwoTables ? Isa::tables(codes_of(row, first), row.scales[first], codes_of(row, second), row.scales[second])
-                             : Isa::table_twice(codes_of(row, first), row.scales[first]);
+      tables[r] = kTwoTables ? Isa::tables(codes_of(row, first), scales[first], codes_of(row, second), scales[second])
+                             : Isa::table_twice(codes_of(row, first), scales[first]);
     }
 #define RYZJAX_CHUNK(AT, SHIFT)                                                                                      \
   RYZJAX_UNROLL for (int r = 0; r < R; ++r) w[r] = Isa::from_words<SHIFT, kTwoTables>(words[r], tables[r]);          \
@@ -60,9 +61,9 @@ inline __attribute__((always_inline)) void walk_blocks(const LinearArgs& a, Nibb
 }
 
 // Calls use(k, count, w) for the chunks w of R rows, over the reordered columns [0, end).
-template <int R, typename Use>
-inline __attribute__((always_inline)) void walk_reordered(const LinearArgs& a, NibbleRow (&rows)[R], int64_t end,
-                                                      Fetch& fetch, Use&& use) {
+template <typename Row, int R, typename Use>
+inline __attribute__((always_inline)) void walk_reordered(const LinearArgs& a, Row (&rows)[R], int64_t end, Fetch& fetch,
+                                                          Use&& use) {
   const bool two = a.group % kNibbleBlock != 0;
   if (a.zeros) {
     two ? walk_blocks<true, true>(a, rows, end, fetch, use) : walk_blocks<true, false>(a, rows, end, fetch, use);
@@ -75,7 +76,7 @@ inline __attribute__((always_inline)) void walk_reordered(const LinearArgs& a, N
 
 inline int64_t reordered_columns(const LinearArgs&) { return 0; }
 inline void reorder_row(const LinearArgs&, const uint16_t*, uint16_t*) {}
-template <int R, typename Use>
-inline void walk_reordered(const LinearArgs&, NibbleRow (&)[R], int64_t, Fetch&, Use&&) {}
+template <typename Row, int R, typename Use>
+inline void walk_reordered(const LinearArgs&, Row (&)[R], int64_t, Fetch&, Use&&) {}
 
 #endif
