@@ -99,6 +99,16 @@ struct Isa {
     // (shifted & 15) | half
     return (Chunk)_mm512_permutexvar_epi16(_mm512_ternarylogic_epi32(shifted, _mm512_set1_epi16(15), half, 0xea), table);
   }
+  // As from_words, where every eight words have their own table: two of them in `first`, two in `last`.
+  template <int kShift>
+  static Chunk from_words_of_four(Words words, Table first, Table last) {
+    const __m512i shifted = kShift ? _mm512_srli_epi16(words, kShift) : words;
+    const __m512i table = _mm512_set_epi64(0x0030003000300030, 0x0030003000300030, 0x0020002000200020, 0x0020002000200020,
+                                           0x0010001000100010, 0x0010001000100010, 0, 0);
+    // (shifted & 15) | table
+    const __m512i index = _mm512_ternarylogic_epi32(shifted, _mm512_set1_epi16(15), table, 0xea);
+    return (Chunk)_mm512_permutex2var_epi16(first, index, last);
+  }
   // Writes the even columns of the 32 at `p` and the 32 at `q`, then their odd columns.
   static void split_even_odd(const uint16_t* p, const uint16_t* q, uint16_t* out) {
     const __m512i a = _mm512_loadu_si512(p), b = _mm512_loadu_si512(q);
