@@ -215,7 +215,8 @@ def test_a_model_of_mixed_kinds_runs_on_low_bit_weights(dtype: str, is_tied: boo
     config["tie_word_embeddings"] = is_tied
     if is_tied:
         del shapes["lm_head.weight"]
-    kinds = {"embed": "Q6_K", "lm_head": "Q6_K", "v_proj": "Q6_K", "down": "Q6_K", "o_proj": "Q5_K", "up": "Q4_1"}
+    table = "Q4_1" if is_tied else "Q6_K"
+    kinds = {"embed": table, "lm_head": "Q6_K", "v_proj": "Q6_K", "down": "Q6_K", "o_proj": "Q5_K", "up": "Q4_1"}
     raw = {}
     for name, shape in shapes.items():
         if len(shape) == 2:
