@@ -15,6 +15,7 @@ from ryzjax.checkpoint.gguf.file import GgufFile
 from ryzjax.checkpoint.quantized.gguf_blocks import BLOCK_KINDS
 from ryzjax.errors import CheckpointError, ConfigError, LayoutError, UnsupportedModelError
 from ryzjax.loading import load_weights, stored_model
+from ryzjax.loading.weight_plan import plan_weights
 from ryzjax.models.abstract import AbstractModel
 from ryzjax.models.registry import abstract_model
 from ryzjax.qarray import LEAVES, QArray, dequantize
@@ -174,7 +175,8 @@ def check_kept_blocks(path: Path, kind: str, plain: AbstractModel, weights: dict
     try:
         model = stored_model(source, plain.config, plain.placement)
     except LayoutError as error:  # with 8 devices a part would be half a block
-        assert "groups of 32" in str(error)
+        assert "groups of 32" in str(error) and "--weights bf16" in str(error)
+        assert plan_weights(source, plain.config, plain.placement, weights="bf16").model.quantization == {}
         return
     if kind not in BLOCK_KINDS:
         assert not model.quantization

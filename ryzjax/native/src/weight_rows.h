@@ -40,11 +40,11 @@ inline Scales scales_of(const LinearArgs& a, int64_t first, int64_t last) {
   const bool shared = a.scale_rows == 1;
   const int64_t at = shared ? 0 : first * groups, count = shared ? groups : (last - first) * groups;
   thread_local AlignedBuffer scale_buffer, zero_buffer;
-  Scales scales = {static_cast<const float*>(a.scales) + at, nullptr, shared ? 0 : groups};
-  if (a.scale_kind != ScaleKind::kFloat32) {
-    const auto* const from = static_cast<const uint16_t*>(a.scales) + at;
-    scales.values = widened(from, a.scale_kind == ScaleKind::kFloat16, count, scale_buffer);
-  }
+  const auto* const halves = static_cast<const uint16_t*>(a.scales);
+  Scales scales = {nullptr, nullptr, shared ? 0 : groups};
+  scales.values = a.scale_kind == ScaleKind::kFloat32
+                      ? static_cast<const float*>(a.scales) + at
+                      : widened(halves + at, a.scale_kind == ScaleKind::kFloat16, count, scale_buffer);
   if (a.zeros != nullptr && a.zero_kind == ZeroKind::kFloat16) {
     scales.zeros = widened(static_cast<const uint16_t*>(a.zeros) + at, true, count, zero_buffer);
   } else if (a.zeros != nullptr && is_halved(a)) {
