@@ -71,6 +71,8 @@ class QFormat:
       scale_dtype: The dtype of the scales: "float32", "float16" or "bfloat16". With "nested", the scales are themselves
         quantized to 8 bits, with a codebook of 256 numbers, a float32 scale for every 256 codes, and an offset.
       has_zeros: Whether each group has a stored zero point. The zero point of int4 without stored ones is 8.
+      zero_dtype: The dtype of stored zero points: "integer" (uint8 for int4, int8 for int8), or "float16" for zero
+        points that are not whole numbers. A matrix `scale * q + offset` has the zero points -offset / scale.
       has_order: Whether the columns are permuted: column i of the values multiplies input order[i] (GPTQ's act-order).
       activations: None to multiply in the dtype of the activations. "int8" to quantize each token's activations to int8
         with a scale of its own and to multiply in int8 (W8A8). "int8_groups" to do so with a scale for every
@@ -86,6 +88,7 @@ class QFormat:
     pack: int = 0
     scale_dtype: Literal["float32", "float16", "bfloat16", "nested"] = "float32"
     has_zeros: bool = False
+    zero_dtype: Literal["integer", "float16"] = "integer"
     has_order: bool = False
     activations: Literal["int8", "int8_groups"] | None = None
 
@@ -95,6 +98,11 @@ class QFormat:
             raise ValueError(f"pack={self.pack} for {self.kind}: expected an even number for int4 and float4, else 0")
         if self.pack and self.group is not None and self.group % self.pack:
             raise ValueError(f"pack={self.pack} does not divide group={self.group}; choose a divisor of the group")
+        if self.zero_dtype != "integer" and not (self.has_zeros and self.kind in ("int4", "int8")):
+            raise ValueError(
+                f"zero_dtype={self.zero_dtype!r} for {self.kind}, has_zeros={self.has_zeros}: expected 'integer', or "
+                "int4 or int8 with has_zeros=True"
+            )
         if self.activations == "int8_groups" and (reason := self.int8_groups_refusal()):
             raise ValueError(f"activations={self.activations!r}: {reason}")
         if self.activations == "int8" and (self.kind != "int8" or self.group is not None or self.has_zeros):
@@ -109,8 +117,9 @@ class QFormat:
             return "float8 weights are not integers"
         if self.activations == "int8":
             return "the checkpoint quantizes activations with one scale per token"
-        if self.group is not None and self.group % ACTIVATION_GROUP:
-            return f"group={self.group} is not a multiple of {ACTIVATION_GROUP}"
+        is_half = self.kind == "int8" and self.group == ACTIVATION_GROUP // 2
+        if self.group is not None and self.group % ACTIVATION_GROUP and not is_half:
+            return f"group={self.group} is not a multiple of {ACTIVATION_GROUP}, or {ACTIVATION_GROUP // 2} for int8"
         return None
 
     @property
@@ -140,7 +149,8 @@ class QFormat:
         else:
             leaves["scales"] = scales, storage_dtype(self.scale_dtype)
         if self.has_zeros:
-            leaves["zeros"] = scales, jnp.uint8 if self.kind == "int4" else jnp.int8
+            integer = jnp.uint8 if self.kind == "int4" else jnp.int8
+            leaves["zeros"] = scales, jnp.float16 if self.zero_dtype == "float16" else integer
         if self.kind == "float4":
             leaves["codebook"] = (16,), jnp.float32
         if self.has_order:
@@ -171,7 +181,7 @@ class QArray:
       format: How the leaves encode the matrix.
       values: int8 [..., N, K]; float8 e4m3 as its bits, uint8 [..., N, K]; or packed nibbles, uint8 [..., N, K / 2].
       scales: [..., N / rows, K / group]. bfloat16 scales are stored as their bits, nested ones as uint8 codes.
-      zeros: The zero points, in the shape of the scales; uint8 for int4 and int8 for int8.
+      zeros: The zero points, in the shape of the scales; float16, or uint8 for int4 and int8 for int8.
       codebook: The 16 values that nibbles of a float4 matrix stand for, float32 [16].
       order: The input that each column multiplies, int32 [..., K].
       scale_codes: The codebook of nested scales, float32 [256].

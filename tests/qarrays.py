@@ -15,6 +15,10 @@ FORMATS: dict[str, QFormat] = {
     "int4_order": QFormat(kind="int4", group=32, pack=32, has_order=True),
     "int8": QFormat(kind="int8", group=32, scale_dtype="bfloat16"),
     "int8_zeros": QFormat(kind="int8", group=32, has_zeros=True),
+    "int4_float_zeros": QFormat(
+        kind="int4", group=32, pack=32, scale_dtype="float16", has_zeros=True, zero_dtype="float16"
+    ),
+    "int8_halves": QFormat(kind="int8", group=16, scale_dtype="float16", has_zeros=True, zero_dtype="float16"),
     "int8_rows": QFormat(kind="int8"),
     "w8a8": QFormat(kind="int8", activations="int8"),
     "nf4": QFormat(kind="float4", group=32, pack=32),
@@ -46,6 +50,8 @@ def random_leaves(rng: np.random.Generator, format: QFormat, shape: tuple[int, .
             leaves[name] = np.asarray(scales.view(jnp.uint16))
         elif name == "scales" and dtype != jnp.uint8:
             leaves[name] = rng.uniform(0.005, 0.02, leaf_shape).astype(dtype)
+        elif name == "zeros" and dtype == jnp.float16:
+            leaves[name] = rng.uniform(-4, 20, leaf_shape).astype(dtype)
         elif name in ("scales", "zeros"):
             leaves[name] = rng.integers(0, 16 if name == "zeros" else 256, leaf_shape).astype(dtype)
         elif name == "order":
@@ -95,7 +101,7 @@ def expected(weight: QArray) -> np.ndarray:
             if "codebook" in leaves:
                 value = leaves["codebook"][q].astype(np.float64)
             elif "zeros" in leaves:
-                value = q.astype(np.float64) - leaves["zeros"][at]
+                value = q.astype(np.float64) - leaves["zeros"][at].astype(np.float64)
             else:
                 value = q.astype(np.float64) - (8 if fmt.kind == "int4" else 0)
             here = leaves["order"][column] if "order" in leaves else column

@@ -32,7 +32,7 @@ ROWS = (
     ("layers",),
     ("ops",),
     ("pallas", "native", "sharding"),
-    ("qarray",),
+    ("qarray", "gguf_header"),
     ("errors", "dims", "bits", "batch", "attention_settings", "obs", "shipped", "api_key"),
 )
 # The same order within folders that have subfolders.

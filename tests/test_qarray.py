@@ -78,6 +78,8 @@ def test_a_qarray_is_a_pytree_with_its_format_static():
         ({"kind": "int8", "pack": 32}, "pack=32"),
         ({"kind": "int4", "pack": 32, "group": 48}, "divide group=48"),
         ({"kind": "int8", "group": 32, "activations": "int8"}, "one scale per row"),
+        ({"kind": "int8", "zero_dtype": "float16"}, "has_zeros=True"),
+        ({"kind": "float8", "has_zeros": True, "zero_dtype": "float16"}, "expected 'integer', or int4"),
     ],
 )
 def test_formats_that_make_no_sense(fields: dict, message: str):

@@ -16,6 +16,7 @@ from ryzjax.checkpoint.gguf.file import GgufFile
 from ryzjax.checkpoint.gguf.names import gguf_weight, is_ignorable_gguf, row_transforms
 from ryzjax.checkpoint.kv_scales import KV_SCALE_ENDINGS
 from ryzjax.checkpoint.quantized.gguf import GgufMatrix
+from ryzjax.checkpoint.quantized.gguf_blocks import BLOCK_KINDS
 from ryzjax.checkpoint.quantized.method import quant_method
 from ryzjax.checkpoint.quantized.quantized_weight import DequantizedWeight, QuantizedLeaf
 from ryzjax.checkpoint.quantized.stored_matrix import RowsOf, StoredMatrix
@@ -35,8 +36,6 @@ _log = logging.getLogger(__name__)
 
 _PACKED = (".qweight", ".weight_packed")
 """Name endings of tensors that replace ".weight" in a quantized checkpoint."""
-_GGUF_KEPT = ("Q8_0", "Q4_0")
-"""Kinds of GGUF blocks that a QArray can hold. Other kinds are dequantized."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +115,7 @@ class OpenCheckpoint:
         """
         module, _, leaf = name.rpartition(".weight.")
         if module in model.quantization:
-            linear = self.linear(module, model.linears[module])
+            linear = self.linear(module, self._matrices(model)[module])
             assert linear is not None, f"{module} is not quantized in the checkpoint"
             return QuantizedLeaf(linear.matrices, leaf, linear.is_stack)
         module = name.removesuffix(".weight")
@@ -127,17 +126,20 @@ class OpenCheckpoint:
         return self._names.weight(name, self._available)
 
     def quantization(self, model: AbstractModel) -> dict[str, QFormat]:
-        """Returns layer name -> format, for the linear layers that can stay quantized in memory.
+        """Returns layer name -> format, for the layers that can stay quantized in memory.
 
-        It logs how many layers stay quantized, and why others are dequantized.
+        They are linear layers, and the embedding table ("embed") of a GGUF file. The log says how many layers stay
+        quantized, and why others are dequantized.
         """
         formats: dict[str, QFormat] = {}
         reasons: Counter[str] = Counter()
-        for name, shape in model.linears.items():
+        for name, shape in self._matrices(model).items():
             linear = self.linear(name, shape)
             if linear is None:
                 kind = self._block_kind(name)
-                if kind is not None:
+                if kind in BLOCK_KINDS:  # A GGUF file holds all experts of a layer as one tensor of three dimensions.
+                    reasons["quantized experts are not supported in this version"] += 1
+                elif kind is not None:
                     reasons[f"{kind} blocks have no equivalent in memory"] += 1
                 continue
             if linear.float_reason is None:
@@ -145,13 +147,19 @@ class OpenCheckpoint:
             else:
                 reasons[linear.float_reason] += 1
         for kind, count in Counter(map(_describe, formats.values())).items():
-            _log.info("%d linear layers stay quantized: %s", count, kind)
+            _log.info("%d layers stay quantized: %s", count, kind)
         for reason, count in reasons.items():
-            _log.info("%d linear layers are dequantized to %s: %s", count, model.config.dtype, reason)
+            _log.info("%d layers are dequantized to %s: %s", count, model.config.dtype, reason)
         return formats
 
+    def _matrices(self, model: AbstractModel) -> dict[str, tuple[int, ...]]:
+        """The shapes of the layers that may be quantized in the files, by name."""
+        is_gguf = self.source.weight_format == "gguf"
+        table = {"embed": (model.config.vocab_size, model.config.hidden_size)} if is_gguf else {}
+        return {**model.linears, **table}
+
     def linear(self, name: str, shape: tuple[int, ...]) -> StoredLinear | None:
-        """Returns the quantized matrices of a linear layer; None if the layer is plain.
+        """Returns the quantized matrices of a linear layer or the embedding table; None if the layer is plain.
 
         Args:
           name: Our name of the layer.
@@ -195,7 +203,7 @@ class OpenCheckpoint:
         """Returns the quantized matrix that takes the place of a plain checkpoint's `tensor`; None if it is plain."""
         if self.source.weight_format == "gguf":
             file = self.file_of.get(tensor)
-            if not isinstance(file, GgufFile) or file.block_kinds.get(tensor) not in _GGUF_KEPT:
+            if not isinstance(file, GgufFile) or file.block_kinds.get(tensor) not in BLOCK_KINDS:
                 return None
             return GgufMatrix(file, tensor, shape) if file.entries[tensor].shape == shape else None
         if self._method is None:

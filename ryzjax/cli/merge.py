@@ -127,7 +127,9 @@ class Merge:
     def _recipe(self, trained_on: OpenModel) -> Recipe:
         from ryzjax.quant.recipe import Recipe
 
-        groups = [format.group for format in trained_on.model.quantization.values() if format.group]
+        # The kernels multiply 4-bit weights in groups of a multiple of 32; GGUF has groups of 16 too.
+        formats = trained_on.model.quantization.values()
+        groups = [format.group for format in formats if format.group and format.group % 32 == 0]
         own = max(set(groups), key=groups.count) if groups else _GROUP
         group = own if self.group_size is None else self.group_size
         return Recipe(method="rtn", bits=4 if self.weights == "int4" else 8, group_size=group)

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from ryzjax.data.tokenizer_files import TokenizerFiles
-from ryzjax.errors import CheckpointError, MissingExtraError
+from ryzjax.errors import CheckpointError
+from ryzjax.gguf_header import read_gguf_header
 
 if TYPE_CHECKING:
     import tokenizers
@@ -26,7 +27,6 @@ def read_gguf_tokenizer(path: Path) -> tuple[tokenizers.Tokenizer, TokenizerFile
 
     Raises:
       CheckpointError: the file has no tokenizer, or its kind of tokenizer cannot be rebuilt.
-      MissingExtraError: the `gguf` package is not installed.
     """
     # Imported here because it takes a second and only GGUF files need it. Its own reader of GGUF files needs torch.
     from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_TOKENIZER_MAPPING, convert_gguf_tokenizer
@@ -42,9 +42,7 @@ def read_gguf_tokenizer(path: Path) -> tuple[tokenizers.Tokenizer, TokenizerFile
         ids = {name: metadata.get(f"tokenizer.ggml.{key}") for name, key in _SPECIAL_TOKENS.items()}
         special = {name: tokens[token] for name, token in ids.items() if isinstance(token, int)}
         backend, _ = convert_gguf_tokenizer(str(metadata.get("general.architecture")), vocabulary)
-    except MissingExtraError:
-        raise
-    # For a damaged or unknown vocabulary, `tokenizers` raises a plain Exception and gguf many others.
+    # For a damaged or unknown vocabulary, `tokenizers` raises a plain Exception and transformers many others.
     except Exception as error:
         raise CheckpointError(
             f"{path}: its tokenizer cannot be rebuilt ({type(error).__name__}: {error}); expected tokenizer.ggml.* "
@@ -67,11 +65,5 @@ def read_gguf_tokenizer(path: Path) -> tuple[tokenizers.Tokenizer, TokenizerFile
 
 
 def _metadata(path: Path) -> dict[str, object]:
-    try:
-        from gguf import GGUFReader
-    except ImportError as error:
-        raise MissingExtraError(
-            f"{path}: reading GGUF files needs the gguf package; pip install 'ryzjax[gguf]'"
-        ) from error
     wanted = ("tokenizer.", "general.architecture")
-    return {name: field.contents() for name, field in GGUFReader(path).fields.items() if name.startswith(wanted)}
+    return {name: value for name, value in read_gguf_header(path).metadata.items() if name.startswith(wanted)}

@@ -149,7 +149,7 @@ def quantized_while_loading(plain: OpenModel, written: OpenModel) -> OpenModel:
       written: The merged model as it was written in a low-bit format.
     """
     formats = {
-        layer: replace(format, scale_dtype="bfloat16", has_zeros=False)
+        layer: replace(format, scale_dtype="bfloat16", has_zeros=False, zero_dtype="integer")
         for layer, format in written.model.quantization.items()
     }
     model = abstract_model(plain.model.config, plain.model.placement, formats)

@@ -115,5 +115,5 @@ def _check_split(
         raise LayoutError(
             f"layout {placement.layout.name!r}: {name} of size {size} along {axis} is split over {parts} devices, "
             f"{size // parts} each, which is no whole number of groups of {grouped} ({format.kind}); quantize with a "
-            f"smaller group size, or use a layout that does not split {axis}"
+            f"smaller group size, use a layout that does not split {axis}, or dequantize the weights (--weights bf16)"
         )

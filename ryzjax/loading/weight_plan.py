@@ -214,9 +214,8 @@ def plan_weights(
       UnsupportedModelError: The checkpoint's quantization is not supported.
       LayoutError: The layout does not fit the model, or splits a quantized group.
     """
-    stored = stored_model(source, config, placement)
-    if weights == "bf16":
-        stored = abstract_model(config, placement) if stored.quantization else stored
+    # A layout that would split a quantized group is no obstacle to dequantized weights.
+    stored = abstract_model(config, placement) if weights == "bf16" else stored_model(source, config, placement)
     if weights in ("auto", "bf16"):
         return WeightPlan(source=source, stored=stored, model=stored)
     if stored.quantization:

@@ -210,8 +210,11 @@ class Embedding(nnx.Module):
     def quantize(self, name: str, format: QFormat) -> None:
         """Replaces the table by an empty quantized one with scales for each row. `name` is for error messages."""
         assert isinstance(self.weight, Weight), f"{name} is quantized already"
-        if format.kind != "int8" or format.rows != 1 or format.has_zeros or format.has_order:
-            raise ConfigError(f"{name!r} cannot be {format}; expected int8 with a scale for each row and group")
+        if format.rows != 1 or format.scale_dtype == "nested" or format.has_order:
+            raise ConfigError(
+                f"{name!r} cannot be {format}; expected a scale for each row and group that is not nested, and columns "
+                "that are not permuted"
+            )
         metadata = self.weight.get_metadata()
         self.weight = QuantizedWeight(
             name, format, self.weight.shape, metadata["axes"], metadata["units"], self.placement

@@ -15,7 +15,8 @@ from ryzjax.qarray import QArray, QFormat, multiply_from_left
 __all__ = ["native_plain_refusal", "native_project", "native_quantized_refusal"]
 
 _CHUNK = 32
-"""The number of columns that the kernels take at a time. Groups and runs of nibbles are multiples of it."""
+"""The number of columns that the kernels take at a time. Groups and runs of nibbles are multiples of it, except that
+int8 may have groups of half as many."""
 _KINDS = {"bfloat16": 0, "int8": 1, "nibbles": 2}
 
 
@@ -37,8 +38,12 @@ def native_quantized_refusal(x_dtype: jnp.dtype, format: QFormat, k: int) -> str
     if format.rows not in (1, None) or format.scale_dtype == "nested":
         return "a scale belongs to several rows, or the scales are nested"
     group = format.group or k
-    if k % group or (group != k and group % _CHUNK):
-        return f"the group size {group} is not a multiple of {_CHUNK}, or does not divide K={k}"
+    is_half = format.kind == "int8" and group == _CHUNK // 2 and k % _CHUNK == 0
+    if k % group or (group != k and group % _CHUNK and not is_half):
+        return (
+            f"the group size {group} is not a multiple of {_CHUNK} (or {_CHUNK // 2} for int8 with K a multiple of "
+            f"{_CHUNK}), or does not divide K={k}"
+        )
     if format.pack and format.pack != _CHUNK and format.pack % (2 * _CHUNK):
         return f"nibbles are packed in runs of {format.pack}, not {_CHUNK} or a multiple of {2 * _CHUNK}"
     return native_refusal()

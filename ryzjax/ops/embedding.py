@@ -21,6 +21,14 @@ def embed(token_ids: Int[Array, " T"], table: Shaped[Array, "V E"]) -> Shaped[Ar
 
 
 def embed_quantized(token_ids: Int[Array, " T"], table: QArray, dtype: DTypeLike) -> Float[Array, "T E"]:
-    """Returns rows of a quantized table [V, E] with a scale a row. Only these rows are dequantized."""
-    rows = replace(table, values=embed(token_ids, table.values), scales=embed(token_ids, table.scales))
+    """Returns rows of a quantized table [V, E]. Only these rows are dequantized.
+
+    The table has scales for each row, and its columns are in order.
+    """
+    rows = replace(
+        table,
+        values=embed(token_ids, table.values),
+        scales=embed(token_ids, table.scales),
+        zeros=None if table.zeros is None else embed(token_ids, table.zeros),
+    )
     return dequantize(rows, jnp.dtype(dtype))

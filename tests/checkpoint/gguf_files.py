@@ -92,10 +92,51 @@ def write_gguf(path: Path, family: str, config: dict, weights: dict[str, np.ndar
         qtype = gguf.GGMLQuantizationType[kind if value.ndim > 1 else "F32"]
         data = gguf.quants.quantize(np.ascontiguousarray(value), qtype)
         writer.add_tensor(mapped, data, raw_dtype=qtype)
+    finish(writer)
+
+
+def finish(writer: gguf.GGUFWriter) -> None:
+    """Writes everything that was added, and closes the file."""
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+def random_blocks(shape: tuple[int, int], kind: str, size: float = 0.01) -> np.ndarray:
+    """Returns random bytes of a quantized matrix, uint8 [N, bytes of a row], for kinds that the package cannot write.
+
+    Args:
+      shape: [N, K] of the matrix.
+      kind: One of `SCALES`.
+      size: The largest magnitude of a value, about.
+    """
+    columns, block_bytes = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[kind]]
+    rng = np.random.default_rng(0)
+    data = rng.integers(0, 256, (shape[0], shape[1] // columns, block_bytes), dtype=np.uint8)
+    for at, factor in SCALES[kind]:
+        numbers = size * factor * rng.uniform(0.5, 1, (*data.shape[:2], 1))
+        data[..., at : at + 2] = numbers.astype(np.float16).view(np.uint8)
+    return data.reshape(shape[0], -1)
+
+
+SCALES = {
+    "Q4_0": ((0, 1 / 8),),
+    "Q4_1": ((0, 2 / 15), (2, -1)),
+    "Q5_0": ((0, 1 / 16),),
+    "Q5_1": ((0, 2 / 31), (2, -1)),
+    "Q8_0": ((0, 1 / 128),),
+    "Q2_K": ((80, 2 / (3 * 15)), (82, 1 / 15)),
+    "Q3_K": ((108, 1 / (4 * 32)),),
+    "Q4_K": ((0, 2 / (15 * 63)), (2, 1 / 63)),
+    "Q5_K": ((0, 2 / (31 * 63)), (2, 1 / 63)),
+    "Q6_K": ((208, 1 / (32 * 128)),),
+    "IQ4_NL": ((0, 1 / 127),),
+    "IQ4_XS": ((0, 1 / (127 * 32)),),
+    "TQ2_0": ((64, 1),),
+}
+"""Kind of blocks -> the byte of its float16 scale, and of its offset or the scale of its offsets. Beside each is its
+magnitude where the values reach from -1 to 1."""
 
 
 def add_config(writer: gguf.GGUFWriter, family: str, config: dict) -> None:

@@ -12,13 +12,15 @@ import pytest
 
 from ryzjax.checkpoint import model_config_from_hf, resolve_source
 from ryzjax.checkpoint.gguf.file import GgufFile
+from ryzjax.checkpoint.quantized.gguf_blocks import BLOCK_KINDS
 from ryzjax.errors import CheckpointError, ConfigError, LayoutError, UnsupportedModelError
 from ryzjax.loading import load_weights, stored_model
+from ryzjax.loading.weight_plan import plan_weights
 from ryzjax.models.abstract import AbstractModel
 from ryzjax.models.registry import abstract_model
 from ryzjax.qarray import LEAVES, QArray, dequantize
 from ryzjax.sharding import Layout, Placement
-from tests.checkpoint.gguf_files import permute, write_gguf
+from tests.checkpoint.gguf_files import SCALES, add_config, finish, permute, random_blocks, write_gguf
 from tests.goldens.make_families import PROMPT_TOKENS, VARIANTS, tiny_weights
 from tests.models.paged import sequence_logits
 from tests.models.test_families import ENTRIES, GOLDENS, TOLERANCE, write_checkpoint
@@ -104,27 +106,9 @@ WIDE = {
 }
 
 
-def random_blocks(shape: tuple[int, int], kind: str) -> np.ndarray:
-    """Returns random bytes of a quantized matrix, for types that the package can only read. Scales are finite."""
-    qtype = gguf.GGMLQuantizationType[kind]
-    block, size = gguf.GGML_QUANT_SIZES[qtype]
-    rng = np.random.default_rng(0)
-    data = rng.integers(0, 256, (shape[0], shape[1] // block, size), dtype=np.uint8)
-    scale = rng.uniform(0.001, 0.01, (*data.shape[:2], 2)).astype(np.float16).view(np.uint8)
-    if kind == "Q4_K":
-        data[..., :4] = scale
-    else:  # Q6_K stores its scale last
-        data[..., -2:] = scale[..., :2]
-    return data.reshape(shape[0], -1)
-
-
-@pytest.mark.parametrize("layout", ["single", "tp", "fsdp_tp"])
-@pytest.mark.parametrize("kind", ["F16", "BF16", "Q8_0", "Q4_0", "Q4_K", "Q6_K"])
-def test_quantized_values_are_those_of_the_reference(
-    kind: str, layout: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
-):
-    entry = ENTRIES["llama"]
-    config = {**entry["config"], **WIDE}
+def wide_shapes() -> tuple[dict, dict[str, tuple[int, ...]]]:
+    """Returns the config and the tensors of a Llama whose matrices have whole blocks of every kind."""
+    config = {**ENTRIES["llama"]["config"], **WIDE}
     q, kv, hidden, inner, vocab = 256, 128, 256, 512, config["vocab_size"]
     shapes = {
         "model.embed_tokens.weight": (vocab, hidden),
@@ -137,14 +121,30 @@ def test_quantized_values_are_those_of_the_reference(
         mlp = {"gate": (inner, hidden), "up": (inner, hidden), "down": (hidden, inner)}
         shapes |= {f"model.layers.{layer}.mlp.{n}_proj.weight": s for n, s in mlp.items()}
         shapes |= {f"model.layers.{layer}.{n}_layernorm.weight": (hidden,) for n in ("input", "post_attention")}
+    return config, shapes
+
+
+KINDS = ("F16", "BF16", *BLOCK_KINDS, "TQ2_0")
+KEPT_EXACTLY = ("Q4_0", "Q5_0", "Q8_0", "IQ4_NL")
+
+
+@pytest.mark.parametrize(
+    ("kind", "layout"),
+    [(kind, "single") for kind in KINDS]
+    + [(kind, layout) for kind in ("BF16", "Q8_0", "Q4_K", "Q6_K") for layout in ("tp", "fsdp_tp")],
+)
+def test_quantized_values_are_those_of_the_reference(
+    kind: str, layout: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    config, shapes = wide_shapes()
     path = tmp_path / "model.gguf"
     qtype = gguf.GGMLQuantizationType[kind]
-    can_write = kind not in ("Q4_K", "Q6_K")
-    write_gguf(path, "Llama", config, tiny_weights(shapes, "Llama"), kind if can_write else "Q8_0")
-    if not can_write:
-        path.unlink()
-        raw = {name: random_blocks(shape, kind) for name, shape in shapes.items() if len(shape) == 2}
-        write_raw(path, config, tiny_weights(shapes, "Llama"), raw, qtype)
+    weights = tiny_weights(shapes, "Llama")
+    if kind in SCALES:
+        raw = {name: (random_blocks(shape, kind), qtype) for name, shape in shapes.items() if len(shape) == 2}
+        write_raw(path, config, weights, raw)
+    else:
+        write_gguf(path, "Llama", config, weights, kind)
     reader = {tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors}
 
     def reference(name: str) -> np.ndarray:
@@ -153,7 +153,7 @@ def test_quantized_values_are_those_of_the_reference(
     model, weights = load(path, layout)
     with caplog.at_level(logging.INFO, "ryzjax"):
         check_kept_blocks(path, kind, model, weights)
-    assert (f"dequantized to float32: {kind} blocks" in caplog.text) == (kind in ("Q4_K", "Q6_K"))
+    assert (f"dequantized to float32: {kind} blocks" in caplog.text) == (kind == "TQ2_0")
     np.testing.assert_array_equal(weights["layers.1.mlp.down.weight"], reference("blk.1.ffn_down.weight"))
     np.testing.assert_array_equal(weights["embed.weight"], reference("token_embd.weight"))
     np.testing.assert_array_equal(weights["layers.0.attention.v.weight"], reference("blk.0.attn_v.weight"))
@@ -167,28 +167,34 @@ def test_quantized_values_are_those_of_the_reference(
 
 
 def check_kept_blocks(path: Path, kind: str, plain: AbstractModel, weights: dict[str, jax.Array]) -> None:
-    """Asserts that Q8_0 and Q4_0 stay quantized, with the same values as the dequantized weights."""
+    """Asserts that matrices stay quantized, with the values of the dequantized weights.
+
+    `test_gguf_blocks` bounds the rounding of scales and zero points more closely.
+    """
     source = resolve_source(str(path))
     try:
         model = stored_model(source, plain.config, plain.placement)
     except LayoutError as error:  # with 8 devices a part would be half a block
-        assert "groups of 32" in str(error)
+        assert "groups of 32" in str(error) and "--weights bf16" in str(error)
+        assert plan_weights(source, plain.config, plain.placement, weights="bf16").model.quantization == {}
         return
-    if kind not in ("Q8_0", "Q4_0"):
+    if kind not in BLOCK_KINDS:
         assert not model.quantization
         return
-    assert set(model.quantization) == set(model.linears)
+    assert set(model.quantization) == {*model.linears, "embed"}
     kept = load_weights(source, model)
     for name, format in model.quantization.items():
         leaves = {leaf: kept.get(f"{name}.weight.{leaf}") for leaf in LEAVES}
         values = dequantize(QArray(format=format, **leaves))  # pyright: ignore
-        np.testing.assert_array_equal(values, weights[f"{name}.weight"], err_msg=name)
+        want = weights[f"{name}.weight"]
+        tolerance = 0 if kind in KEPT_EXACTLY else 2**-9 * float(np.abs(want).max())
+        np.testing.assert_allclose(values, want, rtol=0, atol=tolerance, err_msg=name)
 
 
-def write_raw(path: Path, config: dict, weights: dict[str, np.ndarray], raw: dict[str, np.ndarray], qtype) -> None:
-    """Writes a file like `write_gguf`, from matrices that are already quantized."""
-    from tests.checkpoint.gguf_files import add_config
-
+def write_raw(
+    path: Path, config: dict, weights: dict[str, np.ndarray], raw: dict[str, tuple[np.ndarray, object]]
+) -> None:
+    """Writes a file like `write_gguf`, with some matrices that are already quantized: their bytes and type by name."""
     writer = gguf.GGUFWriter(path, "llama")
     add_config(writer, "Llama", config)
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config["num_hidden_layers"])
@@ -196,13 +202,51 @@ def write_raw(path: Path, config: dict, weights: dict[str, np.ndarray], raw: dic
         mapped = names.get_name(name, try_suffixes=(".weight",))
         assert mapped is not None
         if name in raw:
-            writer.add_tensor(mapped, raw[name], raw_dtype=qtype)
+            data, qtype = raw[name]
+            writer.add_tensor(mapped, data, raw_dtype=qtype)
         else:
             writer.add_tensor(mapped, value)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    finish(writer)
+
+
+@pytest.mark.parametrize("is_tied", [False, True])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_model_of_mixed_kinds_runs_on_low_bit_weights(dtype: str, is_tied: bool, tmp_path: Path):
+    """The kinds that llama.cpp gives a Q4_K_M file, and others. Logits are those of the dequantized model."""
+    config, shapes = wide_shapes()
+    config["tie_word_embeddings"] = is_tied
+    if is_tied:
+        del shapes["lm_head.weight"]
+    table = "Q4_1" if is_tied else "Q6_K"
+    kinds = {"embed": table, "lm_head": "Q6_K", "v_proj": "Q6_K", "down": "Q6_K", "o_proj": "Q5_K", "up": "Q4_1"}
+    raw = {}
+    for name, shape in shapes.items():
+        if len(shape) == 2:
+            kind = next((kind for part, kind in kinds.items() if part in name), "Q4_K")
+            raw[name] = random_blocks(shape, kind, size=0.02), gguf.GGMLQuantizationType[kind]
+    path = tmp_path / "model.gguf"
+    write_raw(path, config, tiny_weights(shapes, "Llama"), raw)
+    source = resolve_source(str(path))
+    model_config = model_config_from_hf(source.config, dtype=dtype, source=source.config_name)
+    placement = Placement(Layout.load("single"), jax.devices()[:1])
+    logits = []
+    kept = stored_model(source, model_config, placement)
+    assert len(kept.quantization) == len(raw)
+    plain = abstract_model(model_config, placement)
+    for model in (plain, kept):
+        weights = load_weights(source, model)
+        bytes_read = sum(weight.nbytes for weight in weights.values())
+        tokens = list(range(1, PROMPT_TOKENS + 1))
+        logits.append(
+            sequence_logits(model, tuple(weights.values()), tokens, prompt_len=PROMPT_TOKENS, chunk=PROMPT_TOKENS)
+        )
+        if model is kept:
+            assert bytes_read < sum(spec.nbytes for spec in plain.weights.values()) * (
+                0.25 if dtype == "float32" else 0.5
+            )
+    want, got = (np.asarray(values, np.float64) for values in logits)
+    assert np.std(want) > 0.01
+    assert np.abs(got - want).max() < (0.005 if dtype == "float32" else 0.05) * np.abs(want).max()
 
 
 def test_a_directory_with_one_file_and_files_in_parts(tmp_path: Path):
@@ -249,20 +293,11 @@ def test_an_unknown_architecture_or_key(tmp_path: Path):
         resolve_source(str(tmp_path / "a.gguf"))
     writer = gguf.GGUFWriter(tmp_path / "b.gguf", "llama")
     writer.add_float32("llama.logit_scale", 0.1)
-    from tests.checkpoint.gguf_files import add_config
-
     add_config(writer, "Llama", ENTRIES["llama"]["config"])
     writer.add_tensor("token_embd.weight", np.zeros((48, 32), np.float32))
     finish(writer)
     with pytest.raises(UnsupportedModelError, match=r"b.gguf: llama: logit_scale is .*may change the maths"):
         resolve_source(str(tmp_path / "b.gguf"))
-
-
-def finish(writer) -> None:
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
 
 
 def test_truncated_at_any_place_and_not_gguf_at_all(tmp_path: Path):

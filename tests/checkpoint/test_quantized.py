@@ -137,7 +137,7 @@ def test_the_log_says_which_layers_stay_quantized(tmp_path: Path, caplog: pytest
     write(tmp_path, FORMATS["awq"])
     with caplog.at_level(logging.INFO, "ryzjax"):
         opened(tmp_path)
-    assert "7 linear layers stay quantized: int4, groups of 32, with zeros" in caplog.text
+    assert "7 layers stay quantized: int4, groups of 32, with zeros" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -13,11 +13,12 @@ from ryzjax.errors import ConfigError, LayoutError
 from ryzjax.loading.dummy import dummy_weights
 from ryzjax.models.abstract import AbstractModel
 from ryzjax.models.registry import abstract_model
+from ryzjax.ops.embedding import embed_quantized
 from ryzjax.qarray import LEAVES, QArray, QFormat, dequantize
 from ryzjax.sharding import Layout, Placement
 from tests.models.configs import CONFIGS
 from tests.models.paged import sequence_logits
-from tests.qarrays import FORMATS
+from tests.qarrays import FORMATS, random_qarray
 
 CONFIG = dataclasses.replace(
     CONFIGS["llama"], hidden_size=64, intermediate_size=256, num_heads=8, num_kv_heads=2, vocab_size=128
@@ -112,12 +113,24 @@ def test_a_group_must_not_be_split():
         ("layers.0.mlp.side", "no such linear"),
         ("layers.9.mlp.up", "no such linear"),
         ("final_norm", "no such linear"),
-        ("embed", "'embed' cannot be QFormat.*int4.*expected int8"),
     ],
 )
 def test_a_layer_that_cannot_be_quantized(name: str, message: str):
     with pytest.raises(ConfigError, match=message):
         quantized(FORMATS["int4"], ONE, [name])
+
+
+@pytest.mark.parametrize("format", ["float8_blocks", "nf4_nested", "int4_order"])
+def test_a_format_that_rows_of_the_embedding_table_cannot_be_looked_up_in(format: str):
+    with pytest.raises(ConfigError, match=r"'embed' cannot be QFormat.*expected a scale for each row and group"):
+        quantized(FORMATS[format], ONE, ["embed"])
+
+
+@pytest.mark.parametrize("name", ["int4", "int4_float_zeros", "int8_halves", "nf4"])
+def test_rows_of_a_low_bit_embedding_table(name: str):
+    table = random_qarray(np.random.default_rng(0), FORMATS[name], (40, 64))
+    ids = jnp.asarray([3, 39, 0, 3, 99])  # An id outside the table is clamped.
+    np.testing.assert_array_equal(embed_quantized(ids, table, jnp.float32), dequantize(table)[jnp.minimum(ids, 39)])
 
 
 def test_a_format_that_does_not_fit():

@@ -27,12 +27,23 @@ from ryzjax.ops.attention.attend import ATTEND
 from ryzjax.ops.attention.segment_attention import segment_attention, segment_attention_reference
 from ryzjax.ops.linear.integer import project_integer
 from ryzjax.ops.norm import RMS_NORM
-from ryzjax.qarray import dequantize
+from ryzjax.qarray import QFormat, dequantize
 from tests.ops.test_paged_attention import make_batch
 from tests.qarrays import FORMATS, random_qarray
 
 # (N, K) and every M: all sizes of the register tiles and past them, sizes that no tile divides.
 SHAPES = (((37, 128), range(1, 19)), ((1, 64), (1,)), ((301, 2112), (5,)), ((64, 96), (33,)), ((20, 64), (130,)))
+HALF = {"scale_dtype": "float16", "has_zeros": True, "zero_dtype": "float16"}
+KERNEL_FORMATS = [
+    *FORMATS.values(),
+    # Float16 zero points with every way to read nibbles and int8, and groups of 16 with and without zero points.
+    QFormat(kind="int4", group=64, pack=64, **HALF),
+    QFormat(kind="int4", group=128, pack=128, **HALF),
+    QFormat(kind="int4", pack=32, rows=None, **HALF),
+    QFormat(kind="int8", group=32, **HALF),
+    QFormat(kind="int8", group=16, scale_dtype="float16"),
+    QFormat(kind="int8", group=16, scale_dtype="bfloat16", has_zeros=True),
+]
 
 
 ONLY_INTEGERS = ("avx512-vnni", "avx2-vnni", "avx512-bw", "dotprod")
@@ -46,7 +57,7 @@ def linears() -> int:
     for (n, k), rows in SHAPES:
         rng = np.random.default_rng(n + k)
         weights = [jnp.asarray(rng.standard_normal((n, k)), jnp.bfloat16)]
-        for format in FORMATS.values():
+        for format in KERNEL_FORMATS:
             if not format.has_order and native_quantized_refusal(jnp.dtype(jnp.bfloat16), format, k) is None:
                 weights.append(random_qarray(rng, format, (n, k)))
         assert len(weights) > 4
@@ -75,7 +86,7 @@ def integers() -> int:
     for (n, k), rows in SHAPES:
         rng = np.random.default_rng(n + k + 1)
         weights = []
-        for format in FORMATS.values():
+        for format in KERNEL_FORMATS:
             if format.has_order or format.int8_groups_refusal():
                 continue
             format = replace(format, activations="int8_groups")

@@ -47,6 +47,15 @@ def test_it_is_near_the_product_with_the_dequantized_weights(name: str):
     assert np.linalg.norm(got - exact) < 0.01 * np.linalg.norm(exact)
 
 
+def test_groups_of_16_columns_that_end_within_a_group_of_activations():
+    rng = np.random.default_rng(3)
+    weight = random_qarray(rng, replace(INTEGER["int8_halves"]), (24, 48))
+    x = jnp.asarray(rng.standard_normal((5, 48)), jnp.bfloat16)
+    exact = np.asarray(x, np.float64) @ np.asarray(dequantize(weight), np.float64).T
+    got = np.asarray(project_quantized(x, weight), np.float64)
+    assert np.linalg.norm(got - exact) < 0.01 * np.linalg.norm(exact)
+
+
 @pytest.mark.parametrize("odd", [np.nan, np.inf, -np.inf])
 def test_what_is_not_finite_stays_in_its_row(odd: float):
     rng = np.random.default_rng(1)
@@ -71,7 +80,8 @@ def test_the_gradient_is_that_of_the_dequantized_product():
     ("fields", "message"),
     [
         ({"kind": "float8"}, "float8"),
-        ({"kind": "int8", "group": 16}, "multiple of 32"),
+        ({"kind": "int8", "group": 24}, "multiple of 32, or 16 for int8"),
+        ({"kind": "int4", "group": 16, "pack": 16}, "multiple of 32"),
     ],
 )
 def test_formats_that_do_not_permit_it(fields: dict, message: str):

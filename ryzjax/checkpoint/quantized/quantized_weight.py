@@ -15,7 +15,6 @@ import numpy as np
 from ryzjax.checkpoint.quantized.stored_matrix import StoredMatrix
 from ryzjax.checkpoint.tensor_file import TensorEntry, TensorFile
 from ryzjax.errors import CheckpointError
-from ryzjax.qarray import pack_nibbles
 
 __all__ = ["DequantizedWeight", "QuantizedLeaf"]
 
@@ -78,21 +77,20 @@ class QuantizedLeaf:
             np.copyto(out, values)
             return
         n, k = matrix.shape
-        pack = matrix.format.pack
-        per_byte = 2 if pack else 1
+        per_byte = 2 if matrix.format.pack else 1
         first, last, _ = index[0].indices(n)
         low, high, _ = index[1].indices(k // per_byte)
         step = max(1, _CHUNK_ELEMENTS // max(1, (high - low) * per_byte))
         for row in range(first, last, step):
             stop = min(row + step, last)
-            q = matrix.integers(slice(row, stop), slice(low * per_byte, high * per_byte))
+            q = matrix.values(slice(row, stop), slice(low * per_byte, high * per_byte))
             if matrix.format.kind == "float8" and np.any((q & 0x7F) == 0x7F):
                 path = matrix.file_of[matrix.names[0]].path
                 raise CheckpointError(
                     f"{path}: the float8 weight of {matrix.base!r} has NaN in rows {row} to {stop}; the file is "
                     "damaged or the quantization failed. Use another copy of the model."
                 )
-            np.copyto(out[row - first : stop - first], pack_nibbles(q, pack) if pack else q)
+            np.copyto(out[row - first : stop - first], q)
 
 
 @dataclass(frozen=True)

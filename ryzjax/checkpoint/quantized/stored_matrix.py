@@ -15,7 +15,7 @@ import numpy as np
 
 from ryzjax.checkpoint.tensor_file import TensorEntry, TensorFile
 from ryzjax.errors import CheckpointError
-from ryzjax.qarray import QFormat
+from ryzjax.qarray import QFormat, pack_nibbles
 
 __all__ = ["RowsOf", "StoredMatrix", "read_tensor"]
 
@@ -65,6 +65,14 @@ class StoredMatrix(ABC):
 
         Columns are in the order of the QArray: with act-order, column i multiplies input `order[i]`.
         """
+
+    def values(self, rows: slice, columns: slice) -> np.ndarray:
+        """Reads some rows and columns of the leaf `values`: what `integers` returns, with nibbles packed.
+
+        A cut between columns does not split a run of packed nibbles.
+        """
+        q = self.integers(rows, columns)
+        return pack_nibbles(q, self.format.pack) if self.format.pack else q
 
     @abstractmethod
     def leaf(self, name: str) -> np.ndarray:
@@ -172,8 +180,14 @@ class RowsOf(StoredMatrix):
         self.float_reason = self.float_reason or whole.float_reason
 
     def integers(self, rows: slice, columns: slice) -> np.ndarray:
+        return self.whole.integers(self._part(rows), columns)
+
+    def values(self, rows: slice, columns: slice) -> np.ndarray:
+        return self.whole.values(self._part(rows), columns)
+
+    def _part(self, rows: slice) -> slice:
         part = self.rows[rows]
-        return self.whole.integers(slice(part.start, part.stop, part.step), columns)
+        return slice(part.start, part.stop, part.step)
 
     def leaf(self, name: str) -> np.ndarray:
         leaf, block = self.whole.leaf(name), self.format.rows

@@ -71,10 +71,11 @@ struct Isa {
   }
   static Scale scale(float scale, float zero) { return {_mm256_set1_ps(scale), _mm256_set1_ps(zero)}; }
   template <bool kHasZeros>
-  static Chunk from_int8(const int8_t* p, const Scale& s) {
+  static Chunk from_int8(const int8_t* p, const Scale& first, const Scale& second) {
     Chunk chunk;
     for (int i = 0; i < 4; ++i) {
       const __m256i q = _mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p + 8 * i)));
+      const Scale& s = i < 2 ? first : second;
       chunk.v[i] = rounded(_mm256_mul_ps(kHasZeros ? _mm256_sub_ps(_mm256_cvtepi32_ps(q), s.zero) : _mm256_cvtepi32_ps(q), s.scale));
     }
     return chunk;

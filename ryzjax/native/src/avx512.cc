@@ -54,12 +54,12 @@ struct Isa {
   }
   static Scale scale(float scale, float zero) { return {_mm512_set1_ps(scale), _mm512_set1_ps(zero)}; }
   template <bool kHasZeros>
-  static Chunk from_int8(const int8_t* p, const Scale& s) {
+  static Chunk from_int8(const int8_t* p, const Scale& first, const Scale& second) {
     const __m512 low = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
     const __m512 high =
         _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p + 16))));
-    return _mm512_cvtne2ps_pbh(_mm512_mul_ps(kHasZeros ? _mm512_sub_ps(high, s.zero) : high, s.scale),
-                               _mm512_mul_ps(kHasZeros ? _mm512_sub_ps(low, s.zero) : low, s.scale));
+    return _mm512_cvtne2ps_pbh(_mm512_mul_ps(kHasZeros ? _mm512_sub_ps(high, second.zero) : high, second.scale),
+                               _mm512_mul_ps(kHasZeros ? _mm512_sub_ps(low, first.zero) : low, first.scale));
   }
 
   static Table twice(__m512 values) {
@@ -97,6 +97,16 @@ struct Isa {
     const __m512i half = _mm512_inserti64x4(_mm512_setzero_si512(), _mm256_set1_epi16(16), 1);
     // (shifted & 15) | half
     return (Chunk)_mm512_permutexvar_epi16(_mm512_ternarylogic_epi32(shifted, _mm512_set1_epi16(15), half, 0xea), table);
+  }
+  // As from_words, where every eight words have their own table: two of them in `first`, two in `last`.
+  template <int kShift>
+  static Chunk from_words_of_four(Words words, Table first, Table last) {
+    const __m512i shifted = kShift ? _mm512_srli_epi16(words, kShift) : words;
+    const __m512i table = _mm512_set_epi64(0x0030003000300030, 0x0030003000300030, 0x0020002000200020, 0x0020002000200020,
+                                           0x0010001000100010, 0x0010001000100010, 0, 0);
+    // (shifted & 15) | table
+    const __m512i index = _mm512_ternarylogic_epi32(shifted, _mm512_set1_epi16(15), table, 0xea);
+    return (Chunk)_mm512_permutex2var_epi16(first, index, last);
   }
   // Writes the even columns of the 32 at `p` and the 32 at `q`, then their odd columns.
   static void split_even_odd(const uint16_t* p, const uint16_t* q, uint16_t* out) {

@@ -39,8 +39,9 @@ std::string take_matrix(const Format& format, ffi::RemainingArgs& arrays, size_t
     return "expected int8 [N, K] or nibbles [N, K / 2]";
   a.group = format.group, a.pack = format.pack;
   a.activations = static_cast<Activations>(format.activations);
-  if (a.group <= 0 || a.k % a.group || (a.group != a.k && a.group % 32))
-    return "expected a group size that divides K and is K or a multiple of 32";
+  const bool is_halved_int8 = !nibbles && a.group == 16 && a.k % 32 == 0;
+  if (a.group <= 0 || a.k % a.group || (a.group != a.k && a.group % 32 && !is_halved_int8))
+    return "expected a group size that divides K and is K or a multiple of 32, or 16 for int8 with K a multiple of 32";
   if (nibbles && (a.pack <= 0 || (a.pack != 32 && a.pack % 64) || a.group % a.pack))
     return "expected runs of nibbles of 32 or a multiple of 64 columns that divide the group size";
   auto scales = next();
@@ -58,10 +59,12 @@ std::string take_matrix(const Format& format, ffi::RemainingArgs& arrays, size_t
   }
   if (format.has_zeros) {
     auto zeros = next();
-    if (!zeros.has_value() || zeros->element_count() != scales->element_count() ||
-        zeros->size_bytes() != scales->element_count())
-      return "zeros do not fit the scales";
-    a.zeros = static_cast<const uint8_t*>(zeros->untyped_data());
+    if (!zeros.has_value() || zeros->element_count() != scales->element_count()) return "zeros do not fit the scales";
+    const bool is_half = zeros->element_type() == ffi::F16;
+    if (!is_half && zeros->element_type() != (nibbles ? ffi::U8 : ffi::S8))
+      return "expected zeros of float16, uint8 for nibbles or int8 for int8";
+    a.zeros = zeros->untyped_data();
+    a.zero_kind = is_half ? ZeroKind::kFloat16 : ZeroKind::kInteger;
   }
   if (format.has_codebook) {
     auto codebook = next();

@@ -13,7 +13,8 @@ constexpr int kUnitVectors = 8;
 inline int64_t units_of(const LinearArgs& a) { return (a.k + kUnit - 1) / kUnit; }
 
 // Quantizes `count` <= kUnit numbers. project_integer in ryzjax/ops/linear computes the same bits.
-inline void quantize_unit(const uint16_t* x, int64_t count, int8_t* values, float* scale, float* sum) {
+inline void quantize_unit(const uint16_t* x, int64_t count, int8_t* values, float* scale, float* sum,
+                          float* half_sums) {
   constexpr int kVectors = kUnit / kWidth;
   uint16_t padded[kUnit] = {};
   if (count < kUnit) {
@@ -31,52 +32,55 @@ inline void quantize_unit(const uint16_t* x, int64_t count, int8_t* values, floa
   if (std::isnan(total(odd)) || peak < 1e-30f) {
     std::memset(values, 0, kUnit);
     *scale = peak < 1e-30f && !std::isnan(total(odd)) ? 0.0f : NAN;
-    *sum = 0;
+    *sum = half_sums[0] = half_sums[1] = 0;
     return;
   }
   const Vec inverse = splat(127.0f / peak);
   *scale = peak * (1.0f / 127.0f);
-  IntVec sums = {};
+  IntVec sums[2] = {};
   RYZJAX_UNROLL for (int i = 0; i < kVectors; ++i) {
     // Adding 1.5 * 2^23 rounds to a whole number, ties to even, and leaves it in the low bits.
     const Vec shifted = v[i] * inverse + splat(12582912.0f);
     const IntVec q = (IntVec)((UintVec)shifted - 0x4b400000u);
-    sums += q;
+    sums[i / (kVectors / 2)] += q;
     using Bytes = int8_t __attribute__((vector_size(kWidth)));
     const Bytes bytes = __builtin_convertvector(q, Bytes);
     std::memcpy(values + i * kWidth, &bytes, kWidth);
   }
-  int32_t all = 0;
-  for (int i = 0; i < kWidth; ++i) all += sums[i];
-  *sum = static_cast<float>(all);
+  int32_t first = 0, second = 0;
+  for (int i = 0; i < kWidth; ++i) first += sums[0][i], second += sums[1][i];
+  half_sums[0] = static_cast<float>(first), half_sums[1] = static_cast<float>(second);
+  *sum = static_cast<float>(first + second);
 }
 
 // Quantizes all rows of x into `buffer`.
 inline QuantizedRows quantize_x(const LinearArgs& a, AlignedBuffer& buffer, const Threads& threads) {
   const int64_t units = units_of(a), all = units * a.m;
-  auto* const values = static_cast<int8_t*>(buffer.at_least(all * (kUnit + 8)));
+  auto* const values = static_cast<int8_t*>(buffer.at_least(all * (kUnit + 16)));
   auto* const scales = reinterpret_cast<float*>(values + all * kUnit);
   float* const sums = scales + all;
+  float* const half_sums = sums + all;
   constexpr int64_t kRows = 16;  // of a task
   parallel_for(threads, (a.m + kRows - 1) / kRows, [&](int64_t task) {
     for (int64_t m = task * kRows; m < std::min(a.m, (task + 1) * kRows); ++m)
       for (int64_t unit = 0; unit < units; ++unit) {
         const int64_t at = unit * a.m + m;
         quantize_unit(a.x + m * a.k + unit * kUnit, std::min(kUnit, a.k - unit * kUnit), values + at * kUnit, scales + at,
-                      sums + at);
+                      sums + at, half_sums + 2 * at);
       }
   });
-  return {values, scales, sums};
+  return {values, scales, sums, half_sums};
 }
 
 // How the bytes of a matrix become integers, and which zero point is subtracted from the sums.
 enum class Zeros { kNone, kEight, kStored };
 
-template <bool kIsNibbles, bool kIsSigned, Zeros kZeros>
+template <bool kIsNibbles, bool kIsSigned, Zeros kZeros, bool kIsHalved = false>
 struct IntegerFormat {
   static constexpr bool is_nibbles = kIsNibbles;
   static constexpr bool is_signed = kIsSigned;  // int8, or codes of a codebook; else nibbles from 0 to 15
   static constexpr Zeros zeros = kZeros;
+  static constexpr int parts = kIsHalved ? 2 : 1;  // groups that a unit belongs to
 };
 
 // kWidth rows of W.
@@ -88,13 +92,13 @@ struct RowBlock {
   Isa::Bytes codes;  // the codebook as int8, for look-ups
 };
 
-// Calls use(unit, group, w) for the units of B blocks, in the order in which their nibbles are stored. w[b] is the unit
-// of block b.
+// Calls use(unit, group, w) for the units of B blocks, in the order in which their nibbles are stored. `group` is
+// the first of the Format::parts groups of the unit. w[b] is the unit of block b.
 template <typename Format, int B, typename Use>
 inline __attribute__((always_inline)) void each_unit(const LinearArgs& a, const RowBlock (&blocks)[B], Use&& use) {
   using Bytes = Isa::Bytes;
   constexpr int kHalf = kUnitVectors / 2;
-  const int64_t units = units_of(a), group_units = a.group == a.k ? units : a.group / kUnit;
+  const int64_t units = units_of(a), group_units = a.group == a.k ? units : Format::parts * a.group / kUnit;
   int64_t at = 0, unit = 0;  // the next byte of a row, and the next unit
   Bytes w[B][kUnitVectors];
   const auto load = [&](int b, int64_t byte, Bytes* to) __attribute__((always_inline)) {
@@ -103,7 +107,7 @@ inline __attribute__((always_inline)) void each_unit(const LinearArgs& a, const 
   const auto decoded = [&](int b, Bytes nibbles) __attribute__((always_inline)) {
     return Format::is_signed ? Isa::biased(Isa::look_up(nibbles, blocks[b].codes)) : nibbles;
   };
-  for (int64_t group = 0; unit < units; ++group) {
+  for (int64_t group = 0; unit < units; group += Format::parts) {
     const int64_t end = std::min(units, unit + group_units);
     if constexpr (!Format::is_nibbles) {
       for (; unit < end; ++unit, at += kUnit) {

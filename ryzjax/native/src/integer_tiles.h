@@ -6,14 +6,14 @@
 // more rows. A unit becomes bytes in registers, and is multiplied with up to kRows rows of x before the next one is read.
 // The sums of these rows stay in the L1 cache.
 //
-// An element of y is computed by the same operations for every m: an exact int32 sum for each unit, times the two scales,
-// added in float32 in the order in which the units are stored.
+// An element of y is computed by the same operations for every m: an exact int32 sum for each unit, or for each of its two
+// groups, times the two scales, added in float32 in the order in which the units are stored.
 
 constexpr int64_t kRows = 64;     // of x that are multiplied together
 constexpr int64_t kFewRows = 8;  // of x, for which one block of W is read at a time
 constexpr int kBlocks = Isa::kBlocks;
 
-// Adds a unit's products with one row of x to the sums of a block. `products` are the exact integer sums.
+// Adds the products of a unit, or of one of its groups, with one row of x to the sums of a block. `products` are the exact integer sums.
 template <typename Format>
 inline __attribute__((always_inline)) Vec with_unit(Vec sum, typename Isa::template Dot<Format::is_signed>::Sum products,
                                                     const RowBlock& block, int64_t group, float x_scale, float x_sum) {
@@ -46,18 +46,13 @@ class RowBlocks {
     float* const floats = floats_ + number * 2 * groups_ * kWidth;
     const int64_t count = std::max<int64_t>(0, std::min<int64_t>(kWidth, last_ - row)), bytes = row_bytes(a_);
     RowBlock block = {static_cast<const uint8_t*>(a_.values) + row * bytes, bytes, floats, nullptr, codes_};
-    const float* const scales = scales_.values + (row - first_) * scales_.stride;
-    // Squares of kWidth rows and kWidth groups are transposed in registers.
-    const int64_t squares = count == kWidth && scales_.stride != 0 ? groups_ / kWidth * kWidth : 0;
-    if (squares > 0) transpose(scales, kWidth, squares, scales_.stride, floats, kWidth);
-    for (int64_t r = 0; r < kWidth; ++r)
-      for (int64_t g = squares; g < groups_; ++g)
-        floats[g * kWidth + r] = r < count ? scales[r * scales_.stride + g] : 0.0f;
+    by_group(scales_.values + (row - first_) * scales_.stride, count, floats);
     if (a_.codebook != nullptr)
       for (int64_t i = 0; i < groups_ * kWidth; ++i) floats[i] *= code_scale_;
     if (a_.zeros != nullptr) {
       float* const zeros = floats + groups_ * kWidth;
-      for (int64_t r = 0; r < kWidth; ++r) {
+      if (scales_.zeros != nullptr) by_group(scales_.zeros + (row - first_) * scales_.stride, count, zeros);
+      for (int64_t r = 0; scales_.zeros == nullptr && r < kWidth; ++r) {
         const uint8_t* const from = row_zeros(a_, row + std::min(r, count - 1));
         for (int64_t g = 0; g < groups_; ++g)
           zeros[g * kWidth + r] =
@@ -77,6 +72,15 @@ class RowBlocks {
   }
 
  private:
+  // Writes the scales or zero points of `count` rows to `to` [groups, kWidth], with 0 for rows past them.
+  void by_group(const float* from, int64_t count, float* to) const {
+    // Squares of kWidth rows and kWidth groups are transposed in registers.
+    const int64_t squares = count == kWidth && scales_.stride != 0 ? groups_ / kWidth * kWidth : 0;
+    if (squares > 0) transpose(from, kWidth, squares, scales_.stride, to, kWidth);
+    for (int64_t r = 0; r < kWidth; ++r)
+      for (int64_t g = squares; g < groups_; ++g) to[g * kWidth + r] = r < count ? from[r * scales_.stride + g] : 0.0f;
+  }
+
   struct Space {
     AlignedBuffer floats, rows;
   };
@@ -116,14 +120,18 @@ void multiply_blocks(const LinearArgs& a, const QuantizedRows& x, const RowBlock
     const int64_t at = unit * a.m + m;
     const int8_t* values = x.values + at * kUnit;
     for (int64_t i = 0; i < rows; ++i, values += kUnit) {
-      typename Dot::Sum products[B];
-      RYZJAX_UNROLL for (int b = 0; b < B; ++b) products[b] = Dot::zero();
-      RYZJAX_UNROLL for (int j = 0; j < kUnitVectors; ++j) {
-        const Isa::Bytes columns = Isa::four_columns(values + 4 * j);
-        RYZJAX_UNROLL for (int b = 0; b < B; ++b) products[b] = Dot::add(products[b], w[b][j], columns);
+      RYZJAX_UNROLL for (int part = 0; part < Format::parts; ++part) {
+        constexpr int kVectors = kUnitVectors / Format::parts;
+        typename Dot::Sum products[B];
+        RYZJAX_UNROLL for (int b = 0; b < B; ++b) products[b] = Dot::zero();
+        RYZJAX_UNROLL for (int j = part * kVectors; j < (part + 1) * kVectors; ++j) {
+          const Isa::Bytes columns = Isa::four_columns(values + 4 * j);
+          RYZJAX_UNROLL for (int b = 0; b < B; ++b) products[b] = Dot::add(products[b], w[b][j], columns);
+        }
+        const float x_sum = Format::parts == 1 ? x.sums[at + i] : x.half_sums[2 * (at + i) + part];
+        RYZJAX_UNROLL for (int b = 0; b < B; ++b)
+          sums[i][b] = with_unit<Format>(sums[i][b], products[b], blocks[b], group + part, x.scales[at + i], x_sum);
       }
-      RYZJAX_UNROLL for (int b = 0; b < B; ++b)
-        sums[i][b] = with_unit<Format>(sums[i][b], products[b], blocks[b], group, x.scales[at + i], x.sums[at + i]);
     }
   });
   for (int64_t i = 0; i < rows; ++i)
@@ -157,6 +165,10 @@ inline int64_t integer_task_rows(const LinearArgs& a, int64_t all, const Threads
 }
 
 inline void multiply_integers(const LinearArgs& a, const QuantizedRows& x, int64_t first, int64_t last) {
+  if (is_halved(a)) {
+    return a.zeros ? multiply_format<IntegerFormat<false, true, Zeros::kStored, true>>(a, x, first, last)
+                   : multiply_format<IntegerFormat<false, true, Zeros::kNone, true>>(a, x, first, last);
+  }
   if (a.kind == WeightKind::kInt8) {
     return a.zeros ? multiply_format<IntegerFormat<false, true, Zeros::kStored>>(a, x, first, last)
                    : multiply_format<IntegerFormat<false, true, Zeros::kNone>>(a, x, first, last);

@@ -18,6 +18,7 @@ namespace ryzjax {
 
 enum class WeightKind : int32_t { kBfloat16, kInt8, kNibbles };
 enum class ScaleKind : int32_t { kFloat32, kFloat16, kBfloat16 };
+enum class ZeroKind : int32_t { kInteger, kFloat16 };
 enum class Activations : int32_t { kBfloat16, kInt8 };
 
 struct LinearArgs {
@@ -28,13 +29,15 @@ struct LinearArgs {
   const void* values;  // bfloat16 [n, k]; int8 [n, k]; or nibbles, uint8 [n, k / 2], in runs of `pack` columns
   Activations activations;  // how x is multiplied; kInt8 only with quantized weights
   // The remaining fields describe quantized weights. ryzjax/qarray.py defines the format.
-  int64_t group;          // group size: columns that share a scale. Equals k if a row has a single scale.
+  int64_t group;          // group size: columns that share a scale. Equals k if a row has a single scale; else a
+                          // multiple of 32, or 16 for int8 with k a multiple of 32.
   int64_t pack;           // columns of a run of nibbles: low nibbles hold its first half, high nibbles its second
   const void* scales;     // [scale_rows, k / group], of dtype scale_kind
   ScaleKind scale_kind;
   int64_t scale_rows;     // n, or 1 if all rows of W share their scales
-  const uint8_t* zeros;   // zero points [scale_rows, k / group]: 0 to 15 for nibbles, the bits of an int8 for int8.
-                          // Null for the default zero points: 8 for nibbles, 0 for int8.
+  const void* zeros;      // zero points [scale_rows, k / group]: float16, or integers: 0 to 15 for nibbles and int8
+                          // for int8. Null for the default zero points: 8 for nibbles, 0 for int8.
+  ZeroKind zero_kind;
   const float* codebook;  // [16]: the values of the nibbles if they are not integers, else null
 };
 

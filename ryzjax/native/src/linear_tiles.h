@@ -53,14 +53,14 @@ void whole_rows(const LinearArgs& a, int64_t first, int64_t last, Scales scales)
     Row rows[R];
     typename Isa::Sum sums[R][C];
     RYZJAX_UNROLL for (int r = 0; r < R; ++r) {
-      rows[r].begin(a, n + r, scales.values + (n + r - first) * scales.stride);
+      rows[r].begin(a, n + r, scales.from(n + r - first));
       RYZJAX_UNROLL for (int c = 0; c < C; ++c) sums[r][c] = Isa::zero();
     }
     dot_tile<Row, R, C>(a, rows, a.x, 0, a.k, Fetch::beyond(a, n, R), sums);
     store_totals<R, C>(sums, a.out + n, a.n);
   }
   if constexpr (R > 1) {
-    if (n < last) whole_rows<Row, 1, C>(a, n, last, {scales.values + (n - first) * scales.stride, scales.stride});
+    if (n < last) whole_rows<Row, 1, C>(a, n, last, scales.from(n - first));
   }
 }
 
@@ -82,7 +82,7 @@ void dequantize_rows(const LinearArgs& a, int64_t first, int64_t last, Scales sc
   int64_t n = first;
   for (; n + R <= last; n += R) {
     Row rows[R];
-    RYZJAX_UNROLL for (int r = 0; r < R; ++r) rows[r].begin(a, n + r, scales.values + (n + r - first) * scales.stride);
+    RYZJAX_UNROLL for (int r = 0; r < R; ++r) rows[r].begin(a, n + r, scales.from(n + r - first));
     uint16_t* to = panel + (n - first) * a.k;
     walk<Row, R>(a, rows, 0, a.k, Fetch::beyond(a, n, R), [&](int64_t k, int64_t count, typename Isa::Chunk(&w)[R]) __attribute__((always_inline)) {
       RYZJAX_UNROLL for (int r = 0; r < R; ++r) {
@@ -95,8 +95,7 @@ void dequantize_rows(const LinearArgs& a, int64_t first, int64_t last, Scales sc
     });
   }
   if constexpr (R > 1) {
-    if (n < last)
-      dequantize_rows<Row, 1>(a, n, last, {scales.values + (n - first) * scales.stride, scales.stride}, panel + (n - first) * a.k);
+    if (n < last) dequantize_rows<Row, 1>(a, n, last, scales.from(n - first), panel + (n - first) * a.k);
   }
 }
 
@@ -113,7 +112,7 @@ void panel_columns(const LinearArgs& panel, bool is_cold, const uint16_t* x, flo
       Bfloat16Row rows[R];
       typename Isa::Sum acc[R][C];
       RYZJAX_UNROLL for (int r = 0; r < R; ++r) {
-        rows[r].begin(panel, row + r, nullptr);
+        rows[r].begin(panel, row + r, {});
         RYZJAX_UNROLL for (int c = 0; c < C; ++c) acc[r][c] = is_first ? Isa::zero() : sums[(row + r) * C + c];
       }
       Fetch fetch;
@@ -192,6 +191,18 @@ void run_rows(const LinearArgs& a, int64_t first, int64_t last) {
   panel_rows<Row>(a, first, last, panel, partial_sums);
 }
 
+inline bool has_float_zeros(const LinearArgs& a) { return a.zeros != nullptr && a.zero_kind == ZeroKind::kFloat16; }
+
+inline void run_int8_rows(const LinearArgs& a, int64_t first, int64_t last) {
+  if (is_halved(a)) {
+    return a.zeros ? run_rows<Int8Row<RowZeros::kFloat, 2>>(a, first, last)
+                   : run_rows<Int8Row<RowZeros::kDefault, 2>>(a, first, last);
+  }
+  if (a.zeros == nullptr) return run_rows<Int8Row<RowZeros::kDefault, 1>>(a, first, last);
+  return has_float_zeros(a) ? run_rows<Int8Row<RowZeros::kFloat, 1>>(a, first, last)
+                            : run_rows<Int8Row<RowZeros::kInteger, 1>>(a, first, last);
+}
+
 // Returns x in the order of columns that the rows of W are read in: x itself, or a reordered copy in `buffer`.
 inline const uint16_t* reordered_x(const LinearArgs& a, AlignedBuffer& buffer, const Threads& threads) {
   if (!reordered_columns(a)) return a.x;
@@ -206,9 +217,9 @@ inline const uint16_t* reordered_x(const LinearArgs& a, AlignedBuffer& buffer, c
 inline void multiply_floats(const LinearArgs& a, int64_t first, int64_t last) {
   switch (a.kind) {
     case WeightKind::kBfloat16: return run_rows<Bfloat16Row>(a, first, last);
-    case WeightKind::kInt8:
-      return a.zeros ? run_rows<Int8Row<true>>(a, first, last) : run_rows<Int8Row<false>>(a, first, last);
-    case WeightKind::kNibbles: return run_rows<NibbleRow>(a, first, last);
+    case WeightKind::kInt8: return run_int8_rows(a, first, last);
+    case WeightKind::kNibbles:
+      return has_float_zeros(a) ? run_rows<NibbleRow<true>>(a, first, last) : run_rows<NibbleRow<false>>(a, first, last);
   }
 }
 

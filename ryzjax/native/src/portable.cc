@@ -82,8 +82,11 @@ struct Isa {
   }
   static Scale scale(float scale, float zero) { return {scale, zero}; }
   template <bool kHasZeros>
-  static Chunk from_int8(const int8_t* p, const Scale& s) {
-    return chunk_of([p, &s](int i) { return rounded((static_cast<float>(p[i]) - s.zero) * s.scale); });
+  static Chunk from_int8(const int8_t* p, const Scale& first, const Scale& second) {
+    return chunk_of([=](int i) {
+      const Scale& s = i < 16 ? first : second;
+      return rounded((static_cast<float>(p[i]) - s.zero) * s.scale);
+    });
   }
   static Table table(float scale, float zero) {
     Table table;

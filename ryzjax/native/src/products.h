@@ -26,6 +26,7 @@ struct QuantizedRows {
   const int8_t* values;  // [units, m, 32]; columns past k are 0
   const float* scales;   // [units, m]; NaN if a number of the unit is not finite
   const float* sums;     // [units, m]: the sum of the unit's values
+  const float* half_sums;  // [units, m, 2]: the sums of the first and of the last 16 values
 };
 
 // Products of int8 activations (integer_tiles.h).

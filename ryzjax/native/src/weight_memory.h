@@ -11,31 +11,54 @@ inline int64_t row_bytes(const LinearArgs& a) {
   return a.kind == WeightKind::kBfloat16 ? 2 * a.k : a.kind == WeightKind::kInt8 ? a.k : a.k / 2;
 }
 
-// Scales of rows of W as float32.
+// Whether the two halves of every 32 columns have their own scales.
+inline bool is_halved(const LinearArgs& a) { return a.group == 16 && a.group != a.k; }
+
+// Scales of rows of W as float32, and their zero points if those are read as float32 too.
 struct Scales {
   const float* values;
-  int64_t stride;  // floats between two rows; 0 if all rows share their scales
+  const float* zeros;  // null if there are no zero points, or if they are read as the integers that are stored
+  int64_t stride;      // floats between two rows; 0 if all rows share their scales
+
+  Scales from(int64_t row) const { return {values + row * stride, zeros ? zeros + row * stride : nullptr, stride}; }
 };
 
-// Returns the scales of rows [first, last): the stored array itself, or a copy converted into a buffer of this thread.
-inline Scales scales_of(const LinearArgs& a, int64_t first, int64_t last) {
-  if (a.kind == WeightKind::kBfloat16) return {nullptr, 0};
-  const int64_t groups = a.k / a.group;
-  const bool shared = a.scale_rows == 1;
-  const int64_t at = shared ? 0 : first * groups, count = shared ? groups : (last - first) * groups;
-  if (a.scale_kind == ScaleKind::kFloat32) return {static_cast<const float*>(a.scales) + at, shared ? 0 : groups};
-  thread_local AlignedBuffer buffer;
-  float* to = static_cast<float*>(buffer.at_least(count * 4));
-  const uint16_t* from = static_cast<const uint16_t*>(a.scales) + at;
-  const bool is_half = a.scale_kind == ScaleKind::kFloat16;
+// Converts float16 or bfloat16 to float32, in `buffer`.
+inline const float* widened(const uint16_t* from, bool is_half, int64_t count, AlignedBuffer& buffer) {
+  float* const to = static_cast<float*>(buffer.at_least(count * 4));
   int64_t i = 0;
   for (; i + kWidth <= count; i += kWidth) store(to + i, is_half ? Isa::load_half(from + i) : load_bf16(from + i));
   for (; i < count; ++i) to[i] = is_half ? half_to_float(from[i]) : bf16_to_float(from[i]);
-  return {to, shared ? 0 : groups};
+  return to;
 }
 
+// Returns the scales of rows [first, last): the stored array itself, or a copy converted into a buffer of this thread.
+// Zero points are converted if they are float16, or if the readers of halved chunks need them.
+inline Scales scales_of(const LinearArgs& a, int64_t first, int64_t last) {
+  if (a.kind == WeightKind::kBfloat16) return {nullptr, nullptr, 0};
+  const int64_t groups = a.k / a.group;
+  const bool shared = a.scale_rows == 1;
+  const int64_t at = shared ? 0 : first * groups, count = shared ? groups : (last - first) * groups;
+  thread_local AlignedBuffer scale_buffer, zero_buffer;
+  const auto* const halves = static_cast<const uint16_t*>(a.scales);
+  Scales scales = {nullptr, nullptr, shared ? 0 : groups};
+  scales.values = a.scale_kind == ScaleKind::kFloat32
+                      ? static_cast<const float*>(a.scales) + at
+                      : widened(halves + at, a.scale_kind == ScaleKind::kFloat16, count, scale_buffer);
+  if (a.zeros != nullptr && a.zero_kind == ZeroKind::kFloat16) {
+    scales.zeros = widened(static_cast<const uint16_t*>(a.zeros) + at, true, count, zero_buffer);
+  } else if (a.zeros != nullptr && is_halved(a)) {
+    float* const to = static_cast<float*>(zero_buffer.at_least(count * 4));
+    for (int64_t i = 0; i < count; ++i) to[i] = static_cast<const int8_t*>(a.zeros)[at + i];
+    scales.zeros = to;
+  }
+  return scales;
+}
+
+// Returns the integer zero points of a row, or null if there are none.
 inline const uint8_t* row_zeros(const LinearArgs& a, int64_t row) {
-  return a.zeros == nullptr || a.scale_rows == 1 ? a.zeros : a.zeros + row * (a.k / a.group);
+  const auto* const zeros = static_cast<const uint8_t*>(a.zeros);
+  return zeros == nullptr || a.scale_rows == 1 ? zeros : zeros + row * (a.k / a.group);
 }
 
 // Always inlined, because GCC drops calls of a function that only prefetches: such a function seems to have no effect.

@@ -13,6 +13,7 @@ using ryzjax::Kernels;
 using ryzjax::LinearArgs;
 using ryzjax::ScaleKind;
 using ryzjax::WeightKind;
+using ryzjax::ZeroKind;
 using ryzjax::testing::exact_buffer;
 using ryzjax::testing::random_bits;
 using ryzjax::testing::ThreadSet;
@@ -23,7 +24,7 @@ struct Case {
   int64_t m, n, k, group, pack;
   bool zeros = false, codebook = false, one_scale_row = false;
   ScaleKind scale_kind = ScaleKind::kFloat32;
-  bool int8_x = false, is_extreme = false;
+  bool int8_x = false, is_extreme = false, half_zeros = false;
 };
 
 // Returns a row of x as the kernels multiply it with int8 activations.
@@ -58,6 +59,13 @@ double check(const Kernels& kernels, const Case& c) {
   }
   auto zeros = exact_buffer<uint8_t>(scale_rows * groups);
   for (int64_t i = 0; i < scale_rows * groups; ++i) zeros[i] = random_bits() & 15;
+  auto half_zeros = exact_buffer<uint16_t>(scale_rows * groups);
+  for (int64_t i = 0; i < scale_rows * groups; ++i)  // a magnitude from 2^-3 to 16, of either sign
+    half_zeros[i] = static_cast<uint16_t>(0x3000 + random_bits() % 0x1c00 + (random_bits() & 0x8000));
+  const auto zero_at = [&](int64_t at) {
+    if (c.half_zeros) return ryzjax::half_to_float(half_zeros[at]);
+    return c.kind == WeightKind::kInt8 ? static_cast<float>(static_cast<int8_t>(zeros[at])) : static_cast<float>(zeros[at]);
+  };
   auto codebook = exact_buffer<float>(16);
   for (int i = 0; i < 16; ++i) codebook[i] = i == 3 ? -1.0f : std::nearbyint(uniform(-127, 127)) / 127.0f;
   auto wide = exact_buffer<uint16_t>(c.kind == WeightKind::kBfloat16 ? c.n * c.k : 0);
@@ -75,13 +83,13 @@ double check(const Kernels& kernels, const Case& c) {
       if (c.kind == WeightKind::kInt8) {
         bytes[n * c.k + k] = c.is_extreme ? 0x80 : static_cast<uint8_t>(random_bits());
         value = static_cast<float>(static_cast<int8_t>(bytes[n * c.k + k]));
-        if (c.zeros) value -= static_cast<float>(static_cast<int8_t>(zeros[at]));
+        if (c.zeros) value -= zero_at(at);
       } else {
         const int64_t run = k / c.pack, in_run = k % c.pack, half = c.pack / 2;
         uint8_t& byte = bytes[n * c.k / 2 + run * half + in_run % half];
         if (in_run < half) byte = c.is_extreme ? 0xff : static_cast<uint8_t>(random_bits());
         const int nibble = in_run < half ? byte & 15 : byte >> 4;
-        value = c.codebook ? codebook[nibble] : static_cast<float>(nibble) - (c.zeros ? zeros[at] : 8.0f);
+        value = c.codebook ? codebook[nibble] : static_cast<float>(nibble) - (c.zeros ? zero_at(at) : 8.0f);
       }
       w[n * c.k + k] = c.int8_x ? static_cast<double>(value) * scales32[at]
                                 : ryzjax::bf16_to_float(ryzjax::float_to_bf16(value * scales32[at]));
@@ -94,7 +102,8 @@ double check(const Kernels& kernels, const Case& c) {
   args.group = c.group ? c.group : c.k, args.pack = c.pack;
   args.scale_kind = c.scale_kind, args.scale_rows = scale_rows;
   args.scales = c.scale_kind == ScaleKind::kFloat32 ? static_cast<void*>(scales32.get()) : scales16.get();
-  args.zeros = c.zeros ? zeros.get() : nullptr;
+  args.zeros = !c.zeros ? nullptr : c.half_zeros ? static_cast<const void*>(half_zeros.get()) : zeros.get();
+  args.zero_kind = c.half_zeros ? ZeroKind::kFloat16 : ZeroKind::kInteger;
   args.codebook = c.codebook ? codebook.get() : nullptr;
   {
     ThreadSet threads;
@@ -156,6 +165,20 @@ int main() {
       cases.push_back({WeightKind::kNibbles, m, 5, 448, 64, 64, true, false, false, ScaleKind::kFloat16});
       cases.push_back({WeightKind::kNibbles, m, 6, 1024, 512, 256, true});
       cases.push_back({WeightKind::kNibbles, m, 3, 384, 192, 192, false, true});
+      // Groups of 16 int8, and zero points in float16.
+      cases.push_back({WeightKind::kInt8, m, 21, 96, 16, 0});
+      cases.push_back({WeightKind::kInt8, m, 5, 544, 16, 0, true, false, true});
+      const auto with_half_zeros = [&](WeightKind kind, int64_t n, int64_t k, int64_t group, int64_t pack) {
+        Case c = {kind, m, n, k, group, pack, true, false, false, ScaleKind::kFloat16};
+        c.half_zeros = true;
+        cases.push_back(c);
+      };
+      with_half_zeros(WeightKind::kInt8, 37, 96, 16, 0);
+      with_half_zeros(WeightKind::kInt8, 19, 576, 32, 0);
+      with_half_zeros(WeightKind::kInt8, 9, 45, 0, 0);
+      with_half_zeros(WeightKind::kNibbles, 37, 576, 32, 32);
+      with_half_zeros(WeightKind::kNibbles, 5, 448, 64, 64);
+      with_half_zeros(WeightKind::kNibbles, 6, 1024, 512, 256);
     }
     const size_t plain = cases.size();
     for (size_t i = 0; i < plain; ++i) {

@@ -1,8 +1,9 @@
 """project_integer: y = x W^T with a low-bit weight and activations quantized to int8 in groups, by XLA.
 
 This is the reference of the integer kernels in ryzjax/native/src/integer_tiles.h. Every `ACTIVATION_GROUP` activations
-of a token share a float32 scale, their largest magnitude / 127. The products of a group are summed exactly. The sum is
-multiplied by the scales of the activations and of the weight, and added in float32.
+of a token share a float32 scale, their largest magnitude / 127. The products of a group are summed, exactly if zero
+points are whole numbers. The sum is multiplied by the scales of the activations and of the weight, and added in
+float32. If the weight has groups of 16 columns, the two halves of a group of activations are summed apart.
 """
 
 from __future__ import annotations
@@ -53,12 +54,15 @@ def project_integer(x: Float[Array, "T K"], weight: QArray) -> Float[Array, "T N
     q, x_scales = quantize_groups(x)
     w, w_scales = _integers(weight)
     n, k = weight.shape
+    width = min(ACTIVATION_GROUP, weight.format.group or ACTIVATION_GROUP)  # of columns that share both scales
+    q = q.reshape(q.shape[0], -1, width)
+    x_scales = jnp.repeat(x_scales, ACTIVATION_GROUP // width, axis=1)
     groups = q.shape[1]
-    w = jnp.pad(w, ((0, 0), (0, groups * ACTIVATION_GROUP - k))).reshape(n, groups, ACTIVATION_GROUP)
-    group_of = jnp.arange(groups) * ACTIVATION_GROUP // (weight.format.group or k)
+    w = jnp.pad(w, ((0, 0), (0, groups * width - k))).reshape(n, groups, width)
+    group_of = jnp.minimum(jnp.arange(groups) * width // (weight.format.group or k), w_scales.shape[1] - 1)
 
     def add_group(g: Int[Array, ""], total: Float[Array, "T N"]) -> Float[Array, "T N"]:
-        # At most 32 * 127 * 255, which float32 holds exactly.
+        # At most 32 * 127 * 255 with whole-number zero points, which float32 holds exactly.
         products = lax.dot_general(
             q[:, g].astype(jnp.float32),
             w[:, g],
@@ -71,7 +75,7 @@ def project_integer(x: Float[Array, "T K"], weight: QArray) -> Float[Array, "T N
 
 
 def _integers(weight: QArray) -> tuple[Float[Array, "N K"], Float[Array, "N _"]]:
-    """Returns the weight as whole numbers in float32, and the scale of each row and group."""
+    """Returns the weight without its scales in float32, and the scale of each row and group."""
     n, k = weight.shape
     group = weight.format.group or k
     scales = jnp.broadcast_to(from_bits(weight.row_scales()).astype(jnp.float32), (n, k // group))
