@@ -34,6 +34,8 @@
 #include "linear_tiles.h"
 #include "norm_rows.h"
 #include "argmax_rows.h"
+#include "scale_search.h"
+#include "quantize_rows.h"
 #include "kv_slots.h"
 #include "attention_tiles.h"
 #include "attention_tasks.h"
@@ -41,4 +43,5 @@
 #include "segment_forward.h"
 #include "segment_backward.h"
 
-constexpr Kernels kKernels{Isa::kName, run_linear, attend, argmax, rms_norm, segment_forward, segment_backward};
+constexpr Kernels kKernels{Isa::kName, run_linear,      attend,           argmax,
+                           rms_norm,   segment_forward, segment_backward, quantize};

@@ -8,6 +8,7 @@
 #include "linear.h"
 #include "norm.h"
 #include "parallel.h"
+#include "quantize.h"
 #include "segment_attention.h"
 
 namespace ryzjax {
@@ -21,6 +22,8 @@ struct Kernels {
   void (*rms_norm)(const NormArgs& args, const Threads& threads);
   void (*segment_forward)(const SegmentForwardArgs& args, const Threads& threads);
   void (*segment_backward)(const SegmentBackwardArgs& args, const Threads& threads);
+  // Runs on the calling thread. Returns the number of weights that are NaN or infinite, whose rows are not written.
+  int64_t (*quantize)(const QuantizeArgs& args);
 };
 
 // Each returns null if the library was compiled without that instruction set.
