@@ -5,8 +5,8 @@
 Each load runs in its own process, and the two libraries take turns. The file is in the page cache, so the figures
 compare the copy from the cache into arrays. Peak memory is that of the process minus what it held before loading. The
 figures are printed as JSON: seconds, GB/s, peak memory relative to the size of the weights, and the ratio of the two
-times. They go to bench/results/load.json. `--weights` adds a load that quantizes the weights; its GB/s count the bytes of
-the file, and its peak is relative to the size of the quantized weights.
+times. They go to bench/results/load.json. `--weights` adds a load that quantizes the weights; its GB/s count the bytes
+of the file, and its peak is relative to the size of the quantized weights.
 """
 
 from __future__ import annotations
