@@ -56,7 +56,7 @@ def _load() -> tuple[str | None, str | None]:
     try:
         library = ctypes.CDLL(str(_LIBRARY))
         library.ryzjax_native_isa.restype = ctypes.c_char_p
-        _ = library.ryzjax_quantize
+        _ = library.ryzjax_quantize  # a library of another version lacks it
         for target in _TARGETS:
             jax.ffi.register_ffi_target(target, jax.ffi.pycapsule(getattr(library, target)), platform="cpu")
     except (OSError, AttributeError, RuntimeError, ValueError) as error:
