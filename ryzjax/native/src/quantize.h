@@ -28,7 +28,7 @@ struct QuantizeArgs {
   const void* w;  // [rows, k]
   QuantizeKind kind;
   int64_t group;  // divides k
-  int64_t pack;   // nibbles are packed in runs of `pack` columns (ryzjax/qarray.py); an even divisor of k, and 0 for int8
+  int64_t pack;   // columns of a run of packed nibbles (ryzjax/qarray.py), an even divisor of k; 0 for int8
   // int4: from 1 to kMaxFactors positive factors of the scale. NF4: kBounds rising bounds. int8: not used.
   const float* table;
   int64_t table_size;

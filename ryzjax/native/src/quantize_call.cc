@@ -7,8 +7,8 @@
 extern "C" int64_t ryzjax_quantize(int64_t rows, int64_t k, int64_t dtype, const void* w, int64_t kind, int64_t group,
                                    int64_t pack, const float* table, int64_t table_size, void* values, void* scales) {
   using namespace ryzjax;
-  const QuantizeArgs a = {rows,  k,     static_cast<FloatKind>(dtype), w,      static_cast<QuantizeKind>(kind), group, pack,
-                          table, table_size, values, scales};
+  const QuantizeArgs a = {rows, k,    static_cast<FloatKind>(dtype), w,      static_cast<QuantizeKind>(kind), group,
+                          pack, table, table_size,                    values, scales};
   const bool is_int8 = a.kind == QuantizeKind::kInt8;
   if (kernels() == nullptr || rows < 0 || k <= 0 || dtype < 0 || dtype > 2 || kind < 0 || kind > 2) return -1;
   if (group <= 0 || k % group || (is_int8 ? pack != 0 : pack <= 0 || pack % 2 || k % pack)) return -1;
