@@ -1,11 +1,12 @@
 """Measures loading a 2 GB checkpoint of random weights, against reading the same file with `safetensors.numpy`.
 
-    python bench/load.py [--repeats 5] [--folder DIR]
+    python bench/load.py [--repeats 5] [--folder DIR] [--weights int4]
 
 Each load runs in its own process, and the two libraries take turns. The file is in the page cache, so the figures
 compare the copy from the cache into arrays. Peak memory is that of the process minus what it held before loading. The
 figures are printed as JSON: seconds, GB/s, peak memory relative to the size of the weights, and the ratio of the two
-times. They go to bench/results/load.json.
+times. They go to bench/results/load.json. `--weights` adds a load that quantizes the weights; its GB/s count the bytes
+of the file, and its peak is relative to the size of the quantized weights.
 """
 
 from __future__ import annotations
@@ -49,18 +50,18 @@ OURS = (
     + """
 import jax
 from ryzjax.checkpoint import model_config_from_hf, resolve_source
-from ryzjax.loading import load_weights
-from ryzjax.models.registry import abstract_model
+from ryzjax.loading import plan_weights
 from ryzjax.sharding import Layout, Placement
 source = resolve_source(sys.argv[1])
 config = model_config_from_hf(source.config, dtype=sys.argv[2])
-model = abstract_model(config, Placement(Layout.load("single")))
+plan = plan_weights(source, config, Placement(Layout.load("single")), weights=sys.argv[3])
 jax.numpy.zeros(8).block_until_ready()
 held, started = memory("VmRSS"), time.perf_counter()
-weights = load_weights(source, model)
+weights = plan.load()
 seconds = time.perf_counter() - started
 size = sum(w.nbytes for w in weights.values())
-print(json.dumps({"seconds": seconds, "peak": (memory("VmHWM") - held) / size, "bytes": size}))
+read = sum(spec.nbytes for spec in plan.stored.weights.values())
+print(json.dumps({"seconds": seconds, "peak": (memory("VmHWM") - held) / size, "bytes": read}))
 """
 )
 THEIRS = (
@@ -111,16 +112,22 @@ def main() -> None:
     parser.add_argument(
         "--folder", type=Path, help="folder of the checkpoint, written if it has none (default: a temporary one)"
     )
+    parser.add_argument("--weights", choices=["int8", "int4", "nf4"], help="also measure quantizing while loading")
     options = parser.parse_args()
+    quantized = f"ryzjax, --weights {options.weights}"
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.folder or Path(temporary)
         if not (folder / "model.safetensors").is_file():
             write_checkpoint(folder)
         runs: dict[str, list[dict[str, float]]] = {"ryzjax": [], "ryzjax, cast to float32": [], "safetensors.numpy": []}
+        if options.weights:
+            runs[quantized] = []
         for _ in range(options.repeats):
             runs["safetensors.numpy"].append(measure(THEIRS, folder))
-            runs["ryzjax"].append(measure(OURS, folder, "auto"))
-            runs["ryzjax, cast to float32"].append(measure(OURS, folder, "float32"))
+            runs["ryzjax"].append(measure(OURS, folder, "auto", "auto"))
+            runs["ryzjax, cast to float32"].append(measure(OURS, folder, "float32", "auto"))
+            if options.weights:
+                runs[quantized].append(measure(OURS, folder, "auto", options.weights))
     figures: dict[str, object] = {"file_bytes": int(runs["safetensors.numpy"][0]["bytes"])}
     for name, results in runs.items():
         seconds = statistics.median(r["seconds"] for r in results)

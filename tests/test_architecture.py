@@ -69,6 +69,7 @@ INNER_ROWS = {
     "loading": (
         ("open_model",),
         ("weight_plan",),
+        ("quantized_load",),
         ("load",),
         ("orbax", "dummy", "model_config"),
         ("buffers", "progress", "text_files"),
@@ -76,7 +77,7 @@ INNER_ROWS = {
     "quant": (
         ("quantize_matrix",),
         ("encode_matrix", "recipe"),
-        ("awq", "gptq", "hqq"),
+        ("awq", "gptq", "hqq", "quantized_rows"),
         ("grid", "nf4", "scheme"),
     ),
     "checkpoint": (

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from jax.sharding import Sharding
 
-__all__ = ["aligned_empty", "placed"]
+__all__ = ["adopted", "aligned_empty", "placed"]
 
 _ALIGNMENT_BYTES = 64
 _HUGE_PAGE_BYTES = 2 << 20
@@ -44,6 +44,17 @@ def placed(values: np.ndarray, sharding: Sharding) -> jax.Array:
         return out
 
     return jax.make_array_from_callback(values.shape, sharding, part).block_until_ready()
+
+
+def adopted(values: np.ndarray, sharding: Sharding) -> jax.Array:
+    """Returns host `values` as an array on the devices of `sharding`. The caller must not write to `values` again.
+
+    A CPU device that holds the whole array takes over its memory, which `aligned_empty` must have allocated. For
+    several devices, the shards are copied as by `placed`.
+    """
+    if len(sharding.device_set) > 1:
+        return placed(values, sharding)
+    return jax.make_array_from_callback(values.shape, sharding, lambda index: values).block_until_ready()
 
 
 def _aligned(nbytes: int) -> np.ndarray:

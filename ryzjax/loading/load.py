@@ -1,7 +1,7 @@
 """Loads a checkpoint's weights straight into their target dtype and sharding, several tensors at a time.
 
-`load_weights` loads a whole model, and `weight_reader` one weight at a time. `check_checkpoint` and `read_weights` are
-their parts, for callers that need the `OpenCheckpoint` too.
+`load_weights` loads a whole model, and `weight_reader` opens one to read single weights or rows. `check_checkpoint` and
+`read_weights` are their parts, for callers that need the `OpenCheckpoint` too.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import jax
@@ -29,7 +30,7 @@ from ryzjax.models.registry import abstract_model
 from ryzjax.models.weight_spec import WeightSpec
 from ryzjax.sharding import Placement
 
-__all__ = ["check_checkpoint", "load_weights", "read_weights", "stored_model", "weight_reader"]
+__all__ = ["WeightReader", "check_checkpoint", "load_weights", "read_weights", "stored_model", "weight_reader"]
 
 _LISTED = 4
 """Tensor names that an error message lists before it gives the number of the others."""
@@ -66,26 +67,57 @@ def load_weights(
             return read_weights(checkpoint, model, tuple(model.weights), advance)
 
 
+@dataclass(frozen=True, kw_only=True)
+class WeightReader:
+    """Reads single weights of an open checkpoint. All functions may be called from several threads.
+
+    Attributes:
+      names: Our weight names in the order of the files, so that a cold disk reads sequentially.
+      weight: Returns the weight of a name, with the model's shape, dtype and sharding.
+      rows: Copies a slice of a weight's rows into a host array, whose dtype is that of the weight.
+    """
+
+    names: tuple[str, ...]
+    weight: Callable[[str], jax.Array]
+    rows: Callable[[str, slice, np.ndarray], None]
+
+
 @contextmanager
-def weight_reader(source: CheckpointSource, model: AbstractModel) -> Iterator[Callable[[str], jax.Array]]:
-    """Opens a checkpoint to read one weight at a time. A converted model is read whole.
+def weight_reader(source: CheckpointSource, model: AbstractModel) -> Iterator[WeightReader]:
+    """Opens a checkpoint to read single weights. A converted model is read whole.
 
     Args:
       source: The checkpoint's files.
       model: The abstract model that the weights belong to, as in `load_weights`.
 
     Yields:
-      A function from our weight name to the array, with the model's shape, dtype and sharding.
+      The reader, which is usable until the context ends.
 
     Raises:
       CheckpointError: A tensor is missing, unexpected, of another shape, or of a dtype that a cast cannot convert.
     """
     if source.weight_format == "orbax":
-        yield load_converted(source, model.weights).__getitem__
+        weights = load_converted(source, model.weights)
+
+        def copy_rows(name: str, rows: slice, out: np.ndarray) -> None:
+            out[...] = np.asarray(weights[name][rows])
+
+        yield WeightReader(names=tuple(model.weights), weight=weights.__getitem__, rows=copy_rows)
         return
     with OpenCheckpoint(source, model.config) as checkpoint:
         check_checkpoint(checkpoint, model)
-        yield lambda name: read_weights(checkpoint, model, (name,))[name]
+        file_of = checkpoint.file_of
+        stored = {name: checkpoint.stored(name, model) for name in model.weights}
+
+        def read_rows(name: str, rows: slice, out: np.ndarray) -> None:
+            others = (slice(None),) * (len(model.weights[name].shape) - 1)
+            stored[name].read(file_of, (rows, *others), out)
+
+        yield WeightReader(
+            names=tuple(sorted(stored, key=lambda name: _place(stored[name], file_of))),
+            weight=lambda name: _load_one(stored[name], file_of, model.weights[name]),
+            rows=read_rows,
+        )
 
 
 def check_checkpoint(checkpoint: OpenCheckpoint, model: AbstractModel) -> None:

@@ -11,22 +11,19 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from ryzjax.checkpoint.source import CheckpointSource
 from ryzjax.errors import ConfigError
-from ryzjax.loading.buffers import placed
-from ryzjax.loading.load import load_weights, stored_model, weight_reader
-from ryzjax.loading.progress import byte_progress
+from ryzjax.loading.load import load_weights, stored_model
+from ryzjax.loading.quantized_load import load_quantized
 from ryzjax.models.abstract import AbstractModel
 from ryzjax.models.config import ModelConfig
 from ryzjax.models.registry import abstract_model
 from ryzjax.native.library import isa, native_refusal
 from ryzjax.native.linear import native_quantized_refusal
 from ryzjax.ops.linear.crossover import CROSSOVERS
-from ryzjax.qarray import LEAVES, QArray, QFormat
+from ryzjax.qarray import QFormat
 from ryzjax.quant.nf4 import nf4_format
-from ryzjax.quant.quantize_matrix import quantize_matrix
 from ryzjax.quant.scheme import Scheme
 from ryzjax.sharding import Placement
 
@@ -60,7 +57,7 @@ class WeightPlan:
     def with_layers_on_host(self) -> WeightPlan:
         """Returns the same plan with the layers in the host's pinned memory.
 
-        Weights that are quantized while loading still pass through the device, one matrix at a time.
+        Where XLA quantizes weights while loading, they still pass through the device, one matrix at a time.
 
         Raises:
           ConfigError: The device has no pinned host memory; see `AbstractModel.with_layers_on_host`.
@@ -144,7 +141,7 @@ class WeightPlan:
         return format.int8_groups_refusal()
 
     def load(self, *, show_progress: bool = False) -> dict[str, jax.Array]:
-        """Reads the weights, and quantizes those that the plan says to quantize, one matrix at a time.
+        """Reads the weights, and quantizes those that the plan says to quantize.
 
         Args:
           show_progress: Whether to show a progress bar on stderr.
@@ -158,23 +155,7 @@ class WeightPlan:
         """
         if self.model is self.stored:
             return load_weights(self.source, self.model, show_progress=show_progress)
-        weights: dict[str, jax.Array] = {}
-        total = sum(spec.nbytes for spec in self.stored.weights.values())
-        with (
-            weight_reader(self.source, self.stored) as read,
-            byte_progress("Quantizing weights", total, show=show_progress) as advance,
-        ):
-            for name in self.stored.weights:
-                array = read(name)
-                format = self.model.quantization.get(name.removesuffix(".weight"))
-                if format is None:
-                    weights[name] = jax.device_put(array, self.model.weights[name].sharding)
-                else:
-                    for leaf, part in _leaves(quantize_matrix(name, array, format)).items():
-                        sharding = self.model.weights[f"{name}.{leaf}"].sharding
-                        weights[f"{name}.{leaf}"] = placed(np.asarray(part), sharding)
-                advance(self.stored.weights[name].nbytes)
-        return {name: weights[name] for name in self.model.weights}
+        return load_quantized(self.source, self.stored, self.model, show_progress=show_progress)
 
 
 def auto_activations() -> tuple[Literal["bf16", "int8"], str]:
@@ -235,7 +216,3 @@ def _format(weights: Literal["int8", "int4", "nf4"], group: int, k: int) -> QFor
     # adds no second error.
     scheme = Scheme(bits=8 if weights == "int8" else 4, group=group).fitted(k)
     return nf4_format(group) if weights == "nf4" and scheme.bits == 4 else scheme.format(k, "bfloat16")
-
-
-def _leaves(array: QArray) -> dict[str, jax.Array]:
-    return {leaf: part for leaf in LEAVES if (part := getattr(array, leaf)) is not None}

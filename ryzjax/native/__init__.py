@@ -1,1 +1,1 @@
-"""CPU kernels in C++, called by XLA; optional at run time."""
+"""CPU kernels in C++, called by XLA, or directly while loading; optional at run time."""

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 
 import jax
 
-__all__ = ["ISAS", "describe_kernels", "isa", "native_refusal"]
+__all__ = ["ISAS", "describe_kernels", "isa", "native_refusal", "quantize_function"]
 
 _LIBRARY = Path(__file__).parent / "libryzjax_native.so"
 _TARGETS = (
@@ -38,6 +38,17 @@ def native_refusal() -> str | None:
     return _load()[1]
 
 
+def quantize_function() -> Callable[..., int]:
+    """Returns the C function `ryzjax_quantize` (src/quantize_call.cc). It releases the GIL while it runs.
+
+    Raises:
+      RuntimeError: The kernels cannot run; the message gives the reason.
+    """
+    if reason := native_refusal():
+        raise RuntimeError(f"no native kernels: {reason}")
+    return _quantize_function()
+
+
 def isa() -> str | None:
     """Returns the instruction set of the kernels, one of `ISAS`, or None if they cannot run."""
     return _load()[0]
@@ -63,6 +74,7 @@ def _load() -> tuple[str | None, str | None]:
     try:
         library = ctypes.CDLL(str(_LIBRARY))
         library.ryzjax_native_isa.restype = ctypes.c_char_p
+        _ = library.ryzjax_quantize  # a library of another version lacks it
         for target in _TARGETS:
             jax.ffi.register_ffi_target(target, jax.ffi.pycapsule(getattr(library, target)), platform="cpu")
     except (OSError, AttributeError, RuntimeError, ValueError) as error:
@@ -72,3 +84,12 @@ def _load() -> tuple[str | None, str | None]:
         asked = os.environ.get("RYZJAX_NATIVE_ISA", "")
         return None, f"RYZJAX_NATIVE_ISA={asked} is not on this machine; expected one of {', '.join(ISAS)} that it has"
     return found, None
+
+
+@cache
+def _quantize_function() -> Callable[..., int]:
+    function = ctypes.CDLL(str(_LIBRARY)).ryzjax_quantize
+    number, pointer = ctypes.c_int64, ctypes.c_void_p
+    function.argtypes = [number, number, number, pointer, number, number, number, pointer, number, pointer, pointer]
+    function.restype = ctypes.c_int64
+    return function

@@ -17,7 +17,7 @@ from ryzjax.quant.grid import Grid, nearest_levels, round_to_grid, search_grid
 from ryzjax.quant.hqq import improve_grid
 from ryzjax.quant.scheme import Scheme, scale_dtype_for
 
-__all__ = ["MatrixMethod", "check_weights", "encode_matrix", "round_to_nearest"]
+__all__ = ["MatrixMethod", "check_weights", "encode_matrix", "not_finite", "round_to_nearest"]
 
 MatrixMethod = Literal["rtn", "hqq", "gptq"]
 
@@ -47,11 +47,15 @@ def check_weights(name: str, w: jax.Array) -> None:
       ConfigError: A weight is NaN or infinite.
     """
     if not bool(jnp.all(jnp.isfinite(w))):
-        count = int(jnp.sum(~jnp.isfinite(w)))
-        raise ConfigError(
-            f"{name}: {count:,} weights are NaN or infinite; the checkpoint is damaged, or its training diverged. "
-            "Use another copy of the model"
-        )
+        raise not_finite(name, int(jnp.sum(~jnp.isfinite(w))))
+
+
+def not_finite(name: str, count: int) -> ConfigError:
+    """Returns the error for a weight of which `count` numbers are NaN or infinite."""
+    return ConfigError(
+        f"{name}: {count:,} weights are NaN or infinite; the checkpoint is damaged, or its training diverged. "
+        "Use another copy of the model"
+    )
 
 
 def round_to_nearest(

@@ -11,15 +11,15 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
-__all__ = ["Grid", "nearest_levels", "round_to_grid", "search_grid"]
+__all__ = ["SHRINKS", "Grid", "nearest_levels", "round_to_grid", "search_grid"]
 
-_SHRINKS = 40
-_SMALLEST_SHRINK, _LARGEST_SHRINK = 0.5, 1.1
-"""Factors of the range that just covers a group. A factor above 1 can still lower the error, since a grid has one level
-more on one side of zero than on the other."""
+SHRINKS = np.append(np.float32(1), np.linspace(1.1, 0.5, 40, dtype=np.float32))
+"""The factors, in the order of the search, of the range that just covers a group. A factor above 1 can still lower the
+error, since a grid has one level more on one side of zero than on the other."""
 
 
 class Grid(NamedTuple):
@@ -65,20 +65,21 @@ def search_grid(
       scale_dtype: The dtype that scales are stored in. Candidates are rounded to it first.
       search: Whether to search. False takes the whole range of each group.
     """
-    shrinks = jnp.ones(1)
-    if search:
-        shrinks = jnp.concatenate([shrinks, jnp.linspace(_LARGEST_SHRINK, _SMALLEST_SHRINK, _SHRINKS)])
+    shrinks = jnp.asarray(SHRINKS if search else SHRINKS[:1])
     if symmetric and search:
         shrinks = jnp.concatenate([shrinks, -shrinks])
 
     def grid(shrink: Array) -> Grid:
         if symmetric:
-            scale = jnp.max(jnp.abs(w), axis=-1) * shrink * 2 / (high - low)
+            scale = jnp.max(jnp.abs(w), axis=-1) * shrink * np.float32(2 / (high - low))
             zero = jnp.zeros_like(scale)
         else:
             bottom, top = jnp.minimum(w.min(axis=-1), 0) * shrink, jnp.maximum(w.max(axis=-1), 0) * shrink
             scale = (top - bottom) / (high - low)
             zero = jnp.clip(jnp.round(low - bottom / jnp.where(scale > 0, scale, 1)), low, high)
+        # XLA may remove a cast to fewer bits and back, but not this rounding. Candidates are then compared, and q is
+        # chosen, with the scales that are stored.
+        scale = lax.reduce_precision(scale, exponent_bits=8, mantissa_bits=jnp.finfo(scale_dtype).nmant)
         scale = scale.astype(scale_dtype).astype(jnp.float32)
         return Grid(jnp.where(scale != 0, scale, 1.0), zero)
 

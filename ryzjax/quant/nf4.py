@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, UInt8
 
 from ryzjax.qarray import QArray, QFormat, pack_nibbles
 
-__all__ = ["NF4_VALUES", "dynamic_code", "nearest_nf4", "nf4_array", "nf4_format"]
+__all__ = ["NF4_BOUNDS", "NF4_VALUES", "dynamic_code", "nearest_nf4", "nf4_array", "nf4_format", "nf4_leaves"]
 
 NF4_VALUES = np.array(
     [
@@ -41,7 +41,8 @@ NF4_VALUES = np.array(
 )
 """The value of each of the sixteen codes, relative to the block's largest magnitude (appendix E of the paper)."""
 
-_BOUNDS = (NF4_VALUES[:-1] + NF4_VALUES[1:]) / 2
+NF4_BOUNDS = (NF4_VALUES[:-1] + NF4_VALUES[1:]) / 2
+"""The bounds between neighboring values. The code of a number is how many bounds are less than it."""
 _TINY = np.finfo(np.float32).tiny
 """Blocks with smaller magnitudes become zeros, since they have no finite reciprocal."""
 _NESTED_RUN = 256
@@ -66,7 +67,7 @@ def nearest_nf4(w: Float[Array, "N K"], block: int) -> tuple[UInt8[Array, "N K"]
     blocks = w.astype(jnp.float32).reshape(w.shape[0], -1, block)
     magnitudes = jnp.max(jnp.abs(blocks), axis=-1)
     relative = blocks * jnp.where(magnitudes < _TINY, 0, 1 / magnitudes)[..., None]
-    codes = jnp.searchsorted(_BOUNDS, relative, method="compare_all")
+    codes = jnp.searchsorted(NF4_BOUNDS, relative, method="compare_all")
     return codes.astype(jnp.uint8).reshape(w.shape), magnitudes
 
 
@@ -78,23 +79,33 @@ def nf4_array(codes: np.ndarray, magnitudes: np.ndarray) -> QArray:
       magnitudes: The blocks' largest magnitudes, float32 [N, blocks].
     """
     format = nf4_format(codes.shape[1] // magnitudes.shape[1])
+    leaves = nf4_leaves(pack_nibbles(codes, format.pack), magnitudes)
+    return QArray(format=format, **{leaf: jnp.asarray(part) for leaf, part in leaves.items()})
+
+
+def nf4_leaves(values: np.ndarray, magnitudes: np.ndarray) -> dict[str, np.ndarray]:
+    """Returns the leaves of a matrix, and quantizes the magnitudes.
+
+    Args:
+      values: The packed codes, uint8 [N, K / 2].
+      magnitudes: The blocks' largest magnitudes, float32 [N, blocks].
+    """
     offset = magnitudes.mean(dtype=np.float64).astype(np.float32)
     rest = magnitudes.reshape(-1) - offset
     runs = np.pad(rest, (0, -rest.size % _NESTED_RUN)).reshape(-1, _NESTED_RUN)
     scales = np.abs(runs).max(axis=1)
-    values = dynamic_code()
-    bounds = (values[:-1] + values[1:]) / 2
+    code = dynamic_code()
+    bounds = (code[:-1] + code[1:]) / 2
     relative = runs / np.maximum(scales, _TINY)[:, None]
     nested = np.searchsorted(bounds, relative).astype(np.uint8).reshape(-1)[: rest.size]
-    return QArray(
-        format=format,
-        values=jnp.asarray(pack_nibbles(codes, format.pack)),
-        scales=jnp.asarray(nested.reshape(magnitudes.shape)),
-        codebook=jnp.asarray(NF4_VALUES),
-        scale_codes=jnp.asarray(values),
-        scale_blocks=jnp.asarray(scales),
-        scale_offset=jnp.asarray(offset),
-    )
+    return {
+        "values": values,
+        "scales": nested.reshape(magnitudes.shape),
+        "codebook": NF4_VALUES,
+        "scale_codes": code,
+        "scale_blocks": scales,
+        "scale_offset": np.asarray(offset),
+    }
 
 
 @cache

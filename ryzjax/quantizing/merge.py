@@ -74,10 +74,10 @@ def merge_checkpoint(
     check_adapter(adapter, model.linears, name=adapter.base_model or "adapter")
     target = in_dtype(model, name)
     total = sum(spec.nbytes for spec in target.weights.values())
-    with weight_reader(source, model) as read, byte_progress("Merging", total, show=show_progress) as advance:
+    with weight_reader(source, model) as reader, byte_progress("Merging", total, show=show_progress) as advance:
 
         def compute(weight: str) -> np.ndarray:
-            w, layer = jnp.asarray(read(weight), jnp.float32), weight.removesuffix(".weight")
+            w, layer = jnp.asarray(reader.weight(weight), jnp.float32), weight.removesuffix(".weight")
             if weight.endswith(".weight") and layer in formats:
                 w = dequantize(quantize_matrix(weight, w, formats[layer]))
             if weight.endswith(".weight") and layer in adapter.weights:

@@ -14,7 +14,7 @@ import pytest
 
 from ryzjax.checkpoint import model_config_from_hf, resolve_source
 from ryzjax.errors import CheckpointError, ConfigError
-from ryzjax.loading import load_weights
+from ryzjax.loading import load_weights, plan_weights
 from ryzjax.loading.orbax import save_converted
 from ryzjax.models.registry import abstract_model
 from ryzjax.sharding import Layout, Placement
@@ -52,6 +52,21 @@ def test_converted_weights_are_the_same_in_every_layout(name: str, dtype: str, t
             assert array.dtype == model.weights[weight].stored_dtype
             np.testing.assert_array_equal(np.asarray(array), np.asarray(weights[weight]))
     assert json.loads((folder / "tokenizer_config.json").read_text()) == {"eos_token": "</s>"}
+
+
+@pytest.mark.parametrize("layout", ["single", "fsdp_tp"])
+def test_converted_weights_are_quantized_while_loading(tmp_path: Path, layout: str):
+    folder, _ = convert("mixtral", tmp_path, "bfloat16")
+    placement = Placement(Layout.load(layout), jax.devices()[: 1 if layout == "single" else 8])
+    loaded = []
+    for path in (tmp_path / "origin", folder):
+        source = resolve_source(str(path))
+        config = model_config_from_hf(source.config, source.generation, dtype="bfloat16", source=source.config_name)
+        loaded.append(plan_weights(source, config, placement, weights="int8", group=32).load())
+    assert list(loaded[0]) == list(loaded[1]) and "layers.0.attention.q.weight.values" in loaded[0]
+    for name, array in loaded[0].items():
+        assert array.sharding == loaded[1][name].sharding
+        np.testing.assert_array_equal(np.asarray(array), np.asarray(loaded[1][name]))
 
 
 def test_another_dtype_is_cast(tmp_path: Path):

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from ryzjax import LLM, SamplingParams
 from ryzjax.checkpoint.hf.config import model_config_from_hf
@@ -15,6 +18,7 @@ from ryzjax.evaluation import EvaluationText, open_model, text_divergence
 from ryzjax.loading.load import load_weights
 from ryzjax.loading.weight_plan import WeightChoice, WeightPlan, plan_weights
 from ryzjax.qarray import QFormat
+from ryzjax.quant.quantized_rows import QuantizedRows
 from ryzjax.quant.recipe import Recipe
 from ryzjax.quantizing.quantize import quantize
 from ryzjax.serving.messages.config import EngineOptions
@@ -101,3 +105,57 @@ def test_a_quantized_checkpoint_is_not_quantized_again_but_can_be_dequantized(st
     name = "layers.0.attention.q"
     values = {part: array for key, array in kept.load().items() if (part := key.removeprefix(f"{name}.weight."))}
     assert made.load()[f"{name}.weight"].shape == values["values"].shape
+
+
+@pytest.mark.parametrize("weights", ["int8", "int4", "nf4"])
+@pytest.mark.parametrize("layout", ["single", "tp"])
+def test_xla_loads_the_same_bytes_as_the_kernel(
+    stories: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, weights: WeightChoice, layout: str
+):
+    if layout == "tp":
+        text = (ROOT / "configs" / "sharding" / "tp.toml").read_text().replace("-1", "2")
+        layout = str(tmp_path / "two.toml")
+        Path(layout).write_text(text)
+    made = plan(stories, weights, layout)
+    monkeypatch.setattr("ryzjax.quant.quantized_rows.PANEL_WEIGHTS", 1000)  # several panels a matrix
+    loaded = made.load()
+    monkeypatch.setattr(QuantizedRows, "refusal", staticmethod(lambda dtype, format: "a comparison"))
+    expected = made.load()
+    assert list(loaded) == list(expected)
+    for name, array in loaded.items():
+        assert array.sharding == expected[name].sharding and array.dtype == expected[name].dtype
+        different = np.asarray(array) != np.asarray(expected[name])
+        # Sums in another order may choose between int4 scales of nearly the same error.
+        assert different.mean() <= (0.01 if weights == "int4" and array.ndim == 2 else 0)
+
+
+@pytest.mark.parametrize("is_native", [True, False])
+def test_a_damaged_weight_is_named_and_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_native: bool):
+    if not is_native:
+        monkeypatch.setattr(QuantizedRows, "refusal", staticmethod(lambda dtype, format: "a comparison"))
+    demo = ROOT / "ryzjax" / "demo"
+    tensors = load_file(demo / "model.safetensors")
+    name = next(name for name in tensors if name.endswith("mlp.down_proj.weight"))
+    tensors[name] = tensors[name].copy()
+    tensors[name][1, 2:5] = np.nan
+    (tmp_path / "config.json").write_bytes((demo / "config.json").read_bytes())
+    save_file(tensors, tmp_path / "model.safetensors")
+    with pytest.raises(ConfigError, match=r"mlp\.down\.weight: 3 weights are NaN or infinite"):
+        plan(tmp_path, "int4").load()
+
+
+@pytest.mark.parametrize("is_native", [True, False])
+def test_progress_counts_every_byte(stories: Path, monkeypatch: pytest.MonkeyPatch, is_native: bool):
+    if not is_native:
+        monkeypatch.setattr(QuantizedRows, "refusal", staticmethod(lambda dtype, format: "a comparison"))
+    told: list[int] = []
+
+    @contextmanager
+    def progress(description: str, total_bytes: int, *, show: bool) -> Iterator[Callable[[int], None]]:
+        assert show
+        yield told.append
+        assert sum(told) == total_bytes
+
+    monkeypatch.setattr("ryzjax.loading.quantized_load.byte_progress", progress)
+    plan(stories, "int4").load(show_progress=True)
+    assert len(told) > 3

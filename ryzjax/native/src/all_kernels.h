@@ -26,6 +26,8 @@
 #include "product_tiles.h"
 #include "norm_rows.h"
 #include "argmax_rows.h"
+#include "scale_search.h"
+#include "quantize_rows.h"
 #include "kv_slots.h"
 #include "attention_tiles.h"
 #include "attention_tasks.h"
@@ -34,4 +36,5 @@
 #include "segment_backward.h"
 
 // choose_kernels adds the name and the products of int8 activations.
-constexpr Kernels kKernels{nullptr, kFloats, {}, attend, argmax, rms_norm, segment_forward, segment_backward};
+constexpr Kernels kKernels{nullptr, kFloats,         {},               attend,  argmax,
+                           rms_norm, segment_forward, segment_backward, quantize};

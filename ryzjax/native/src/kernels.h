@@ -9,6 +9,7 @@
 #include "norm.h"
 #include "parallel.h"
 #include "products.h"
+#include "quantize.h"
 #include "segment_attention.h"
 
 namespace ryzjax {
@@ -22,6 +23,8 @@ struct Kernels {
   void (*rms_norm)(const NormArgs& args, const Threads& threads);
   void (*segment_forward)(const SegmentForwardArgs& args, const Threads& threads);
   void (*segment_backward)(const SegmentBackwardArgs& args, const Threads& threads);
+  // Runs on the calling thread. Returns the number of weights that are NaN or infinite, whose rows are not written.
+  int64_t (*quantize)(const QuantizeArgs& args);
 
   // Multiplies the same x by `count` matrices in one parallel loop (linear.cc).
   void linear(const LinearArgs* matrices, int64_t count, const Threads& threads) const;
