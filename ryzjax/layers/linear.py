@@ -116,7 +116,7 @@ def _matrix(weight: Weight | QuantizedWeight, placement: Placement) -> ops.Matri
     """Returns a weight for the op. An axis "embed" that a layout splits (fsdp) is gathered for the product."""
     if isinstance(weight, QuantizedWeight):
         array, specs = weight.array(), weight.specs(placement, whole=("embed",))
-        if array.format.scale_dtype == "nested":
+        if array.format.scale_dtype == "nested" and placement.num_devices > 1:
             array, specs = _flat_scales(array, specs)
         axes, units = weight.axes, (weight.row_unit, weight.column_unit)
     else:

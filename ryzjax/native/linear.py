@@ -35,8 +35,8 @@ def native_quantized_refusal(x_dtype: jnp.dtype, format: QFormat, k: int) -> str
         return "the kernels have no float8 weights"
     if format.activations == "int8":
         return "the kernels have no int8 activations with one scale per token"
-    if format.rows not in (1, None) or format.scale_dtype == "nested":
-        return "a scale belongs to several rows, or the scales are nested"
+    if format.rows not in (1, None):
+        return "a scale belongs to several rows"
     group = format.group or k
     is_half = format.kind == "int8" and group == _CHUNK // 2 and k % _CHUNK == 0
     if k % group or (group != k and group % _CHUNK and not is_half):
@@ -54,9 +54,8 @@ def native_project(
 ) -> tuple[Float[Array, "M _"], ...]:
     """Returns `x @ weight.T` for each weight [N, K], accumulated in float32, from one call.
 
-    A quantized weight is multiplied by its scale and rounded to bfloat16, unless its format quantizes activations to
-    int8 in groups. A row of a result depends only on the same
-    row of x, not on the number of rows. Gradients flow to x and to the weights that are arrays, from cotangents rounded
+    A quantized weight is multiplied by its scale. It is then rounded to bfloat16, unless the instruction set multiplies
+    float32 (AVX2) or the weight's format quantizes activations to int8 in groups. A row of a result depends only on the same row of x, not on the number of rows. Gradients flow to x and to the weights that are arrays, from cotangents rounded
     to bfloat16.
 
     Raises:
@@ -86,6 +85,7 @@ def _project(x: jax.Array, weights: tuple[jax.Array | QArray, ...]) -> tuple[jax
         if isinstance(weight, QArray):
             kind = "nibbles" if weight.format.pack else "int8"
             there = [weight.values, weight.scales, weight.zeros, weight.codebook]
+            there += [weight.scale_codes, weight.scale_blocks, weight.scale_offset]
             arrays += [array for array in there if array is not None]
             flags = weight.zeros is not None, weight.codebook is not None, weight.format.activations == "int8_groups"
             formats += [_KINDS[kind], weight.format.group or x.shape[1], weight.format.pack, *map(int, flags)]

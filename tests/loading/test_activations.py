@@ -41,7 +41,7 @@ def activations(**options: object) -> set[str | None]:
 
 
 def test_the_choice():
-    for weights in ("int8", "int4"):
+    for weights in ("int8", "int4", "nf4"):
         assert activations(weights=weights, activations="int8") == {"int8_groups"}
         assert activations(weights=weights, activations="bf16") == {None}
     # The embedding table is int8 and keeps its activations.
@@ -56,14 +56,9 @@ def test_the_choice():
     [
         ({}, "no low-bit weights; choose --weights int8"),
         ({"weights": "int8", "dtype": "float32"}, "activations are float32, not bfloat16"),
-        ({"weights": "nf4"}, "nested"),
     ],
 )
 def test_where_it_is_not_possible(options: dict, message: str):
-    if options.get("weights") == "nf4":
-        # The embedding table is int8 and can be multiplied so. The layers keep their activations.
-        assert activations(**options, activations="int8") == {None, "int8_groups"}
-        return
     with pytest.raises(ConfigError, match=message):
         open_model(DEMO_MODEL, **options, activations="int8")
 
@@ -100,7 +95,10 @@ def test_float8_weights_are_refused():
 
 
 def test_groups_that_are_no_multiple_of_32_are_refused():
-    assert "group=16 is not a multiple of 32" in refused(plan_of(weights="int8", group=16))
+    plan = plan_of(weights="int8")
+    formats = dict.fromkeys(plan.model.quantization.keys() - {"embed"}, QFormat(kind="int4", group=16, pack=16))
+    model = abstract_model(plan.model.config, plan.model.placement, formats)
+    assert "group=16 is not a multiple of 32" in refused(replace(plan, model=model, stored=model))
 
 
 def test_a_layout_over_gpus_is_refused(monkeypatch: pytest.MonkeyPatch):

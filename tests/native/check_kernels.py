@@ -62,7 +62,12 @@ def linears() -> int:
                 weights.append(random_qarray(rng, format, (n, k)))
         assert len(weights) > 4
         dense = [
-            np.asarray(weight if isinstance(weight, jax.Array) else dequantize(weight, jnp.bfloat16), np.float64)
+            np.asarray(
+                weight
+                if isinstance(weight, jax.Array)
+                else dequantize(weight, jnp.float32 if isa() == "avx2" else jnp.bfloat16),
+                np.float64,
+            )
             for weight in weights
         ]
         for m in rows:

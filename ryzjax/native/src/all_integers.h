@@ -14,6 +14,7 @@
 //   four_columns      4 columns of x, for every row
 //   Dot<is_signed>    sums of products of nibbles, or of biased int8, with int8: zero, add, and total as float32
 //   kBlocks           blocks whose units are in registers at the same time
+//   kPrefetchLocality, kPrefetchAhead   how weights are prefetched
 
 #include "vectors.h"
 #include "transpose.h"

@@ -8,7 +8,10 @@
 //   kWidth            the number of floats in a Vec
 //   kValueVectors     vectors of a value that attention holds in registers for each lane
 //   Vec, fma          a vector of float32, and a * b + c
-//   Chunk             32 bfloat16 numbers: load and store, or load_part and store_part for fewer
+//   X                 the type in which products read weights and activations: uint16_t (bfloat16) or float
+//   Chunk             32 bfloat16 numbers: load, or load_part for fewer; load_x and store_x, as X
+//   kPrefetchLocality, kPrefetchAhead   how weights are prefetched
+//   kTileRows, kTileColumns, kSums   the tile of a product, and the sums that fit the registers
 //   Sum               float32 sums of products: zero, dot (adds the products of two chunks), total, store_totals
 //   load_half         kWidth float16 as float32
 //   Scale, from_int8  the chunk (q - zero) * scale of 32 int8, rounded to bfloat16; each half has its own Scale

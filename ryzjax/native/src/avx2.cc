@@ -10,11 +10,16 @@ namespace {
 struct Isa {
   static constexpr int kWidth = 8;        // floats in a vector
   static constexpr int kValueVectors = 2;  // vectors of a value that tiles hold in registers for each lane
+  // The cache that weights are prefetched into, as for __builtin_prefetch, and how many bytes ahead.
+  static constexpr int kPrefetchLocality = 3, kPrefetchAhead = 4 << 10;
+  using X = float;  // the type that products read weights and activations in
+  static constexpr int kTileRows = 3, kTileColumns = 4;  // rows of W, and of x, in a tile of a panel
+  static constexpr int kSums = 12;  // sums that stay in registers
   using Vec = float __attribute__((vector_size(4 * kWidth)));
   static Vec fma(Vec a, Vec b, Vec c) { return (Vec)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c); }
 
   struct Chunk {
-    __m256 v[4];  // 32 float32 that are exact bfloat16 numbers
+    __m256 v[4];  // 32 float32
   };
   using Sum = __m256;
   struct Scale {
@@ -30,16 +35,17 @@ struct Isa {
     return _mm256_castsi256_ps(_mm256_slli_epi32(words, 16));
   }
   static Chunk load(const uint16_t* p) { return {{widen(p), widen(p + 8), widen(p + 16), widen(p + 24)}}; }
+  // Rows of x and of panels are padded to whole chunks.
+  static Chunk load_x(const X* p, int64_t) {
+    return {{_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8), _mm256_loadu_ps(p + 16), _mm256_loadu_ps(p + 24)}};
+  }
   static Chunk load_part(const uint16_t* p, int64_t count) {
     uint16_t part[32] = {};
     for (int64_t i = 0; i < count; ++i) part[i] = p[i];
     return load(part);
   }
-  static void store(uint16_t* p, const Chunk& chunk) { store_part(p, chunk, 32); }
-  static void store_part(uint16_t* p, const Chunk& chunk, int64_t count) {
-    float values[32];
-    for (int i = 0; i < 4; ++i) _mm256_storeu_ps(values + 8 * i, chunk.v[i]);
-    for (int64_t i = 0; i < count; ++i) p[i] = static_cast<uint16_t>(float_to_bits(values[i]) >> 16);
+  static void store_x(X* p, const Chunk& chunk, int64_t) {
+    for (int i = 0; i < 4; ++i) _mm256_storeu_ps(p + 8 * i, chunk.v[i]);
   }
   static Sum dot(Sum sum, const Chunk& a, const Chunk& b) {
     for (int i = 0; i < 4; ++i) sum = _mm256_fmadd_ps(a.v[i], b.v[i], sum);
@@ -58,14 +64,6 @@ struct Isa {
     out[3] = total(d);
   }
 
-  // Rounds to the nearest bfloat16, ties to even. Weights are finite, so NaN needs no care.
-  static __m256 rounded(__m256 values) {
-    const __m256i bits = _mm256_castps_si256(values);
-    const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
-    const __m256i up = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
-    return _mm256_castsi256_ps(_mm256_and_si256(up, _mm256_set1_epi32(static_cast<int>(0xffff0000u))));
-  }
-
   static Vec load_half(const uint16_t* p) {
     return (Vec)_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
   }
@@ -76,7 +74,7 @@ struct Isa {
     for (int i = 0; i < 4; ++i) {
       const __m256i q = _mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p + 8 * i)));
       const Scale& s = i < 2 ? first : second;
-      chunk.v[i] = rounded(_mm256_mul_ps(kHasZeros ? _mm256_sub_ps(_mm256_cvtepi32_ps(q), s.zero) : _mm256_cvtepi32_ps(q), s.scale));
+      chunk.v[i] = _mm256_mul_ps(kHasZeros ? _mm256_sub_ps(_mm256_cvtepi32_ps(q), s.zero) : _mm256_cvtepi32_ps(q), s.scale);
     }
     return chunk;
   }
@@ -84,12 +82,11 @@ struct Isa {
   static Table table(float scale, float zero) {
     const __m256 low = _mm256_set_ps(7, 6, 5, 4, 3, 2, 1, 0), high = _mm256_add_ps(low, _mm256_set1_ps(8));
     const __m256 s = _mm256_set1_ps(scale), z = _mm256_set1_ps(zero);
-    return {rounded(_mm256_mul_ps(_mm256_sub_ps(low, z), s)), rounded(_mm256_mul_ps(_mm256_sub_ps(high, z), s))};
+    return {_mm256_mul_ps(_mm256_sub_ps(low, z), s), _mm256_mul_ps(_mm256_sub_ps(high, z), s)};
   }
   static Table table_of(const float* codebook, float scale) {
     const __m256 s = _mm256_set1_ps(scale);
-    return {rounded(_mm256_mul_ps(_mm256_loadu_ps(codebook), s)),
-            rounded(_mm256_mul_ps(_mm256_loadu_ps(codebook + 8), s))};
+    return {_mm256_mul_ps(_mm256_loadu_ps(codebook), s), _mm256_mul_ps(_mm256_loadu_ps(codebook + 8), s)};
   }
   static __m256 look_up(__m256i nibbles, const Table& table) {
     const __m256 low = _mm256_permutevar8x32_ps(table.low, nibbles);

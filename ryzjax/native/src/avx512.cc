@@ -12,6 +12,11 @@ namespace {
 struct Isa {
   static constexpr int kWidth = 16;        // floats in a vector
   static constexpr int kValueVectors = 4;  // vectors of a value that tiles hold in registers for each lane
+  // The cache that weights are prefetched into, as for __builtin_prefetch, and how many bytes ahead.
+  static constexpr int kPrefetchLocality = 2, kPrefetchAhead = 16 << 10;
+  using X = uint16_t;  // the type that products read weights and activations in
+  static constexpr int kTileRows = 4, kTileColumns = 6;  // rows of W, and of x, in a tile of a panel
+  static constexpr int kSums = 24;  // sums that stay in registers
   using Vec = float __attribute__((vector_size(4 * kWidth)));
   static Vec fma(Vec a, Vec b, Vec c) { return (Vec)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c); }
 
@@ -30,6 +35,10 @@ struct Isa {
   static void store(uint16_t* p, Chunk chunk) { _mm512_storeu_si512(p, (__m512i)chunk); }
   static void store_part(uint16_t* p, Chunk chunk, int64_t count) {
     _mm512_mask_storeu_epi16(p, static_cast<__mmask32>((uint64_t{1} << count) - 1), (__m512i)chunk);
+  }
+  static Chunk load_x(const X* p, int64_t count) { return count == 32 ? load(p) : load_part(p, count); }
+  static void store_x(X* p, Chunk chunk, int64_t count) {
+    count == 32 ? store(p, chunk) : store_part(p, chunk, count);
   }
   static Sum dot(Sum sum, Chunk a, Chunk b) { return _mm512_dpbf16_ps(sum, a, b); }
   static float total(Sum sum) {

@@ -55,6 +55,7 @@ std::string take_matrix(const Format& format, ffi::RemainingArgs& arrays, size_t
     case ffi::F16: a.scale_kind = ScaleKind::kFloat16; break;
     case ffi::U16:
     case ffi::BF16: a.scale_kind = ScaleKind::kBfloat16; break;
+    case ffi::U8: a.scale_kind = ScaleKind::kNested; break;
     default: return "scales of this dtype are not supported";
   }
   if (format.has_zeros) {
@@ -71,6 +72,17 @@ std::string take_matrix(const Format& format, ffi::RemainingArgs& arrays, size_t
     if (!codebook.has_value() || codebook->element_type() != ffi::F32 || codebook->element_count() != 16)
       return "the codebook is not 16 float32";
     a.codebook = static_cast<const float*>(codebook->untyped_data());
+  }
+  if (a.scale_kind == ScaleKind::kNested) {
+    auto codes = next(), blocks = next(), offset = next();
+    for (const auto* each : {&codes, &blocks, &offset})
+      if (!each->has_value() || (*each)->element_type() != ffi::F32) return "expected nested scales' tables of float32";
+    if (codes->element_count() != 256 || blocks->element_count() != (scales->element_count() + 255) / 256 ||
+        offset->element_count() != 1)
+      return "the tables of the nested scales do not fit them";
+    a.scale_codes = static_cast<const float*>(codes->untyped_data());
+    a.scale_blocks = static_cast<const float*>(blocks->untyped_data());
+    a.scale_offset = *static_cast<const float*>(offset->untyped_data());
   }
   return "";
 }

@@ -16,6 +16,7 @@ struct Isa {
 #else
   static constexpr float kBias = 0;
 #endif
+  static constexpr int kPrefetchLocality = 2, kPrefetchAhead = 4 << 10;
   static constexpr int kBlocks = 2;
 
   static __m128i bytes16(const uint8_t* p) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(p)); }

@@ -19,6 +19,7 @@ struct Isa {
 
   using Bytes = uint8x16_t;
   static constexpr float kBias = 0;
+  static constexpr int kPrefetchLocality = 3, kPrefetchAhead = 4 << 10;
   static constexpr int kBlocks = 2;
 
   static void load(const uint8_t* p, int64_t stride, Bytes* out) {

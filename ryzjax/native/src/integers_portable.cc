@@ -16,6 +16,7 @@ struct Isa {
 
   using Bytes = uint8_t __attribute__((vector_size(4 * kWidth)));
   static constexpr float kBias = 0;
+  static constexpr int kPrefetchLocality = 3, kPrefetchAhead = 4 << 10;
   static constexpr int kBlocks = 1;
 
   static void load(const uint8_t* p, int64_t stride, Bytes* out) {

@@ -7,27 +7,27 @@
 
 namespace ryzjax {
 
-void Kernels::linear(const LinearArgs* given, int64_t count, const Threads& threads) const {
+void Kernels::linear(const LinearArgs* matrices, int64_t count, const Threads& threads) const {
   // These belong to the calling thread. Other threads read them while this one waits for the loop to end.
-  thread_local std::vector<LinearArgs> reordered;
+  thread_local std::vector<const void*> prepared;
   thread_local std::vector<std::unique_ptr<AlignedBuffer>> buffers;
   thread_local AlignedBuffer quantized_memory;
   QuantizedRows quantized = {};
-  reordered.assign(given, given + count);
+  prepared.assign(count, nullptr);
   for (int64_t i = 0; i < count; ++i) {
-    if (given[i].activations == Activations::kInt8) {
-      if (quantized.values == nullptr) quantized = integers.quantize(given[i], quantized_memory, threads);
+    if (matrices[i].activations == Activations::kInt8) {
+      if (quantized.values == nullptr) quantized = integers.quantize(matrices[i], quantized_memory, threads);
       continue;
     }
-    int64_t same = 0;  // matrices of one format share their reordered x
-    while (given[same].kind != given[i].kind || given[same].pack != given[i].pack ||
-           given[same].activations != given[i].activations)
+    int64_t same = 0;  // matrices of one format share their prepared x
+    while (matrices[same].kind != matrices[i].kind || matrices[same].pack != matrices[i].pack ||
+           matrices[same].activations != matrices[i].activations)
       ++same;
     if (static_cast<int64_t>(buffers.size()) <= i) buffers.resize(i + 1);
     if (buffers[i] == nullptr) buffers[i] = std::make_unique<AlignedBuffer>();
-    reordered[i].x = same < i ? reordered[same].x : floats.reordered_x(given[i], *buffers[i], threads);
+    prepared[i] = same < i ? prepared[same] : floats.prepared_x(matrices[i], *buffers[i], threads);
   }
-  const LinearArgs* const matrices = reordered.data();
+  const void* const* const xs = prepared.data();
   int64_t all = 0;
   for (int64_t i = 0; i < count; ++i) all += matrices[i].n;
   const auto rows_of = [&](const LinearArgs& a) {
@@ -45,7 +45,7 @@ void Kernels::linear(const LinearArgs* given, int64_t count, const Threads& thre
       task -= matrix_tasks, ++a;
     const int64_t first = task * rows, last = std::min(a->n, first + rows);
     if (a->activations == Activations::kInt8) return integers.multiply(*a, quantized, first, last);
-    floats.multiply(*a, first, last);
+    floats.multiply(*a, xs[a - matrices], first, last);
   });
 }
 

@@ -1,7 +1,8 @@
 // The contract of the matrix product y = x W^T, the same for every instruction set.
 //
-// x is bfloat16, W is bfloat16 or quantized, and sums are float32. A quantized weight is multiplied by its scale and
-// rounded to bfloat16 before the product, as in the reference implementation.
+// x is bfloat16, W is bfloat16 or quantized, and sums are float32. A quantized weight is multiplied by its scale. It is
+// then rounded to bfloat16, as in the reference implementation, if the instruction set's products read bfloat16. AVX2
+// multiplies float32, and does not round it.
 //
 // A row of y depends only on its row of x. Each element of y is one chain of dot products of 32 columns, in an order
 // that the weights' format alone decides. Neither m nor the tile that an element falls into changes it.
@@ -17,7 +18,7 @@
 namespace ryzjax {
 
 enum class WeightKind : int32_t { kBfloat16, kInt8, kNibbles };
-enum class ScaleKind : int32_t { kFloat32, kFloat16, kBfloat16 };
+enum class ScaleKind : int32_t { kFloat32, kFloat16, kBfloat16, kNested };
 enum class ZeroKind : int32_t { kInteger, kFloat16 };
 enum class Activations : int32_t { kBfloat16, kInt8 };
 
@@ -32,9 +33,13 @@ struct LinearArgs {
   int64_t group;          // group size: columns that share a scale. Equals k if a row has a single scale; else a
                           // multiple of 32, or 16 for int8 with k a multiple of 32.
   int64_t pack;           // columns of a run of nibbles: low nibbles hold its first half, high nibbles its second
-  const void* scales;     // [scale_rows, k / group], of dtype scale_kind
+  const void* scales;     // [scale_rows, k / group], of dtype scale_kind; uint8 codes if they are nested
   ScaleKind scale_kind;
   int64_t scale_rows;     // n, or 1 if all rows of W share their scales
+  // Nested scales: scale i, counted row by row, is scale_codes[code i] * scale_blocks[i / 256] + scale_offset.
+  const float* scale_codes;   // [256]
+  const float* scale_blocks;  // [number of scales / 256, rounded up]
+  float scale_offset;
   const void* zeros;      // zero points [scale_rows, k / group]: float16, or integers: 0 to 15 for nibbles and int8
                           // for int8. Null for the default zero points: 8 for nibbles, 0 for int8.
   ZeroKind zero_kind;

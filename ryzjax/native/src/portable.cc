@@ -7,6 +7,11 @@ namespace {
 struct Isa {
   static constexpr int kWidth = 4;        // floats in a vector
   static constexpr int kValueVectors = 2;  // vectors of a value that tiles hold in registers for each lane
+  // The cache that weights are prefetched into, as for __builtin_prefetch, and how many bytes ahead.
+  static constexpr int kPrefetchLocality = 3, kPrefetchAhead = 4 << 10;
+  using X = uint16_t;  // the type that products read weights and activations in
+  static constexpr int kTileRows = 4, kTileColumns = 6;  // rows of W, and of x, in a tile of a panel
+  static constexpr int kSums = 24;  // sums that stay in registers
   using Vec = float __attribute__((vector_size(4 * kWidth)));
   static Vec fma(Vec a, Vec b, Vec c) { return a * b + c; }
 
@@ -52,6 +57,10 @@ struct Isa {
     float values[32];
     std::memcpy(values, &chunk, sizeof values);
     for (int64_t i = 0; i < count; ++i) p[i] = static_cast<uint16_t>(float_to_bits(values[i]) >> 16);
+  }
+  static Chunk load_x(const X* p, int64_t count) { return count == 32 ? load(p) : load_part(p, count); }
+  static void store_x(X* p, const Chunk& chunk, int64_t count) {
+    count == 32 ? store(p, chunk) : store_part(p, chunk, count);
   }
   static Sum dot(Sum sum, const Chunk& a, const Chunk& b) {
     constexpr int kVectors = 16 / kWidth;

@@ -14,10 +14,10 @@ namespace ryzjax {
 struct FloatProducts {
   // Returns the number of rows of W in a task. `all` is the number of rows of all matrices in the parallel loop.
   int64_t (*task_rows)(const LinearArgs& a, int64_t all, const Threads& threads);
-  // Returns x in the order of columns in which the rows of W are read: x itself, or a reordered copy in `buffer`.
-  const uint16_t* (*reordered_x)(const LinearArgs& a, AlignedBuffer& buffer, const Threads& threads);
-  // Multiplies rows [first, last) of W with the reordered x.
-  void (*multiply)(const LinearArgs& a, int64_t first, int64_t last);
+  // Returns x as `multiply` reads it: x itself, or a copy in `buffer` with other columns or as float32.
+  const void* (*prepared_x)(const LinearArgs& a, AlignedBuffer& buffer, const Threads& threads);
+  // Multiplies rows [first, last) of W with the prepared x.
+  void (*multiply)(const LinearArgs& a, const void* x, int64_t first, int64_t last);
 };
 
 // x as int8. A unit is 32 columns, which share a scale in each row. The rows of a unit are neighbors in memory, because

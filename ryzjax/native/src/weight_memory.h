@@ -32,6 +32,20 @@ inline const float* widened(const uint16_t* from, bool is_half, int64_t count, A
   return to;
 }
 
+constexpr int64_t kNestedRun = 256;  // scales that share a scale of their own
+
+// Decodes scales [first, first + count) of all that are nested, in `buffer`.
+inline const float* decoded(const LinearArgs& a, int64_t first, int64_t count, AlignedBuffer& buffer) {
+  float* const to = static_cast<float*>(buffer.at_least(count * 4));
+  const auto* const codes = static_cast<const uint8_t*>(a.scales) + first;
+  for (int64_t i = 0; i < count;) {
+    const int64_t run = (first + i) / kNestedRun, end = std::min(count, (run + 1) * kNestedRun - first);
+    const float scale = a.scale_blocks[run];
+    for (; i < end; ++i) to[i] = a.scale_codes[codes[i]] * scale + a.scale_offset;
+  }
+  return to;
+}
+
 // Returns the scales of rows [first, last): the stored array itself, or a copy converted into a buffer of this thread.
 // Zero points are converted if they are float16, or if the readers of halved chunks need them.
 inline Scales scales_of(const LinearArgs& a, int64_t first, int64_t last) {
@@ -42,9 +56,11 @@ inline Scales scales_of(const LinearArgs& a, int64_t first, int64_t last) {
   thread_local AlignedBuffer scale_buffer, zero_buffer;
   const auto* const halves = static_cast<const uint16_t*>(a.scales);
   Scales scales = {nullptr, nullptr, shared ? 0 : groups};
-  scales.values = a.scale_kind == ScaleKind::kFloat32
-                      ? static_cast<const float*>(a.scales) + at
-                      : widened(halves + at, a.scale_kind == ScaleKind::kFloat16, count, scale_buffer);
+  switch (a.scale_kind) {
+    case ScaleKind::kFloat32: scales.values = static_cast<const float*>(a.scales) + at; break;
+    case ScaleKind::kNested: scales.values = decoded(a, at, count, scale_buffer); break;
+    default: scales.values = widened(halves + at, a.scale_kind == ScaleKind::kFloat16, count, scale_buffer);
+  }
   if (a.zeros != nullptr && a.zero_kind == ZeroKind::kFloat16) {
     scales.zeros = widened(static_cast<const uint16_t*>(a.zeros) + at, true, count, zero_buffer);
   } else if (a.zeros != nullptr && is_halved(a)) {
@@ -62,7 +78,7 @@ inline const uint8_t* row_zeros(const LinearArgs& a, int64_t row) {
 }
 
 // Always inlined, because GCC drops calls of a function that only prefetches: such a function seems to have no effect.
-inline __attribute__((always_inline)) void prefetch(const void* p) { __builtin_prefetch(p, 0, 3); }
+inline __attribute__((always_inline)) void prefetch(const void* p) { __builtin_prefetch(p, 0, Isa::kPrefetchLocality); }
 
 // Prefetches memory for a walk over R rows at once. It asks for bytes in the order of their addresses, not in the order
 // of the walk, because alternating between short rows defeats the hardware prefetchers of some processors: Zen 4 reads
@@ -71,11 +87,10 @@ struct Fetch {
   const char* at = nullptr;  // the next byte; null to prefetch nothing
   int64_t left = INT64_MAX, run = INT64_MAX, skip = 0;  // bytes: left of this run, of a run, between runs
 
-  // Prefetches beyond the `rows` whole rows of W that start at `row`.
+  // Prefetches beyond the `rows` whole rows of W that start at `row`: kPrefetchAhead bytes, rounded up to whole tiles.
   static Fetch beyond(const LinearArgs& a, int64_t row, int64_t rows) {
-    constexpr int64_t kLeast = 4 << 10;  // bytes ahead, rounded up to whole tiles
-    const int64_t tile = rows * row_bytes(a);
-    return {static_cast<const char*>(a.values) + row * row_bytes(a) + (kLeast + tile - 1) / tile * tile};
+    const int64_t tile = rows * row_bytes(a), least = Isa::kPrefetchAhead;
+    return {static_cast<const char*>(a.values) + row * row_bytes(a) + (least + tile - 1) / tile * tile};
   }
 
   template <int kBytes>

@@ -43,6 +43,7 @@ std::vector<double> quantized_row(const uint16_t* x, int64_t k) {
 
 // Returns the largest error of a case, relative to the sum of the products' magnitudes.
 double check(const Kernels& kernels, const Case& c) {
+  const bool is_wide = std::strstr(kernels.name, "avx2") != nullptr || std::strstr(kernels.name, "avx512-") != nullptr;
   const int64_t groups = c.group ? c.k / c.group : 1, scale_rows = c.one_scale_row ? 1 : c.n;
   auto x = exact_buffer<uint16_t>(c.m * c.k);
   for (int64_t i = 0; i < c.m * c.k; ++i) x[i] = ryzjax::float_to_bf16(c.is_extreme ? (i % 3 ? 1.0f : -1.0f) : uniform(-1, 1));
@@ -55,6 +56,20 @@ double check(const Kernels& kernels, const Case& c) {
     if (c.scale_kind == ScaleKind::kFloat16) {
       scales16[i] = static_cast<uint16_t>(0x2000 + (random_bits() & 0x7ff));
       scales32[i] = ryzjax::half_to_float(scales16[i]);
+    }
+  }
+  // Nested scales: 8-bit codes of 256 numbers, with a scale for every 256 codes and an offset.
+  const int64_t num_scales = scale_rows * groups;
+  auto codes = exact_buffer<uint8_t>(num_scales);
+  auto code_values = exact_buffer<float>(256), code_scales = exact_buffer<float>((num_scales + 255) / 256);
+  constexpr float kOffset = 0.05f;
+  if (c.scale_kind == ScaleKind::kNested) {
+    for (int i = 0; i < 256; ++i) code_values[i] = uniform(-1, 1);
+    for (int64_t i = 0; i < (num_scales + 255) / 256; ++i) code_scales[i] = uniform(0.01f, 0.04f);
+    for (int64_t i = 0; i < num_scales; ++i) {
+      codes[i] = static_cast<uint8_t>(random_bits());
+      const float product = code_values[codes[i]] * code_scales[i / 256];
+      scales32[i] = product + kOffset;
     }
   }
   auto zeros = exact_buffer<uint8_t>(scale_rows * groups);
@@ -91,8 +106,10 @@ double check(const Kernels& kernels, const Case& c) {
         const int nibble = in_run < half ? byte & 15 : byte >> 4;
         value = c.codebook ? codebook[nibble] : static_cast<float>(nibble) - (c.zeros ? zero_at(at) : 8.0f);
       }
-      w[n * c.k + k] = c.int8_x ? static_cast<double>(value) * scales32[at]
-                                : ryzjax::bf16_to_float(ryzjax::float_to_bf16(value * scales32[at]));
+      const float scaled = value * scales32[at];
+      w[n * c.k + k] = c.int8_x   ? static_cast<double>(value) * scales32[at]
+                       : is_wide ? scaled
+                                 : ryzjax::bf16_to_float(ryzjax::float_to_bf16(scaled));
     }
   LinearArgs args = {};
   args.m = c.m, args.n = c.n, args.k = c.k;
@@ -101,7 +118,10 @@ double check(const Kernels& kernels, const Case& c) {
   args.values = c.kind == WeightKind::kBfloat16 ? static_cast<void*>(wide.get()) : bytes.get();
   args.group = c.group ? c.group : c.k, args.pack = c.pack;
   args.scale_kind = c.scale_kind, args.scale_rows = scale_rows;
-  args.scales = c.scale_kind == ScaleKind::kFloat32 ? static_cast<void*>(scales32.get()) : scales16.get();
+  args.scales = c.scale_kind == ScaleKind::kFloat32  ? static_cast<void*>(scales32.get())
+                : c.scale_kind == ScaleKind::kNested ? static_cast<void*>(codes.get())
+                                                     : scales16.get();
+  args.scale_codes = code_values.get(), args.scale_blocks = code_scales.get(), args.scale_offset = kOffset;
   args.zeros = !c.zeros ? nullptr : c.half_zeros ? static_cast<const void*>(half_zeros.get()) : zeros.get();
   args.zero_kind = c.half_zeros ? ZeroKind::kFloat16 : ZeroKind::kInteger;
   args.codebook = c.codebook ? codebook.get() : nullptr;
@@ -165,6 +185,8 @@ int main() {
       cases.push_back({WeightKind::kNibbles, m, 5, 448, 64, 64, true, false, false, ScaleKind::kFloat16});
       cases.push_back({WeightKind::kNibbles, m, 6, 1024, 512, 256, true});
       cases.push_back({WeightKind::kNibbles, m, 3, 384, 192, 192, false, true});
+      cases.push_back({WeightKind::kNibbles, m, 37, 448, 64, 64, false, true, false, ScaleKind::kNested});
+      cases.push_back({WeightKind::kNibbles, m, 70, 320, 32, 32, false, true, false, ScaleKind::kNested});
       // Groups of 16 int8, and zero points in float16.
       cases.push_back({WeightKind::kInt8, m, 21, 96, 16, 0});
       cases.push_back({WeightKind::kInt8, m, 5, 544, 16, 0, true, false, true});
