@@ -29,8 +29,8 @@ def main() -> None:
 class _Decoding:
     """Sequences that decode together in a static cache.
 
-    The cache starts with random keys and values. The time of a step does not depend on them, and prefilling them would take
-    minutes on a CPU without bfloat16 products.
+    The cache starts with random keys and values. The time of a step does not depend on them, and prefilling them would
+    take minutes on a CPU without bfloat16 products.
     """
 
     def __init__(self, model, batch: int, context: int, room: int):

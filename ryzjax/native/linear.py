@@ -55,8 +55,9 @@ def native_project(
     """Returns `x @ weight.T` for each weight [N, K], accumulated in float32, from one call.
 
     A quantized weight is multiplied by its scale. It is then rounded to bfloat16, unless the instruction set multiplies
-    float32 (AVX2) or the weight's format quantizes activations to int8 in groups. A row of a result depends only on the same row of x, not on the number of rows. Gradients flow to x and to the weights that are arrays, from cotangents rounded
-    to bfloat16.
+    float32 (AVX2) or the weight's format quantizes activations to int8 in groups. A row of a result depends only on the
+    same row of x, not on the number of rows. Gradients flow to x and to the weights that are arrays, from cotangents
+    rounded to bfloat16.
 
     Raises:
       ValueError: the kernels do not take a dtype, format or shape.
