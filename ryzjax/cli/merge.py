@@ -127,9 +127,9 @@ class Merge:
     def _recipe(self, trained_on: OpenModel) -> Recipe:
         from ryzjax.quant.recipe import Recipe
 
-        # The kernels multiply 4-bit weights in groups of a multiple of 32; GGUF has groups of 16 too.
+        # GGUF has int8 weights in groups of 16, which would be too small for 4 bits: the kernels need 32.
         formats = trained_on.model.quantization.values()
-        groups = [format.group for format in formats if format.group and format.group % 32 == 0]
+        groups = [format.group for format in formats if format.group and (format.pack or format.group % 32 == 0)]
         own = max(set(groups), key=groups.count) if groups else _GROUP
         group = own if self.group_size is None else self.group_size
         return Recipe(method="rtn", bits=4 if self.weights == "int4" else 8, group_size=group)

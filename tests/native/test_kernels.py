@@ -167,7 +167,6 @@ def test_what_they_cannot_read_is_refused_in_python():
         (random_qarray(rng, FORMATS["float8_rows"], (8, 64)), "float8"),
         (random_qarray(rng, FORMATS["w8a8"], (8, 64)), "int8 activations"),
         (random_qarray(rng, FORMATS["int4_order"], (8, 64)), "permuted"),
-        (random_qarray(rng, FORMATS["nf4_nested"], (8, 64)), "scales"),
         (random_qarray(rng, QFormat(kind="int8", group=8), (8, 64)), "group size 8"),
         (random_qarray(rng, FORMATS["int4_zeros"], (8, 64)), "group size 16"),
     ):

@@ -53,10 +53,11 @@ class RowBlocks {
       float* const zeros = floats + groups_ * kWidth;
       if (scales_.zeros != nullptr) by_group(scales_.zeros + (row - first_) * scales_.stride, count, zeros);
       for (int64_t r = 0; scales_.zeros == nullptr && r < kWidth; ++r) {
-        const uint8_t* const from = row_zeros(a_, row + std::min(r, count - 1));
+        const uint8_t* const from = row_zeros(a_, row + r);
         for (int64_t g = 0; g < groups_; ++g)
-          zeros[g * kWidth + r] =
-              a_.kind == WeightKind::kInt8 ? static_cast<float>(static_cast<int8_t>(from[g])) : from[g];
+          zeros[g * kWidth + r] = r >= count                       ? 0.0f
+                                  : a_.kind == WeightKind::kInt8 ? static_cast<float>(static_cast<int8_t>(from[g]))
+                                                                   : static_cast<float>(from[g]);
       }
       block.zeros = zeros;
     }
