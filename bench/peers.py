@@ -8,9 +8,10 @@ shows milliseconds, the ratios of the peers' times to RyzJAX's, and how fast Ryz
 memory speed that was measured in the same rounds. The figures go to bench/results/peers-SHAPE.json. This needs the
 `bench` extra.
 
-RYZJAX_NATIVE_ISA=avx2 limits RyzJAX's kernels to AVX2. To compare with llama.cpp on AVX2, build llama-cpp-python with
-CMAKE_ARGS="-DGGML_NATIVE=OFF -DGGML_AVX512=OFF -DGGML_AVX2=ON -DGGML_FMA=ON -DGGML_F16C=ON"; the result file says what
-either one uses.
+To compare on AVX2 where the machine has AVX-512, build llama-cpp-python with
+CMAKE_ARGS="-DGGML_NATIVE=OFF -DGGML_AVX512=OFF -DGGML_AVX2=ON -DGGML_FMA=ON -DGGML_F16C=ON -DGGML_BMI2=ON", and set
+RYZJAX_NATIVE_ISA=avx2, XLA_FLAGS=--xla_cpu_max_isa=AVX2, ONEDNN_MAX_CPU_ISA=AVX2, ATEN_CPU_CAPABILITY=avx2 and
+MKL_ENABLE_INSTRUCTIONS=AVX2. The result file says what each engine uses.
 """
 
 from __future__ import annotations

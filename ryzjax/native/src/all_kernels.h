@@ -14,8 +14,8 @@
 //   kTileRows, kTileColumns, kSums   the tile of a product, and the sums that fit the registers
 //   Sum               float32 sums of products: zero, dot (adds the products of two chunks), total, store_totals
 //   load_half         kWidth float16 as float32
-//   Scale, from_int8  the chunk (q - zero) * scale of 32 int8, rounded to bfloat16; each half has its own Scale
-//   Table             the bfloat16 weights of nibbles 0 to 15: table(scale, zero) or table_of(codebook, scale)
+//   Scale, from_int8  the chunk (q - zero) * scale of 32 int8, as X; each half has its own Scale
+//   Table             the weights of nibbles 0 to 15 as X: table(scale, zero) or table_of(codebook, scale)
 //   from_low          the chunk of the low nibbles of 32 bytes
 //   from_high         the chunk of the high nibbles of 32 bytes
 //   from_run          the chunk of the low nibbles of 16 bytes, then of their high nibbles

@@ -9,11 +9,12 @@
 // An element of y is computed by the same operations for every m: an exact int32 sum for each unit, or for each of its two
 // groups, times the two scales, added in float32 in the order in which the units are stored.
 
-constexpr int64_t kRows = 64;     // of x that are multiplied together
+constexpr int64_t kRows = 64;    // of x that are multiplied together
 constexpr int64_t kFewRows = 8;  // of x, for which one block of W is read at a time
 constexpr int kBlocks = Isa::kBlocks;
 
-// Adds the products of a unit, or of one of its groups, with one row of x to the sums of a block. `products` are the exact integer sums.
+// Adds the products of a unit, or of one of its groups, with one row of x to the sums of a block. `products` are the exact
+// integer sums.
 template <typename Format>
 inline __attribute__((always_inline)) Vec with_unit(Vec sum, typename Isa::template Dot<Format::is_signed>::Sum products,
                                                     const RowBlock& block, int64_t group, float x_scale, float x_sum) {
@@ -51,13 +52,10 @@ class RowBlocks {
       for (int64_t i = 0; i < groups_ * kWidth; ++i) floats[i] *= code_scale_;
     if (a_.zeros != nullptr) {
       float* const zeros = floats + groups_ * kWidth;
-      if (scales_.zeros != nullptr) by_group(scales_.zeros + (row - first_) * scales_.stride, count, zeros);
-      for (int64_t r = 0; scales_.zeros == nullptr && r < kWidth; ++r) {
-        const uint8_t* const from = row_zeros(a_, row + r);
-        for (int64_t g = 0; g < groups_; ++g)
-          zeros[g * kWidth + r] = r >= count                       ? 0.0f
-                                  : a_.kind == WeightKind::kInt8 ? static_cast<float>(static_cast<int8_t>(from[g]))
-                                                                   : static_cast<float>(from[g]);
+      if (scales_.zeros != nullptr) {
+        by_group(scales_.zeros + (row - first_) * scales_.stride, count, zeros);
+      } else {
+        integers_by_group(row, count, zeros);
       }
       block.zeros = zeros;
     }
@@ -80,6 +78,16 @@ class RowBlocks {
     if (squares > 0) transpose(from, kWidth, squares, scales_.stride, to, kWidth);
     for (int64_t r = 0; r < kWidth; ++r)
       for (int64_t g = squares; g < groups_; ++g) to[g * kWidth + r] = r < count ? from[r * scales_.stride + g] : 0.0f;
+  }
+
+  // Does the same with the zero points of the rows from `row` on, which are stored as integers.
+  void integers_by_group(int64_t row, int64_t count, float* to) const {
+    std::fill(to, to + groups_ * kWidth, 0.0f);
+    for (int64_t r = 0; r < count; ++r) {
+      const uint8_t* const from = row_zeros(a_, row + r);
+      for (int64_t g = 0; g < groups_; ++g)
+        to[g * kWidth + r] = a_.kind == WeightKind::kInt8 ? static_cast<int8_t>(from[g]) : from[g];
+    }
   }
 
   struct Space {

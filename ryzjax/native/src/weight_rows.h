@@ -1,4 +1,4 @@
-// Readers of the rows of W (contract: linear.h): each turns stored weights into chunks of 32 bfloat16 in registers.
+// Readers of the rows of W (contract: linear.h): each turns stored weights into chunks of 32 numbers in registers.
 //
 // Requires: weight_memory.h before it. Includes nibble_blocks.h.
 
